@@ -1,0 +1,200 @@
+"""Captioned procedural pictures: one or two coloured shapes on a plain background.
+
+Picture, caption and layout are a pure function of (seed, index), so the data set is endless, needs no files and
+every sample can be made again. A caption belongs to one split for ever: a hash of its text decides.
+"""
+
+import colorsys
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
+BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
+RADII = {"big": (11.0, 12.5), "small": (6.0, 7.5)}  # pixels of a 64-pixel picture
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
+# Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
+UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
+
+Split = Literal["train", "held_out", "unseen"]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a caption says of one object; `size` is None where it says nothing."""
+
+    color: str
+    shape: str
+    size: str | None = None
+
+    def __str__(self) -> str:
+        words = " ".join(word for word in (self.size, self.color, self.shape) if word)
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says of a picture: one thing, or two and how the first lies to the second."""
+
+    things: tuple[Thing, ...]
+    relation: str | None
+    background: str
+
+    @property
+    def caption(self) -> str:
+        return f" {self.relation} ".join(map(str, self.things)) + f" on a {self.background} background"
+
+    @property
+    def split(self) -> Split:
+        if any((thing.color, thing.shape) in UNSEEN for thing in self.things):
+            return "unseen"
+        return "held_out" if zlib.crc32(self.caption.encode()) % 8 == 0 else "train"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object as drawn: centre and radius in pixels, colour as RGB in [0, 255]."""
+
+    shape: str
+    x: float
+    y: float
+    radius: float
+    rgb: tuple[float, float, float]
+
+
+def parse(caption: str) -> Scene:
+    """The scene that a caption of `Scene.caption`'s form describes. Raises ValueError on any other text."""
+    head, _, tail = caption.strip().lower().rpartition(" on a ")
+    relation = next((name for name in RELATIONS if f" {name} " in head), None)
+    things = []
+    for words in (part.split() for part in (head.split(f" {relation} ") if relation else [head])):
+        article, *size, color, shape = words if len(words) in (3, 4) else ["?"] * 3
+        valid = article in ("a", "an") and color in HUES and shape in SHAPES and all(s in RADII for s in size)
+        if not valid:
+            raise ValueError(f"'{caption}' does not describe shapes; say e.g. 'a red circle on a white background'")
+        things.append(Thing(color, shape, size[0] if size else None))
+    background = tail.removesuffix(" background")
+    if background not in BACKGROUNDS:
+        raise ValueError(f"'{caption}' names no known background; end it with 'on a white|black|gray background'")
+    return Scene(tuple(things), relation, background)
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A scene at random: 40 % with one thing; sizes are said of most single things and of few in pairs."""
+    single = rng.random() < 0.4
+    things = []
+    for color in rng.choice(list(HUES), 1 if single else 2, replace=False):
+        said = rng.random() < (0.75 if single else 0.25)
+        size = str(rng.choice(list(RADII))) if said else None
+        things.append(Thing(str(color), str(rng.choice(SHAPES)), size))
+    relation = None if single else str(rng.choice(list(RELATIONS)))
+    return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
+
+
+def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
+    """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
+    centers = [rng.uniform(20, 44, 2)]
+    if scene.relation:
+        axis = np.array(RELATIONS[scene.relation])
+        across = np.abs(axis[::-1])
+        centers = [32 + sign * axis * rng.uniform(14.5, 16.5) + across * rng.uniform(-6, 6) for sign in (1, -1)]
+    placed = []
+    for thing, (x, y) in zip(scene.things, centers, strict=True):
+        radius = rng.uniform(*RADII[thing.size or str(rng.choice(list(RADII)))])
+        hue = (HUES[thing.color] + rng.uniform(-3, 3)) / 360
+        red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
+        placed.append(Placed(thing.shape, float(x), float(y), radius, (255 * red, 255 * green, 255 * blue)))
+    return placed
+
+
+def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Distance in pixels from the shape's edge, negative inside; u to the right, v down, from its centre."""
+    if shape == "circle":
+        return np.hypot(u, v) - radius
+    if shape == "ring":
+        return np.abs(np.hypot(u, v) - 0.75 * radius) - 0.28 * radius
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.88 * radius
+    if shape == "diamond":
+        return (np.abs(u) + np.abs(v) - 1.2 * radius) * 0.5**0.5
+    if shape == "triangle":
+        return _folded_polygon(u, v - 0.3 * radius, 3, 1.3 * radius, 0.65 * radius)
+    if shape == "star":
+        return _folded_polygon(u, v - 0.1 * radius, 5, 1.25 * radius, 0.52 * radius)
+    raise ValueError(f"unknown shape '{shape}'; use one of {', '.join(SHAPES)}")
+
+
+def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inner: float) -> np.ndarray:
+    """A star or regular polygon, one point up: fold the plane into half a sector, whose edge is one line."""
+    half = np.pi / points
+    angle = np.abs((np.arctan2(u, -v) + half) % (2 * half) - half)
+    along, aside = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
+    edge_x, edge_y = inner * np.cos(half) - outer, inner * np.sin(half)
+    return ((along - outer) * edge_y - aside * edge_x) / np.hypot(edge_x, edge_y)
+
+
+def render(placed: list[Placed], background: str | int, size: int = 64) -> np.ndarray:
+    """uint8 (size, size, 3), each edge blended by how much of the pixel the shape covers."""
+    level = BACKGROUNDS[background] if isinstance(background, str) else background
+    canvas = np.full((size, size, 3), level, np.float32)
+    scale = size / 64
+    for thing in placed:
+        reach = 1.4 * thing.radius * scale + 1
+        x, y = thing.x * scale, thing.y * scale
+        left, right = max(0, int(x - reach)), min(size, int(x + reach) + 1)
+        top, bottom = max(0, int(y - reach)), min(size, int(y + reach) + 1)
+        u = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - x
+        v = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - y
+        distance = signed_distance(thing.shape, u, v, thing.radius * scale)
+        coverage = np.clip(0.5 - distance, 0, 1)[..., None]
+        patch = canvas[top:bottom, left:right]
+        patch += coverage * (np.array(thing.rgb, np.float32) - patch)
+    return (canvas + 0.5).astype(np.uint8)
+
+
+class Shapes(Dataset[dict[str, Any]]):
+    """Endless captioned shapes; `length` only says how many make an epoch.
+
+    A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" holds
+    the captions with a colour-shape pair of `UNSEEN`.
+    """
+
+    def __init__(self, seed: int = 0, split: Split = "train", length: int = 1_000_000, size: int = 64) -> None:
+        if length < 1:
+            raise ValueError(f"a shapes data set needs length >= 1, not {length}")
+        self.seed, self.split, self.length, self.size = seed, split, length, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> tuple[Scene, list[Placed]]:
+        """What picture `index` shows, as words and as geometry."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+        while (scene := draw_scene(rng)).split != self.split:
+            continue
+        return scene, place(scene, rng)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        if isinstance(index, tuple):  # (draw, index): nothing here depends on the draw
+            index = index[1]
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        scene, placed = self.scene(index)
+        image = torch.from_numpy(render(placed, scene.background, self.size)).permute(2, 0, 1).contiguous()
+        return {"image": image, "caption": scene.caption, "key": f"{self.split}-{self.seed}-{index}", "id": index}
+
+
+def held_out_prompts(count: int, seed: int = 0) -> list[str]:
+    """`count` different captions that training never shows, one in eight of them with an unseen pair."""
+    sources = {split: Shapes(seed, split) for split in ("held_out", "unseen")}  # type: ignore[arg-type]
+    prompts: dict[str, None] = {}
+    for index in range(sources["held_out"].length):
+        if len(prompts) >= count:
+            break
+        prompts[sources["unseen" if len(prompts) % 8 == 7 else "held_out"].scene(index)[0].caption] = None
+    return list(prompts)

@@ -1,0 +1,51 @@
+"""Convolutional parts that the UNet and the autoencoder share."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.nn.init import zeroed
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions on a residual path; the time embedding, if any, is added between them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, time_width: int | None = None, groups: int = 32, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(time_width, outputs) if time_width else None
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        if self.time is not None and time is not None:
+            hidden = hidden + self.time(F.silu(time))[:, :, None, None]
+        return self.skip(x) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided convolution; `asymmetric` pads right and below only, as SD's autoencoder does."""
+
+    def __init__(self, width: int, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """To the given size, or twice the size, by nearest neighbour; then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

@@ -1,0 +1,143 @@
+"""The KL autoencoder of latent diffusion: pixels ↔ latents an eighth the size; the defaults are Stable Diffusion's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.nn.layers import Downsample, ResBlock, Upsample
+
+
+class PixelAttention(nn.Module):
+    """One head of self-attention over all pixels of a feature map (b, c, h, w)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h·w, c)
+        q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))
+        hidden = self.to_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + hidden.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Middle(nn.Module):
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.block1 = ResBlock(width, width, groups=groups, eps=1e-6)
+        self.attention = PixelAttention(width, groups)
+        self.block2 = ResBlock(width, width, groups=groups, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x)))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Pixels (b, 3, H, W) → features (b, outputs, H/f, W/f)."""
+
+    def __init__(self, widths: Sequence[int], blocks: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        layers: list[nn.Module] = []
+        current = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(blocks):
+                layers.append(ResBlock(current, width, groups=groups, eps=1e-6))
+                current = width
+            if level < len(widths) - 1:
+                layers.append(Downsample(current, asymmetric=True))
+        self.down = nn.Sequential(*layers)
+        self.middle = Middle(current, groups)
+        self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
+        self.conv_out = nn.Conv2d(current, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.middle(self.down(self.conv_in(x)))
+        return self.conv_out(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Latents (b, inputs, h, w) → pixels (b, 3, f·h, f·w); one residual block a level more than the encoder."""
+
+    def __init__(self, widths: Sequence[int], blocks: int, inputs: int, groups: int) -> None:
+        super().__init__()
+        current = widths[-1]
+        self.conv_in = nn.Conv2d(inputs, current, 3, padding=1)
+        self.middle = Middle(current, groups)
+        layers: list[nn.Module] = []
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                layers.append(ResBlock(current, width, groups=groups, eps=1e-6))
+                current = width
+            if level:
+                layers.append(Upsample(current))
+        self.up = nn.Sequential(*layers)
+        self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
+        self.conv_out = nn.Conv2d(current, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = self.up(self.middle(self.conv_in(z)))
+        return self.conv_out(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
+
+
+class VAE(nn.Module):
+    """Images in [-1, 1] (b, 3, H, W) ↔ latents (b, z, H/f, W/f) of about unit variance, f = 2^(levels - 1).
+
+    `scale` and `shift` (one number, or one a channel) normalise latents to (mean - shift) · scale here and nowhere
+    else. `moments` are the unscaled posterior's mean and log-variance, which is what caches hold.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (128, 256, 512, 512),
+        blocks: int = 2,
+        latent_channels: int = 4,
+        scale: float | Sequence[float] = 0.18215,
+        shift: float | Sequence[float] = 0.0,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "widths": list(widths),
+            "blocks": blocks,
+            "latent_channels": latent_channels,
+            "scale": scale if isinstance(scale, int | float) else list(scale),
+            "shift": shift if isinstance(shift, int | float) else list(shift),
+            "groups": groups,
+        }
+        self.latent_channels = latent_channels
+        self.factor = 2 ** (len(widths) - 1)
+        self.encoder = Encoder(widths, blocks, 2 * latent_channels, groups)
+        self.quant = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.decoder = Decoder(widths, blocks, latent_channels, groups)
+        self.register_buffer("scale", torch.tensor(scale).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).reshape(-1, 1, 1), persistent=False)
+
+    def moments(self, image: Tensor) -> Tensor:
+        """The posterior of each latent: mean and log-variance, unscaled (b, 2z, h, w)."""
+        if image.shape[-1] % self.factor or image.shape[-2] % self.factor:
+            height, width = image.shape[-2:]
+            raise ValueError(f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it")
+        mean, log_variance = self.quant(self.encoder(image)).chunk(2, dim=1)
+        return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
+
+    def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents drawn from `moments` with standard normal `noise` (b, z, h, w); their mean without."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        sample = mean if noise is None else mean + (log_variance / 2).exp() * noise
+        return (sample - self.shift) * self.scale
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.latents(self.moments(image), noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (b, 3, H, W), about in [-1, 1]."""
+        return self.decoder(self.post_quant(latents / self.scale + self.shift))  # type: ignore[no-any-return]
