@@ -6,7 +6,7 @@ every sample can be made again. A caption belongs to one split for ever: a hash 
 
 import colorsys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -96,6 +96,31 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
 
 
+def varied(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one thing about it changed, or two things swapped: what a caption must be told apart from."""
+    things = list(scene.things)
+    first = int(rng.integers(len(things)))
+    thing, relation, background = things[first], scene.relation, scene.background
+    change = rng.choice(["color", "shape", "size", "background", "relation", "colors", "shapes"])
+    if change == "color":
+        taken = {other.color for other in things}
+        things[first] = replace(thing, color=str(rng.choice([color for color in HUES if color not in taken])))
+    elif change == "shape":
+        things[first] = replace(thing, shape=str(rng.choice(SHAPES)))
+    elif change == "size":
+        things[first] = replace(thing, size=str(rng.choice(list(RADII))))
+    elif change == "background":
+        background = str(rng.choice(list(BACKGROUNDS)))
+    elif relation and change == "relation":
+        relation = str(rng.choice(list(RELATIONS)))
+    elif relation:
+        one, other = things
+        swap = {"color": other.color} if change == "colors" else {"shape": other.shape}
+        back = {"color": one.color} if change == "colors" else {"shape": one.shape}
+        things = [replace(one, **swap), replace(other, **back)]
+    return Scene(tuple(things), relation, background)
+
+
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
     centers = [rng.uniform(20, 44, 2)]
@@ -161,22 +186,36 @@ class Shapes(Dataset[dict[str, Any]]):
     """Endless captioned shapes; `length` only says how many make an epoch.
 
     A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" holds
-    the captions with a colour-shape pair of `UNSEEN`.
+    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n pictures is one scene and
+    n - 1 near misses of it, which contrastive training learns most from.
     """
 
-    def __init__(self, seed: int = 0, split: Split = "train", length: int = 1_000_000, size: int = 64) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        length: int = 1_000_000,
+        size: int = 64,
+        variants: int = 1,
+    ) -> None:
         if length < 1:
             raise ValueError(f"a shapes data set needs length >= 1, not {length}")
-        self.seed, self.split, self.length, self.size = seed, split, length, size
+        self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, list[Placed]]:
         """What picture `index` shows, as words and as geometry."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+        group, member = divmod(index, self.variants)
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, group]))
         while (scene := draw_scene(rng)).split != self.split:
             continue
+        if member:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, 0, member]))
+            original = scene
+            while (scene := varied(original, rng)).split != self.split:
+                continue
         return scene, place(scene, rng)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:

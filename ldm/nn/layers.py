@@ -3,7 +3,23 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nn.init import zeroed
+from ldm.nn.init import scaled, zeroed
+
+
+class PixelNorm(nn.Module):
+    """Normalises each pixel's channels by themselves, so that flat regions keep their level: (b, c, h, w) → same."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def normalize(groups: int, width: int, eps: float) -> nn.Module:
+    """Group normalisation, or `PixelNorm` where `groups` is 0."""
+    return nn.GroupNorm(groups, width, eps=eps) if groups else PixelNorm(width, eps)
 
 
 class ResBlock(nn.Module):
@@ -13,12 +29,12 @@ class ResBlock(nn.Module):
         self, inputs: int, outputs: int, time_width: int | None = None, groups: int = 32, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm1 = normalize(groups, inputs, eps)
+        self.conv1 = scaled(nn.Conv2d(inputs, outputs, 3, padding=1))
         self.time = nn.Linear(time_width, outputs) if time_width else None
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.norm2 = normalize(groups, outputs, eps)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = scaled(nn.Conv2d(inputs, outputs, 1)) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
@@ -33,7 +49,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, asymmetric: bool = False) -> None:
         super().__init__()
         self.asymmetric = asymmetric
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
+        self.conv = scaled(nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
@@ -44,7 +60,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = scaled(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])

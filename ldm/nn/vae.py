@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nn.layers import Downsample, ResBlock, Upsample
+from ldm.nn.init import scaled
+from ldm.nn.layers import Downsample, ResBlock, Upsample, normalize
 
 
 class PixelAttention(nn.Module):
@@ -15,8 +16,10 @@ class PixelAttention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
+        self.norm = normalize(groups, width, 1e-6)
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            scaled(nn.Linear(width, width)) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h·w, c)
@@ -39,9 +42,10 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Pixels (b, 3, H, W) → features (b, outputs, H/f, W/f)."""
 
-    def __init__(self, widths: Sequence[int], blocks: int, outputs: int, groups: int) -> None:
+    def __init__(self, widths: Sequence[int], blocks: int, outputs: int, groups: int, patch: int) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.patch = patch
+        self.conv_in = scaled(nn.Conv2d(3 * patch**2, widths[0], 3, padding=1))
         layers: list[nn.Module] = []
         current = widths[0]
         for level, width in enumerate(widths):
@@ -52,10 +56,11 @@ class Encoder(nn.Module):
                 layers.append(Downsample(current, asymmetric=True))
         self.down = nn.Sequential(*layers)
         self.middle = Middle(current, groups)
-        self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
-        self.conv_out = nn.Conv2d(current, outputs, 3, padding=1)
+        self.norm_out = normalize(groups, current, 1e-6)
+        self.conv_out = scaled(nn.Conv2d(current, outputs, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(x, self.patch)  # (b, 3·patch², H/patch, W/patch)
         hidden = self.middle(self.down(self.conv_in(x)))
         return self.conv_out(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
 
@@ -63,10 +68,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (b, inputs, h, w) → pixels (b, 3, f·h, f·w); one residual block a level more than the encoder."""
 
-    def __init__(self, widths: Sequence[int], blocks: int, inputs: int, groups: int) -> None:
+    def __init__(self, widths: Sequence[int], blocks: int, inputs: int, groups: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         current = widths[-1]
-        self.conv_in = nn.Conv2d(inputs, current, 3, padding=1)
+        self.conv_in = scaled(nn.Conv2d(inputs, current, 3, padding=1))
         self.middle = Middle(current, groups)
         layers: list[nn.Module] = []
         for level, width in reversed(list(enumerate(widths))):
@@ -76,16 +82,18 @@ class Decoder(nn.Module):
             if level:
                 layers.append(Upsample(current))
         self.up = nn.Sequential(*layers)
-        self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
-        self.conv_out = nn.Conv2d(current, 3, 3, padding=1)
+        self.norm_out = normalize(groups, current, 1e-6)
+        self.conv_out = scaled(nn.Conv2d(current, 3 * patch**2, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        hidden = self.up(self.middle(self.conv_in(z)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
+        hidden = self.conv_out(F.silu(self.norm_out(self.up(self.middle(self.conv_in(z))))))
+        return F.pixel_shuffle(hidden, self.patch)  # type: ignore[no-any-return]
 
 
 class VAE(nn.Module):
-    """Images in [-1, 1] (b, 3, H, W) ↔ latents (b, z, H/f, W/f) of about unit variance, f = 2^(levels - 1).
+    """Images in [-1, 1] (b, 3, H, W) ↔ latents (b, z, H/f, W/f) of about unit variance.
+
+    f = patch · 2^(levels - 1); `patch` > 1 folds squares of pixels into channels, which is cheap on small pictures.
 
     `scale` and `shift` (one number, or one a channel) normalise latents to (mean - shift) · scale here and nowhere
     else. `moments` are the unscaled posterior's mean and log-variance, which is what caches hold.
@@ -102,6 +110,7 @@ class VAE(nn.Module):
         scale: float | Sequence[float] = 0.18215,
         shift: float | Sequence[float] = 0.0,
         groups: int = 32,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -111,21 +120,25 @@ class VAE(nn.Module):
             "scale": scale if isinstance(scale, int | float) else list(scale),
             "shift": shift if isinstance(shift, int | float) else list(shift),
             "groups": groups,
+            "patch": patch,
         }
         self.latent_channels = latent_channels
-        self.factor = 2 ** (len(widths) - 1)
-        self.encoder = Encoder(widths, blocks, 2 * latent_channels, groups)
-        self.quant = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(widths, blocks, latent_channels, groups)
-        self.register_buffer("scale", torch.tensor(scale).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift).reshape(-1, 1, 1), persistent=False)
+        self.factor = patch * 2 ** (len(widths) - 1)
+        self.encoder = Encoder(widths, blocks, 2 * latent_channels, groups, patch)
+        self.quant = scaled(nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1))
+        self.quant.bias.data[latent_channels:] = -4.0  # start nearly deterministic, not as noise
+        self.post_quant = scaled(nn.Conv2d(latent_channels, latent_channels, 1))
+        self.decoder = Decoder(widths, blocks, latent_channels, groups, patch)
+        self.register_buffer("scale", torch.tensor(scale, device="cpu").reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, device="cpu").reshape(-1, 1, 1), persistent=False)
 
     def moments(self, image: Tensor) -> Tensor:
         """The posterior of each latent: mean and log-variance, unscaled (b, 2z, h, w)."""
         if image.shape[-1] % self.factor or image.shape[-2] % self.factor:
             height, width = image.shape[-2:]
-            raise ValueError(f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it")
+            raise ValueError(
+                f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it"
+            )
         mean, log_variance = self.quant(self.encoder(image)).chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 

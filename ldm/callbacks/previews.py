@@ -1,0 +1,57 @@
+"""Pictures of the same prompts and seeds, drawn again and again while a run trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ldm.callbacks.checkpoint import stepped
+from ldm.callbacks.sampling import drawing
+from ldm.image import grid, pixels, save_png, to_pil
+
+
+class Previews(Callback):
+    """Every n optimizer steps and at the end: `folder`/step_000500.png, and the same picture for TensorBoard.
+
+    The i-th prompt is drawn with seed + i.
+    """
+
+    def __init__(
+        self, folder: str | Path, prompts: Sequence[str], every_n_train_steps: int, seed: int = 0
+    ) -> None:
+        if not prompts or every_n_train_steps < 1:
+            raise ValueError(
+                f"previews need a prompt and a step count of 1 or more, not {len(prompts)} and {every_n_train_steps}"
+            )
+        self.folder, self.prompts, self.seed = Path(folder), list(prompts), seed
+        self.every_n_train_steps = every_n_train_steps
+        self._drawn = 0  # the step of the last pictures
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_train_steps == 0 and stepped(trainer, batch_idx):
+            self._draw(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._draw(trainer, module)
+
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._drawn or not trainer.is_global_zero:
+            return
+        self._drawn = step
+        seeds = [self.seed + i for i in range(len(self.prompts))]
+        with drawing(trainer, module) as draw:
+            images = draw(self.prompts, seeds)
+        sheet = grid(to_pil(images), self.prompts)
+        save_png(
+            sheet,
+            self.folder / f"step_{step:06}.png",
+            {"step": step, "prompts": self.prompts, "seeds": seeds},
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", pixels(sheet), step)

@@ -1,0 +1,75 @@
+"""Drawing pictures in the midst of training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, TypeVar, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.throughput import Throughput
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.nn.clip import TextTower
+from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.pipeline import Pipeline
+
+Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
+C = TypeVar("C", bound=Callback)
+
+
+class Trained(Protocol):
+    """What a LightningModule must have for pictures to be drawn with it; `sampling` holds settings of a Pipeline."""
+
+    unet: UNet
+    tokenizer: Tokenizer
+    schedule: Schedule
+    prediction: Prediction
+    denoiser: Denoiser
+    sampling: dict[str, Any]
+    size: tuple[int, int]
+    seed: int
+
+    @property
+    def first_stage(self) -> VAE: ...
+    @property
+    def text_encoder(self) -> TextTower: ...
+
+
+@contextmanager
+def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
+    """Draws as the run's settings say, with averaged weights if the run keeps an average, in its precision."""
+    model = cast(Trained, module)
+    pipeline = Pipeline(
+        model.unet,
+        model.first_stage,
+        model.text_encoder,
+        model.tokenizer,
+        model.schedule,
+        model.prediction,
+        model.denoiser.time,
+    )
+
+    def draw(prompts: list[str], seeds: list[int]) -> Tensor:
+        return pipeline(
+            prompts, seeds=seeds, size=model.size, batch_size=len(prompts), **model.sampling
+        ).images
+
+    ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.unet.training
+    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
+        model.unet.eval()
+        try:
+            yield draw
+        finally:
+            model.unet.train(training)
+            if speed is not None:
+                speed.pause()
+
+
+def find(trainer: Trainer, kind: type[C]) -> C | None:
+    """The run's callback of this kind."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]

@@ -1,0 +1,116 @@
+"""Batches for training and validation, and where in the data a run stands."""
+
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ldm.data.order import Order
+from ldm.data.tolerant import BadSamples
+
+Sample = dict[str, Any]
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Stacks tensors and numbers; text, and the reasons why samples were replaced, stay lists."""
+    batch: dict[str, Any] = {}
+    for name, first in samples[0].items():
+        column = [sample[name] for sample in samples]
+        batch[name] = column if isinstance(first, str | list) else default_collate(column)
+    return batch
+
+
+class Numbered(Dataset[Sample]):
+    """The first `length` of a data set, asked by (epoch, index); the epoch is "draw", which keys the randomness."""
+
+    def __init__(self, dataset: Dataset[Sample], length: int) -> None:
+        self.dataset, self.length = dataset, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return {**self.dataset[key], "draw": key[0]}
+
+
+class DataModule(LightningDataModule):
+    """`train` in a shuffled order that resumes to the sample; each of `val`, by name, in its own order.
+
+    `batch_size` is a rank's; `global_batch`, if given, must be a multiple of batch_size · ranks and is reached by
+    accumulating gradients. `limit` trains on the first so many samples only. The state is one integer: how many samples all ranks together have trained on.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[Sample],
+        val: dict[str, Dataset[Sample]],
+        batch_size: int,
+        global_batch: int | None = None,
+        val_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        limit: int | None = None,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
+        size = len(train)  # type: ignore[arg-type]
+        if size == 0:
+            raise ValueError("the training data set is empty; give data.shards=, data.root= or data.cache= with samples")
+        self.train = Numbered(train, size if limit is None else min(limit, size))
+        self.val, self.val_batch_size = val, val_batch_size or batch_size
+        self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed
+        self.seen = 0
+        self.bad = BadSamples(max_bad_share, len(self.train))
+        self._resumed = (0, 0)  # samples and batches at the last resume
+
+    def accumulation(self, world: int) -> int:
+        """Batches per optimizer step. Raises ValueError where the global batch does not divide."""
+        if self.global_batch is None:
+            return 1
+        steps, rest = divmod(self.global_batch, self.batch_size * world)
+        if rest or steps < 1:
+            raise ValueError(
+                f"data.global_batch={self.global_batch} is no multiple of data.batch_size={self.batch_size} "
+                f"x {world} ranks; change one of them"
+            )
+        return steps
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        order = Order(len(self.train), self.batch_size, self.seed, rank, world)
+        order.start = self.state_dict()["seen"]
+        return self._loader(self.train, batch_sampler=order)
+
+    def val_dataloader(self) -> list[DataLoader[Sample]]:
+        return [self._loader(dataset, batch_size=self.val_batch_size) for dataset in self.val.values()]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if "bad" in batch and self.trainer and self.trainer.training:
+            self.bad.count(batch["bad"])
+        return batch
+
+    def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+            **how,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches are counted by the Trainer, because workers fetch ahead of what has been trained on."""
+        if self.trainer is None:
+            return {"seen": self.seen}
+        seen, batches = self._resumed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed - batches
+        return {"seen": seen + done * self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        self._resumed = (self.seen, done)

@@ -1,0 +1,79 @@
+"""Which samples a rank sees, in which order: a pure function of (seed, position), so that the state is one integer."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+ROUNDS = 4
+
+
+def permuted(index: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a pseudo-random permutation of range(length) sends each index (n,) uint64.
+
+    A four-round Feistel network on the next even power of two, walked until it falls inside: no table, whatever the
+    length (Black & Rogaway 2002).
+    """
+    half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(2**63, size=ROUNDS, dtype=np.uint64)
+    result = index.astype(np.uint64)
+    outside = np.ones(len(result), bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right, key) & mask)
+        result[outside] = left << half | right
+        outside = result >= length
+    return result
+
+
+def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
+    """SplitMix64's finaliser of x + key."""
+    with np.errstate(over="ignore"):
+        x = x + key
+        x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+class Order(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one rank, from global position `start` to the end of a pass of `__len__` batches.
+
+    Position p counts samples over all ranks: it is sample permuted(p mod length) of epoch p div length. Rank r takes
+    the r-th run of `batch_size` of every global batch, so all ranks see equally many batches, and `length` positions
+    in a row hold every sample once, whatever the number of ranks.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world = rank, world
+        self.start = 0
+        if len(self) < 1:
+            raise ValueError(
+                f"the data set holds {length} samples, fewer than one global batch of {self.global_batch}; "
+                "lower data.batch_size"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.world
+
+    def __len__(self) -> int:
+        return self.length // self.global_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        done = self.start // self.global_batch % len(self)
+        for batch in range(len(self) - done):
+            yield self.batch(self.start + batch * self.global_batch + self.rank * self.batch_size)
+
+    def batch(self, position: int) -> list[tuple[int, int]]:
+        """The (epoch, index) of `batch_size` positions from `position` on."""
+        epochs, within = np.divmod(np.arange(position, position + self.batch_size), self.length)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                chosen = epochs == epoch
+                within[chosen] = permuted(within[chosen], self.length, self.seed, int(epoch))
+        return list(zip(epochs.tolist(), within.tolist(), strict=True))

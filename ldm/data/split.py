@@ -1,0 +1,46 @@
+"""Training and validation samples of one data set."""
+
+import zlib
+from typing import Any, Literal, Protocol
+
+from torch.utils.data import Dataset
+
+Sample = dict[str, Any]
+
+
+class Keyed(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Any: ...
+
+    def key(self, index: int) -> str: ...
+
+
+class Split(Dataset[Sample]):
+    """The samples of `part`; a hash of the key decides, so none changes sides when shards are added or reordered."""
+
+    def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], one_in: int = 16) -> None:
+        if part not in ("train", "held_out"):
+            raise ValueError(f"part={part!r}: expected train or held_out")
+        self.dataset = dataset
+        self.indices = [
+            index
+            for index in range(len(dataset))
+            if (zlib.crc32(dataset.key(index).encode()) % one_in == 0) == (part == "held_out")
+        ]
+        if not self.indices:
+            raise ValueError(f"none of {len(dataset)} samples is {part}; give more data, or lower data.one_in={one_in}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        draw, index = key if isinstance(key, tuple) else (0, key)
+        return self.dataset[draw, self.indices[index]]  # type: ignore[no-any-return]
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(self.indices[index])
+
+    def group(self, index: int) -> range:
+        """The samples that may stand in for a bad one: all of this part."""
+        return range(len(self))

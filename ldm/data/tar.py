@@ -1,0 +1,92 @@
+"""Where each file in an uncompressed tar lies, read from the headers alone (POSIX.1-2001 pax, and GNU)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 512
+_FILE, _GNU_NAME, _GNU_LINK, _PAX = (b"0", b"\0", b"7"), b"L", b"K", b"x"
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    offset: int  # of the data, in bytes from the start of the tar
+    size: int
+
+
+def members(path: Path) -> tuple[list[Member], str]:
+    """All regular files in the tar in order, and why that is not the whole tar ("" where it is).
+
+    Raises ValueError for a file that does not begin like a tar.
+    """
+    found: list[Member] = []
+    with open(path, "rb") as file:
+        fd, length, at = file.fileno(), os.fstat(file.fileno()).st_size, 0
+        name, size_override = "", ""  # from the headers that precede a member's own
+        while at < length:
+            header = os.pread(fd, BLOCK, at)
+            if not any(header):
+                whole = len(header) == BLOCK and os.pread(fd, BLOCK, at + BLOCK) == bytes(BLOCK)
+                return found, "" if whole else f"the end-of-archive marker at byte {at} is cut or damaged"
+            try:
+                kind, size = _kind_and_size(header, size_override)
+                if at + BLOCK + size > length:
+                    return found, f"the member at byte {at} goes beyond the end of the file"
+                if kind == _GNU_NAME:
+                    name = _text(os.pread(fd, size, at + BLOCK))
+                elif kind == _PAX:
+                    records = _pax(os.pread(fd, size, at + BLOCK))
+                    name, size_override = records.get("path", name), records.get("size", "")
+            except ValueError as error:
+                if at == 0:
+                    raise ValueError(f"{path} is not an uncompressed tar: {error}") from error
+                return found, f"the header at byte {at} is damaged"
+            if kind in _FILE:
+                found.append(Member(name or _name(header), at + BLOCK, size))
+            if kind not in (_GNU_NAME, _GNU_LINK, _PAX):
+                name, size_override = "", ""
+            at += BLOCK + -(-size // BLOCK) * BLOCK
+    return found, "it has no end-of-archive marker"
+
+
+def _kind_and_size(header: bytes, size_override: str) -> tuple[bytes, int]:
+    """Raises ValueError where the header's checksum (its own field counted as spaces) or its size is wrong."""
+    checksum = header[148:156]
+    if len(header) < BLOCK or _number(checksum) != sum(header) - sum(checksum) + 8 * ord(" "):
+        raise ValueError("its first block is no tar header")
+    kind = header[156:157]
+    size = int(size_override) if size_override and kind in _FILE else _number(header[124:136])
+    if size < 0:
+        raise ValueError("a size is negative")
+    return kind, size
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or (GNU, for what does not fit) big-endian binary behind a set top bit."""
+    if field[0] & 0x80:
+        return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    return int(field.strip(b"\0 ") or b"0", 8)
+
+
+def _name(header: bytes) -> str:
+    """The name field, behind the ustar prefix where there is one (GNU headers keep other things there)."""
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """Records "length key=value\\n" of an extended header."""
+    records: dict[str, str] = {}
+    while data:
+        length = int(data.partition(b" ")[0])
+        if not 0 < length <= len(data):
+            raise ValueError("an extended header is cut")
+        key, _, value = data[:length].partition(b" ")[2].partition(b"=")
+        records[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return records

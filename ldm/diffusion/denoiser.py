@@ -1,0 +1,50 @@
+"""Network + schedule + prediction → an estimate of the data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+
+# (x (b, c, h, w), time (b,), context (b, n, d)) → output (b, c, h, w)
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Conditional = Callable[[Tensor, float, Tensor], Tensor]  # (x, t, context) → x0
+Denoise = Callable[[Tensor, float], Tensor]  # (x, t) → x0, the context settled
+
+NETWORK_TIMES: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
+    "index": lambda schedule, t: t,
+    # 1000·t on an unshifted flow, and independent of the shift, so that it may change after training.
+    "thousand": lambda schedule, t: 1000 * schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t)),
+    "log_sigma": lambda schedule, t: -schedule.log_snr(t) / 8,  # ln(sigma / alpha) / 4
+}
+
+
+class Denoiser:
+    """Calls a network as a function (x, t, context) → x0; `time` says how the network is told the time.
+
+    By default that is the index on a discrete schedule, 1000·t on a continuous one.
+    """
+
+    def __init__(
+        self, network: Network, schedule: Schedule, prediction: Prediction, time: str | None = None
+    ) -> None:
+        time = time or ("index" if schedule.discrete else "thousand")
+        if time not in NETWORK_TIMES:
+            raise ValueError(f"the network's time is {time!r}, but must be one of {', '.join(NETWORK_TIMES)}")
+        if time == "index" and not schedule.discrete:
+            raise ValueError(
+                f"schedule={schedule.name} has no indices: tell the network time=thousand or time=log_sigma"
+            )
+        self.network, self.schedule, self.prediction, self.time = network, schedule, prediction, time
+
+    def output(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """What the network says about x (b, c, h, w) at times t (b,), given context (b, n, d)."""
+        return self.network(x, NETWORK_TIMES[self.time](self.schedule, t).float(), context)
+
+    def __call__(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
+        """The estimate of x0 (b, c, h, w), in the type of x, at one time or at times (b,)."""
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+        out = self.output(x, t, context)
+        return self.prediction.to_x0(x, out, self.schedule.alpha(t), self.schedule.sigma(t))

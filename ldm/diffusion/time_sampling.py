@@ -1,0 +1,42 @@
+"""Which times a training step sees: a map from uniform numbers u in [0, 1) (b,) to times (b,)."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+
+
+class TimeSampler(Protocol):
+    def times(self, u: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every index, or every time of the interval, equally often."""
+
+    schedule: Schedule
+
+    def times(self, u: Tensor) -> Tensor:
+        return _stretch(self.schedule, u.double())
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """The logit of the time, as a share of the schedule, is normal (Esser et al. 2024, equation 19)."""
+
+    schedule: Schedule
+    mean: float = 0.0
+    std: float = 1.0
+
+    def times(self, u: Tensor) -> Tensor:
+        return _stretch(self.schedule, (self.mean + self.std * torch.special.ndtri(u.double())).sigmoid())
+
+
+def _stretch(schedule: Schedule, share: Tensor) -> Tensor:
+    """A share in [0, 1] of the schedule as a time; the indices of a discrete one have equal shares."""
+    if schedule.discrete:
+        return (share * (schedule.t_max + 1)).floor().clamp(max=schedule.t_max)
+    return schedule.t_min + share * (schedule.t_max - schedule.t_min)

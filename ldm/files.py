@@ -1,0 +1,60 @@
+"""Files that are either there in full or not there at all."""
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Give `write` a temporary file beside `path`; flush, fsync and rename it to `path` once it returns.
+
+    Missing parent folders are made. On any failure the old file at `path` stays and the temporary one goes.
+    Raises OSError in one sentence when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the path of a file")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(temporary, "xb")
+    except OSError as error:
+        raise _named(error, path) from error
+    try:
+        with file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _named(error, path) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    data = text.encode()
+    atomic_write(path, lambda file: file.write(data))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; ValueError for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same kind of error as one sentence that names the file asked for, not the temporary one."""
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and run again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run again",
+    }
+    named = type(error)(f"cannot write {path}: {advice.get(error.errno or 0, error.strerror)}")
+    named.errno = error.errno
+    return named

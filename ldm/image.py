@@ -1,0 +1,209 @@
+"""Pictures as files, PIL images, uint8 tensors and float tensors in [-1, 1]: the only place that converts."""
+
+import io
+import json
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from ldm.files import atomic_write
+
+# Only decoders of pixels: Pillow would also hand PostScript to ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 89_478_485  # Pillow's own: 256 MiB as RGB
+WHITE = (255, 255, 255)
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def load_image(
+    source: str | Path | bytes | BinaryIO,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Image.Image:
+    """Decode the first frame as RGB, upright, transparency laid on `background`, 16 bits scaled to 8.
+
+    Raises ValueError with `name` (the path, if there is one) and the reason for a file that is no picture, is
+    truncated or has more than `max_pixels`; FileNotFoundError for a missing path.
+    """
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
+            return load_image(file, background, max_pixels, name or str(source))
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    name = name or str(getattr(file, "name", "the picture"))
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width}×{image.height} is more than the {max_pixels:,} pixels allowed"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), background)
+    except Image.UnidentifiedImageError as error:
+        expected = ", ".join(FORMATS)
+        raise ValueError(f"{name} cannot be read as a picture: it is none of {expected}") from error
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    below = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Greyscale with 0 … 65535 as 0 … 255, to the nearest (Pillow's own conversion clips at 255)."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values lie outside 0 … 65535; save it with 8 or 16 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size → float32 (b, 3, h, w) in [-1, 1]."""
+    images = [images] if isinstance(images, Image.Image) else images
+    return from_uint8(torch.stack([pixels(image) for image in images]))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """One picture → uint8 (3, h, w)."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Float in [-1, 1] → uint8 of the same shape: the nearest value, clamped. Raises ValueError on NaN."""
+    if not x.is_floating_point():
+        raise ValueError(f"expected a float tensor in [-1, 1], got {x.dtype}; from_uint8 goes the other way")
+    if x.isnan().any():
+        raise ValueError("the pictures hold NaN: the network or the first stage overflowed; try precision=32")
+    x = x if x.dtype == torch.float64 else x.float()
+    return (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(x: Tensor) -> Tensor:
+    """uint8 → float32 in [-1, 1], undone exactly by `to_uint8`."""
+    if x.dtype != torch.uint8:
+        raise ValueError(f"expected a uint8 tensor, got {x.dtype}")
+    return x.float() / 127.5 - 1
+
+
+def to_pil(x: Tensor) -> list[Image.Image]:
+    """uint8, or float in [-1, 1]; (b, 3, h, w), or (3, h, w) as a batch of one → a list of RGB pictures."""
+    if x.ndim not in (3, 4) or x.shape[-3] != 3:
+        raise ValueError(f"expected pictures of shape (b, 3, h, w) or (3, h, w), got {tuple(x.shape)}")
+    x = x.detach() if x.dtype == torch.uint8 else to_uint8(x.detach())
+    x = x.reshape(-1, *x.shape[-3:]).permute(0, 2, 3, 1).cpu()  # (b, h, w, 3)
+    return [Image.fromarray(picture) for picture in x.contiguous().numpy()]
+
+
+def resize_and_crop(
+    image: Image.Image, size: int | tuple[int, int], offset: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Scale until the picture just covers `size` (a square, or (height, width)), then crop.
+
+    `offset` (u, v) in [0, 1]² places the crop: (0, 0) is left and top, (0.5, 0.5) the centre, (1, 1) right and
+    bottom. Lanczos, after a box reduction where the picture shrinks more than threefold.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    scale = max(width / image.width, height / image.height)
+    left, right = _span(image.width, width, scale, offset[0])
+    top, bottom = _span(image.height, height, scale, offset[1])
+    box = (left, top, right, bottom)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def _span(length: int, size: int, scale: float, offset: float) -> tuple[float, float]:
+    """Where, in pixels of the source, a crop of `size` whole scaled pixels begins and ends along one axis."""
+    scaled = max(size, round(length * scale))
+    start = min(int(offset * (scaled - size + 1)), scaled - size)
+    return start * length / scaled, min((start + size) * length / scaled, length)
+
+
+def grid(
+    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None
+) -> Image.Image:
+    """Lay pictures out row by row, each caption wrapped under its picture; near a square if no `columns`.
+
+    Pictures with captions that are less than 192 px wide are enlarged by a whole factor so that one can read.
+    """
+    if not images or (captions is not None and len(captions) != len(images)):
+        raise ValueError(
+            f"a grid needs pictures and as many captions: got {len(images)}, {len(captions or [])}"
+        )
+    columns = min(columns or math.ceil(len(images) ** 0.5), len(images))
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    factor = max(1, -(-192 // width)) if captions is not None else 1
+    width, height = width * factor, height * factor
+    gap, line = 8, 18
+    font = ImageFont.load_default(14)
+    texts = [_wrap(caption, width, font) for caption in captions or [""] * len(images)]
+    rows = range(0, len(images), columns)
+    tops = np.cumsum([gap] + [height + gap + line * max(map(len, texts[r : r + columns])) for r in rows])
+    sheet = Image.new("RGB", (gap + columns * (width + gap), int(tops[-1])), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for k, (image, lines) in enumerate(zip(images, texts, strict=True)):
+        x, y = gap + k % columns * (width + gap), int(tops[k // columns])
+        enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x, y))
+        for n, text in enumerate(lines):
+            draw.text((x, y + height + 2 + n * line), text, fill=(0, 0, 0), font=font)
+    return sheet
+
+
+def _wrap(text: str, width: int, font: Any, max_lines: int = 8) -> list[str]:
+    """Break `text` at spaces, and words wider than a line anywhere; what is past `max_lines` becomes an …"""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+        if len(lines) > max_lines:
+            return [*lines[: max_lines - 1], lines[max_lines - 1][:-1] + "…"]
+    return lines
+
+
+def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any]) -> None:
+    """Write a PNG with `metadata` as JSON in its text chunk `ldm`, atomically."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("ldm", json.dumps(metadata, allow_nan=False))
+    atomic_write(path, lambda file: image.save(file, "PNG", pnginfo=chunks))
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `save_png` wrote with the picture; ValueError if the file has none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            assert isinstance(image, PngImagePlugin.PngImageFile)
+            text = image.text.get("ldm", "null")
+        metadata = json.loads(text)
+    except FileNotFoundError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{path} cannot be read as a PNG with settings of ldm: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"{path} holds no settings: it is not a picture that sample.py wrote, or was re-saved"
+        )
+    return metadata

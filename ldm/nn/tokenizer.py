@@ -1,0 +1,58 @@
+"""CLIP's byte-pair tokenizer: captions to token ids."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
+
+
+class Tokenizer:
+    """Captions to tokens (b, context): begin, the caption's, end, then `pad` (SD 1.x: 49407, SD 2.x: 0).
+
+    The vocabulary is CLIP's own unless the two files of another are given.
+    """
+
+    def __init__(
+        self, vocab: Path | None = None, merges: Path | None = None, context: int = 77, pad: int = 49407
+    ) -> None:
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # here: the import takes 0.7 s
+
+        if (vocab is None) != (merges is None):
+            raise ValueError(
+                "A tokenizer needs both files, vocab and merges, or neither for CLIP's own vocabulary."
+            )
+        if context < 3:
+            raise ValueError(f"The context is {context} tokens, but begin, end and a word need at least 3.")
+        files = vocab or CLIP_BPE / "vocab.json", merges or CLIP_BPE / "merges.txt"
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"There is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model."
+                )
+        clip = CLIPTokenizer(vocab=str(files[0]), merges=str(files[1]), model_max_length=context)
+        self.context = context
+        self.pad = pad
+        self.begin, self.end = clip.bos_token_id, clip.eos_token_id
+        self._bpe = clip.backend_tokenizer
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Tokens int64 (b, context); what does not fit is left out, see `cut`."""
+        tokens = torch.full((len(captions), self.context), self.pad)
+        for row, encoding in zip(
+            tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True
+        ):
+            ids = [self.begin, *encoding.ids[: self.context - 2], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def cut(self, caption: str) -> str:
+        """The end of the caption that does not fit the context, '' if all of it does."""
+        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[self.context - 2 :]
+        return caption[offsets[0][0] :] if offsets else ""
+
+    def words(self, ids: list[int]) -> list[str]:
+        """What each token stands for; part of a character reads '\N{REPLACEMENT CHARACTER}'."""
+        texts = (self._bpe.decode([token], skip_special_tokens=False) for token in ids)
+        return [text.removesuffix("</w>").strip() for text in texts]

@@ -1,0 +1,74 @@
+"""Training of the first stage: reconstruct, stay near a normal distribution, and decode noisy latents too."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from ldm.nn.vae import VAE
+from ldm.random import normal, uniform
+from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.optim import Curve, MakeOptimizer, with_curve
+
+
+class AutoencoderTraining(LightningModule):
+    """L1 + L2 on pixels, plus `kl_weight` times the KL divergence to a standard normal, per latent.
+
+    Latents reach the decoder with extra noise of a random size up to `noise`, for half of the pictures: what a
+    diffusion model draws is never exact, and the decoder so learns to draw sharp pictures from it
+    (Yang et al. 2025, "Latent denoising makes good visual tokenizers").
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        optimizer: MakeOptimizer,
+        lr: Curve,
+        kl_weight: float = 1e-3,
+        noise: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.vae = vae.to(memory_format=torch.channels_last)
+        self.make_optimizer, self.curve = optimizer, lr
+        self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return with_curve(self.make_optimizer(self.vae.parameters()), self.curve, self.trainer)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        image, ids, draw = as_float(batch["image"]), batch["id"], batch["draw"]
+        mean, log_variance = self.vae.moments(image).chunk(2, dim=1)
+        size = self.noise * uniform(self.seed, "noise size", ids, draw, (2,)).float()
+        extra = (size[:, 0] * (size[:, 1] < self.noise / 2))[:, None, None, None]
+        posterior, noise = (normal(self.seed, key, ids, draw, mean.shape[1:]) for key in ("posterior", "noise"))
+        latents = mean + (log_variance / 2).exp() * posterior + extra * noise
+        error = self.vae.decode((latents - self.vae.shift) * self.vae.scale) - image
+        reconstruction = error.abs().mean() + error.square().mean()
+        kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+        loss: Tensor = reconstruction + self.kl_weight * kl
+        self.log_dict({"train/loss": loss, "train/reconstruction": reconstruction, "train/kl": kl})
+        return loss
+
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        image = as_float(batch["image"])
+        decoded = self.vae.decode(self.vae.encode(image)).clamp(-1, 1)
+        log_validation(self, dataloader_idx, {"psnr": psnr(decoded, image)})
+
+    @torch.no_grad()
+    def parts(self) -> list[Part]:
+        """The autoencoder, its latents normalised by their mean and deviation over the first validation set."""
+        batches = [as_float(batch["image"]).to(self.device) for batch in self.trainer.datamodule.val_dataloader()[0]]  # type: ignore[attr-defined]
+        means = torch.cat([self.vae.moments(image).chunk(2, dim=1)[0] for image in batches])
+        config = {
+            **self.vae.config,
+            "shift": [round(x, 4) for x in means.mean((0, 2, 3)).tolist()],
+            "scale": [round(1 / x, 4) for x in means.std((0, 2, 3)).tolist()],
+        }
+        return [Part("vae", self.vae, {"kind": "vae", "config": config})]
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB (b,) of images in [-1, 1]."""
+    return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))

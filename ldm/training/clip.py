@@ -1,0 +1,58 @@
+"""Contrastive training of the text and image towers (Radford et al. 2021)."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+
+from ldm.nn.clip import CLIP
+from ldm.nn.tokenizer import Tokenizer
+from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.optim import Curve, MakeOptimizer, with_curve
+
+
+class ClipTraining(LightningModule):
+    """Each picture should find its caption in the batch, and each caption its picture.
+
+    Several rows may hold the same caption: all of them are right answers.
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, optimizer: MakeOptimizer, lr: Curve) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.make_optimizer, self.curve = optimizer, lr
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return with_curve(self.make_optimizer(self.clip.parameters()), self.curve, self.trainer)
+
+    def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""
+        tokens = self.tokenizer(batch["caption"]).to(self.device)
+        same = (tokens[:, None] == tokens[None]).all(-1)
+        return self.clip(tokens, as_float(batch["image"])), same
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        logits, same = self.similarities(batch)
+        target = same / same.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        self.log("train/loss", loss)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=math.log(100))
+
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        """Is each caption's nearest picture of the batch a right one, and each picture's nearest caption?"""
+        logits, same = self.similarities(batch)
+        rows = torch.arange(len(same), device=same.device)
+        found = {"picture_found": same[rows, logits.argmax(1)], "caption_found": same[logits.argmax(0), rows]}
+        log_validation(self, dataloader_idx, found)
+
+    def parts(self) -> list[Part]:
+        towers = {"text_tower": self.clip.text, "image_tower": self.clip.image}
+        return [Part(name, tower, {"kind": name, "config": tower.config}) for name, tower in towers.items()]

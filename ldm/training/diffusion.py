@@ -1,0 +1,179 @@
+"""Training of the denoising UNet, between a frozen first stage and a frozen text encoder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.loss import diffusion_loss
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.time_sampling import TimeSampler
+from ldm.diffusion.weighting import Weighting
+from ldm.nn.clip import TextTower
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.random import normal, uniform
+from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.weights.parts import FirstStage, TextEncoder
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained network, the file name it goes by, and what the file says of it (at least "kind" and "config")."""
+
+    name: str
+    network: nn.Module
+    about: dict[str, Any]
+
+
+class DiffusionTraining(LightningModule):
+    """Moves a batch to latents, adds noise, and asks the UNet for the prediction.
+
+    The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw".
+    All randomness is keyed by (seed, stream, id, draw). `model` is plain data about the model, for its checkpoints.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        first_stage: FirstStage,
+        text_encoder: TextEncoder,
+        schedule: Schedule,
+        prediction: Prediction,
+        weighting: Weighting,
+        times: TimeSampler,
+        optimizer: MakeOptimizer,
+        lr: Curve,
+        sampling: dict[str, Any],
+        size: tuple[int, int],
+        caption_dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
+        width, needed = text_encoder.network.config["width"], unet.config["context_width"]
+        if width != needed:
+            raise ValueError(
+                f"text_encoder gives a context of width {width}, but the UNet takes model.context_width={needed}; "
+                "make them equal"
+            )
+        channels = first_stage.network.latent_channels
+        if channels != unet.config["in_channels"]:
+            raise ValueError(
+                f"first_stage makes {channels} latent channels, but the UNet takes "
+                f"model.in_channels={unet.config['in_channels']}; make them equal"
+            )
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
+        for network in self.frozen:
+            network.requires_grad_(False).eval()
+        self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
+        self.tokenizer = text_encoder.tokenizer
+        self.schedule, self.prediction, self.weighting, self.times = schedule, prediction, weighting, times
+        self.denoiser = Denoiser(self.unet, schedule, prediction)
+        self.make_optimizer, self.curve = optimizer, lr
+        self.sampling, self.size = sampling, size
+        self.caption_dropout, self.seed = caption_dropout, seed
+
+    @property
+    def first_stage(self) -> VAE:
+        return self.frozen[0]  # type: ignore[return-value]
+
+    @property
+    def text_encoder(self) -> TextTower:
+        return self.frozen[1]  # type: ignore[return-value]
+
+    def setup(self, stage: str) -> None:
+        for network in self.frozen:
+            network.to(self.device, memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return with_curve(self.make_optimizer(self.unet.parameters()), self.curve, self.trainer)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """Scaled latents (b, z, h, w), drawn from the posterior."""
+        moments = batch["moments"] if "moments" in batch else self.first_stage.moments(as_float(batch["image"]))
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        noise = normal(self.seed, "posterior", batch["id"], batch["draw"], shape)
+        return self.first_stage.latents(moments, noise)
+
+    @torch.no_grad()
+    def context(self, captions: list[str]) -> Tensor:
+        """What the UNet reads of the captions (b, n, d)."""
+        return self.text_encoder(self.tokenizer(captions).to(self.device))  # type: ignore[no-any-return]
+
+    def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Times and losses, each (b,)."""
+        x0, ids, draw = self.latents(batch), batch["id"], batch["draw"]
+        t = self.times.times(uniform(self.seed, "time", ids, draw))
+        eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))
+        return t, diffusion_loss(self.denoiser, x0, eps, t, self.context(captions), self.weighting)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
+        captions = ["" if drop else text for drop, text in zip(dropped.tolist(), batch["caption"], strict=True)]
+        loss = self.losses(batch, captions)[1].mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        """Fixed times and noise for each sample, so that two runs' curves can be compared point by point."""
+        batch = {**batch, "draw": torch.zeros_like(batch["id"])}
+        loss = self.losses(batch, batch["caption"])[1]
+        log_validation(self, dataloader_idx, {"loss": loss})
+
+    def parts(self) -> list[Part]:
+        return [Part("unet", self.unet, self.about())]
+
+    def about(self) -> dict[str, Any]:
+        """The model as plain data: with the UNet's weights, all that sampling needs to know."""
+        return {
+            "kind": "unet",
+            "config": self.unet.config,
+            "model": {
+                "schedule": self.schedule.config,
+                "prediction": self.prediction.name,
+                "time": self.denoiser.time,
+                **self.sources,
+                "size": list(self.size),
+                "sampling": self.sampling,
+            },
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ldm"] = self.about()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours, theirs = self.about()["config"], checkpoint["ldm"]["config"]
+        changed = [f"{key} {theirs.get(key)} → {value}" for key, value in ours.items() if theirs.get(key) != value]
+        if changed:
+            raise ValueError(
+                f"the checkpoint holds another UNet than this config builds ({'; '.join(changed)}); "
+                "resume with the model it was trained with"
+            )
+
+
+def log_validation(module: LightningModule, dataloader_idx: int, values: dict[str, Tensor]) -> None:
+    """Logs the means of per-sample values (b,) as val/SET/NAME, averaged over the set and over ranks."""
+    name = list(module.trainer.datamodule.val)[dataloader_idx]  # type: ignore[attr-defined]
+    for key, value in values.items():
+        module.log(
+            f"val/{name}/{key}",
+            value.float().mean(),
+            batch_size=len(value),
+            sync_dist=True,
+            add_dataloader_idx=False,
+        )
+
+
+def as_float(image: Tensor) -> Tensor:
+    """uint8 (b, 3, h, w) → [-1, 1], laid out as convolutions like it best."""
+    return (image.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""Data whose best denoiser is known in closed form, and noise levels to walk along."""
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.schedule import Flow, Schedule, cosine, linear, scaled_linear
+from ldm.sampling.grid import Denoise, Grid
+
+SCHEDULES: list[Schedule] = [scaled_linear(), linear(), cosine(), Flow(), Flow(shift=3.0)]
+
+
+def schedule_name(schedule: Schedule) -> str:
+    return f"{schedule.name}{getattr(schedule, 'shift', '')}"
+
+
+def levels(schedule: Schedule, t: float) -> tuple[Tensor, Tensor]:
+    time = torch.tensor(t, dtype=torch.float64)
+    return schedule.alpha(time), schedule.sigma(time)
+
+
+def gaussian(schedule: Schedule, mean: float, std: float) -> Denoise:
+    """E[x0 | x_t] for x0 ~ N(mean, std²)."""
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        alpha, sigma = levels(schedule, t)
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        return mean + gain * (x - alpha * mean)
+
+    return denoise
+
+
+def mixture(schedule: Schedule, means: tuple[float, float] = (-1.0, 1.5), std: float = 0.4) -> Denoise:
+    """E[x0 | x_t] for two equally likely Gaussians."""
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        alpha, sigma = levels(schedule, t)
+        variance = alpha**2 * std**2 + sigma**2
+        logits = torch.stack([-((x - alpha * mean) ** 2) / (2 * variance) for mean in means])
+        each = torch.stack([mean + alpha * std**2 / variance * (x - alpha * mean) for mean in means])
+        return (logits.softmax(0) * each).sum(0)
+
+    return denoise
+
+
+def log_snr_grid(schedule: Schedule, steps: int) -> Grid:
+    """Equal steps in log-SNR from -4 to 3, without a clean end."""
+    return Grid.of(
+        schedule, schedule.time(torch.linspace(-4, 3, steps + 1, dtype=torch.float64)), clean=False
+    )
+
+
+def states(count: int = 64) -> Tensor:
+    """Reproducible standard normal numbers, float64 (count, 1, 2, 2)."""
+    return torch.randn(count, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.loss import diffusion_loss
+from ldm.diffusion.prediction import COEFFICIENTS, Prediction
+from ldm.diffusion.weighting import min_snr, uniform
+from tests.closed_form import SCHEDULES, schedule_name, states
+
+X0, EPS, CONTEXT = states(8), states(8).flip(0), torch.zeros(8, 1, 1)
+
+
+def loss(schedule, name, weighting, error):
+    """The loss of a network that misses the target by `error`."""
+    t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64) * schedule.t_max
+    prediction = Prediction(name)
+    target = prediction.target(X0, EPS, schedule.alpha(t), schedule.sigma(t))
+    denoiser = Denoiser(lambda *_: target + error, schedule, prediction)
+    return diffusion_loss(denoiser, X0, EPS, t, CONTEXT, weighting), t
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+@pytest.mark.parametrize("name", COEFFICIENTS)
+@pytest.mark.parametrize("weighting", [uniform(), min_snr()], ids=lambda weighting: weighting.name)
+def test_a_perfect_denoiser_has_no_loss_and_any_other_has(schedule, name, weighting):
+    assert torch.equal(loss(schedule, name, weighting, 0.0)[0], torch.zeros(8, dtype=torch.float64))
+    assert (loss(schedule, name, weighting, 0.5)[0] > 0).all()
+
+
+def test_uniform_loss_is_the_mean_squared_error_of_each_sample():
+    error = torch.arange(8, dtype=torch.float64).view(-1, 1, 1, 1)
+    torch.testing.assert_close(loss(SCHEDULES[0], "eps", uniform(), error)[0], torch.arange(8).double() ** 2)
+
+
+def test_the_weight_multiplies_the_error():
+    weighted, t = loss(SCHEDULES[0], "v", min_snr(), 2.0)
+    snr = SCHEDULES[0].log_snr(t).exp()
+    torch.testing.assert_close(weighted, 4 * snr.clamp(max=5) / (snr + 1))
+
+
+def test_the_network_sees_the_noised_data_and_gradients_reach_it():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    schedule, t = SCHEDULES[0], torch.full((8,), 300.0)
+    denoiser = Denoiser(lambda x, *_: weight * x, schedule, Prediction("x0"))
+    diffusion_loss(denoiser, X0, EPS, t, CONTEXT, uniform()).mean().backward()
+    alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
+    x = alpha * X0 + sigma * EPS
+    torch.testing.assert_close(weight.grad, (2 * (x - X0) * x).mean())

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from ldm.diffusion.prediction import COEFFICIENTS, Prediction, per_sample
+from tests.closed_form import SCHEDULES, schedule_name, states
+
+X0, EPS = states(), states().flip(0)
+
+
+def noised(schedule, t):
+    time = torch.full((len(X0),), t, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+    return alpha, sigma, per_sample(alpha, X0) * X0 + per_sample(sigma, X0) * EPS
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_every_prediction_type_gives_back_the_same_data_and_noise(schedule, name):
+    prediction = Prediction(name)
+    for share in (0.05, 0.5, 0.95):
+        alpha, sigma, x = noised(schedule, share * schedule.t_max)
+        out = prediction.target(X0, EPS, alpha, sigma)
+        torch.testing.assert_close(prediction.to_x0(x, out, alpha, sigma), X0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(prediction.to_eps(x, out, alpha, sigma), EPS, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["x0", "v", "flow"])
+def test_data_come_back_exactly_from_pure_noise(name):
+    alpha, sigma = torch.zeros(64).double(), torch.ones(64).double()
+    prediction = Prediction(name)
+    out = prediction.target(X0, EPS, alpha, sigma)
+    torch.testing.assert_close(prediction.to_x0(EPS, out, alpha, sigma), X0, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_data_come_back_exactly_at_the_clean_end(name):
+    alpha, sigma = torch.ones(64).double(), torch.zeros(64).double()
+    prediction = Prediction(name)
+    out = prediction.target(X0, EPS, alpha, sigma)
+    assert torch.equal(prediction.to_x0(X0, out, alpha, sigma), X0)
+
+
+def test_noise_comes_back_exactly_from_pure_noise_under_eps():
+    alpha, sigma = torch.zeros(64).double(), torch.ones(64).double()
+    assert torch.equal(Prediction("eps").to_eps(EPS, EPS, alpha, sigma), EPS)
+
+
+def test_v_is_the_angular_velocity_of_the_variance_preserving_path():
+    angle = torch.full((64,), 0.7, dtype=torch.float64)
+    v = Prediction("v").target(X0, EPS, angle.cos(), angle.sin())
+    step = 1e-6
+    ahead, behind = (torch.cos(angle + h).view(-1, 1, 1, 1) * X0 for h in (step, -step))
+    ahead, behind = (
+        part + torch.sin(angle + h).view(-1, 1, 1, 1) * EPS for part, h in ((ahead, step), (behind, -step))
+    )
+    torch.testing.assert_close(v, (ahead - behind) / (2 * step), rtol=1e-7, atol=1e-7)
+
+
+def test_the_answer_has_the_type_of_the_state():
+    alpha, sigma = torch.full((64,), 0.6).double(), torch.full((64,), 0.8).double()
+    for name in COEFFICIENTS:
+        assert Prediction(name).to_x0(X0.float(), EPS.bfloat16(), alpha, sigma).dtype == torch.float32
+
+
+def test_an_unknown_prediction_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'epsilon', but must be one of eps, x0, v, flow"):
+        Prediction("epsilon")

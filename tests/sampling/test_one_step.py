@@ -1,0 +1,141 @@
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from ldm.diffusion.schedule import Flow, scaled_linear
+from ldm.random import normal
+from ldm.sampling.driver import SAMPLERS, sample
+from ldm.sampling.grid import Grid
+from ldm.sampling.one_step import ddim, ddpm, euler, heun
+from ldm.sampling.spacing import trailing
+from tests.closed_form import SCHEDULES, gaussian, log_snr_grid, mixture, schedule_name, states
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+X = states()
+
+
+def noise(step):
+    return normal(0, "sample", torch.arange(len(X)), step, X.shape[1:]).double()
+
+
+def setup(schedule, steps=10):
+    """A grid from the last time to the clean end, its first state and a denoiser."""
+    grid = Grid.of(schedule, trailing(schedule, steps))
+    return grid, grid.start(X), mixture(schedule)
+
+
+@every_schedule
+def test_ddim_is_euler(schedule):
+    grid, x, denoise = setup(schedule)
+    torch.testing.assert_close(sample(ddim, denoise, x, grid), sample(euler, denoise, x, grid))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=schedule_name)
+def test_euler_is_euler_on_x_over_alpha_against_sigma_over_alpha(schedule):
+    grid, x, denoise = setup(schedule)
+    scaled = x / grid.points[0].alpha
+    for t, s in pairwise(grid.points):
+        eps = (t.alpha * scaled - t.alpha * denoise(t.alpha * scaled, t.time)) / t.sigma
+        scaled = scaled + (s.sigma / s.alpha - t.sigma / t.alpha) * eps
+    torch.testing.assert_close(sample(euler, denoise, x, grid), scaled, rtol=1e-8, atol=1e-8)
+
+
+def test_on_flow_euler_follows_the_velocity_in_t():
+    grid, x, denoise = setup(Flow())
+    expected = x
+    for t, s in pairwise(grid.points):
+        velocity = (expected - denoise(expected, t.time)) / t.sigma  # eps - x0
+        expected = expected + (s.sigma - t.sigma) * velocity
+    torch.testing.assert_close(sample(euler, denoise, x, grid), expected)
+
+
+def test_off_flow_euler_is_not_euler_in_the_time_of_the_schedule():
+    schedule, h = scaled_linear(), 1e-3
+    denoise = mixture(schedule)
+    grid = Grid.of(schedule, torch.tensor([500.0, 500 - h, 100.0]).double(), clean=False)
+    t, ahead, s = grid.points
+    x0 = denoise(X, t.time)
+    eps = (X - t.alpha * x0) / t.sigma
+    velocity = ((t.alpha - ahead.alpha) * x0 + (t.sigma - ahead.sigma) * eps) / h
+    step, tiny = (next(euler(denoise, X, Grid((t, end)), noise)).x for end in (s, ahead))
+    assert (step - (X + (s.time - t.time) * velocity)).abs().mean() > 0.01
+    torch.testing.assert_close(tiny, X - h * velocity)  # though both follow the same path
+
+
+@every_schedule
+def test_ddim_with_eta_one_is_ddpm_with_the_same_noise(schedule):
+    grid, x, denoise = setup(schedule)
+    torch.testing.assert_close(
+        sample(partial(ddim, eta=1.0), denoise, x, grid, noise), sample(ddpm, denoise, x, grid, noise)
+    )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=schedule_name)
+def test_ddpm_draws_with_the_posterior_variance(schedule):
+    grid, x, denoise = setup(schedule)
+    t, s = grid.points[:2]
+    with_noise = next(ddpm(denoise, x, grid, noise)).x
+    without = next(ddpm(denoise, x, grid, lambda step: torch.zeros_like(x))).x
+    variance = s.sigma**2 / t.sigma**2 * (1 - t.alpha**2 / s.alpha**2)
+    torch.testing.assert_close(with_noise - without, variance**0.5 * noise(0))
+
+
+@every_schedule
+def test_ddpm_keeps_the_marginals_of_a_known_point(schedule):
+    """With data at one point m, x_s is alpha_s·m + sigma_s·eps again: its mean and variance, at each step."""
+    grid, m = Grid.of(schedule, trailing(schedule, 6)), 0.7
+    mean, variance = grid.points[0].alpha * m, grid.points[0].sigma ** 2
+
+    def step(points, x, z):
+        x, z = torch.tensor([x]).double(), torch.tensor([z]).double()
+        return float(next(ddpm(lambda x, t: torch.full_like(x, m), x, Grid(points), lambda _: z)).x)
+
+    for t, s in pairwise(grid.points[:-1]):
+        shift = step((t, s), 0.0, 0.0)
+        gain, std = step((t, s), 1.0, 0.0) - shift, step((t, s), 0.0, 1.0) - shift
+        mean, variance = shift + gain * mean, gain**2 * variance + std**2
+        assert mean == pytest.approx(s.alpha * m) and variance == pytest.approx(s.sigma**2)
+
+
+@every_schedule
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_data_at_one_point_are_reached_exactly_from_any_noise(schedule, name, steps):
+    grid = Grid.of(schedule, trailing(schedule, steps))
+    end = sample(SAMPLERS[name], lambda x, t: torch.full_like(x, 0.7), grid.start(X), grid, noise)
+    torch.testing.assert_close(end, torch.full_like(X, 0.7), rtol=1e-12, atol=1e-12)
+
+
+@every_schedule
+@pytest.mark.parametrize(("solver", "bound"), [(euler, 2e-2), (heun, 2e-4), (SAMPLERS["dpmpp_2m"], 2e-4)])
+def test_a_gaussian_is_carried_along_its_exact_path(schedule, solver, bound):
+    """(x - alpha·m) / sqrt(alpha²·s² + sigma²) stays the same all the way."""
+    mean, std = 0.5, 0.3
+    grid = log_snr_grid(schedule, 150)
+    (start, width), (end, end_width) = (
+        (point.alpha * mean, (point.alpha**2 * std**2 + point.sigma**2) ** 0.5)
+        for point in (grid.points[0], grid.points[-1])
+    )
+    x = sample(solver, gaussian(schedule, mean, std), start + width * X, grid)
+    torch.testing.assert_close(x, end + end_width * X, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("schedule", [scaled_linear(), Flow()], ids=schedule_name)
+@pytest.mark.parametrize(("solver", "order"), [(ddim, 1), (euler, 1), (heun, 2), (SAMPLERS["dpmpp_2m"], 2)])
+def test_doubling_the_steps_shows_the_order_of_the_solver(schedule, solver, order):
+    """On a mixture of two Gaussians, steps uniform in log-SNR: the change that each doubling makes falls by
+    2^order. That the limit is the right one, the exact path of a Gaussian shows."""
+    ends = [sample(solver, mixture(schedule), X, log_snr_grid(schedule, steps)) for steps in (40, 80, 160)]
+    changes = [(fine - coarse).abs().mean() for coarse, fine in pairwise(ends)]
+    assert float(torch.log2(changes[0] / changes[1])) == pytest.approx(order, abs=0.2)
+
+
+@every_schedule
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_state_keeps_its_type(schedule, name):
+    grid = Grid.of(schedule, trailing(schedule, 3))
+    x = grid.start(X.float())
+    end = sample(SAMPLERS[name], lambda x, t: x / 2, x, grid, lambda step: noise(step).float())
+    assert end.dtype == torch.float32
