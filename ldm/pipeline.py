@@ -50,7 +50,7 @@ class Result:
 class Pipeline:
     """Draws prompts with networks that already are where, and of the type, that they shall run in.
 
-    `settings` are what a call uses unless it says otherwise. Raises ValueError for parts that do not fit together.
+    `settings` are what a call uses unless it says otherwise. Raises ValueError for parts that do not fit.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Pipeline:
         self.tokenizer, self.settings = tokenizer, settings
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
         _refuse(contradictions(schedule, prediction, time=self.denoiser.time))
-        _refuse(_misfits(unet, first_stage, text_encoder, tokenizer))
+        _refuse(_misfits(unet, first_stage, text_encoder))
 
     @classmethod
     def load(
@@ -83,8 +83,8 @@ class Pipeline:
         about, where = model.about["model"], choose_device(device)
         last = torch.channels_last
         return cls(
-            unet=model.unet.to(where, dtype, memory_format=last),
-            first_stage=model.first_stage.network.to(where, memory_format=last),
+            unet=model.unet.to(where, dtype, memory_format=last),  # type: ignore[call-overload]
+            first_stage=model.first_stage.network.to(where, memory_format=last),  # type: ignore[call-overload]
             text_encoder=model.text_encoder.network.to(where, dtype),
             tokenizer=model.text_encoder.tokenizer,
             schedule=from_config(about["schedule"]),
@@ -107,9 +107,10 @@ class Pipeline:
         batch_size: int = 8,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Result:
-        """One picture a prompt. A prompt and its seed, 0, 1, … by default, decide it at any batch size (to 1/255).
+        """One picture a prompt; the prompt and its seed decide it, to 1/255, at any batch size.
 
-        `on_step(done, total)` counts the steps of all batches. Warns of text that the text encoder cannot read.
+        Seeds are 0, 1, … by default. `on_step(done, total)` counts the steps of all batches. Warns of text
+        that the text encoder cannot read. Raises ValueError for settings that the model cannot draw with.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
@@ -134,8 +135,8 @@ class Pipeline:
         for prompt in dict.fromkeys(prompts):
             if cut := self.tokenizer.cut(prompt):
                 found.append(
-                    f"the prompt {_short(prompt)} is longer than the {self.tokenizer.context} tokens that the text "
-                    f"encoder reads; this end was cut off: {cut!r}"
+                    f"the prompt {_short(prompt)} is longer than the {self.tokenizer.context} tokens that "
+                    f"the text encoder reads; this end was cut off: {cut!r}"
                 )
             if unknown := [word for word in _words(prompt) if self._unknown(word)]:
                 found.append(
@@ -207,7 +208,7 @@ class Pipeline:
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
+    """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -221,7 +222,7 @@ def choose_device(name: str) -> torch.device:
 def _record(
     settings: Settings, negative: str, prompts: list[str], seeds: list[int], position: int
 ) -> dict[str, Any]:
-    """Bit for bit a picture comes again only in the same batch, because convolutions round differently in others."""
+    """Names the batch too: in another one convolutions round differently, so not every bit comes again."""
     batch = {"prompts": prompts, "seeds": seeds, "position": position}
     own = {"prompt": prompts[position], "negative": negative, "seed": seeds[position]}
     return own | asdict(settings) | {"size": list(settings.size), "batch": batch}
@@ -233,7 +234,7 @@ def _counter(
     return on_step and (lambda step, _steps, _x0: on_step(done + step + 1, total))
 
 
-def _misfits(unet: UNet, first_stage: VAE, text_encoder: TextTower, tokenizer: Tokenizer) -> list[str]:
+def _misfits(unet: UNet, first_stage: VAE, text_encoder: TextTower) -> list[str]:
     pairs = {
         "the text encoder's width and the UNet's context_width": (
             text_encoder.config["width"],
@@ -243,7 +244,6 @@ def _misfits(unet: UNet, first_stage: VAE, text_encoder: TextTower, tokenizer: T
             first_stage.latent_channels,
             unet.config["in_channels"],
         ),
-        "the tokenizer's and the text encoder's context": (tokenizer.context, text_encoder.context),
     }
     return [f"{what} are {a} and {b}, but must be equal" for what, (a, b) in pairs.items() if a != b]
 

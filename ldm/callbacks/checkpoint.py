@@ -11,13 +11,14 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
+from ldm.callbacks.steps import ending
 from ldm.files import atomic_write
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the old file and renames. Where the disk is full it keeps that file, warns and lets training go on.
+    """Writes beside the old file and renames; reads nothing but tensors and plain data.
 
-    Nothing but tensors and plain data is ever read.
+    Where the disk is full the old file stays, a warning is given and training goes on.
     """
 
     def save_checkpoint(
@@ -30,8 +31,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 raise
             kept = "the older checkpoint there is kept" if Path(path).exists() else "THERE IS NO OLDER ONE"
             warnings.warn(
-                f"THE CHECKPOINT OF STEP {checkpoint['global_step']} WAS NOT SAVED, because the disk of {path} is full: "
-                f"{kept} and training goes on; free some space before the next save",
+                f"THE CHECKPOINT OF STEP {checkpoint['global_step']} WAS NOT SAVED, because the disk of "
+                f"{path} is full: {kept} and training goes on; free some space before the next save",
                 stacklevel=2,
             )
 
@@ -54,8 +55,8 @@ class AtomicCheckpointIO(CheckpointIO):
 class Checkpoint(lightning_callbacks.Checkpoint):
     """Keeps `folder`/last.ckpt: every n optimizer steps and at the end.
 
-    It saves at the end of a batch, and not of an epoch or of the run, because that is where resuming is exact.
-    Lightning runs it after all other callbacks, so that the EMA has taken in the step.
+    It saves at the end of a batch, not of an epoch or of the run, because there resuming is exact. Lightning
+    runs it after all other callbacks, so that the EMA has taken in the step.
     """
 
     def __init__(self, folder: str | Path, every_n_train_steps: int = 1000) -> None:
@@ -83,18 +84,6 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             return
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.path)
-
-
-def ending(trainer: Trainer) -> bool:
-    """Whether, at the end of a batch, this was the run's last."""
-    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-    done = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
-    return bool(trainer.should_stop or done)
-
-
-def stepped(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer took a step with this batch, instead of only accumulating its gradients."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class EMA(Callback):
     """average ← average + (1 - decay)·(weight - average) after each optimizer step, in float32.
 
-    With `warmup` the decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first weights are soon
-    forgotten. Averages are used in validation and tests, and lie in checkpoints as "ema": {parameter of the UNet:
-    tensor}. Resuming from a checkpoint without them starts the average at its weights.
+    With `warmup` the decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first weights
+    are soon forgotten. Averages are used in validation and tests, and lie in checkpoints as
+    "ema": {parameter of the UNet: tensor}; a checkpoint without them starts the average at its weights.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:

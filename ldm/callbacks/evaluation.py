@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Evaluation(Callback):
-    """After training: draws `prompts` pictures, measures them, writes metrics.json and samples/final.png, prints a table.
+    """After training: draws and measures pictures, writes metrics.json and samples/final.png, prints a table.
 
-    With `composition` the prompts are captions of shapes that training never showed, and each picture is checked
-    against its own; else they are the captions of `reference`. FID is against the first `count` pictures of
-    `reference`. The i-th prompt is drawn with seed + i. No prompts, no evaluation.
+    With `composition` the prompts are captions of shapes that training never showed, and each picture is
+    checked against its own; else they are the captions of `reference`. FID is against the first `count`
+    pictures of `reference`. The i-th prompt is drawn with seed + i. prompts=0: no evaluation.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Evaluation(Callback):
 
 
 def composition(images: Tensor, captions: list[str]) -> dict[str, float]:
-    """Accuracy over all prompts, by attribute, and apart for prompts with and without an unseen colour-shape pair."""
+    """Accuracy over all prompts, by attribute, and for prompts without and with an unseen pair apart."""
     shares = accuracy(images, captions)
     scores = {name if name == "accuracy" else f"accuracy_{name}": share for name, share in shares.items()}
     unseen = torch.tensor([parse(caption).split == "unseen" for caption in captions])

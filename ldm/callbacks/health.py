@@ -7,13 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ldm.callbacks.checkpoint import stepped
+from ldm.callbacks.steps import logs, stepped
 
 
 class Health(Callback):
     """Logs every `trainer.log_every_n_steps` steps; raises FloatingPointError if a loss was not finite.
 
-    Losses are looked at then and before each save: no step waits for the device, and a broken state is never saved.
+    Losses are looked at then and before each save, so that no step waits for the device and no broken
+    state is ever saved.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Health(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """The norm is that before clipping, which Lightning does after this."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if logs(trainer, trainer.global_step + 1):
             groups = optimizer.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             module.log("train/grad_norm", get_total_norm(gradients))
@@ -36,7 +37,7 @@ class Health(Callback):
         if self._broken is None:
             self._broken = torch.full((), torch.inf, device=loss.device)
         self._broken = torch.where(loss.isfinite(), self._broken, self._broken.clamp(max=trainer.global_step))
-        if trainer.global_step % trainer.log_every_n_steps == 0 and stepped(trainer, batch_idx):
+        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             self._raise_if_broken(trainer)
 
     def on_save_checkpoint(
@@ -51,6 +52,6 @@ class Health(Callback):
                 f"of step {int(self._broken)}" if broken and self._broken is not None else "on another rank"
             )
             raise FloatingPointError(
-                f"the loss {where} is not finite: lower optimizer.lr, train with precision=32, or look at the "
-                "data; the last checkpoint is from before"
+                f"the loss {where} is not finite: lower optimizer.lr, train with precision=32, or look at "
+                "the data; the last checkpoint is from before"
             )

@@ -9,16 +9,16 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ldm.callbacks.checkpoint import ending, stepped
+from ldm.callbacks.steps import ending, stepped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption(Checkpoint):
-    """On a signal: finish the optimizer step, save `folder`/last.ckpt, say how to go on, exit with 128 + signal.
+    """On a signal: finish the step, save `folder`/last.ckpt, say how to go on, exit with 128 + the signal.
 
-    It does not matter which rank gets the signal. A second signal, and any after the last step, exits at once.
-    A `Checkpoint` only so that Lightning runs it after all that changes weights or averages in a step.
+    It does not matter which rank gets the signal. A second signal, and any after the last step, exits at
+    once. A `Checkpoint` only so that Lightning runs it after all that changes weights or averages.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ldm.callbacks.checkpoint import stepped
 from ldm.callbacks.sampling import drawing
+from ldm.callbacks.steps import stepped
 from ldm.image import grid, pixels, save_png, to_pil
 
 
@@ -23,7 +23,8 @@ class Previews(Callback):
     ) -> None:
         if not prompts or every_n_train_steps < 1:
             raise ValueError(
-                f"previews need a prompt and a step count of 1 or more, not {len(prompts)} and {every_n_train_steps}"
+                f"previews need a prompt and at least 1 step between them, "
+                f"not {len(prompts)} prompts every {every_n_train_steps} steps"
             )
         self.folder, self.prompts, self.seed = Path(folder), list(prompts), seed
         self.every_n_train_steps = every_n_train_steps

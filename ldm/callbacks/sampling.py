@@ -16,14 +16,14 @@ from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.pipeline import Pipeline
+from ldm.pipeline import Pipeline, Settings
 
 Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
 C = TypeVar("C", bound=Callback)
 
 
 class Trained(Protocol):
-    """What a LightningModule must have for pictures to be drawn with it; `sampling` holds settings of a Pipeline."""
+    """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
 
     unet: UNet
     tokenizer: Tokenizer
@@ -42,7 +42,7 @@ class Trained(Protocol):
 
 @contextmanager
 def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
-    """Draws as the run's settings say, with averaged weights if the run keeps an average, in its precision."""
+    """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
     model = cast(Trained, module)
     pipeline = Pipeline(
         model.unet,
@@ -51,13 +51,12 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
         model.tokenizer,
         model.schedule,
         model.prediction,
+        Settings(tuple(model.size), **model.sampling),
         model.denoiser.time,
     )
 
     def draw(prompts: list[str], seeds: list[int]) -> Tensor:
-        return pipeline(
-            prompts, seeds=seeds, size=model.size, batch_size=len(prompts), **model.sampling
-        ).images
+        return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
     ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.unet.training
     with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():

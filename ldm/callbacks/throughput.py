@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.checkpoint import stepped
+from ldm.callbacks.steps import logs, stepped
 
 
 class Throughput(Callback):
@@ -33,7 +33,7 @@ class Throughput(Callback):
     ) -> None:
         self._lap()
         self.images += images_in(batch, trainer.world_size)
-        if trainer.global_step % trainer.log_every_n_steps == 0 and stepped(trainer, batch_idx):
+        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             images, seconds, waited = self._logged
             passed = self.seconds - seconds
             module.log("train/images_per_second", (self.images - images) / passed)

@@ -123,7 +123,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
-    """The schedule that a `config` describes; ValueError for a name that is not in the list, or other settings."""
+    """The schedule that a `config` describes. Raises ValueError for an unknown name or settings."""
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in SCHEDULES:

@@ -1,7 +1,7 @@
-"""Does a picture of shapes show what its caption says? Checked by analysis through synthesis, with no trained network.
+"""Does a picture of shapes show what its caption says? Analysis by synthesis, with no trained network.
 
-Segment the picture into things, fit each of the six shapes to every thing, name colour and size, draw the picture that
-was understood and compare: what the drawing does not explain (blobs, ghosts, halves, stray marks) is the misfit.
+Segment the picture into things, fit each of the six shapes to every thing, name colours and sizes, draw what was
+understood and compare: what the drawing does not explain (blobs, ghosts, halves, stray marks) is the misfit.
 """
 
 import colorsys
@@ -13,29 +13,30 @@ from itertools import permutations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 from ldm.data.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, Thing, parse, signed_distance
 
-SIDE = (
-    64  # pixels of a picture's side: radii and tolerances below are in such pixels and in levels of [0, 255]
-)
-WINDOW = 40  # side of the window that is cut out around a thing; the largest spans 32
+SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
+WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32
+MARGIN = WINDOW // 2
 MOST_THINGS, FEWEST_PIXELS = 3, 16  # a picture's largest components are looked at; smaller ones are specks
 FAINT = 40.0  # levels; the palette's weakest colour lies 100 from gray
 BACKGROUND_TOLERANCE = 24.0
 SATURATION, VALUE = 0.5, 0.55  # what a colour needs to have a name; the data's are 0.75 and more
-# The misfit is 1 where the smoothed difference reaches this many levels, or this share of a near thing's contrast.
-LOWEST, HIGHEST = (-WINDOW, -WINDOW, 2, 0.2, 0), (2 * WINDOW, 2 * WINDOW, WINDOW, 2, 1.5)
-STRAY, SHARE = 15.0, 0.13
+BIG = (RADII["big"][0] + RADII["small"][1]) / 2
+LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
+BLENDED = 0.25  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
+# The misfit is 1 where the smoothed difference reaches these levels, or this share of a near thing's contrast.
+STRAY, SHARE = 20.0, 0.2
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing in a picture, its colour None where no name fits; centre in pixels."""
+    """A thing in a picture; colour or shape is None where no name fits. Centre in pixels."""
 
     color: str | None
-    shape: str
+    shape: str | None
     size: str
     x: float
     y: float
@@ -43,7 +44,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows. Where `misfit` exceeds 1, something in it is not one of the found shapes."""
+    """What a picture shows. Where `misfit` exceeds 1, something in it is none of the found shapes."""
 
     things: tuple[Found, ...]
     background: str | None
@@ -52,7 +53,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption a picture fulfils. A thing that is missing has neither colour, shape nor relation."""
+    """Which parts of a caption a picture fulfils. What is missing has no colour, shape, relation."""
 
     color: bool
     shape: bool
@@ -68,14 +69,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Patches:
-    """m components, each in its window."""
+    """m components, each in its window of WINDOW × WINDOW pixels, everything 0 where another component is."""
 
-    picture: np.ndarray  # (m,) which picture it is of
-    corner: np.ndarray  # (m, 2) top and left of its window
-    signal: np.ndarray  # (m, 3, WINDOW, WINDOW) colour minus background, 0 where another component is
-    coverage: np.ndarray  # (m, WINDOW, WINDOW) how much of the colour each pixel holds
-    own: np.ndarray  # (m, WINDOW, WINDOW) 1 on the component and near it
-    free: np.ndarray  # (m, WINDOW, WINDOW) 0 where another component is
+    corner: np.ndarray  # (m, 3) which picture; top and left of the window
+    signal: np.ndarray  # (m, 3, h, w) colour minus background
+    coverage: np.ndarray  # (m, h, w) how much of the component's colour each pixel holds
+    own: np.ndarray  # (m, h, w) 1 on the component and near it
+    free: np.ndarray  # (m, h, w) 1
 
 
 def check(image: Tensor, scene: Scene) -> Verdict:
@@ -84,11 +84,9 @@ def check(image: Tensor, scene: Scene) -> Verdict:
 
 
 def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their captions, altogether ("accuracy") and by part."""
+    """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their caption: all of it ("accuracy") and by part."""
     if len(images) != len(captions) or not captions:
-        raise ValueError(
-            f"accuracy needs one caption for each picture, not {len(captions)} for {len(images)}"
-        )
+        raise ValueError(f"accuracy needs a caption for each picture, not {len(captions)} for {len(images)}")
     verdicts = [compare(seen, parse(caption)) for seen, caption in zip(see(images), captions, strict=True)]
     shares = np.mean([(verdict.ok, *astuple(verdict)) for verdict in verdicts], axis=0)
     return dict(zip(["accuracy", *(part.name for part in fields(Verdict))], shares.tolist(), strict=True))
@@ -97,8 +95,9 @@ def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
 def see(images: Tensor) -> list[Seen]:
     """What each of uint8 (n, 3, 64, 64) pictures shows."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"pictures must be uint8 (n, 3, 64, 64), not {images.dtype} {tuple(images.shape)}")
-    return [seen for chunk in images.cpu().split(64) for seen in _see(chunk.float())]
+        given = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"pictures to check must be uint8 (n, 3, {SIDE}, {SIDE}), not {given}")
+    return [seen for chunk in images.cpu().contiguous().split(64) for seen in _see(chunk.float())]
 
 
 def _see(images: Tensor) -> list[Seen]:
@@ -107,20 +106,16 @@ def _see(images: Tensor) -> list[Seen]:
     level = images[:, :, frame].median(dim=2).values  # (n, 3)
     signal = images - level[:, :, None, None]
     patches = _segment(signal)
-    shape, geometry = _fit(patches)
+    shape, geometry, rival = _fit(patches)
     contrast, drawn = _paint(shape, geometry, patches)
-    misfit = _misfit(signal, _assemble(drawn, patches, len(images)))
+    misfit = _misfit(signal, drawn, patches)
     things: list[list[Found]] = [[] for _ in images]
-    for i, picture in enumerate(patches.picture):
+    for i, (picture, top, left) in enumerate(patches.corner.tolist()):
         x, y, radius = geometry[i, :3].tolist()
-        size = "big" if radius > (RADII["big"][0] + RADII["small"][1]) / 2 else "small"
+        name = SHAPES[shape[i]] if rival[i] < BLENDED else None
         color = _name_color(level[picture].numpy() + contrast[i])
-        top, left = patches.corner[i].tolist()
-        things[picture].append(Found(color, SHAPES[shape[i]], size, left + x, top + y))
-    return [
-        Seen(tuple(found), _name_background(own), worst)
-        for found, own, worst in zip(things, level, misfit.tolist(), strict=True)
-    ]
+        things[picture].append(Found(color, name, "big" if radius > BIG else "small", left + x, top + y))
+    return [Seen(tuple(things[i]), _name_background(level[i]), float(misfit[i])) for i in range(len(images))]
 
 
 def _near(x: Tensor, side: int) -> Tensor:
@@ -139,36 +134,35 @@ def _label(mask: Tensor) -> Tensor:
         labels = grown
 
 
+def _largest(labels: Tensor) -> list[tuple[float, int, int]]:
+    """Label and mean row and column of the largest components of one picture."""
+    values, counts = labels[labels > 0].unique(return_counts=True)
+    order = counts.argsort(descending=True)[:MOST_THINGS]
+    values = values[order][counts[order] >= FEWEST_PIXELS]
+    return [(v.item(), *(labels == v).nonzero().float().mean(dim=0).round().int().tolist()) for v in values]
+
+
 def _segment(signal: Tensor) -> Patches:
     """Components of what differs from the background by half of the strongest difference near it."""
     strength = signal.norm(dim=1)  # (n, h, w)
     labels = _label((strength > FAINT) & (strength > 0.5 * _near(strength, 5)))
-    margin = WINDOW // 2
-    labels, signal = (torch.nn.functional.pad(x, (margin,) * 4) for x in (labels, signal))
-    found = []
-    for picture in range(len(labels)):
-        values, counts = labels[picture][labels[picture] > 0].unique(return_counts=True)
-        order = counts.argsort(descending=True)[:MOST_THINGS]
-        for value in values[order][counts[order] >= FEWEST_PIXELS]:
-            middle = (labels[picture] == value).nonzero().float().mean(dim=0).round().int()
-            top, left = (middle - margin).clamp(0, SIDE).tolist()
-            cut = np.s_[..., top : top + WINDOW, left : left + WINDOW]
-            patch = _patch(signal[picture][cut], labels[picture][cut], value)
-            found.append((picture, (top - margin, left - margin), *patch))
-    if not found:
-        window = np.zeros((0, WINDOW, WINDOW), np.float32)
-        return Patches(np.zeros(0, int), np.zeros((0, 2), int), window[:, None].repeat(3, 1), window, window, window)
-    return Patches(*map(np.array, zip(*found, strict=True)))
-
-
-def _patch(signal: Tensor, labels: Tensor, value: Tensor) -> tuple[np.ndarray, ...]:
-    """Signal, coverage, own and free of one component in its window."""
+    spots = [(i, *spot) for i, picture in enumerate(labels) for spot in _largest(picture)]
+    picture, value, row, column = torch.tensor(spots).view(-1, 4).T.long()[..., None, None]
+    rows, columns = (
+        row + torch.arange(WINDOW)[:, None],
+        column + torch.arange(WINDOW),
+    )  # of the padded pictures
+    labels = pad(labels, (MARGIN,) * 4)[picture, rows, columns]
+    signal = pad(signal, (MARGIN,) * 4).movedim(1, -1)[picture, rows, columns].movedim(-1, 1)  # (m, 3, h, w)
     own, other = (labels == value).float(), ((labels > 0) & (labels != value)).float()
-    inner = -_near(-own[None], 3)[0]  # without the pixels that an edge may cross
-    contrast = signal[:, (inner if inner.sum() >= 5 else own) > 0].median(dim=1).values
-    free = 1 - _near(other[None], 5)[0]
-    coverage = torch.einsum("chw,c->hw", signal, contrast) / contrast.square().sum()
-    return tuple(x.numpy() for x in (signal * free, coverage * free, _near(own[None], 5)[0] * free, free))
+    inner = -_near(-own, 3)  # without the pixels that an edge may cross
+    inner = torch.where(inner.sum((1, 2), keepdim=True) >= 5, inner, own)
+    contrast = torch.where(inner[:, None] > 0, signal, torch.nan).flatten(2).nanmedian(dim=2).values
+    free = 1 - _near(other, 5)
+    coverage = torch.einsum("mchw,mc->mhw", signal, contrast / contrast.square().sum(1, keepdim=True)) * free
+    corner = torch.cat([picture, row - MARGIN, column - MARGIN], dim=1).view(-1, 3)
+    parts = (corner, signal * free[:, None], coverage, _near(own, 5) * free, free)
+    return Patches(*(part.numpy() for part in parts))
 
 
 @cache
@@ -179,17 +173,8 @@ def _moments(shape: str) -> tuple[float, float]:
     return float(inside.mean() * 9), float((inside * line[:, None]).sum() / inside.sum())
 
 
-def _cover(shape: str, geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coverage (m, WINDOW, WINDOW) of shapes at (m, 5) x, y, radius, amount; u and v from their centres, in radii."""
-    x, y, radius = geometry.T[:3, :, None, None]
-    line = np.arange(WINDOW, dtype=np.float32) + 0.5
-    u, v = (line[None, None, :] - x) / radius, (line[None, :, None] - y) / radius
-    distance = radius * signed_distance(shape, u, v, 1.0).astype(np.float32)
-    return np.clip(0.5 - distance, 0, 1), u, v
-
-
 def _start(shape: str, patches: Patches) -> np.ndarray:
-    """Geometry (m, 4) of the shape that has each component's area and centroid."""
+    """Geometry (m, 5) from area and centroid alone: x, y, radius, amount, blur."""
     line = np.arange(WINDOW, dtype=np.float32) + 0.5
     weight = np.clip(patches.coverage, 0, 1) * patches.own
     mass = weight.sum(axis=(1, 2))
@@ -199,71 +184,88 @@ def _start(shape: str, patches: Patches) -> np.ndarray:
     return np.stack([x, y, radius, np.ones_like(x), np.zeros_like(x)], axis=1)
 
 
-def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
-    """One Gauss-Newton step: the better geometry, and the squared error (m,) of the given one."""
-    covered, u, v = _cover(shape, geometry)
-    soft = _smooth(covered) - covered
-    down, across = np.gradient(covered, axis=(1, 2))
-    amount, blur = geometry.T[3:, :, None, None]
-    slopes = np.stack([-amount * across, -amount * down, -amount * (u * across + v * down), covered, soft], axis=1)
-    slopes = (slopes * patches.free[:, None]).reshape(-1, 5, WINDOW**2)
-    error = (patches.coverage - (amount * covered + blur * soft) * patches.free).reshape(-1, WINDOW**2, 1)
-    normal = slopes @ slopes.transpose(0, 2, 1) + 1e-2 * np.eye(5, dtype=np.float32)
-    step = np.linalg.solve(normal, slopes @ error)[..., 0]
-    better = geometry + np.clip(step, -1, 1)
-    return np.clip(better, LOWEST, HIGHEST).astype(np.float32), np.square(error).sum((1, 2))
+def _axes(geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres right of (m, 1, w) and below (m, h, 1) the shape's centre, in radii."""
+    x, y, radius = geometry.T[:3, :, None, None]
+    line = np.arange(WINDOW, dtype=np.float32) + 0.5
+    return (line - x) / radius, (line[:, None] - y) / radius
 
 
-def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray]:
-    """For each component the index (m,) of the shape that fits best, and its geometry (m, 4)."""
-    geometries, errors = [], []
-    for shape in SHAPES:
-        geometry, _ = _improve(shape, _start(shape, patches), patches)
-        geometry, error = _improve(shape, geometry, patches)
-        geometries.append(geometry)
-        errors.append(error)
-    best = np.argmin(errors, axis=0)
-    return best, np.stack(geometries)[best, np.arange(len(best))]
+def _basis(shape: str, geometry: np.ndarray) -> np.ndarray:
+    """A shape in its window, (m, 2, h, w): its coverage, and what a blur of sigma 1 changes in that."""
+    distance = geometry[:, 2, None, None] * signed_distance(shape, *_axes(geometry), 1.0).astype(np.float32)
+    coverage = np.clip(0.5 - distance, 0, 1)
+    return np.stack([coverage, _smooth(coverage) - coverage], axis=1)
 
 
 def _smooth(pictures: np.ndarray) -> np.ndarray:
-    """Gaussian of sigma 1 over the last two axes, so that blur and noise weigh little and missing pieces much."""
-    kernel = np.exp(-0.5 * np.arange(-3, 4) ** 2)
-    blur = torch.from_numpy((kernel / kernel.sum()).astype(np.float32))
+    """Gaussian of sigma 1 over the last two axes."""
+    kernel = np.exp(-0.5 * np.arange(-3, 4, dtype=np.float32) ** 2)
+    blur = torch.from_numpy(kernel / kernel.sum())
     x = torch.from_numpy(pictures).view(-1, 1, *pictures.shape[-2:])
-    x = torch.nn.functional.conv2d(x, blur.view(1, 1, 7, 1), padding=(3, 0))
-    return torch.nn.functional.conv2d(x, blur.view(1, 1, 1, 7), padding=(0, 3)).view(pictures.shape).numpy()
+    x = conv2d(x, blur.view(1, 1, 7, 1), padding=(3, 0))
+    return conv2d(x, blur.view(1, 1, 1, 7), padding=(0, 3)).view(pictures.shape).numpy()
+
+
+def _solve(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares weights (m, k, c) of (m, k, pixels) for (m, c, pixels), kept finite by a trace of ridge."""
+    normal = basis @ basis.transpose(0, 2, 1) + 1e-2 * np.eye(basis.shape[1], dtype=np.float32)
+    return np.linalg.solve(normal, basis @ target.transpose(0, 2, 1))
+
+
+def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One Gauss-Newton step: the better geometry, and the basis and squared error (m,) of the given one."""
+    basis = _basis(shape, geometry) * patches.free[:, None]
+    down, across = np.gradient(basis[:, 0], axis=(1, 2))
+    u, v = _axes(geometry)
+    amount = geometry[:, 3, None, None]
+    moves = np.stack([-amount * across, -amount * down, -amount * (u * across + v * down)], axis=1)
+    slopes = np.concatenate([moves * patches.free[:, None], basis], axis=1).reshape(-1, 5, WINDOW**2)
+    error = patches.coverage - np.einsum("mk,mkhw->mhw", geometry[:, 3:], basis)
+    step = _solve(slopes, error.reshape(-1, 1, WINDOW**2))[..., 0]
+    better = np.clip(geometry + np.clip(step, -1, 1), LOWEST, HIGHEST).astype(np.float32)
+    return better, basis.reshape(-1, 2, WINDOW**2), np.square(error).sum((1, 2))
+
+
+def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index (m,) and geometry (m, 5) of the shape that fits each best, and a rival's share (m,)."""
+    fits = []
+    for shape in SHAPES:
+        geometry, *_ = _improve(shape, _start(shape, patches), patches)
+        fits.append(_improve(shape, geometry, patches))
+    geometries, bases, errors = zip(*fits, strict=True)
+    best, each = np.argmin(errors, axis=0), np.arange(len(patches.corner))
+    chosen, target = np.stack(bases)[best, each], patches.coverage.reshape(-1, 1, WINDOW**2)
+    rival = np.zeros(len(each), np.float32)
+    for index, basis in enumerate(bases):
+        amount = _solve(np.concatenate([chosen, basis[:, :1]], axis=1), target)[:, 2, 0]
+        rival = np.maximum(rival, np.where(best == index, 0, amount))
+    return best, np.stack(geometries)[best, each], rival
 
 
 def _paint(shape: np.ndarray, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
-    """Colour minus background (m, 3) and drawing (m, 3, WINDOW, WINDOW), each channel with a blur of its own."""
+    """Colour minus background (m, 3) and drawing (m, 3, h, w), each channel with a blur of its own."""
     contrast, drawn = np.zeros((len(shape), 3), np.float32), np.zeros_like(patches.signal)
     for index, name in enumerate(SHAPES):
-        chosen = shape == index
-        covered = _cover(name, geometry[chosen])[0]
-        basis = np.stack([covered, _smooth(covered) - covered], axis=1).reshape(-1, 2, WINDOW**2)
-        seen = (basis.reshape(-1, 2, WINDOW, WINDOW) * patches.free[chosen][:, None]).reshape(basis.shape)
-        signal = patches.signal[chosen].reshape(-1, 3, WINDOW**2)
-        normal = seen @ seen.transpose(0, 2, 1) + 1e-2 * np.eye(2, dtype=np.float32)
-        weights = np.linalg.solve(normal, seen @ signal.transpose(0, 2, 1))  # (m, 2, 3)
-        contrast[chosen] = weights[:, 0]
-        drawn[chosen] = (weights.transpose(0, 2, 1) @ basis).reshape(-1, 3, WINDOW, WINDOW)
+        mine = shape == index
+        basis = _basis(name, geometry[mine])
+        visible = (basis * patches.free[mine][:, None]).reshape(-1, 2, WINDOW**2)
+        weights = _solve(visible, patches.signal[mine].reshape(-1, 3, WINDOW**2))
+        contrast[mine] = weights[:, 0]
+        drawn[mine] = np.einsum("mkc,mkhw->mchw", weights, basis)
     return contrast, drawn
 
 
-def _assemble(drawn: np.ndarray, patches: Patches, count: int) -> np.ndarray:
-    """The drawings in their places: (count, 3, SIDE, SIDE)."""
-    margin = WINDOW // 2
-    canvas = np.zeros((count, 3, SIDE + 2 * margin, SIDE + 2 * margin), np.float32)
-    for picture, (top, left), patch in zip(patches.picture, patches.corner + margin, drawn, strict=True):
-        canvas[picture, :, top : top + WINDOW, left : left + WINDOW] += patch
-    return canvas[..., margin:-margin, margin:-margin]
-
-
-def _misfit(signal: Tensor, drawn: np.ndarray) -> np.ndarray:
+def _misfit(signal: Tensor, drawn: np.ndarray, patches: Patches) -> np.ndarray:
     """The largest difference (n,) of each picture from what was understood of it, in tolerances."""
-    difference = np.linalg.norm(_smooth(signal.numpy() - drawn), axis=1)
-    contrast = _near(torch.from_numpy(np.linalg.norm(drawn, axis=1)), 9).numpy()
+    canvas = np.zeros_like(pad(signal, (MARGIN,) * 4).numpy())
+    for (picture, top, left), patch in zip(patches.corner, drawn, strict=True):
+        canvas[picture, :, top + MARGIN :, left + MARGIN :][:, :WINDOW, :WINDOW] += patch
+    canvas = canvas[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+    difference = np.linalg.norm(
+        _smooth(signal.numpy() - canvas), axis=1
+    )  # smooth: noise weighs little, a piece much
+    contrast = _near(torch.from_numpy(np.linalg.norm(canvas, axis=1)), 9).numpy()
     return (difference / np.maximum(STRAY, SHARE * contrast)).max(axis=(1, 2))
 
 
@@ -275,9 +277,8 @@ def _name_color(rgb: np.ndarray) -> str | None:
 
 
 def _name_background(level: Tensor) -> str | None:
-    distances = {name: (level - gray).abs().max().item() for name, gray in BACKGROUNDS.items()}
-    nearest = min(distances, key=distances.__getitem__)
-    return nearest if distances[nearest] <= BACKGROUND_TOLERANCE else None
+    near = (name for name, gray in BACKGROUNDS.items() if (level - gray).abs().max() <= BACKGROUND_TOLERANCE)
+    return next(near, None)
 
 
 def _agree(found: Found | None, thing: Thing) -> tuple[bool, bool, bool]:
@@ -299,10 +300,12 @@ def _lie(chosen: Sequence[Found | None], scene: Scene) -> bool:
 
 
 def compare(seen: Seen, scene: Scene) -> Verdict:
-    """Match the caption's things with seen ones as well as they can be, then judge each part of the caption."""
+    """Match the caption's things with seen ones as well as can be, then judge each part of the caption."""
 
     def details(chosen: Sequence[Found | None]) -> int:
-        return sum(sum(_agree(*pair)) for pair in zip(chosen, scene.things, strict=True)) + _lie(chosen, scene)
+        return sum(sum(_agree(*pair)) for pair in zip(chosen, scene.things, strict=True)) + _lie(
+            chosen, scene
+        )
 
     missing = [None] * (len(scene.things) - len(seen.things))
     chosen = max(permutations([*seen.things, *missing], len(scene.things)), key=details)

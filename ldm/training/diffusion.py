@@ -13,6 +13,7 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
+from ldm.image import from_uint8
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -176,4 +177,4 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
 
 def as_float(image: Tensor) -> Tensor:
     """uint8 (b, 3, h, w) → [-1, 1], laid out as convolutions like it best."""
-    return (image.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return from_uint8(image).contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """A whole model as it lies on disk: the UNet's weights, and as plain data all else that sampling needs.
 
-It is a native file of kind "unet" or a checkpoint of a run; both hold the same `about`, {"kind", "config", "model"}.
+It is a native file or a checkpoint of a run; both hold the same `about`, {"kind": "unet", "config", "model"}.
 Nothing in one is ever run: classes come from a closed list, and checkpoints are read with weights_only=True.
 """
 
@@ -51,7 +51,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what the model draws: weights, architecture, schedule and prediction."""
+        """SHA-256 of all that decides what it draws: weights, architecture, schedule and prediction."""
         model = self.about["model"]
         decisive = {
             "unet": [fingerprint(self.unet.state_dict()), self.about["config"]],
@@ -63,7 +63,7 @@ class Model:
 
 
 def save_model(path: str | Path, unet_state: State, about: dict[str, Any]) -> None:
-    """Write a native file of the UNet's weights with its `about`. Raises ValueError where that is incomplete."""
+    """Write a native file of the UNet's weights. Raises ValueError where `about` is incomplete."""
     _check_about(about, path)
     save_network(path, "unet", about["config"], unet_state, model=about["model"])
 
@@ -103,7 +103,7 @@ def find_model(path: str | Path) -> Stored:
 
 
 def build(about: dict[str, Any], source: object) -> nn.Module:
-    """The network that `about` describes, on the meta device. Raises ValueError where its settings do not fit."""
+    """The network that `about` describes, on the meta device. Raises ValueError for unfit settings."""
     try:
         with torch.device("meta"):
             return KINDS[about["kind"]](**about["config"])
@@ -116,7 +116,7 @@ def _default() -> Stored:
         return _native(locate("assets:unet.safetensors"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            "the default model does not come with this copy of ldm: run `python train.py` and give its run folder"
+            "this copy of ldm comes without the default model: run `python train.py` and give model=RUN_DIR"
         ) from error
 
 
@@ -151,7 +151,9 @@ def _is_stable_diffusion(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as tensors:
             return any(name.startswith(SD_PREFIX) for name in tensors.keys())  # noqa: SIM118
-    except Exception:  # safetensors has one bare class for all that is wrong with a file, which read_about reports
+    except (
+        Exception
+    ):  # safetensors has one bare class for all that is wrong with a file, which read_about reports
         return False
 
 

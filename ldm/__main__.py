@@ -1,0 +1,37 @@
+"""The `ldm` command: one module of ldm/commands a subcommand, imported only when it is asked for."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from ldm.commands import edge
+
+COMMANDS = {
+    "emoji": "make the emoji data set from its npm package",
+    "info": "say what a model, a checkpoint or a run is",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="ldm",
+        usage="ldm COMMAND …",
+        description=f"Tools around latent diffusion models.\n\ncommands:\n{listing}",
+        epilog="`ldm COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    name = top.parse_args(argv[:1]).command
+    command = import_module(f"ldm.commands.{name}")
+    parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv[1:])
+    return edge.run(lambda: command.run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""sample.py's command line: prompts and key=value, read by hand so that no prompt needs quoting."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from ldm.commands.edge import UsageError
+
+
+@dataclass(frozen=True)
+class Key:
+    read: Callable[[str], Any]
+    help: str
+
+
+@dataclass
+class Arguments:
+    """`given` holds the keys that were written, with their values read."""
+
+    prompts: list[str] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    help: bool = False
+    debug: bool = False
+
+
+def whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+            raise ValueError(f"a whole number from {least} up")
+        return int(text)
+
+    return read
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("a number")
+    return value
+
+
+def height_by_width(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if not match:
+        raise ValueError("HEIGHTxWIDTH in pixels, such as 64x96")
+    return int(match[1]), int(match[2])
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def named(text: str) -> str:
+    if not text:
+        raise ValueError("a name or path")
+    return text
+
+
+KEYS = {
+    "model": Key(named, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
+    "negative": Key(str, "what the pictures shall not show"),
+    "seed": Key(whole(0), "of each prompt's first picture; the next ones count up (0)"),
+    "n": Key(whole(1), "pictures a prompt (1)"),
+    "steps": Key(whole(1), "more take longer and are finer (the model's own)"),
+    "sampler": Key(named, "ddim, euler, dpmpp_2m …; a wrong name lists them all (the model's own)"),
+    "spacing": Key(named, "where the steps lie: trailing, leading or linspace (the model's own)"),
+    "guidance": Key(number, "how closely to follow the prompt; 1 is not at all more (the model's own)"),
+    "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
+    "prompts_file": Key(named, "a .txt with one prompt a line"),
+    "from": Key(
+        named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"
+    ),
+    "out": Key(named, "folder for 0000.png … and grid.png (samples/<date>_<time>)"),
+    "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
+    "precision": Key(one_of("32", "bf16", "16"), "bits of the UNet and text encoder: 32, bf16 or 16 (32)"),
+    "batch_size": Key(whole(1), "pictures at a time; less takes less memory (8)"),
+}
+NOT_YET = ("init", "strength", "mask", "offload")
+
+HELP = """\
+usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
+
+Draws each prompt. An argument that is not key=value with a key below is a prompt, whatever it contains;
+after -- all are prompts. The paths of the pictures go to the standard output.
+
+  python sample.py "a red circle above a blue star on a white background"
+  python sample.py "a cat" "a dog" n=4 seed=7 steps=30 guidance=3 out=pets
+  python sample.py from=pets/0003.png               draws that picture again, bit for bit on the same machine
+  python sample.py from=pets/0003.png guidance=5    the same noise, more guidance
+
+keys (default):
+{keys}
+
+  --debug        show the traceback of an error
+  --help         show this
+
+Each PNG holds in its metadata all that is needed to draw it again. A prompt and its seed decide a picture,
+whatever else is drawn beside it (to 1/255).
+Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 stopped by Ctrl-C."""
+
+
+def help_text() -> str:
+    return HELP.format(keys="\n".join(f"  {name + '=':<14} {key.help}" for name, key in KEYS.items()))
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Raises UsageError, in one sentence, for keys that are misspelt, written twice or hold no such value."""
+    arguments = Arguments()
+    for position, text in enumerate(argv):
+        name, equals, value = text.partition("=")
+        if text == "--":
+            arguments.prompts += argv[position + 1 :]
+            break
+        if text in ("--help", "-h"):
+            arguments.help = True
+        elif text == "--debug":
+            arguments.debug = True
+        elif equals and name in KEYS:
+            if name in arguments.given:
+                raise UsageError(f"{name}= is given twice; leave one out")
+            arguments.given[name] = _value(name, value)
+        else:
+            _refuse_misspelt(name, equals, text)
+            arguments.prompts.append(text)
+    return arguments
+
+
+def _value(name: str, value: str) -> Any:
+    try:
+        return KEYS[name].read(value)
+    except ValueError as error:
+        raise UsageError(f"{name}={value} was given, but {name} must be {error}") from error
+
+
+def _refuse_misspelt(name: str, equals: str, text: str) -> None:
+    """A single word before `=`, or an option with dashes, that is nearly a key."""
+    word = name.lstrip("-").lower().replace("-", "_")
+    if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
+        return
+    if word in NOT_YET:
+        raise UsageError(
+            f"{word}= is not supported yet; leave it out, or put a prompt that reads so after --"
+        )
+    if close := get_close_matches(word, [*KEYS, *NOT_YET], n=1, cutoff=0.75):
+        raise UsageError(
+            f"{text!r} looks like {close[0]}={text[len(name) + 1 :]}; write that, or put it after -- "
+            "if it is a prompt"
+        )

@@ -1,0 +1,11 @@
+import pytest
+
+from tests.callbacks.painted import Painter
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> type[Painter]:
+    """Stands in for the pipeline of all callbacks."""
+    fresh = type("Fresh", (Painter,), {"calls": []})
+    monkeypatch.setattr("ldm.callbacks.sampling.Pipeline", fresh)
+    return fresh

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.evaluation import Evaluation
+from ldm.callbacks.throughput import Throughput
+from ldm.data.shapes import Shapes, held_out_prompts, parse
+from ldm.metrics.composition import accuracy
+from ldm.metrics.features import ClipFeatures
+from ldm.metrics.fid import fid
+from ldm.nn.clip import ImageTower
+from tests.callbacks.painted import Model, Painter
+from tests.callbacks.tiny import Batches, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:FID from")
+
+
+def features() -> ClipFeatures:
+    torch.manual_seed(0)
+    return ClipFeatures(ImageTower(64, 32, 8, 1, 2))
+
+
+def evaluate(
+    folder: Path, *callbacks: Any, reference: Dataset[Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    reference = reference or Shapes(0, "held_out", length=20)
+    defaults = {"prompts": 16, "count": 20, "batch_size": 6}
+    evaluation = Evaluation(folder, reference, features(), **(defaults | settings))
+    trainer(folder, *callbacks, evaluation).fit(Model(), Batches())
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_pictures_of_held_out_prompts_are_checked_against_them(
+    tmp_path: Path, painter: type[Painter]
+) -> None:
+    metrics = evaluate(tmp_path)["metrics"]
+    prompts = held_out_prompts(16)
+    assert [prompt for call in painter.calls for prompt in call[0]] == prompts
+    assert [seed for call in painter.calls for seed in call[1]] == list(range(16))
+    painted = torch.stack([painter(None).paint(prompt, seed) for seed, prompt in enumerate(prompts)])
+    expected = accuracy(painted, prompts)
+    assert metrics["accuracy"] == expected["accuracy"] > 0.9
+    assert metrics["accuracy_color"] == expected["color"]
+
+
+def test_prompts_with_an_unseen_pair_are_counted_apart(tmp_path: Path, painter: type[Painter]) -> None:
+    painter.skip = staticmethod(lambda prompt: parse(prompt).split == "unseen")
+    metrics = evaluate(tmp_path)["metrics"]
+    assert (metrics["accuracy_seen"], metrics["accuracy_unseen"]) == (1, 0)
+    assert metrics["accuracy"] == 14 / 16
+
+
+def test_fid_is_against_the_first_pictures_of_the_reference(tmp_path: Path, painter: type[Painter]) -> None:
+    value = evaluate(tmp_path)["metrics"]["fid"]
+    reference = Shapes(0, "held_out", length=20)
+    real = torch.stack([reference[i]["image"] for i in range(20)])
+    drawn = [painter(None).paint(prompt, seed) for seed, prompt in enumerate(held_out_prompts(16))]
+    assert value == pytest.approx(fid([real], [torch.stack(drawn)], features()), rel=1e-3)
+
+
+def test_other_data_are_drawn_from_their_own_captions(tmp_path: Path, painter: type[Painter]) -> None:
+    reference = Shapes(3, "train", length=9)
+    result = evaluate(tmp_path, reference=reference, composition=False)
+    assert [p for call in painter.calls for p in call[0]] == [reference[i]["caption"] for i in range(9)]
+    assert "accuracy" not in result["metrics"] and result["metrics"]["fid"] > 0
+    assert result["provenance"]["prompts"]["count"] == result["provenance"]["reference"]["count"] == 9
+
+
+def test_the_provenance_says_what_it_takes_to_measure_again(tmp_path: Path, painter: type[Painter]) -> None:
+    result = evaluate(tmp_path, EMA(0.75), Throughput(), seed=100)
+    provenance = result["provenance"]
+    assert provenance["sampling"] == {**Model.sampling, "size": [64, 64]}
+    assert provenance["prompts"]["seeds"] == [100, 115]
+    assert provenance["ema"] == {"decay": 0.75, "warmup": True, "updates": 4}
+    assert (provenance["steps"], provenance["seed"], provenance["torch"]) == (4, 5, torch.__version__)
+    assert provenance["features"] == features().fingerprint
+    assert result["metrics"]["images_per_second"] > 0
+
+
+def test_a_table_and_a_grid_come_last(
+    tmp_path: Path, painter: type[Painter], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tmp_path, Throughput())
+    told = capsys.readouterr()
+    names = [line.split()[0] for line in told.out.splitlines()]
+    parts = ["color", "shape", "size", "relation", "background", "count", "seen", "unseen"]
+    assert names == ["accuracy", *parts, "FID", "training", "sampling", "files"]
+    assert "sampling: picture 16/16" in told.err
+    with Image.open(tmp_path / "samples" / "final.png") as sheet:
+        assert sheet.width > 4 * 64
+
+
+def test_without_prompts_nothing_is_drawn_or_written(tmp_path: Path, painter: type[Painter]) -> None:
+    evaluation = Evaluation(tmp_path, Shapes(length=9), features(), prompts=0)
+    trainer(tmp_path, evaluation).fit(Model(), Batches())
+    assert not painter.calls and not (tmp_path / "metrics.json").exists()

@@ -1,0 +1,47 @@
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from ldm.callbacks.throughput import Throughput
+from tests.callbacks.test_health import Logged
+from tests.callbacks.tiny import Batches, Tiny, trainer
+
+
+@pytest.fixture(autouse=True)
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is one second later each time somebody looks."""
+    seconds = count()
+    monkeypatch.setattr("ldm.callbacks.throughput.time.perf_counter", lambda: float(next(seconds)))
+
+
+def test_batches_of_two_with_a_second_of_work_and_one_of_waiting_are_one_image_a_second(
+    tmp_path: Path,
+) -> None:
+    logger, speed = Logged(), Throughput()
+    trainer(tmp_path, speed, logger=logger, log_every_n_steps=2).fit(Tiny(), Batches())
+    assert (speed.images, speed.seconds, speed.waited) == (8, 7, 3)  # nobody waited for the first batch
+    assert logger.rows[3]["train/images_per_second"] == 1
+    assert logger.rows[3]["train/data_wait"] == 0.5
+
+
+def test_time_after_a_pause_is_not_counted(tmp_path: Path) -> None:
+    class Pausing(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            speed.pause()
+
+    speed = Throughput()
+    trainer(tmp_path, speed, Pausing()).fit(Tiny(), Batches())
+    assert (speed.seconds, speed.waited) == (4, 0)
+
+
+def test_validation_is_not_counted(tmp_path: Path) -> None:
+    class Validated(Tiny):
+        def validation_step(self, *_: Any) -> None:
+            pass
+
+    speed = Throughput()
+    trainer(tmp_path, speed, val_check_interval=2).fit(Validated(), Batches(), [[0]])
+    assert (speed.seconds, speed.waited) == (6, 2)  # of the three waits, that for the third batch

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+
+from ldm.metrics.fid import fid
+
+
+class Pixels(nn.Module):
+    """Each pixel a feature."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.double().flatten(1)
+
+
+def closed_form(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    root = scipy.linalg.sqrtm(cov1 @ cov2).real
+    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2 - 2 * root))
+
+
+def gaussian(mean: np.ndarray, cov: np.ndarray, seed: int) -> Tensor:
+    """200 samples whose own mean and covariance are exactly those."""
+    x = np.random.default_rng(seed).normal(size=(200, len(mean)))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return torch.from_numpy(x @ np.linalg.cholesky(cov).T + mean).view(200, 3, 2, 2)
+
+
+def test_it_is_the_closed_form_of_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(2, 12))
+    covs = [a @ a.T + 0.1 * np.eye(12) for a in rng.normal(size=(2, 12, 12))]
+    real, fake = (gaussian(mean, cov, seed) for seed, (mean, cov) in enumerate(zip(means, covs, strict=True)))
+    value = fid(real.split(64), fake.split(30), Pixels())
+    assert value == pytest.approx(closed_form(means[0], covs[0], means[1], covs[1]), rel=1e-9)
+
+
+def test_it_is_the_closed_form_of_what_numpy_measures_on_pictures() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = (torch.from_numpy(rng.integers(low, 256, (100, 3, 2, 2), np.uint8)) for low in (0, 90))
+    x, y = (images.flatten(1).double().numpy() for images in (real, fake))
+    expected = closed_form(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+    assert fid([real], [fake], Pixels()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_shift_of_every_feature_by_one_is_as_far_as_there_are_features() -> None:
+    real = gaussian(np.zeros(12), np.eye(12), seed=0)
+    assert fid([real], [real + 1], Pixels()) == pytest.approx(12)
+
+
+def test_fewer_pictures_than_features_are_told() -> None:
+    images = gaussian(np.zeros(12), np.eye(12), seed=0)
+    with pytest.warns(UserWarning, match="200 real and 12 generated pictures, fewer than the 12 features"):
+        fid([images], [images[:12]], Pixels())
+
+
+def test_a_single_picture_is_refused() -> None:
+    images = gaussian(np.zeros(12), np.eye(12), seed=0)
+    with pytest.raises(ValueError, match="not 1 real and 200 generated"):
+        fid([images[:1]], [images], Pixels())

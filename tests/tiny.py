@@ -1,0 +1,70 @@
+"""A whole model of tiny random networks, stored as runs and files store them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.nn.clip import TextTower
+from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.weights.model import save_model
+from ldm.weights.native import fingerprint, save_network
+
+KNOWN = "a red circle blue square on white background"
+SAMPLING = {"sampler": "dpmpp_2m", "spacing": "trailing", "steps": 3, "guidance": 2.0}
+
+
+def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
+    """No parameter stays zero, so that every part of the network has a say."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return network.eval()
+
+
+def tiny_unet(seed: int = 0) -> UNet:
+    return randomised(  # type: ignore[return-value]
+        UNet(width=8, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4), seed
+    )
+
+
+def tiny_vae(seed: int = 1) -> VAE:
+    return randomised(VAE(widths=(8, 8), blocks=1, groups=4), seed)  # type: ignore[return-value]
+
+
+def tiny_text_tower(seed: int = 2) -> TextTower:
+    tokens = sorted(set(Tokenizer()([KNOWN]).flatten().tolist()))
+    tower = TextTower(width=16, layers=1, heads=2, context=16, token_ids=tokens)
+    return randomised(tower, seed)  # type: ignore[return-value]
+
+
+def save_part(path: Path, kind: str, network: Any) -> dict[str, str]:
+    save_network(path, kind, network.config, network.state_dict())
+    return {"weights": str(path), "fingerprint": fingerprint(network.state_dict())}
+
+
+def tiny_about(folder: Path) -> dict[str, Any]:
+    """What a tiny model says of itself, its frozen parts saved in `folder`."""
+    return {
+        "kind": "unet",
+        "config": tiny_unet().config,
+        "model": {
+            "schedule": {"name": "flow", "shift": 1.0},
+            "prediction": "flow",
+            "time": None,
+            "first_stage": save_part(folder / "vae.safetensors", "vae", tiny_vae()),
+            "text_encoder": save_part(folder / "text_tower.safetensors", "text_tower", tiny_text_tower()),
+            "size": [16, 16],
+            "sampling": dict(SAMPLING),
+        },
+    }
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """The path of a native file of a tiny model."""
+    path = folder / "unet.safetensors"
+    save_model(path, tiny_unet().state_dict(), tiny_about(folder))
+    return path

@@ -1,0 +1,177 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.weights import native
+from ldm.weights.model import find_model, read_model, save_model
+from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
+
+
+def save_run(folder: Path, **changes: Any) -> Path:
+    """A run's checkpoint, its averages all one, its weights all two."""
+    state = tiny_unet().state_dict()
+    checkpoint = {
+        "ldm": tiny_about(folder),
+        "global_step": 7,
+        "state_dict": {f"unet.{name}": torch.full_like(tensor, 2) for name, tensor in state.items()}
+        | {"other.weight": torch.zeros(1)},
+        "ema": {name: torch.ones_like(tensor) for name, tensor in state.items()},
+    }
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    torch.save(checkpoint | changes, path)
+    return path
+
+
+def test_a_saved_model_comes_back_with_its_parts(tmp_path: Path) -> None:
+    model = read_model(save_tiny_model(tmp_path))
+    assert native.fingerprint(model.unet.state_dict()) == native.fingerprint(tiny_unet().state_dict())
+    assert model.about == tiny_about(tmp_path) and not model.unet.training
+    assert model.first_stage.network.factor == 2 and model.text_encoder.tokenizer.context == 16
+
+
+def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ASSETS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="comes without the default model"):
+        read_model("shapes")
+    save_tiny_model(tmp_path)
+    assert find_model("shapes").file == find_model("assets:unet.safetensors").file == tmp_path / "unet.safetensors"
+
+
+def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
+    checkpoint = save_run(tmp_path)
+    for path in (tmp_path, checkpoint):
+        assert all((parameter == 1).all() for parameter in read_model(path).unet.parameters())
+    assert find_model(tmp_path).note == "moving average after 7 steps"
+
+
+@pytest.mark.parametrize("averages", [None, {}])
+def test_of_a_run_without_averages_the_weights_are_read(tmp_path: Path, averages: dict[str, Any] | None) -> None:
+    save_run(tmp_path, ema=averages)
+    assert all((parameter == 2).all() for parameter in read_model(tmp_path).unet.parameters())
+
+
+def test_the_fingerprint_is_that_of_what_the_model_draws(tmp_path: Path) -> None:
+    about = tiny_about(tmp_path)
+
+    def saved(seed: int = 0, **changes: Any) -> str:
+        model = about["model"] | changes
+        save_model(tmp_path / "m.safetensors", tiny_unet(seed).state_dict(), about | {"model": model})
+        return read_model(tmp_path / "m.safetensors").fingerprint
+
+    first = saved()
+    assert saved(sampling={"steps": 50}, size=[32, 32]) == first
+    assert first not in (saved(seed=9), saved(prediction="v"), saved(schedule={"name": "flow", "shift": 3.0}))
+
+
+@pytest.mark.parametrize("part", ["first stage", "text encoder"])
+def test_another_frozen_part_than_in_training_is_refused(tmp_path: Path, part: str) -> None:
+    about = tiny_about(tmp_path)
+    about["model"][part.replace(" ", "_")]["fingerprint"] = "0123456789abcdef"
+    save_model(tmp_path / "m.safetensors", tiny_unet().state_dict(), about)
+    with pytest.raises(ValueError, match=f"trained with another {part} .* begins with 0123456789ab"):
+        read_model(tmp_path / "m.safetensors")
+
+
+def test_a_missing_frozen_part_is_named_with_the_model_that_needs_it(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path)
+    (tmp_path / "vae.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"unet\.safetensors was trained with the first stage .*vae"):
+        read_model(path)
+
+
+def test_nothing_at_the_path_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no model .*nowhere; give a run folder"):
+        read_model(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/last\.ckpt"):
+        read_model(tmp_path)
+
+
+def test_a_diffusers_folder_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a diffusers folder; ldm cannot read that kind yet"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sd.safetensors", "sd.ckpt"])
+def test_a_single_file_of_stable_diffusion_is_recognised(tmp_path: Path, name: str) -> None:
+    state = {"model.diffusion_model.out.2.weight": torch.zeros(1)}
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(
+        {"state_dict": state}, tmp_path / name
+    )
+    with pytest.raises(ValueError, match="is a single-file Stable Diffusion model; ldm cannot read"):
+        read_model(tmp_path / name)
+
+
+def test_a_file_of_one_part_is_no_model(tmp_path: Path) -> None:
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    with pytest.raises(ValueError, match="holds a vae, but a model is needed"):
+        read_model(tmp_path / "vae.safetensors")
+
+
+def test_an_incomplete_description_is_refused_on_saving_too(tmp_path: Path) -> None:
+    about = tiny_about(tmp_path)
+    del about["model"]["prediction"], about["model"]["size"]
+    with pytest.raises(ValueError, match="lacks prediction, size"):
+        save_model(tmp_path / "m.safetensors", {}, about)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short"])
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        read_model(tmp_path / "x.ckpt")
+
+
+def test_a_cut_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = save_run(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is cut short"):
+        read_model(path)
+
+
+class Payload:
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, zipped: bool) -> None:
+    path, ran = tmp_path / "x.ckpt", tmp_path / "ran"
+    if zipped:
+        torch.save({"ldm": Payload(ran)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Payload(ran)))
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        read_model(path)
+    assert not ran.exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="was not written by a run of ldm"):
+        read_model(tmp_path / "x.ckpt")
+
+
+def test_weights_that_do_not_fit_the_architecture_are_named(tmp_path: Path) -> None:
+    save_run(tmp_path, ema={"conv_in.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"those of another UNet .* missing: .* conv_in\.weight \[1\] instead"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"colour": 1}, {"depth": [1]}, {"width": "wide"}])
+def test_an_architecture_that_cannot_be_built_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    about = tiny_about(tmp_path)
+    save_model(tmp_path / "m.safetensors", {}, about | {"config": config})
+    with pytest.raises(ValueError, match="describes no network that this ldm can build"):
+        read_model(tmp_path / "m.safetensors")

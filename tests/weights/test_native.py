@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.nn.vae import VAE
+from ldm.weights.native import fill, fingerprint, load_network, locate, read_about, save_network
+from tests.tiny import save_part, tiny_text_tower, tiny_unet, tiny_vae
+
+
+@pytest.fixture
+def vae_file(tmp_path: Path) -> Path:
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    return tmp_path / "vae.safetensors"
+
+
+def test_a_network_comes_back_with_its_architecture_weights_and_buffers(vae_file: Path) -> None:
+    original, loaded = tiny_vae(), load_network(vae_file, "vae")
+    assert isinstance(loaded, VAE) and loaded.config == original.config and not loaded.training
+    z = torch.ones(1, 4, 4, 4)
+    assert torch.equal(loaded.decode(z), original.decode(z))
+
+
+def test_a_small_text_tower_comes_back_with_the_tokens_that_it_knows(tmp_path: Path) -> None:
+    original = tiny_text_tower()
+    save_part(tmp_path / "tower.safetensors", "text_tower", original)
+    loaded = load_network(tmp_path / "tower.safetensors", "text_tower")
+    tokens = torch.tensor([[49406, 320, 7, 49407]])
+    assert torch.equal(loaded(tokens), original(tokens))
+
+
+def test_what_is_said_besides_the_network_is_read_without_its_tensors(tmp_path: Path) -> None:
+    save_network(tmp_path / "v.safetensors", "vae", {"blocks": 1}, {}, note="naïve")
+    assert read_about(tmp_path / "v.safetensors") == {"kind": "vae", "config": {"blocks": 1}, "note": "naïve"}
+
+
+def test_weights_are_cast_on_loading_or_kept_as_they_are(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    half = {name: tensor.half() for name, tensor in vae.state_dict().items()}
+    save_network(tmp_path / "v.safetensors", "vae", vae.config, half)
+    for dtype, expected in ((torch.float32, torch.float32), (None, torch.float16)):
+        loaded = load_network(tmp_path / "v.safetensors", "vae", dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights file nowhere/x\.safetensors"):
+        locate("nowhere/x.safetensors")
+
+
+def test_another_kind_of_network_is_refused(vae_file: Path) -> None:
+    with pytest.raises(ValueError, match="holds a vae, but a unet is needed"):
+        load_network(vae_file, "unet")
+
+
+def test_a_cut_file_is_refused(vae_file: Path) -> None:
+    vae_file.write_bytes(vae_file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no readable safetensors file"):
+        load_network(vae_file, "vae")
+
+
+def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="was not written by ldm"):
+        read_about(tmp_path / "w.safetensors")
+
+
+def test_missing_unexpected_and_misshapen_weights_are_all_named() -> None:
+    state = tiny_unet().state_dict()
+    del state["conv_in.bias"]
+    state |= {"more": torch.zeros(1), "conv_in.weight": torch.zeros(2, 3)}
+    with pytest.raises(ValueError) as caught:
+        fill(tiny_unet(), state, "x.safetensors")
+    for part in (
+        "1 missing: conv_in.bias",
+        "1 unexpected: more",
+        "conv_in.weight [2, 3] instead of [8, 4, 3, 3]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_fingerprint_tells_values_names_types_and_shapes_apart_and_nothing_else() -> None:
+    w = torch.arange(6.0)
+    states = [
+        {"w": w},
+        {"v": w},
+        {"w": w + 1},
+        {"w": w.double()},
+        {"w": w.view(2, 3)},
+        {"w": w, "v": torch.tensor(1)},
+    ]
+    assert len({fingerprint(state) for state in states}) == len(states)
+    assert fingerprint({"a": w, "w": w}) == fingerprint({"w": w.clone().requires_grad_(), "a": w})
