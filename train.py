@@ -1,5 +1,6 @@
 """Train a model: python train.py [experiment=NAME] [group=option …] [key=value …]; -m sweeps, --help lists groups."""
 
+import logging
 import os
 import sys
 import traceback
@@ -9,20 +10,21 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import check_overrides, save_run, sentence
+from ldm.config import check_given, check_overrides, is_refusal, save_run, sentence
 
 CONF = Path(__file__).parent / "conf"
-failed: list[str] = []  # of a sweep: what each failing job said
 
 
 def train(config: DictConfig) -> None:
     """Builds what the config says and runs it."""
     import torch
     from hydra.utils import instantiate
-    from lightning import seed_everything
+    from lightning import Trainer, seed_everything
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from ldm.callbacks.checkpoint import AtomicCheckpointIO
     from ldm.lint import contradictions
@@ -32,10 +34,9 @@ def train(config: DictConfig) -> None:
         from ldm.plan import print_plan
 
         return print_plan(OmegaConf.to_container(config, resolve=True))
+    check_given(config)
     OmegaConf.resolve(config)
-    import logging
-
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    quieten()
     torch.set_float32_matmul_precision("high")
     seed_everything(config.seed, verbose=False)
 
@@ -48,17 +49,25 @@ def train(config: DictConfig) -> None:
             raise ValueError("; ".join(found))
     module = build(config.training)
     data = build(config.data.module)
+    resumed = checkpoint(config.resume, run_dir)
+
+    def begin(trainer: Trainer, _: Any) -> None:  # not before: a checkpoint that does not fit is refused by then
+        if trainer.is_global_zero:
+            save_run(config, run_dir)
+            print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
+
     callbacks = [build(node) for node in (config.ema, *config.callbacks.values(), config.get("evaluation")) if node]
     trainer = build(
         config.trainer,
-        callbacks=callbacks,
+        callbacks=[LambdaCallback(on_fit_start=begin), *callbacks],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    save_run(config, run_dir)
-    trainer.fit(module, data, ckpt_path=checkpoint(config.resume, run_dir), weights_only=True)
+    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    if resumed and not trainer.callback_metrics:
+        print(f"{resumed} has done its {trainer.global_step} steps; raise trainer.max_steps to train further")
 
 
 def checkpoint(resume: str | None, run_dir: Path) -> str | None:
@@ -71,6 +80,17 @@ def checkpoint(resume: str | None, run_dir: Path) -> str | None:
     return resume
 
 
+def quieten() -> None:
+    """Keeps advice on settings that are as they should be off the screen, and warnings to one line each."""
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")  # within Lightning 2.6
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -78,23 +98,22 @@ def main(config: DictConfig) -> None:
         OmegaConf.update(config, "run_dir", HydraConfig.get().runtime.output_dir)
     try:
         train(config)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
+        if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
         if not sweep:
             sys.exit(1)
-        failed.append(f"{config.run_dir}: {sentence(error)}")
+        # Hydra runs the other jobs, then prints this for the first that failed, and exits with 1.
+        raise CompactHydraException(f"{config.run_dir} failed: {sentence(error)}") from None
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module="lightning")
     try:
         check_overrides(sys.argv[1:], CONF)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, HydraException) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
     main()
-    if failed:
-        print(f"{len(failed)} jobs of the sweep failed:", *failed, sep="\n  ", file=sys.stderr)
-        sys.exit(1)

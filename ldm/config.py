@@ -3,63 +3,77 @@
 import difflib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.commands.edge import EXPECTED
 from ldm.files import write_text
 
 
 def check_overrides(arguments: list[str], conf: Path) -> None:
     """Refuses, with the nearest right name, an option that no group has and a key that the config does not have."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        overrides = OverridesParser.create().parse_overrides(get_args(arguments).overrides)
     except HydraException as error:
         raise ValueError(f"cannot read the arguments ({_first_line(error)}); write key=value, quote odd values") from error
     groups = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in conf.iterdir() if path.is_dir()}
     chosen = []
     for override in overrides:
         if (name := override.key_or_group) in groups:
-            for option in _options(override):
+            options = _options(override)
+            for option in options:
                 if option not in groups[name]:
                     raise ValueError(f"{name}={option} does not exist; {nearest(option, groups[name])}")
-            if not override.is_sweep_override():
+            if override.is_sweep_override():  # keys are looked for in its first option
+                chosen += [f"{name}={option}" for option in options[:1]]
+            else:
                 chosen.append(override.input_line or "")
     keys = _keys(chosen, conf)
     for override in overrides:
         name = override.key_or_group
         if name in groups or name.startswith("hydra") or override.is_add() or name in keys:
             continue
+        if owners := _owners(name, groups, conf):
+            raise ValueError(f"the key {name} needs {' or '.join(owners)}; add that")
         raise ValueError(f"there is no key {name}; {nearest(name, sorted(keys | groups.keys()))}")
 
 
 def _options(override: Override) -> list[str]:
+    if override.is_delete() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     value = override.value()
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
+def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
+    """The options, as group=option, that would bring a key which the chosen ones lack."""
+    group, _, leaf = key.partition(".")
+    return [f"{group}={name}" for name in groups.get(group, []) if leaf in OmegaConf.load(conf / group / f"{name}.yaml")]
+
+
 def _keys(chosen: list[str], conf: Path) -> set[str]:
-    """Every dotted key of the config with these group options, and the Trainer's own arguments."""
+    """Every dotted key of the config with these group options."""
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = compose("train", overrides=[line for line in chosen if line], return_hydra_config=False)
-    keys: set[str] = set()
+    return {key for key, _ in _walk(config)}
 
-    def walk(node: Any, prefix: str) -> None:
-        items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else ()
-        for name, value in items:
-            keys.add(prefix + str(name))
-            walk(value, f"{prefix}{name}.")
 
-    walk(config, "")
-    return keys
+def _walk(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every dotted key, and whether its value is still to be given."""
+    for name, value in node.items_ex(resolve=False):
+        yield f"{prefix}{name}", OmegaConf.is_missing(node, name)
+        if isinstance(value, DictConfig):
+            yield from _walk(value, f"{prefix}{name}.")
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -79,13 +93,26 @@ def save_run(config: DictConfig, run_dir: Path) -> None:
     write_text(run_dir / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
 
 
+def check_given(config: DictConfig) -> None:
+    """Refuses a config in which a key that has no default was not given."""
+    for key, missing in _walk(config):
+        if missing:
+            raise ValueError(f"{key} has no default; give it as {key}=…")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the message is written for people, so that where it was raised says nothing more to them."""
+    return isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))
+
+
 def sentence(error: BaseException) -> str:
     """What went wrong in one line: the innermost cause of what Hydra and OmegaConf wrap."""
     while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}"
-    return str(error) if str(error) else type(error).__name__
+    text = " ".join(str(error).split())
+    return text if is_refusal(error) and text else f"{type(error).__name__}: {text}"
 
 
 def _first_line(error: BaseException) -> str:

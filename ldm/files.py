@@ -21,7 +21,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, "xb")
+        file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors of `write` are told apart
     except OSError as error:
         raise _named(error, path) from error
     try:

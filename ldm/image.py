@@ -4,6 +4,7 @@ import io
 import json
 import math
 import struct
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.files import atomic_write
@@ -38,19 +39,17 @@ def load_image(
     truncated or has more than `max_pixels`; FileNotFoundError for a missing path.
     """
     if isinstance(source, (str, Path)):
-        with open(source, "rb") as file:
-            return load_image(file, background, max_pixels, name or str(source))
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with open(source, "rb") as opened:
+            return load_image(opened, background, max_pixels, name or str(source))
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(getattr(file, "name", "the picture"))
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"{image.width}×{image.height} is more than the {max_pixels:,} pixels allowed"
-                )
+                raise ValueError(f"{image.width}×{image.height} is more than the {max_pixels:,} pixels allowed")
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), background)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         expected = ", ".join(FORMATS)
         raise ValueError(f"{name} cannot be read as a picture: it is none of {expected}") from error
     except _DECODE_ERRORS as error:
@@ -144,16 +143,14 @@ def grid(
     Pictures with captions that are less than 192 px wide are enlarged by a whole factor so that one can read.
     """
     if not images or (captions is not None and len(captions) != len(images)):
-        raise ValueError(
-            f"a grid needs pictures and as many captions: got {len(images)}, {len(captions or [])}"
-        )
+        raise ValueError(f"a grid needs pictures and as many captions: got {len(images)}, {len(captions or [])}")
     columns = min(columns or math.ceil(len(images) ** 0.5), len(images))
     width, height = max(i.width for i in images), max(i.height for i in images)
     factor = max(1, -(-192 // width)) if captions is not None else 1
     width, height = width * factor, height * factor
     gap, line = 8, 18
     font = ImageFont.load_default(14)
-    texts = [_wrap(caption, width, font) for caption in captions or [""] * len(images)]
+    texts = [_wrap(_drawable(caption), width, font) for caption in captions or [""] * len(images)]
     rows = range(0, len(images), columns)
     tops = np.cumsum([gap] + [height + gap + line * max(map(len, texts[r : r + columns])) for r in rows])
     sheet = Image.new("RGB", (gap + columns * (width + gap), int(tops[-1])), WHITE)
@@ -165,6 +162,12 @@ def grid(
         for n, text in enumerate(lines):
             draw.text((x, y + height + 2 + n * line), text, fill=(0, 0, 0), font=font)
     return sheet
+
+
+def _drawable(text: str) -> str:
+    """The font has no accents and no dashes: é is drawn as e, – as -. (Other scripts stay boxes.)"""
+    letters = unicodedata.normalize("NFKD", text).translate({ord("–"): "-", ord("—"): "-"})
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _wrap(text: str, width: int, font: Any, max_lines: int = 8) -> list[str]:
@@ -203,7 +206,5 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except _DECODE_ERRORS as error:
         raise ValueError(f"{path} cannot be read as a PNG with settings of ldm: {error}") from error
     if not isinstance(metadata, dict):
-        raise ValueError(
-            f"{path} holds no settings: it is not a picture that sample.py wrote, or was re-saved"
-        )
+        raise ValueError(f"{path} holds no settings: it is not a picture that sample.py wrote, or was re-saved")
     return metadata

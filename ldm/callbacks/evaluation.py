@@ -50,6 +50,14 @@ class Evaluation(Callback):
         self.count = min(count, len(reference))  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._evaluate(trainer, module)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """For a run resumed after its last step, which was stopped before it had been evaluated."""
+        if not (self.folder / "metrics.json").exists():
+            self._evaluate(trainer, module.to(trainer.strategy.root_device))
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if not self.prompts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         captions = self.captions()
@@ -60,7 +68,7 @@ class Evaluation(Callback):
             metrics |= composition(images, captions)
         self.features.to(module.device)
         metrics["fid"] = fid(self._real(), images.split(self.batch_size), self.features)
-        if speed := find(trainer, Throughput):
+        if (speed := find(trainer, Throughput)) and speed.seconds:
             metrics["images_per_second"] = speed.images / speed.seconds
             metrics["training_seconds"] = speed.seconds
         self._write(images, captions, metrics, self._provenance(trainer, module, len(captions)))
@@ -131,13 +139,15 @@ class Evaluation(Callback):
 
 def composition(images: Tensor, captions: list[str]) -> dict[str, float]:
     """Accuracy over all prompts, by attribute, and for prompts without and with an unseen pair apart."""
-    shares = accuracy(images, captions)
-    scores = {name if name == "accuracy" else f"accuracy_{name}": share for name, share in shares.items()}
-    unseen = torch.tensor([parse(caption).split == "unseen" for caption in captions])
-    for name, chosen in (("seen", ~unseen), ("unseen", unseen)):
-        if chosen.any():
-            own = [caption for caption, kept in zip(captions, chosen.tolist(), strict=True) if kept]
-            scores[f"accuracy_{name}"] = accuracy(images[chosen], own)["accuracy"]
+    scores: dict[str, float] = {}
+    unseen = [parse(caption).split == "unseen" for caption in captions]
+    for split, wanted in (("seen", False), ("unseen", True)):
+        if chosen := [i for i, has_pair in enumerate(unseen) if has_pair == wanted]:
+            shares = accuracy(images[chosen], [captions[i] for i in chosen])
+            for part, share in shares.items():
+                name = part if part == "accuracy" else f"accuracy_{part}"
+                scores[name] = scores.get(name, 0.0) + share * len(chosen) / len(captions)
+            scores[f"accuracy_{split}"] = shares["accuracy"]
     return scores
 
 
@@ -150,12 +160,8 @@ def table(metrics: dict[str, float], drawn: int, real: int, folder: Path) -> str
     ]
     rows.append(("FID", f"{metrics['fid']:.4g} ({drawn} drawn, {real} real pictures)"))
     if "training_seconds" in metrics:
-        rows.append(
-            (
-                "training",
-                f"{clock(metrics['training_seconds'])} at {metrics['images_per_second']:.4g} images/s",
-            )
-        )
+        speed = f"{metrics['images_per_second']:.4g} images/s"
+        rows.append(("training", f"{clock(metrics['training_seconds'])} at {speed}"))
     rows.append(("sampling", f"{clock(metrics['sampling_seconds'])} for {drawn} pictures"))
     rows.append(("files", f"{folder / 'metrics.json'}, {folder / 'samples' / 'final.png'}"))
     return "\n".join(f"{name:<14}{value}" for name, value in rows)

@@ -32,7 +32,7 @@ class Export(Callback):
                     for name, tensor in part.network.state_dict().items()
                 }
                 save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)
-        if self.metrics:
+        if self.metrics and trainer.callback_metrics:  # none where a finished run had nothing left to do
             self._write_metrics(trainer)
 
     def _write_metrics(self, trainer: Trainer) -> None:

@@ -1,11 +1,13 @@
 """`ldm emoji`: the npm package emoji-datasource-google as WebDataset shards of captioned pictures."""
 
 import argparse
+import gzip
 import io
 import json
 import re
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,16 +27,12 @@ _MAX_BYTES = 32 << 20  # the largest, emoji.json, has 1.3 MB
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"Make the emoji data set from the npm package {PACKAGE} {VERSION}; {GET}."
     parser.add_argument("source", type=Path, help="the package: the .tgz, or the folder it unpacks to")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for emoji-00000.tar, …"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for emoji-00000.tar, …")
     for name, default, unit in (
         ("--size", NATIVE_SIZE, "pixels a side"),
         ("--shard-size", 480, "samples a tar"),
     ):
-        parser.add_argument(
-            name, type=_positive, default=default, metavar="N", help=f"{unit} (default: %(default)s)"
-        )
+        parser.add_argument(name, type=_positive, default=default, metavar="N", help=f"{unit} (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,11 +43,9 @@ def run(args: argparse.Namespace) -> None:
     paths = [args.out / f"emoji-{k:05d}.tar" for k in range(len(shards))]
     others = sorted(set(args.out.glob("emoji-*.tar")) - set(paths))
     if others:
-        raise ValueError(
-            f"{args.out} already holds {others[0].name}, which is not of these shards: empty it first"
-        )
+        raise ValueError(f"{args.out} already holds {others[0].name}, which is not of these shards: empty it first")
     for path, shard in zip(paths, shards, strict=True):
-        atomic_write(path, lambda file, shard=shard: write_tar(file, shard))
+        atomic_write(path, partial(write_tar, samples=shard))
     atomic_write(args.out / "LICENSE.emoji-datasource", lambda file: file.write(files["LICENSE"]))
     print(f"wrote {len(samples):,} emoji in {len(shards)} shards to {args.out}")
 
@@ -68,9 +64,7 @@ def read_package(source: Path) -> dict[str, bytes]:
         raise ValueError(f"{source} is not the package {PACKAGE}: it has no {min(missing)}; {GET}")
     package = _json(files, "package.json")
     if (package.get("name"), package.get("version")) != (PACKAGE, VERSION):
-        raise ValueError(
-            f"{source} is {package.get('name')} {package.get('version')}, not {PACKAGE} {VERSION}; {GET}"
-        )
+        raise ValueError(f"{source} is {package.get('name')} {package.get('version')}, not {PACKAGE} {VERSION}; {GET}")
     return files
 
 
@@ -84,7 +78,7 @@ def _read_tarball(source: Path) -> dict[str, bytes]:
                 file = tar.extractfile(member) if member.isreg() and _WANTED.fullmatch(name) else None
                 if file and member.size <= _MAX_BYTES:
                     files[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{source} is no npm tarball, or is cut short; {GET}") from error
     return files
 

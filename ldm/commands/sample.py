@@ -3,12 +3,12 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from PIL.Image import Image
@@ -18,7 +18,7 @@ from ldm.commands import edge
 from ldm.commands.edge import UsageError
 from ldm.commands.sample_arguments import Arguments, help_text, parse
 from ldm.image import grid, read_metadata, save_png, to_pil
-from ldm.pipeline import MAX_SEED, Pipeline
+from ldm.pipeline import Pipeline
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.model import DEFAULT, read_model
@@ -82,8 +82,6 @@ def fresh(arguments: Arguments) -> Job:
             'there is no prompt; write one, as in: python sample.py "a red circle on a white background"'
         )
     seed, n, size = given.get("seed", 0), given.get("n", 1), given.get("batch_size", 8)
-    if seed + n - 1 > MAX_SEED:
-        raise UsageError(f"seed={seed} is too large; use at most {MAX_SEED - n + 1}")
     pairs = [(prompt, seed + k) for prompt in prompts for k in range(n)]
     chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     return Job(
@@ -170,15 +168,15 @@ def draw(job: Job) -> None:
     """Writes pictures as soon as they are drawn, so that Ctrl-C loses none, and at the end the grid."""
     if job.threads:
         torch.set_num_threads(job.threads)  # on the CPU, sums are split among threads and round accordingly
-    pipeline, origin = load(job)
     shown: list[Image] = []
     captions: list[str] = []
     done = 0
     try:
+        pipeline, origin = load(job)
         for image, settings in pictures(job, pipeline):
             path = job.out / file_name(done)
             save_png(image, path, settings | origin)
-            tqdm.write(str(path))
+            say(str(path))
             done += 1
             if done <= GRID_MOST:
                 shown.append(image)
@@ -190,11 +188,20 @@ def draw(job: Job) -> None:
     print(job.out / "grid.png")
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line, on the standard output by default, that does not tear the progress bar."""
+    (tqdm.write if sys.stderr.isatty() else print)(text, file=file)
+
+
 def pictures(job: Job, pipeline: Pipeline) -> Iterator[tuple[Image, dict[str, Any]]]:
     """The wanted pictures, batch by batch, with the settings that draw them again."""
-    with progress(len(job.batches)) as on_step:
+    steps = job.call.get("steps", pipeline.settings.steps) * len(job.batches)
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=steps, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
         for prompts, seeds in job.batches:
-            result = pipeline(prompts, seeds=seeds, batch_size=len(prompts), on_step=on_step, **job.call)
+            result = pipeline(
+                prompts, seeds=seeds, batch_size=len(prompts), on_step=lambda *_: bar.update(), **job.call
+            )
             batch = list(zip(to_pil(result.images), result.settings, strict=True))
             yield from batch if job.keep is None else [batch[job.keep]]
 
@@ -228,24 +235,11 @@ def ldm_version() -> str:
 
 
 @contextmanager
-def progress(batches: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar of steps with their rate and the time left; outside a terminal at most every ten seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(unit="step", mininterval=interval, dynamic_ncols=True) as bar:
-
-        def on_step(done: int, total: int) -> None:
-            bar.total = total * batches
-            bar.update(1)
-
-        yield on_step
-
-
-@contextmanager
 def shown_warnings() -> Iterator[None]:
     """Each different warning of ours once, as one line on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        say(f"warning: {message}", sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

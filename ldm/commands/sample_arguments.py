@@ -73,9 +73,9 @@ KEYS = {
     "seed": Key(whole(0), "of each prompt's first picture; the next ones count up (0)"),
     "n": Key(whole(1), "pictures a prompt (1)"),
     "steps": Key(whole(1), "more take longer and are finer (the model's own)"),
-    "sampler": Key(named, "ddim, euler, dpmpp_2m …; a wrong name lists them all (the model's own)"),
+    "sampler": Key(named, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
     "spacing": Key(named, "where the steps lie: trailing, leading or linspace (the model's own)"),
-    "guidance": Key(number, "how closely to follow the prompt; 1 is not at all more (the model's own)"),
+    "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
     "prompts_file": Key(named, "a .txt with one prompt a line"),
     "from": Key(

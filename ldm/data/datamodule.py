@@ -38,7 +38,8 @@ class DataModule(LightningDataModule):
     """`train` in a shuffled order that resumes to the sample; each of `val`, by name, in its own order.
 
     `batch_size` is a rank's; `global_batch`, if given, must be a multiple of batch_size · ranks and is reached by
-    accumulating gradients. `limit` trains on the first so many samples only. The state is one integer: how many samples all ranks together have trained on.
+    accumulating gradients. `limit` trains on the first so many samples only. The state is one integer: how many
+    samples all ranks together have trained on.
     """
 
     def __init__(
@@ -64,7 +65,6 @@ class DataModule(LightningDataModule):
         self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed
         self.seen = 0
         self.bad = BadSamples(max_bad_share, len(self.train))
-        self._resumed = (0, 0)  # samples and batches at the last resume
 
     def accumulation(self, world: int) -> int:
         """Batches per optimizer step. Raises ValueError where the global batch does not divide."""
@@ -80,16 +80,18 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        order = Order(len(self.train), self.batch_size, self.seed, rank, world)
-        order.start = self.state_dict()["seen"]
+        steps = self.accumulation(world)
+        order = Order(len(self.train), self.batch_size, self.seed, rank, world, steps, start=lambda: self.seen)
         return self._loader(self.train, batch_sampler=order)
 
     def val_dataloader(self) -> list[DataLoader[Sample]]:
         return [self._loader(dataset, batch_size=self.val_batch_size) for dataset in self.val.values()]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if "bad" in batch and self.trainer and self.trainer.training:
-            self.bad.count(batch["bad"])
+        """Counts what is trained on here, because workers fetch ahead of it."""
+        if self.trainer is not None and self.trainer.training:
+            self.seen += self.batch_size * self.trainer.world_size
+            self.bad.count(batch.get("bad", []))
         return batch
 
     def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
@@ -103,14 +105,7 @@ class DataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Batches are counted by the Trainer, because workers fetch ahead of what has been trained on."""
-        if self.trainer is None:
-            return {"seen": self.seen}
-        seen, batches = self._resumed
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed - batches
-        return {"seen": seen + done * self.batch_size * self.trainer.world_size}
+        return {"seen": self.seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.seen = state["seen"]
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
-        self._resumed = (self.seen, done)

@@ -66,9 +66,7 @@ class Folder(Dataset[Sample]):
         if key in self.listed:
             return self.listed[key]
         if key not in self.beside:
-            raise ValueError(
-                f"{self.root / key} has no caption: no .txt or .json beside it, no row in {METADATA}"
-            )
+            raise ValueError(f"{self.root / key} has no caption: no .txt or .json beside it, no row in {METADATA}")
         path = self.root / self.beside[key]
         return read_caption(path.read_bytes(), path.suffix[1:], str(path))
 
@@ -93,9 +91,7 @@ def _beside(keys: list[str], files: list[str]) -> dict[str, str]:
     """Picture → caption file of the same name; `.txt` wins over `.json`."""
     there = set(files)
     candidates = {key: (f"{_stem(key)}.txt", f"{_stem(key)}.json") for key in keys}
-    return {
-        key: next(n for n in names if n in there) for key, names in candidates.items() if there & {*names}
-    }
+    return {key: next(n for n in names if n in there) for key, names in candidates.items() if there & {*names}}
 
 
 def _listed(root: Path, files: list[str]) -> dict[str, str]:
@@ -116,9 +112,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8"
-        ) from error
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from error
     rows = []
     for number, line in enumerate(lines, 1):
         where = f"line {number} of {path}"

@@ -49,7 +49,7 @@ class Framing:
         """uint8 (3, size, size); raises ValueError that names the picture where it cannot be decoded."""
         keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
         u, v, mirror = (float(x) for x in keyed.random(3))
-        image = load_image(data, tuple(self.background), name=name)
+        image = load_image(data, self.background, name=name)
         image = resize_and_crop(image, self.size, (u, v) if self.crop == "random" else (0.5, 0.5))
         x = pixels(image)
         return x.flip(-1) if mirror < self.flip and not _SIDES.search(caption) else x
@@ -68,9 +68,7 @@ def read_caption(data: bytes, extension: str, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8"
-        ) from error
+        raise ValueError(f"{name} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from error
     if extension == "txt":
         return text.strip()
     try:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
 BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
-RADII = {"big": (11.0, 12.5), "small": (6.0, 7.5)}  # pixels of a 64-pixel picture
+RADII = {"big": (11.5, 12.5), "small": (7.5, 8.5)}  # pixels of a 64-pixel picture
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
 # Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
 UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
@@ -128,13 +128,14 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
         centers = [32 + sign * axis * rng.uniform(14.5, 16.5) + across * rng.uniform(-6, 6) for sign in (1, -1)]
-    placed = []
-    for thing, (x, y) in zip(scene.things, centers, strict=True):
-        radius = rng.uniform(*RADII[thing.size or str(rng.choice(list(RADII)))])
-        hue = (HUES[thing.color] + rng.uniform(-3, 3)) / 360
-        red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
-        placed.append(Placed(thing.shape, float(x), float(y), radius, (255 * red, 255 * green, 255 * blue)))
-    return placed
+    return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
+
+
+def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator) -> Placed:
+    radius = rng.uniform(*RADII[thing.size or str(rng.choice(list(RADII)))])
+    hue = (HUES[thing.color] + rng.uniform(-3, 3)) / 360
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
+    return Placed(thing.shape, float(x), float(y), radius, (255 * red, 255 * green, 255 * blue))
 
 
 def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
@@ -226,6 +227,33 @@ class Shapes(Dataset[dict[str, Any]]):
         scene, placed = self.scene(index)
         image = torch.from_numpy(render(placed, scene.background, self.size)).permute(2, 0, 1).contiguous()
         return {"image": image, "caption": scene.caption, "key": f"{self.split}-{self.seed}-{index}", "id": index}
+
+
+class Crowds(Dataset[dict[str, Any]]):
+    """Pictures of up to nine small things side by side: many edges a picture, for training a first stage.
+
+    They have no caption. No thing has a pair of `UNSEEN`.
+    """
+
+    def __init__(self, seed: int = 0, length: int = 1_000_000, size: int = 64) -> None:
+        self.seed, self.length, self.size = seed, length, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        if isinstance(index, tuple):
+            index = index[1]
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+        pairs = [(color, shape) for color in HUES for shape in SHAPES if (color, shape) not in UNSEEN]
+        centers = (np.stack(np.divmod(np.arange(9), 3), axis=1) + 0.5) * 64 / 3 + rng.uniform(-4, 4, (9, 2))
+        placed = [
+            _placed(Thing(*pairs[rng.integers(len(pairs))], size="small"), x, y, rng)
+            for x, y in centers[rng.random(9) < 0.7]
+        ]
+        background = str(rng.choice(list(BACKGROUNDS)))
+        image = torch.from_numpy(render(placed, background, self.size)).permute(2, 0, 1).contiguous()
+        return {"image": image, "caption": "", "key": f"crowd-{self.seed}-{index}", "id": index}
 
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:

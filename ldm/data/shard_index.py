@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,18 +47,11 @@ def load_index(shard: Path) -> ShardIndex:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # absent, or cut: it is made anew
     index = scan(shard)
-    fields = {
-        "keys": index.keys,
-        "spans": index.spans,
-        "extensions": index.extensions,
-        "loss": np.array(index.loss),
-    }
+    fields: dict[str, Any] = {"stamp": stamp, **vars(index)}
     try:
-        atomic_write(cache, lambda file: np.savez(file, stamp=stamp, **fields))
+        atomic_write(cache, lambda file: np.savez(file, **fields))
     except OSError as error:
-        warnings.warn(
-            f"the index of {shard} is not kept, so each start scans the tar again: {error}", stacklevel=2
-        )
+        warnings.warn(f"the index of {shard} is not kept, so each start scans the tar again: {error}", stacklevel=2)
     return index
 
 

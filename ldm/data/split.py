@@ -22,6 +22,8 @@ class Split(Dataset[Sample]):
     def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], one_in: int = 16) -> None:
         if part not in ("train", "held_out"):
             raise ValueError(f"part={part!r}: expected train or held_out")
+        if one_in < 2:
+            raise ValueError(f"data.one_in={one_in}: expected 2 or more, to leave both parts some samples")
         self.dataset = dataset
         self.indices = [
             index
@@ -29,7 +31,8 @@ class Split(Dataset[Sample]):
             if (zlib.crc32(dataset.key(index).encode()) % one_in == 0) == (part == "held_out")
         ]
         if not self.indices:
-            raise ValueError(f"none of {len(dataset)} samples is {part}; give more data, or lower data.one_in={one_in}")
+            mend = "lower" if part == "held_out" else "raise"
+            raise ValueError(f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.one_in={one_in}")
 
     def __len__(self) -> int:
         return len(self.indices)

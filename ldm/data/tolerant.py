@@ -1,5 +1,6 @@
 """A few unreadable samples among millions: replaced, counted, and refused only when there are too many."""
 
+from collections.abc import Iterator
 from typing import Protocol, TypedDict
 
 from torch import Tensor
@@ -52,12 +53,13 @@ class Tolerant(Dataset[CheckedSample]):
                 return {**sample, "bad": reasons[:1]}
         raise ValueError(f"none of {len(reasons)} samples tried could be read; the first: {reasons[0]}")
 
-    def _candidates(self, position: int) -> list[int]:
+    def _candidates(self, position: int) -> Iterator[int]:
         group, total = self.dataset.group(position), len(self)
-        near = [group[(position - group.start + k) % len(group)] for k in range(min(NEAR, len(group)))]
+        yield from (group[(position - group.start + k) % len(group)] for k in range(min(NEAR, len(group))))
         step = round(total * (5**0.5 - 1) / 2)  # the golden section: any run of steps is spread evenly
-        far = range(total) if total <= FAR else [(position + k * step) % total for k in range(1, FAR)]
-        return list(dict.fromkeys([*near, *far]))
+        yield from ((position + k * step) % total for k in range(1, min(FAR, total)))
+        if total <= FAR:
+            yield from range(total)
 
 
 class BadSamples:

@@ -1,7 +1,7 @@
 """Does a picture of shapes show what its caption says? Analysis by synthesis, with no trained network.
 
-Segment the picture into things, fit each of the six shapes to every thing, name colours and sizes, draw what was
-understood and compare: what the drawing does not explain (blobs, ghosts, halves, stray marks) is the misfit.
+Segment the picture into things, fit each of the six shapes to every thing, name colours and sizes, draw what
+was understood and compare: what the drawing does not explain (blobs, ghosts, halves, stray bits) is the misfit.
 """
 
 import colorsys
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, pad
 
-from ldm.data.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, Thing, parse, signed_distance
+from ldm.data.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, parse, signed_distance
 
 SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
 WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32
@@ -27,7 +27,7 @@ SATURATION, VALUE = 0.5, 0.55  # what a colour needs to have a name; the data's 
 BIG = (RADII["big"][0] + RADII["small"][1]) / 2
 LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
 BLENDED = 0.25  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
-# The misfit is 1 where the smoothed difference reaches these levels, or this share of a near thing's contrast.
+# The misfit is 1 where the smoothed difference reaches these levels or this share of a near thing's contrast.
 STRAY, SHARE = 20.0, 0.2
 
 
@@ -84,7 +84,7 @@ def check(image: Tensor, scene: Scene) -> Verdict:
 
 
 def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their caption: all of it ("accuracy") and by part."""
+    """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their caption: the whole ("accuracy") and by part."""
     if len(images) != len(captions) or not captions:
         raise ValueError(f"accuracy needs a caption for each picture, not {len(captions)} for {len(images)}")
     verdicts = [compare(seen, parse(caption)) for seen, caption in zip(see(images), captions, strict=True)]
@@ -148,17 +148,14 @@ def _segment(signal: Tensor) -> Patches:
     labels = _label((strength > FAINT) & (strength > 0.5 * _near(strength, 5)))
     spots = [(i, *spot) for i, picture in enumerate(labels) for spot in _largest(picture)]
     picture, value, row, column = torch.tensor(spots).view(-1, 4).T.long()[..., None, None]
-    rows, columns = (
-        row + torch.arange(WINDOW)[:, None],
-        column + torch.arange(WINDOW),
-    )  # of the padded pictures
-    labels = pad(labels, (MARGIN,) * 4)[picture, rows, columns]
-    signal = pad(signal, (MARGIN,) * 4).movedim(1, -1)[picture, rows, columns].movedim(-1, 1)  # (m, 3, h, w)
+    window = picture, row + torch.arange(WINDOW)[:, None], column + torch.arange(WINDOW)  # in padded pictures
+    labels = pad(labels, (MARGIN,) * 4)[window]
+    signal = pad(signal, (MARGIN,) * 4).movedim(1, -1)[window].movedim(-1, 1)  # (m, 3, h, w)
     own, other = (labels == value).float(), ((labels > 0) & (labels != value)).float()
     inner = -_near(-own, 3)  # without the pixels that an edge may cross
     inner = torch.where(inner.sum((1, 2), keepdim=True) >= 5, inner, own)
     contrast = torch.where(inner[:, None] > 0, signal, torch.nan).flatten(2).nanmedian(dim=2).values
-    free = 1 - _near(other, 5)
+    free = 1 - _near(other, 5) * (1 - own)
     coverage = torch.einsum("mchw,mc->mhw", signal, contrast / contrast.square().sum(1, keepdim=True)) * free
     corner = torch.cat([picture, row - MARGIN, column - MARGIN], dim=1).view(-1, 3)
     parts = (corner, signal * free[:, None], coverage, _near(own, 5) * free, free)
@@ -177,7 +174,7 @@ def _start(shape: str, patches: Patches) -> np.ndarray:
     """Geometry (m, 5) from area and centroid alone: x, y, radius, amount, blur."""
     line = np.arange(WINDOW, dtype=np.float32) + 0.5
     weight = np.clip(patches.coverage, 0, 1) * patches.own
-    mass = weight.sum(axis=(1, 2))
+    mass = np.maximum(weight.sum(axis=(1, 2)), 1)
     area, below = _moments(shape)
     radius = np.sqrt(mass / area)
     x, y = weight.sum(axis=1) @ line / mass, weight.sum(axis=2) @ line / mass - below * radius
@@ -208,7 +205,7 @@ def _smooth(pictures: np.ndarray) -> np.ndarray:
 
 
 def _solve(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares weights (m, k, c) of (m, k, pixels) for (m, c, pixels), kept finite by a trace of ridge."""
+    """Least-squares weights (m, k, c) of (m, k, pixels) for (m, c, pixels), finite by a trace of ridge."""
     normal = basis @ basis.transpose(0, 2, 1) + 1e-2 * np.eye(basis.shape[1], dtype=np.float32)
     return np.linalg.solve(normal, basis @ target.transpose(0, 2, 1))
 
@@ -223,7 +220,7 @@ def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.nda
     slopes = np.concatenate([moves * patches.free[:, None], basis], axis=1).reshape(-1, 5, WINDOW**2)
     error = patches.coverage - np.einsum("mk,mkhw->mhw", geometry[:, 3:], basis)
     step = _solve(slopes, error.reshape(-1, 1, WINDOW**2))[..., 0]
-    better = np.clip(geometry + np.clip(step, -1, 1), LOWEST, HIGHEST).astype(np.float32)
+    better = np.clip(geometry + np.clip(step, -1, 1), *LIMITS).astype(np.float32)
     return better, basis.reshape(-1, 2, WINDOW**2), np.square(error).sum((1, 2))
 
 
@@ -262,9 +259,7 @@ def _misfit(signal: Tensor, drawn: np.ndarray, patches: Patches) -> np.ndarray:
     for (picture, top, left), patch in zip(patches.corner, drawn, strict=True):
         canvas[picture, :, top + MARGIN :, left + MARGIN :][:, :WINDOW, :WINDOW] += patch
     canvas = canvas[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
-    difference = np.linalg.norm(
-        _smooth(signal.numpy() - canvas), axis=1
-    )  # smooth: noise weighs little, a piece much
+    difference = np.linalg.norm(_smooth(signal.numpy() - canvas), axis=1)  # smooth, as noise shall weigh little
     contrast = _near(torch.from_numpy(np.linalg.norm(canvas, axis=1)), 9).numpy()
     return (difference / np.maximum(STRAY, SHARE * contrast)).max(axis=(1, 2))
 
@@ -281,41 +276,33 @@ def _name_background(level: Tensor) -> str | None:
     return next(near, None)
 
 
-def _agree(found: Found | None, thing: Thing) -> tuple[bool, bool, bool]:
-    """Whether colour, shape and size are those of the caption's thing."""
-    if found is None:
-        return False, False, thing.size is None
-    return found.color == thing.color, found.shape == thing.shape, thing.size in (None, found.size)
+def _agree(chosen: Sequence[Found | None], scene: Scene) -> list[list[bool]]:
+    """For each thing of the scene whether colour, shape and size are right, and for all whether the relation is."""
+    pairs = list(zip(chosen, scene.things, strict=True))
+    return [
+        [found is not None and found.color == thing.color for found, thing in pairs],
+        [found is not None and found.shape == thing.shape for found, thing in pairs],
+        [thing.size is None or (found is not None and found.size == thing.size) for found, thing in pairs],
+        [_lie(chosen, scene.relation)],
+    ]
 
 
-def _lie(chosen: Sequence[Found | None], scene: Scene) -> bool:
-    """Whether the first thing lies to the second as the caption says, along the axis that parts them most."""
-    if scene.relation is None:
+def _lie(chosen: Sequence[Found | None], relation: str | None) -> bool:
+    """Whether the first thing lies to the second as the relation says, along the axis that parts them most."""
+    if relation is None:
         return True
     first, second = chosen
     if first is None or second is None:
         return False
     x, y = first.x - second.x, first.y - second.y
-    return scene.relation == max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
+    return relation == max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
 
 
 def compare(seen: Seen, scene: Scene) -> Verdict:
     """Match the caption's things with seen ones as well as can be, then judge each part of the caption."""
-
-    def details(chosen: Sequence[Found | None]) -> int:
-        return sum(sum(_agree(*pair)) for pair in zip(chosen, scene.things, strict=True)) + _lie(
-            chosen, scene
-        )
-
     missing = [None] * (len(scene.things) - len(seen.things))
-    chosen = max(permutations([*seen.things, *missing], len(scene.things)), key=details)
-    agreed = [_agree(*pair) for pair in zip(chosen, scene.things, strict=True)]
-    color, shape, size = (all(part) for part in zip(*agreed, strict=True))
-    return Verdict(
-        color=color,
-        shape=shape and seen.misfit <= 1,
-        size=size,
-        relation=_lie(chosen, scene),
-        background=seen.background == scene.background,
-        count=len(seen.things) == len(scene.things),
-    )
+    matches = permutations([*seen.things, *missing], len(scene.things))
+    best = max((_agree(chosen, scene) for chosen in matches), key=lambda parts: sum(map(sum, parts)))
+    color, shape, size, relation = map(all, best)
+    background, count = seen.background == scene.background, len(seen.things) == len(scene.things)
+    return Verdict(color, shape and seen.misfit <= 1, size, relation, background, count)

@@ -10,6 +10,7 @@ from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.weights.native import fill, load_network
 
 
 class AutoencoderTraining(LightningModule):
@@ -17,7 +18,7 @@ class AutoencoderTraining(LightningModule):
 
     Latents reach the decoder with extra noise of a random size up to `noise`, for half of the pictures: what a
     diffusion model draws is never exact, and the decoder so learns to draw sharp pictures from it
-    (Yang et al. 2025, "Latent denoising makes good visual tokenizers").
+    (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is a file to take weights from.
     """
 
     def __init__(
@@ -27,9 +28,12 @@ class AutoencoderTraining(LightningModule):
         lr: Curve,
         kl_weight: float = 1e-3,
         noise: float = 0.5,
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if start is not None:
+            fill(vae, load_network(start, "vae").state_dict(), start)
         self.vae = vae.to(memory_format=torch.channels_last)
         self.make_optimizer, self.curve = optimizer, lr
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed

@@ -44,7 +44,7 @@ class ClipTraining(LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:  # not after the batch: a checkpoint saves before that
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(100))
 

@@ -91,7 +91,7 @@ class DiffusionTraining(LightningModule):
     def text_encoder(self) -> TextTower:
         return self.frozen[1]  # type: ignore[return-value]
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:  # not in setup, when the module is still on the CPU
         for network in self.frozen:
             network.to(self.device, memory_format=torch.channels_last)
 
@@ -153,13 +153,22 @@ class DiffusionTraining(LightningModule):
         checkpoint["ldm"] = self.about()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours, theirs = self.about()["config"], checkpoint["ldm"]["config"]
+        if "ldm" not in checkpoint:
+            raise ValueError("the checkpoint is not one of a diffusion run; give resume= the last.ckpt of one")
+        ours, theirs = _decisive(self.about()), _decisive(checkpoint["ldm"])
         changed = [f"{key} {theirs.get(key)} → {value}" for key, value in ours.items() if theirs.get(key) != value]
         if changed:
             raise ValueError(
-                f"the checkpoint holds another UNet than this config builds ({'; '.join(changed)}); "
-                "resume with the model it was trained with"
+                f"the checkpoint holds another model than this config builds ({'; '.join(changed)}); "
+                "resume with what it was trained with"
             )
+
+
+def _decisive(about: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to go on: the UNet, what it predicts, and what it reads and writes."""
+    model = about["model"]
+    parts = {name: model[name]["fingerprint"] for name in ("first_stage", "text_encoder")}
+    return {**about["config"], **{name: model[name] for name in ("schedule", "prediction", "time")}, **parts}
 
 
 def log_validation(module: LightningModule, dataloader_idx: int, values: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ def cosine(warmup: int = 0, final: float = 0.0) -> Curve:
     """`constant`, times half a cosine from 1 at the start down to `final` at the last step."""
 
     def factor(step: int, total: int) -> float:
-        done = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+        done = min(1.0, max(0, step - warmup) / max(1, total - 1 - warmup))
         return min(1.0, (step + 1) / (warmup + 1)) * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
 
     return factor
@@ -32,8 +32,8 @@ def linear(warmup: int = 0, final: float = 0.0, hold: float = 0.0) -> Curve:
     """`constant` for the share `hold` of the steps, then a line down to `final` at the last step."""
 
     def factor(step: int, total: int) -> float:
-        start = warmup + hold * max(0, total - warmup)
-        done = min(1.0, max(0.0, step - start) / max(1.0, total - start))
+        start = warmup + hold * max(0, total - 1 - warmup)
+        done = min(1.0, max(0.0, step - start) / max(1.0, total - 1 - start))
         return min(1.0, (step + 1) / (warmup + 1)) * (1 + (final - 1) * done)
 
     return factor

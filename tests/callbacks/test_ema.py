@@ -91,9 +91,8 @@ def test_validation_sees_the_averages_and_leaves_the_weights(tmp_path: Path) -> 
     weights: list[Tensor] = []
     module = Watched()
     last = Weights()
-    trainer(tmp_path, ema, last, max_steps=8, val_check_interval=2).fit(
-        module, Batches(), [[{"x": torch.zeros(2, 3)}]]
-    )
+    run = trainer(tmp_path, ema, last, max_steps=8, val_check_interval=2, limit_val_batches=1)
+    run.fit(module, Batches(), Batches())
     assert len(seen) == 4 and all(torch.equal(inside, average) for inside, average in seen)
     assert all(torch.equal(a, b) for a, b in zip(weights, last.seen, strict=False))
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
 from ldm.callbacks.throughput import Throughput
@@ -50,7 +51,8 @@ def test_pictures_of_held_out_prompts_are_checked_against_them(
 
 
 def test_prompts_with_an_unseen_pair_are_counted_apart(tmp_path: Path, painter: type[Painter]) -> None:
-    painter.skip = staticmethod(lambda prompt: parse(prompt).split == "unseen")
+    wrong = "a big red ring on a gray background"  # no unseen pair
+    painter.understood = staticmethod(lambda prompt: wrong if parse(prompt).split == "unseen" else prompt)
     metrics = evaluate(tmp_path)["metrics"]
     assert (metrics["accuracy_seen"], metrics["accuracy_unseen"]) == (1, 0)
     assert metrics["accuracy"] == 14 / 16
@@ -94,6 +96,19 @@ def test_a_table_and_a_grid_come_last(
     assert "sampling: picture 16/16" in told.err
     with Image.open(tmp_path / "samples" / "final.png") as sheet:
         assert sheet.width > 4 * 64
+
+
+def test_a_run_stopped_before_its_evaluation_is_evaluated_when_resumed(
+    tmp_path: Path, painter: type[Painter]
+) -> None:
+    ema = EMA(0.5)
+    trainer(tmp_path, ema, Checkpoint(tmp_path)).fit(Model(), Batches())
+    evaluation = Evaluation(tmp_path, Shapes(0, "held_out", length=4), features(), prompts=2)
+    again = trainer(tmp_path, EMA(0.5), Throughput(), evaluation)
+    again.fit(Model(), Batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert json.loads((tmp_path / "metrics.json").read_text())["provenance"]["steps"] == 4
+    averages = torch.cat([average.flatten() for average in ema.averages.values()])
+    assert torch.equal(painter.calls[0][2], averages)
 
 
 def test_without_prompts_nothing_is_drawn_or_written(tmp_path: Path, painter: type[Painter]) -> None:

@@ -115,7 +115,7 @@ def test_a_process_told_to_end_says_in_one_line_how_to_go_on(tmp_path: Path) -> 
         assert process.poll() is None
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGINT
     assert f"resume={tmp_path}/last.ckpt" in told
     assert "Traceback" not in told and "graceful" not in told

@@ -43,5 +43,5 @@ def test_validation_is_not_counted(tmp_path: Path) -> None:
             pass
 
     speed = Throughput()
-    trainer(tmp_path, speed, val_check_interval=2).fit(Validated(), Batches(), [[0]])
+    trainer(tmp_path, speed, val_check_interval=2).fit(Validated(), Batches(), Batches())
     assert (speed.seconds, speed.waited) == (6, 2)  # of the three waits, that for the third batch

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import torch
 
-from ldm.diffusion.schedule import Flow, cosine, linear, scaled_linear
+from ldm.diffusion.schedule import Flow, cosine, from_config, linear, scaled_linear
 from tests.closed_form import SCHEDULES, schedule_name
 
 DISCRETE = [scaled_linear(), linear(), cosine()]
@@ -89,3 +91,20 @@ def test_coefficients_are_float64_for_times_of_any_type(schedule):
     assert {f(t).dtype for f in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.time)} == {
         torch.float64
     }
+
+
+@pytest.mark.parametrize(
+    "schedule", [*DISCRETE, linear(steps=10), cosine(offset=0.1), Flow(), Flow(shift=3.0)]
+)
+def test_a_schedule_is_made_again_from_its_config(schedule):
+    t = inner_times(schedule)
+    again = from_config(json.loads(json.dumps(schedule.config)))
+    assert again.name == schedule.name and torch.equal(again.log_snr(t), schedule.log_snr(t))
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"name": "x"}, {"name": "flow", "_target_": "os.system"}, {"name": "flow", "shift": 0}]
+)
+def test_a_config_of_no_schedule_is_refused(config):
+    with pytest.raises(ValueError, match="schedule"):
+        from_config(config)

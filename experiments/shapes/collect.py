@@ -1,0 +1,65 @@
+"""Finished runs of experiment=shapes → results.json and accuracy.png: python experiments/shapes/collect.py RUN…"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+HERE = Path(__file__).parent
+
+
+def read(run: Path) -> dict[str, Any]:
+    """A run's steps, seed, minutes of training and metrics."""
+    report = json.loads((run / "metrics.json").read_text())
+    metrics, provenance = report["metrics"], report["provenance"]
+    return {
+        "steps": provenance["steps"],
+        "seed": provenance["seed"],
+        "commit": provenance["commit"],
+        "minutes": metrics["training_seconds"] / 60,
+        **metrics,
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy of every run against its minutes of training."""
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    lines = {"accuracy": "all right", "accuracy_shape": "shape right", "accuracy_color": "colour right"}
+    by_steps = defaultdict(list)
+    for run in runs:
+        by_steps[run["steps"]].append(run)
+    for name, label in lines.items():
+        minutes = [statistics.mean(run["minutes"] for run in group) for _, group in sorted(by_steps.items())]
+        shares = [statistics.mean(run[name] for run in group) for _, group in sorted(by_steps.items())]
+        (line,) = axes.plot(minutes, [100 * share for share in shares], label=label)
+        axes.scatter([r["minutes"] for r in runs], [100 * r[name] for r in runs], color=line.get_color(), s=14)
+    axes.set(xlabel="minutes of training, two CPU cores", ylabel="held-out prompts, %", ylim=(0, 101), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main(paths: list[str]) -> None:
+    runs = sorted((read(Path(path)) for path in paths), key=lambda run: (run["steps"], run["seed"]))
+    longest = [run for run in runs if run["steps"] == runs[-1]["steps"]]
+    numbers = [name for name, value in runs[0].items() if isinstance(value, float)]
+    summary = {name: spread([run[name] for run in longest]) for name in numbers}
+    (HERE / "results.json").write_text(json.dumps({"summary": summary, "runs": runs}, indent=2) + "\n")
+    plot(runs, HERE / "accuracy.png")
+    for name, value in summary.items():
+        print(f"{name:22} {value['mean']:.4g} ± {value['std']:.2g}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,282 @@
+"""What a run would cost, counted on the meta device: neither data nor weights are read, nothing is trained."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.cost import Cost, Forward, measure, measure_training
+from ldm.nn.clip import CLIP, TextTower
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.weights.model import build as from_about
+from ldm.weights.native import read_about
+
+# Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
+GPUS = (
+    ("A100 40 GB", 40, 312.0),
+    ("A100 80 GB", 80, 312.0),
+    ("H100 SXM", 80, 989.5),
+    ("H200", 141, 989.5),
+    ("L4", 24, 121.0),
+    ("RTX 4090", 24, 165.2),
+)
+UTILISATION = 0.4  # of the peak, assumed
+ROOM = 0.9  # of a GPU's memory, the rest being for CUDA, workspaces and fragmentation
+CAPTION = 100  # bytes, assumed
+ONE_DTYPE = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network on the meta device and its forward pass on one batch; None where a step does not call it."""
+
+    name: str
+    network: nn.Module
+    forward: Forward | None
+    note: str
+
+
+def print_plan(config: dict[str, Any]) -> None:
+    """Prints what training with this resolved config costs: parameters, FLOPs, memory, cache and time."""
+    for line in plan(config):
+        print(line)
+
+
+def plan(config: dict[str, Any]) -> Iterator[str]:
+    """The lines that `print_plan` prints."""
+    trainer, batch = config["trainer"], config["data"]["batch_size"]
+    parts, notes = parts_of(config)
+    trained, others = parts[0], [part.network for part in parts[1:]]
+    low, gpus = AUTOCAST.get(trainer["precision"]), count_gpus(trainer)
+    costs = {
+        part.name: measure_training(part.network, part.forward, low)
+        if part is trained
+        else measure(part.forward, low, grad=False)
+        for part in parts
+        if part.forward
+    }
+    held = memory(config, trained.network, others, gpus)
+    held["activations"] = costs[trained.name].saved
+    images = config["data"]["global_batch"] or batch * gpus
+    flops = sum(cost.forward + cost.backward for cost in costs.values()) * images // batch
+
+    yield "parameters"
+    for part in parts:
+        yield row(part.name, amount(sum(p.numel() for p in part.network.parameters())), part.note)
+    yield f"FLOPs, a batch of {batch} on one GPU"
+    yield from operations(costs)
+    each = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
+    yield row("a step", amount(flops), each)
+    yield f"memory a GPU (strategy {trainer['strategy']}, precision {trainer['precision']}, batch {batch})"
+    for name, size in (held | {"all": sum(held.values())}).items():
+        yield row(name, amount(size, 1024, "B"))
+    yield "  as if all were there at once; without workspaces, and without what torch.compile saves"
+    yield from cache(trained)
+    yield from hours(trainer, flops, sum(held.values()), gpus)
+    yield from notes
+
+
+def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
+    """The network that is trained, then the frozen ones, with inputs as configured; and what to know of them."""
+    training, precision = config["training"], config["trainer"]["precision"]
+    notes: list[str] = []
+    if precision not in ONE_DTYPE | AUTOCAST:
+        known = ", ".join(ONE_DTYPE | AUTOCAST)
+        raise ValueError(f"precision={precision} cannot be planned; choose one of {known}")
+    dtype = ONE_DTYPE.get(precision, torch.float32)
+    name = next(name for name in ("unet", "vae", "clip") if name in training)
+    network = build(training[name], notes).to("meta", dtype)
+    if isinstance(network, UNet):
+        return diffusion_parts(config, network, dtype, notes), notes
+    if isinstance(network, CLIP):
+        return [clip_part(config, network, dtype)], notes
+    return [autoencoder_part(config, network, dtype)], notes
+
+
+def clip_part(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> Part:
+    shape = config["data"]["batch_size"], config["training"]["tokenizer"]["context"]
+    tokens = torch.empty(shape, dtype=torch.int64, device="meta")
+    images = pictures(config, (clip.image.size, clip.image.size), dtype)
+    return Part("CLIP", clip, partial(clip, tokens, images), "trained")
+
+
+def autoencoder_part(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> Part:
+    side = find(config["data"], "size")
+    if side is None:
+        raise ValueError("data names no size of pictures to plan with; add +data.size=64, or whatever it is")
+    images = pictures(config, (side, side) if isinstance(side, int) else side, dtype)
+    channels_last(vae)
+    return Part("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
+
+
+def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, notes: list[str]) -> list[Part]:
+    """The UNet, and of its frozen companions those whose architecture is known."""
+    training, batch = config["training"], config["data"]["batch_size"]
+    height, width = training["size"]
+    vae = frozen(training["first_stage"], "first stage", "vae", notes)
+    text = frozen(training["text_encoder"], "text encoder", "text_tower", notes)
+    factor, n = vae.factor if isinstance(vae, VAE) else 8, text.context if isinstance(text, TextTower) else 77
+    if vae is None:
+        notes.append("latents are taken to be an eighth the size of pictures")
+    with torch.device("meta"):
+        x = torch.empty(batch, unet.config["in_channels"], height // factor, width // factor, dtype=dtype)
+        context = torch.empty(batch, n, unet.config["context_width"], dtype=dtype)
+        time, tokens = torch.empty(batch), torch.empty(batch, n, dtype=torch.int64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    parts = [Part("UNet", channels_last(unet), partial(unet, x, time, context), "trained")]
+    if isinstance(vae, VAE):
+        cached = config["data"]["module"]["train"]["_target_"].startswith("ldm.data.latents.")
+        encode = None if cached else partial(vae.moments, pictures(config, (height, width), torch.float32))
+        note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
+        parts.append(Part("first stage", vae, encode, note))
+    if isinstance(text, TextTower):
+        parts.append(Part("text encoder", text, partial(text, tokens), "frozen"))
+    return parts
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """`network` itself, laid out as in training."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def pictures(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A batch (b, 3, h, w) on the meta device."""
+    shape = config["data"]["batch_size"], 3, *size
+    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+
+
+def find(node: Any, key: str) -> Any:
+    """The first value under `key` in nested dictionaries and lists, or None."""
+    if isinstance(node, dict) and key in node:
+        return node[key]
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return next((found for child in children if (found := find(child, key)) is not None), None)
+
+
+def build(node: Any, notes: list[str]) -> Any:
+    """The network of a config node, on the meta device; an argument made of no network keeps its default."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return node
+    arguments = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and not value.get("_target_", "").startswith("ldm.nn."):
+            notes.append(f"{key} is left to its default, because {value.get('_target_')} could need data")
+        elif key != "_target_":
+            arguments[key] = build(value, notes)
+    with torch.device("meta"):
+        return named(node["_target_"])(**arguments)
+
+
+def named(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
+    """The network as its weights file describes it, else as the node's `config`; None with a note if neither."""
+    try:
+        about = read_about(node["weights"])
+    except (FileNotFoundError, ValueError) as error:
+        if "config" not in node:
+            notes.append(f"the {name} is not counted: {error}")
+            return None
+        about = {"kind": kind, "config": node["config"]}
+    if about["kind"] != kind:
+        raise ValueError(f"{node['weights']} holds a {about['kind']}, not the {kind} that a {name} is")
+    return channels_last(from_about(about, node["weights"]).requires_grad_(False).to("meta"))
+
+
+def memory(config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int) -> dict[str, int]:
+    """Bytes that a GPU holds all the time, by what they are."""
+    strategy, parameters = str(config["trainer"]["strategy"]).lower(), list(trained.parameters())
+    weights = size(parameters)
+    state = {"weights": weights, "gradients": weights}
+    state["optimizer"] = optimizer_state(config["optimizer"], parameters)
+    if config["ema"]:
+        state["EMA"] = 4 * sum(p.numel() for p in parameters)  # float32 whatever the weights are
+    if "fsdp" in strategy or "modelparallel" in strategy:
+        state = {f"{name}, sharded": -(-held // gpus) for name, held in state.items()}
+    elif gpus > 1:
+        state["buckets of DDP"] = weights
+    if frozen:
+        state["frozen networks"] = sum(size(network.parameters()) for network in frozen)
+    return state
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def optimizer_state(node: dict[str, Any], parameters: list[nn.Parameter]) -> int:
+    """Bytes that the optimizer keeps after its first step, which it takes on the meta device."""
+    options = {
+        key: value for key, value in node.items() if key not in ("_target_", "_partial_", "fused", "foreach")
+    }
+    optimizer = named(node["_target_"])(parameters, **options)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    return size(
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    )
+
+
+def count_gpus(trainer: dict[str, Any]) -> int:
+    """How many GPUs the Trainer's arguments ask for; as many as it finds (auto) counts as one a node."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices) * trainer["num_nodes"]
+    return (1 if devices in ("auto", "-1", -1) else int(devices)) * trainer["num_nodes"]
+
+
+def operations(costs: dict[str, Cost]) -> Iterator[str]:
+    for name, cost in costs.items():
+        yield row(f"{name}, forward", amount(cost.forward))
+        if cost.backward:
+            yield row(f"{name}, backward", amount(cost.backward))
+
+
+def cache(trained: Part) -> Iterator[str]:
+    """What `ldm encode` would write a sample: moments in half precision, and a caption."""
+    if isinstance(trained.network, UNet) and isinstance(trained.forward, partial):
+        z, height, width = trained.forward.args[0].shape[1:]
+        held = 2 * (2 * z * height * width) + CAPTION
+        yield f"cache (moments {2 * z}x{height}x{width} in float16; {CAPTION} bytes of caption, assumed)"
+        yield row("a sample", amount(held, 1024, "B"))
+        yield row("a million", amount(held * 10**6, 1024, "B"))
+
+
+def hours(trainer: dict[str, Any], flops: int, need: int, gpus: int) -> Iterator[str]:
+    """Time for all steps on each of `GPUS`, and whether the memory is enough."""
+    steps, half = trainer["max_steps"], str(trainer["precision"]).startswith("32")
+    yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILISATION:.0%} (assumed) of the dense peak"
+    for name, held, peak in GPUS:
+        peak = peak / 2 if half else peak  # TF32
+        duration = flops * steps / (gpus * peak * 1e12 * UTILISATION) / 3600
+        fits = "fits" if need < ROOM * held * 2**30 else f"does not fit in {ROOM:.0%} of {held} GiB"
+        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if half else 'bf16'}, {fits}")
+    if trainer["devices"] in ("auto", "-1", -1):
+        yield "trainer.devices=auto counts as one GPU a node: set trainer.devices=N for N"
+
+
+def row(name: str, value: str, note: str = "") -> str:
+    return f"  {name:<24}{value:>12}  {note}".rstrip()
+
+
+def amount(value: float, base: int = 1000, unit: str = "") -> str:
+    """Four digits and a prefix: 859.5 M, or with base 1024 and unit B 13.94 GiB."""
+    exponent = 0
+    while value >= base and exponent < 6:
+        value, exponent = value / base, exponent + 1
+    prefix = ("", *"kMGTPE")[exponent] if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")[exponent]
+    return f"{value:.4g} {prefix}{unit}".rstrip()
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -1,0 +1,228 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from ldm.__main__ import main
+from ldm.commands.emoji import read_package
+from ldm.data.shards import Shards
+
+EMOJI = Path(__file__).parents[3] / "shared" / "data" / "emoji"
+KEYS = ["1f3c3-200d-27a1-fe0f", "1f3c3", "1f98d", "0023-fe0f-20e3"]  # as in emoji.json, not in order
+SKIN = "1f3fb"
+
+
+def entry(key: str, category: str = "Symbols") -> dict:
+    name = {"name": f"NAME OF {key.upper()}", "image": f"{key}.png", "short_name": f"short-{key}"}
+    return name | {"category": category, "subcategory": "sub", "sheet_x": 3, "has_img_google": True}
+
+
+def png(shade: int, mode: str = "RGBA", size: int = 64) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (size, size), (shade, 50, 100, 128)).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def package(version: str = "16.0.0") -> dict[str, bytes]:
+    """The files of the npm package, by their path in it."""
+    entries = [*map(entry, KEYS), entry(SKIN, "Component")]
+    files = {
+        "LICENSE": b"MIT",
+        "package.json": json.dumps({"name": "emoji-datasource-google", "version": version}).encode(),
+        "emoji.json": json.dumps(entries).encode(),
+        "img/google/sheets/64.png": b"not read",
+    }
+    return files | {f"img/google/64/{key}.png": png(k) for k, key in enumerate([*KEYS, SKIN, "unlisted"])}
+
+
+def tarball(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tarball(tmp_path / "package.tgz", {f"package/{name}": data for name, data in package().items()})
+
+
+def contents(out: Path) -> dict[str, dict[str, bytes]]:
+    """Shard → member → bytes."""
+    found = {}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found[path.name] = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    return found
+
+
+def test_each_emoji_is_its_picture_its_name_in_small_letters_and_what_it_is(source: Path, tmp_path: Path) -> None:
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    members = contents(tmp_path / "out")["emoji-00000.tar"]
+    assert members["1f98d.png"] == package()["img/google/64/1f98d.png"]
+    assert members["1f98d.txt"] == b"name of 1f98d"
+    assert json.loads(members["1f98d.json"]) == {
+        "caption": "name of 1f98d",
+        "category": "Symbols",
+        "subcategory": "sub",
+        "short_name": "short-1f98d",
+        "width": 64,
+        "height": 64,
+    }
+
+
+def test_emoji_are_ordered_by_key_in_shards_of_the_given_size_and_swatches_of_skin_left_out(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--shard-size", "3"]) == 0
+    shards = contents(tmp_path / "out")
+    keys = {name: [m.removesuffix(".png") for m in members if m.endswith(".png")] for name, members in shards.items()}
+    assert keys == {"emoji-00000.tar": sorted(KEYS)[:3], "emoji-00001.tar": sorted(KEYS)[3:]}
+    assert capsys.readouterr().out == f"wrote 4 emoji in 2 shards to {tmp_path / 'out'}\n"
+
+
+def test_the_unpacked_folder_gives_the_same_bytes_as_the_tarball(source: Path, tmp_path: Path) -> None:
+    for name, data in package().items():
+        (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "package" / name).write_bytes(data)
+    for origin, out in ((source, "a"), (tmp_path / "package", "b")):
+        assert main(["emoji", str(origin), "--out", str(tmp_path / out)]) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
+    }
+
+
+def test_another_size_is_resampled_with_its_transparency(source: Path, tmp_path: Path) -> None:
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--size", "32"]) == 0
+    members = contents(tmp_path / "out")["emoji-00000.tar"]
+    with Image.open(io.BytesIO(members["1f98d.png"])) as image:
+        assert image.mode == "RGBA" and image.size == (32, 32)
+        assert np.abs(np.asarray(image).astype(int) - [KEYS.index("1f98d"), 50, 100, 128]).max() <= 1
+    assert json.loads(members["1f98d.json"])["width"] == 32
+
+
+def test_webdataset_and_our_own_reader_read_the_shards(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["emoji", str(source), "--out", str(out), "--shard-size", "3"]) == 0
+    ours = [(s["key"], s["caption"]) for s in Shards(f"{out}/emoji-{{00000..00001}}.tar", 64)]  # type: ignore[attr-defined]
+    urls = sorted(str(path) for path in out.glob("*.tar"))
+    theirs = [(s["__key__"], s["txt"].decode()) for s in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert ours == theirs == [(key, f"name of {key}") for key in sorted(KEYS)]
+
+
+def test_the_licence_goes_with_the_pictures(source: Path, tmp_path: Path) -> None:
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "LICENSE.emoji-datasource").read_bytes() == b"MIT"
+
+
+def test_paths_that_lead_out_of_the_package_are_not_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
+    wrong = ["../img/google/64/1f98d.png", "/etc/1f98d.png", "img/google/64/../../1f98d.png", "img/google/64/x/1.png"]
+    files = {f"package/{name}": data for name, data in package().items()} | dict.fromkeys(wrong, b"evil")
+    path = tarball(tmp_path / "p.tgz", files)
+    expected = {name for name in package() if "sheets" not in name and "unlisted" not in name}
+    assert read_package(path).keys() == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["p.tgz"]
+
+
+def test_a_picture_named_by_a_path_is_not_looked_for_outside(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(0))
+    root = tmp_path / "package"
+    files = package() | {"emoji.json": json.dumps([entry("../../../../secret")]).encode()}
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    assert main(["emoji", str(root), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def damaged(what: str, tmp_path: Path) -> Path:
+    files = {f"package/{name}": data for name, data in package().items()}
+    path = tmp_path / "bad.tgz"
+    if what == "absent":
+        return tmp_path / "none.tgz"
+    if what == "not a tarball":
+        path.write_bytes(b"<html>")
+    elif what == "cut":
+        noise = np.random.default_rng(0).bytes(100_000)  # does not compress, so the cut falls into it
+        data = tarball(path, {"package/noise": noise} | files).read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif what == "another version":
+        tarball(path, files | {"package/package.json": package("15.1.2")["package.json"]})
+    elif what == "another package":
+        tarball(path, {"package/package.json": b"{}"})
+    elif what == "not JSON":
+        tarball(path, files | {"package/emoji.json": b"{"})
+    elif what == "no picture":
+        del files["package/img/google/64/1f98d.png"]
+        tarball(path, files)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("absent", "no file or folder at"),
+        ("not a tarball", "is no npm tarball, or is cut short"),
+        ("cut", "is no npm tarball, or is cut short"),
+        ("another version", "is emoji-datasource-google 15.1.2, not emoji-datasource-google 16.0.0"),
+        ("another package", "it has no LICENSE"),
+        ("not JSON", "emoji.json in the package is not JSON"),
+        ("no picture", "the package has no img/google/64/1f98d.png"),
+    ],
+)
+def test_a_wrong_source_is_one_sentence_that_says_how_to_get_the_right_one(
+    what: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["emoji", str(damaged(what, tmp_path)), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and reason in error and error.count("\n") == 1
+    assert "npm pack emoji-datasource-google@16.0.0" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_an_earlier_and_longer_run_are_not_left_among_the_new_ones(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["emoji", str(source), *out, "--shard-size", "1"]) == 0
+    assert main(["emoji", str(source), *out, "--shard-size", "2"]) == 1
+    assert "already holds emoji-00002.tar" in capsys.readouterr().err
+    assert main(["emoji", str(source), *out, "--shard-size", "1"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [["--size", "0"], ["--size", "x"], ["--shard-size", "-3"], ["--size", "1.5"], []])
+def test_a_wrong_command_line_exits_with_2(wrong: list[str], tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path)] if wrong else []
+    with pytest.raises(SystemExit) as exit:
+        main(["emoji", "package.tgz", *out, *wrong])
+    assert exit.value.code == 2
+
+
+def test_help_names_units_defaults_and_where_the_package_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["emoji", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert exit.value.code == 0
+    for part in ("pixels a side (default: 64)", "emoji a tar (default: 480)", "npm pack emoji-datasource-google@16.0.0"):
+        assert part in text
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji shards are not beside this checkout")
+def test_the_given_emoji_shards_are_what_their_own_pictures_and_names_make(tmp_path: Path) -> None:
+    """The package made again from the shards, with its entries in reverse, gives the same shards byte for byte."""
+    given = {name: data for members in contents(EMOJI).values() for name, data in members.items()}
+    about = {name.removesuffix(".json"): json.loads(data) for name, data in given.items() if name.endswith(".json")}
+    entries = [{**a, "name": a["caption"].upper(), "image": f"{key}.png"} for key, a in reversed(about.items())]
+    files = package() | {"emoji.json": json.dumps(entries).encode()}
+    files |= {f"img/google/64/{name}": data for name, data in given.items() if name.endswith(".png")}
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    for path in sorted(EMOJI.glob("*.tar")):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

@@ -1,0 +1,161 @@
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm.data import shard_index
+from ldm.data.shard_index import ShardIndex, load_index, scan
+from tests.data.tars import picture, samples, write_tar
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every shard that is scanned from here on."""
+    calls: list[Path] = []
+
+    def counted(shard: Path) -> ShardIndex:
+        calls.append(shard)
+        return scan(shard)
+
+    monkeypatch.setattr(shard_index, "scan", counted)
+    return calls
+
+
+def keys(index: ShardIndex) -> list[str]:
+    return [key.decode() for key in index.keys]
+
+
+def test_the_spans_are_the_members_bytes(tmp_path: Path) -> None:
+    contents = samples(3)
+    shard = write_tar(tmp_path / "a.tar", contents)
+    data, index = shard.read_bytes(), scan(shard)
+    for key, (p, p_size, c, c_size) in zip(keys(index), index.spans, strict=True):
+        assert data[p : p + p_size] == contents[f"{key}.png"] and data[c : c + c_size] == contents[f"{key}.txt"]
+
+
+def test_members_are_grouped_by_key_whatever_their_order(tmp_path: Path) -> None:
+    contents = samples(4)
+    order = np.random.default_rng(0).permutation(list(contents))
+    index = scan(write_tar(tmp_path / "a.tar", {str(name): contents[str(name)] for name in order}))
+    assert sorted(keys(index)) == ["0000", "0001", "0002", "0003"] and (index.spans > 0).all()
+
+
+def test_the_key_ends_at_the_first_dot_of_the_files_own_name(tmp_path: Path) -> None:
+    names = ["a.b/c.d.png", "a.b/c.png", "a.b/c.TXT", "./e.JPG", "e.f.txt", "._c.png", ".hidden", "no_extension"]
+    index = scan(write_tar(tmp_path / "a.tar", dict.fromkeys(names, b"x")))
+    assert keys(index) == ["a.b/c", "./e"]
+
+
+def test_a_missing_member_is_marked_and_what_is_neither_picture_nor_caption_is_no_sample(tmp_path: Path) -> None:
+    contents = {"a.png": b"1", "b.txt": b"22", "c.webp": b"333", "c.json": b"4444", "d.cls": b"5", "d.md": b"6"}
+    index = scan(write_tar(tmp_path / "a.tar", contents))
+    assert keys(index) == ["a", "b", "c"]
+    assert (index.spans[:, 0] >= 0).tolist() == [True, False, True]
+    assert (index.spans[:, 2] >= 0).tolist() == [False, True, True]
+    assert index.spans[:, 1::2].tolist() == [[1, 0], [0, 2], [3, 4]]
+
+
+def test_a_text_file_is_preferred_to_json(tmp_path: Path) -> None:
+    index = scan(write_tar(tmp_path / "a.tar", {"a.json": b"{}", "a.png": b"", "a.txt": b"text"}))
+    assert index.extensions.tolist() == ["txt"] and index.spans[0, 3] == 4
+
+
+def test_the_later_of_two_members_of_one_name_counts_as_in_tar(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_tar(shard, {"a.png": b"old", "a.txt": b"x"})
+    with tarfile.open(shard, "a") as tar:
+        tar.add(write_tar(tmp_path / "b.tar", {}), arcname="a.png")
+    assert scan(shard).spans[0, 1] == (tmp_path / "b.tar").stat().st_size
+
+
+def test_an_empty_shard_has_no_samples_and_no_loss(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", {})
+    for index in (load_index(shard), load_index(shard)):
+        assert len(index.keys) == 0 and index.spans.shape == (0, 4) and index.loss == ""
+
+
+def test_of_a_cut_tar_the_sample_that_lost_a_member_is_left_out(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    last = scan(shard).spans[2]
+    os.truncate(shard, last[2] + 1)  # within the last caption
+    index = scan(shard)
+    assert keys(index) == ["0000", "0001"] and "2 samples" in index.loss
+    os.truncate(shard, last[0] + 1)  # within the last picture
+    assert keys(scan(shard)) == ["0000", "0001"]
+
+
+def test_a_second_start_reads_the_cache_beside_the_shard(tmp_path: Path, scans: list[Path]) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    first, second = load_index(shard), load_index(shard)
+    assert scans == [shard] and (tmp_path / "a.tar.index.npz").is_file()
+    for name, value in vars(first).items():
+        assert np.array_equal(value, getattr(second, name)), name
+
+
+def test_a_loss_is_remembered_by_the_cache(tmp_path: Path, scans: list[Path]) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    os.truncate(shard, shard.stat().st_size // 2 // 512 * 512 - 100)
+    assert load_index(shard).loss == load_index(shard).loss != ""
+    assert scans == [shard]
+
+
+def test_another_size_or_another_time_makes_the_index_anew(tmp_path: Path, scans: list[Path]) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    load_index(shard)
+    stat = shard.stat()
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    load_index(shard)
+    assert len(scans) == 2
+    stat = shard.stat()
+    write_tar(shard, {f"{k}.png": picture() for k in range(99)})
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len(load_index(shard).keys) == 99 and len(scans) == 3
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, scans: list[Path]) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    load_index(shard)
+    cache = tmp_path / "a.tar.index.npz"
+    for damage in (b"", b"PK\x03\x04", cache.read_bytes()[:200]):
+        cache.write_bytes(damage)
+        assert len(load_index(shard).keys) == 3
+    assert len(scans) == 4
+
+
+def test_a_read_only_folder_gets_no_file_and_the_home_folder_does(
+    tmp_path: Path, home: Path, scans: list[Path]
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for count, folder in enumerate(folders, 1):
+        folder.mkdir()
+        write_tar(folder / "a.tar", samples(count))
+        folder.chmod(0o555)
+    try:
+        counts = [len(load_index(folder / "a.tar").keys) for folder in [*folders, *folders]]
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert counts == [1, 2, 1, 2] and len(scans) == 2
+    assert [os.listdir(folder) for folder in folders] == [["a.tar"], ["a.tar"]]
+    assert len(list((home / ".cache" / "ldm" / "index").iterdir())) == 2
+
+
+def test_where_no_folder_can_be_written_the_index_is_still_made_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    tmp_path.chmod(0o555)
+    monkeypatch.setenv("HOME", "/dev/null")
+    try:
+        with pytest.warns(UserWarning, match="is not kept"):
+            assert len(load_index(shard).keys) == 3
+    finally:
+        tmp_path.chmod(0o755)

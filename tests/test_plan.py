@@ -1,0 +1,125 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm.cost import measure
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.plan import memory, parts_of, plan
+from ldm.weights.native import save_network
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+UNET = {
+    "width": 32,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "depth": [1, 1],
+    "heads": 2,
+    "context_width": 16,
+    "groups": 8,
+}
+SIZE, BATCH = 64, 4
+
+
+def config(unet=UNET, size=SIZE, **trainer):
+    nowhere = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
+    return {
+        "training": {
+            "unet": {"_target_": "ldm.nn.unet.UNet", **unet},
+            "first_stage": nowhere,
+            "text_encoder": nowhere,
+            "size": [size, size],
+        },
+        "data": {
+            "batch_size": BATCH,
+            "global_batch": None,
+            "module": {"train": {"_target_": "ldm.data.shapes.Shapes"}},
+        },
+        "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3, "fused": True},
+        "ema": {"decay": 0.99},
+        "trainer": {
+            "precision": "32-true", "strategy": "auto", "devices": "auto", "num_nodes": 1, "max_steps": 10, **trainer
+        },
+    }  # fmt: skip
+
+
+def rows(config):
+    (trained, *frozen), _ = parts_of(config)
+    return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"])
+
+
+def test_parameters_are_those_of_the_network():
+    real = sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    (trained,), _ = parts_of(config())
+    assert sum(parameter.numel() for parameter in trained.network.parameters()) == real
+
+
+def test_memory_of_weights_gradients_adam_and_average():
+    held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    steps = 4 * len(list(UNet(**UNET).parameters()))  # Adam counts each tensor's steps
+    assert [held[name] for name in ("weights", "gradients", "EMA")] == [4 * n] * 3
+    assert held["optimizer"] == 8 * n + steps
+    assert rows(config(devices=4, strategy="fsdp"))["optimizer, sharded"] == -(-held["optimizer"] // 4)
+    half = rows(config(devices=1, precision="bf16-true"))
+    assert half["weights"] == 2 * n and half["EMA"] == 4 * n
+
+
+def test_another_width_gives_other_figures():
+    narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
+    names = ("UNet  ", "UNet, forward", "UNet, backward", "a step", "weights", "activations", "H200")
+    for name in names:
+        assert [line for line in narrow if line.strip().startswith(name)] != [
+            line for line in wide if line.strip().startswith(name)
+        ]
+
+
+def test_twice_the_gpus_take_half_the_time_for_the_same_images():
+    def hours(devices):
+        setting = config(devices=devices)
+        setting["data"]["global_batch"] = 8 * BATCH
+        return float(next(line for line in plan(setting) if "H200" in line).split()[1])
+
+    assert hours(4) == pytest.approx(hours(2) / 2, rel=0.01)
+
+
+def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
+    vae = VAE(widths=[8, 8], blocks=1, groups=4, patch=2)
+    save_network(tmp_path / "vae.safetensors", "vae", vae.config, vae.state_dict())
+    setting = config()
+    setting["training"]["first_stage"] = {"weights": str(tmp_path / "vae.safetensors")}
+    (unet, first_stage), _ = parts_of(setting)
+    assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
+    assert sum(p.numel() for p in first_stage.network.parameters()) == sum(
+        p.numel() for p in vae.parameters()
+    )
+    assert measure(first_stage.forward, grad=False).forward > 0
+    setting["data"]["module"]["train"]["_target_"] = "ldm.data.latents.InMemory"
+    assert parts_of(setting)[0][1].forward is None
+
+
+def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_to_be_left_out():
+    setting = config()
+    assert any("text encoder is not counted" in line for line in plan(setting))
+    setting["training"]["text_encoder"] = {
+        "weights": "/nowhere.safetensors",
+        "config": {"width": 16, "heads": 2},
+    }
+    parts, notes = parts_of(setting)
+    assert [part.name for part in parts] == ["UNet", "text encoder"]
+    assert not any("text encoder" in note for note in notes)
+
+
+def test_stable_diffusion_has_859_5_million_parameters():
+    lines = list(plan(config({}, size=512, precision="bf16-mixed")))
+    assert next(line for line in lines if line.startswith("  UNet")).split()[1:3] == ["859.5", "M"]
+
+
+@pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])
+def test_a_plan_needs_no_data_and_no_weights_and_writes_nothing(experiment, tmp_path):
+    command = [sys.executable, str(TRAIN), f"experiment={experiment}", "debug=plan"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout and "RTX 4090" in done.stdout
+    assert list(tmp_path.iterdir()) == []
