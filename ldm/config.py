@@ -23,7 +23,9 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(get_args(arguments).overrides)
     except HydraException as error:
-        raise ValueError(f"cannot read the arguments ({_first_line(error)}); write key=value, quote odd values") from error
+        raise ValueError(
+            f"cannot read the arguments ({_first_line(error)}); write key=value, quote odd values"
+        ) from error
     groups = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in conf.iterdir() if path.is_dir()}
     chosen = []
     for override in overrides:
@@ -58,7 +60,9 @@ def _options(override: Override) -> list[str]:
 def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
     """The options, as group=option, that would bring a key which the chosen ones lack."""
     group, _, leaf = key.partition(".")
-    return [f"{group}={name}" for name in groups.get(group, []) if leaf in OmegaConf.load(conf / group / f"{name}.yaml")]
+    return [
+        f"{group}={name}" for name in groups.get(group, []) if leaf in OmegaConf.load(conf / group / f"{name}.yaml")
+    ]
 
 
 def _keys(chosen: list[str], conf: Path) -> set[str]:

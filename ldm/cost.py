@@ -19,7 +19,7 @@ Forward = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations, a multiply-add being two, and bytes that the backward pass needs at its peak."""
+    """Floating-point operations (a multiply-add is two) and bytes kept for the backward pass at its peak."""
 
     forward: int
     backward: int
@@ -48,10 +48,11 @@ class AsOnGPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def measure(
-    forward: Forward, low: torch.dtype | None = None, grad: bool = True, backward: bool = True
-) -> Cost:
-    """Of `forward` on meta tensors, autocast to `low`, and of the backward pass of its sum; not without `grad`."""
+def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True, backward: bool = True) -> Cost:
+    """Of `forward` on meta tensors, autocast to `low`, and with `grad` of the backward pass of its sum.
+
+    backward=False leaves the backward pass out, but counts what is kept for it.
+    """
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

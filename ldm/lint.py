@@ -36,8 +36,7 @@ def contradictions(
         )
     if no_signal and time == "log_sigma":
         found.append(
-            f"time=log_sigma is infinite at the end of schedule={schedule.name}, where alpha is 0: "
-            "use time=thousand"
+            f"time=log_sigma is infinite at the end of schedule={schedule.name}, where alpha is 0: use time=thousand"
         )
     if no_signal and spacing is not None and float(SPACINGS[spacing](schedule, 10)[0]) < schedule.t_max:
         found.append(

@@ -71,9 +71,7 @@ class Pipeline:
         _refuse(_misfits(unet, first_stage, text_encoder))
 
     @classmethod
-    def load(
-        cls, path: str = DEFAULT, device: str = "auto", dtype: torch.dtype = torch.float32
-    ) -> "Pipeline":
+    def load(cls, path: str = DEFAULT, device: str = "auto", dtype: torch.dtype = torch.float32) -> "Pipeline":
         """The model at `path`, see `read_model`."""
         return cls.of(read_model(path), device, dtype)
 
@@ -181,9 +179,7 @@ class Pipeline:
         schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
         _refuse(contradictions(schedule, prediction, spacing=settings.spacing))
 
-    def _draw(
-        self, prompts: list[str], seeds: list[int], negative: str, settings: Settings, on_step: Any
-    ) -> Tensor:
+    def _draw(self, prompts: list[str], seeds: list[int], negative: str, settings: Settings, on_step: Any) -> Tensor:
         context = self._context([*prompts, negative])  # (b + 1, n, d)
         positive, negatives = context[:-1], context[-1:].expand_as(context[:-1])
         denoise = classifier_free(self.denoiser, positive, negatives, settings.guidance)
@@ -219,9 +215,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _record(
-    settings: Settings, negative: str, prompts: list[str], seeds: list[int], position: int
-) -> dict[str, Any]:
+def _record(settings: Settings, negative: str, prompts: list[str], seeds: list[int], position: int) -> dict[str, Any]:
     """Names the batch too: in another one convolutions round differently, so not every bit comes again."""
     batch = {"prompts": prompts, "seeds": seeds, "position": position}
     own = {"prompt": prompts[position], "negative": negative, "seed": seeds[position]}

@@ -1,4 +1,4 @@
-"""What a run would cost, counted on the meta device: neither data nor weights are read, nothing is trained."""
+"""What a run would cost, counted on the meta device: it reads no data and no weights, and trains nothing."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
 
 
 def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
-    """The network that is trained, then the frozen ones, with inputs as configured; and what to know of them."""
+    """The trained network, then the frozen ones, with inputs as configured; and what to know of them."""
     training, precision = config["training"], config["trainer"]["precision"]
     notes: list[str] = []
     if precision not in ONE_DTYPE | AUTOCAST:
@@ -179,7 +179,7 @@ def named(target: str) -> Any:
 
 
 def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
-    """The network as its weights file describes it, else as the node's `config`; None with a note if neither."""
+    """The network its weights file describes, else the node's `config`; None with a note if neither."""
     try:
         about = read_about(node["weights"])
     except (FileNotFoundError, ValueError) as error:
@@ -215,16 +215,12 @@ def size(tensors: Iterable[Tensor]) -> int:
 
 def optimizer_state(node: dict[str, Any], parameters: list[nn.Parameter]) -> int:
     """Bytes that the optimizer keeps after its first step, which it takes on the meta device."""
-    options = {
-        key: value for key, value in node.items() if key not in ("_target_", "_partial_", "fused", "foreach")
-    }
+    options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "fused", "foreach")}
     optimizer = named(node["_target_"])(parameters, **options)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
-    return size(
-        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
-    )
+    return size(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
 
 
 def count_gpus(trainer: dict[str, Any]) -> int:

@@ -44,9 +44,7 @@ def mixture(schedule: Schedule, means: tuple[float, float] = (-1.0, 1.5), std: f
 
 def log_snr_grid(schedule: Schedule, steps: int) -> Grid:
     """Equal steps in log-SNR from -4 to 3, without a clean end."""
-    return Grid.of(
-        schedule, schedule.time(torch.linspace(-4, 3, steps + 1, dtype=torch.float64)), clean=False
-    )
+    return Grid.of(schedule, schedule.time(torch.linspace(-4, 3, steps + 1, dtype=torch.float64)), clean=False)
 
 
 def states(count: int = 64) -> Tensor:

@@ -81,8 +81,6 @@ def test_without_a_backward_pass_nothing_is_kept():
 
 @pytest.mark.parametrize("low", [None, torch.bfloat16])
 def test_checkpointing_keeps_less_and_computes_more(low):
-    plain, checkpointed = (
-        measure_training(*unet_and_call("meta", checkpointing=on), low) for on in (False, True)
-    )
+    plain, checkpointed = (measure_training(*unet_and_call("meta", checkpointing=on), low) for on in (False, True))
     assert checkpointed.saved < plain.saved / 2
     assert plain.backward < checkpointed.backward < plain.backward + plain.forward

@@ -53,18 +53,12 @@ def imported(source: str) -> set[str]:
 
 
 def parts() -> list[str]:
-    found = {
-        path.relative_to(ROOT / "ldm").parts[0].removesuffix(".py") for path in (ROOT / "ldm").rglob("*.py")
-    }
+    found = {path.relative_to(ROOT / "ldm").parts[0].removesuffix(".py") for path in (ROOT / "ldm").rglob("*.py")}
     return sorted(found - {"__init__", COMMANDS})
 
 
 def files_of(part: str) -> list[Path]:
-    return [
-        path
-        for path in (ROOT / "ldm" / part, ROOT / "ldm" / f"{part}.py")
-        for path in (path, *path.rglob("*.py"))
-    ]
+    return [path for path in (ROOT / "ldm" / part, ROOT / "ldm" / f"{part}.py") for path in (path, *path.rglob("*.py"))]
 
 
 def refused(part: str, names: set[str]) -> set[str]:
@@ -84,9 +78,7 @@ def test_a_part_imports_only_what_the_design_lets_it(part):
 
 
 def test_what_the_design_allows_has_no_circles():
-    TopologicalSorter(
-        {part: {name.split(".")[0] for name in names} for part, names in MAY_IMPORT.items()}
-    ).prepare()
+    TopologicalSorter({part: {name.split(".")[0] for name in names} for part, names in MAY_IMPORT.items()}).prepare()
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -57,8 +57,7 @@ def test_min_snr_on_flow_is_refused_because_the_first_sampling_step_is_not_train
     x0 = states(1)
     denoiser = Denoiser(lambda x, *_: x + 1e3, FLOW, V)  # wrong everywhere, but costs nothing at the end
     at_end, inside = (
-        float(diffusion_loss(denoiser, x0, x0.flip(1), t * END, torch.zeros(1, 1, 1), min_snr()))
-        for t in (1, 0.5)
+        float(diffusion_loss(denoiser, x0, x0.flip(1), t * END, torch.zeros(1, 1, 1), min_snr())) for t in (1, 0.5)
     )
     assert at_end < 1e-100 and inside > 1
 
@@ -71,9 +70,7 @@ def test_log_sigma_on_flow_is_refused_because_it_is_infinite():
 
 def test_leading_spacing_on_flow_is_refused_because_the_mean_of_the_data_is_missed():
     sentence = only(contradictions(FLOW, V, spacing="leading"))
-    assert (
-        "spacing=leading" in sentence and "schedule=flow" in sentence and "use spacing=trailing" in sentence
-    )
+    assert "spacing=leading" in sentence and "schedule=flow" in sentence and "use spacing=trailing" in sentence
     mean, x = 2.0, states(2000)
     ends = {}
     for spacing in (leading, trailing):

@@ -43,9 +43,7 @@ def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(pipeline: Pipeline
     seeds = [5, 5, 2**40, 7, 0]
     together = pipeline(PROMPTS, sampler=sampler, seeds=seeds).images
     for size in (1, 2):
-        assert (
-            distance(pipeline(PROMPTS, sampler=sampler, seeds=seeds, batch_size=size).images, together) <= 1
-        )
+        assert distance(pipeline(PROMPTS, sampler=sampler, seeds=seeds, batch_size=size).images, together) <= 1
 
 
 def test_prompts_seeds_and_every_setting_change_the_picture(pipeline: Pipeline) -> None:
@@ -66,9 +64,7 @@ def test_prompts_seeds_and_every_setting_change_the_picture(pipeline: Pipeline) 
 
 
 def test_settings_suffice_to_draw_a_picture_again_bit_for_bit(pipeline: Pipeline) -> None:
-    result = pipeline(
-        PROMPTS, sampler="ddpm", steps=4, guidance=3.0, negative="blue", size=(8, 16), batch_size=2
-    )
+    result = pipeline(PROMPTS, sampler="ddpm", steps=4, guidance=3.0, negative="blue", size=(8, 16), batch_size=2)
     assert result.images.shape == (5, 3, 8, 16) and result.images.dtype == torch.uint8
     for image, settings in zip(result.images, result.settings, strict=True):
         batch = settings["batch"]
@@ -165,9 +161,7 @@ def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> 
         ({"spacing": "leading"}, "use spacing=trailing"),
     ],
 )
-def test_a_call_that_cannot_be_drawn_is_refused(
-    pipeline: Pipeline, call: dict[str, Any], message: str
-) -> None:
+def test_a_call_that_cannot_be_drawn_is_refused(pipeline: Pipeline, call: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline(**({"prompts": ["red"]} | call))
 

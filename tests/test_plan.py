@@ -40,7 +40,8 @@ def config(unet=UNET, size=SIZE, **trainer):
         "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3, "fused": True},
         "ema": {"decay": 0.99},
         "trainer": {
-            "precision": "32-true", "strategy": "auto", "devices": "auto", "num_nodes": 1, "max_steps": 10, **trainer
+            "precision": "32-true", "strategy": "auto", "devices": "auto", "num_nodes": 1, "max_steps": 10,
+            **trainer,
         },
     }  # fmt: skip
 
@@ -91,9 +92,7 @@ def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
     setting["training"]["first_stage"] = {"weights": str(tmp_path / "vae.safetensors")}
     (unet, first_stage), _ = parts_of(setting)
     assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
-    assert sum(p.numel() for p in first_stage.network.parameters()) == sum(
-        p.numel() for p in vae.parameters()
-    )
+    assert sum(p.numel() for p in first_stage.network.parameters()) == sum(p.numel() for p in vae.parameters())
     assert measure(first_stage.forward, grad=False).forward > 0
     setting["data"]["module"]["train"]["_target_"] = "ldm.data.latents.InMemory"
     assert parts_of(setting)[0][1].forward is None

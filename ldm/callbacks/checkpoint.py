@@ -21,9 +21,7 @@ class AtomicCheckpointIO(CheckpointIO):
     Where the disk is full the old file stays, a warning is given and training goes on.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         try:
             atomic_write(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:
@@ -83,7 +81,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.global_step == self._saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

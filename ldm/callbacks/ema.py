@@ -19,9 +19,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(
-                f"ema.decay is {decay}, but must lie in [0, 1); ema=none does without an average"
-            )
+            raise ValueError(f"ema.decay is {decay}, but must lie in [0, 1); ema=none does without an average")
         self.decay, self.warmup = decay, warmup
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
@@ -79,18 +77,12 @@ class EMA(Callback):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.updates = state["updates"]
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._weights:
-            raise RuntimeError(
-                "no checkpoint can be saved while the averages stand in for the training weights"
-            )
+            raise RuntimeError("no checkpoint can be saved while the averages stand in for the training weights")
         checkpoint["ema"] = dict(self.averages)
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.averages = dict(checkpoint.get("ema", {}))
 
     @torch.no_grad()

@@ -111,16 +111,12 @@ class Evaluation(Callback):
             "sampling": {**model.sampling, "size": list(model.size)},
             "prompts": {
                 "count": drawn,
-                "from": "ldm.data.shapes.held_out_prompts"
-                if self.composition
-                else "captions of the reference",
+                "from": "ldm.data.shapes.held_out_prompts" if self.composition else "captions of the reference",
                 "seeds": [self.seed, self.seed + drawn - 1],
             },
             "reference": {"data": type(self.reference).__name__, "count": self.count},
             "features": self.features.fingerprint,
-            "ema": None
-            if ema is None
-            else {"decay": ema.decay, "warmup": ema.warmup, "updates": ema.updates},
+            "ema": None if ema is None else {"decay": ema.decay, "warmup": ema.warmup, "updates": ema.updates},
             "steps": trainer.global_step,
             "seed": model.seed,
             "commit": commit(),
@@ -154,9 +150,7 @@ def composition(images: Tensor, captions: list[str]) -> dict[str, float]:
 def table(metrics: dict[str, float], drawn: int, real: int, folder: Path) -> str:
     """What a run prints last: one measurement a line, in aligned columns."""
     rows = [
-        (name.replace("accuracy_", "  "), f"{value:.1%}")
-        for name, value in metrics.items()
-        if name.startswith("acc")
+        (name.replace("accuracy_", "  "), f"{value:.1%}") for name, value in metrics.items() if name.startswith("acc")
     ]
     rows.append(("FID", f"{metrics['fid']:.4g} ({drawn} drawn, {real} real pictures)"))
     if "training_seconds" in metrics:

@@ -40,17 +40,13 @@ class Health(Callback):
         if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             self._raise_if_broken(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._raise_if_broken(trainer)
 
     def _raise_if_broken(self, trainer: Trainer) -> None:
         broken = self._broken is not None and bool(self._broken.isfinite())
         if trainer.strategy.reduce_boolean_decision(broken, all=False):
-            where = (
-                f"of step {int(self._broken)}" if broken and self._broken is not None else "on another rank"
-            )
+            where = f"of step {int(self._broken)}" if broken and self._broken is not None else "on another rank"
             raise FloatingPointError(
                 f"the loss {where} is not finite: lower optimizer.lr, train with precision=32, or look at "
                 "the data; the last checkpoint is from before"

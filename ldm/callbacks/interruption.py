@@ -49,7 +49,7 @@ class Interruption(Checkpoint):
 
     def _stop(self, trainer: Trainer) -> None:
         self.interrupted_by = self.interrupted_by or signal.SIGTERM.name  # another rank's signal
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         if trainer.is_global_zero:
             _say(
                 f"stopped by {self.interrupted_by} after step {trainer.global_step}: "

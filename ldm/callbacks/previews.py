@@ -18,9 +18,7 @@ class Previews(Callback):
     The i-th prompt is drawn with seed + i.
     """
 
-    def __init__(
-        self, folder: str | Path, prompts: Sequence[str], every_n_train_steps: int, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: str | Path, prompts: Sequence[str], every_n_train_steps: int, seed: int = 0) -> None:
         if not prompts or every_n_train_steps < 1:
             raise ValueError(
                 f"previews need a prompt and at least 1 step between them, "

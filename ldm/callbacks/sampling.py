@@ -44,6 +44,7 @@ class Trained(Protocol):
 def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
     """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
     model = cast(Trained, module)
+    height, width = model.size
     pipeline = Pipeline(
         model.unet,
         model.first_stage,
@@ -51,7 +52,7 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
         model.tokenizer,
         model.schedule,
         model.prediction,
-        Settings(tuple(model.size), **model.sampling),
+        Settings((height, width), **model.sampling),
         model.denoiser.time,
     )
 

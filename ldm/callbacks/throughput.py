@@ -23,9 +23,7 @@ class Throughput(Callback):
         """The time from the last batch to the next one is not training's."""
         self._since = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.waited += self._lap()
 
     def on_train_batch_end(

@@ -10,9 +10,7 @@ from ldm.weights.native import locate, read_about
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Say what a model is, without reading its tensors."
-    parser.add_argument(
-        "model", help="a run folder, a .ckpt, a .safetensors of ldm, or 'shapes', the default model"
-    )
+    parser.add_argument("model", help="a run folder, a .ckpt, a .safetensors of ldm, or 'shapes', the default model")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -78,9 +78,7 @@ KEYS = {
     "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
     "prompts_file": Key(named, "a .txt with one prompt a line"),
-    "from": Key(
-        named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"
-    ),
+    "from": Key(named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"),
     "out": Key(named, "folder for 0000.png … and grid.png (samples/<date>_<time>)"),
     "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
     "precision": Key(one_of("32", "bf16", "16"), "bits of the UNet and text encoder: 32, bf16 or 16 (32)"),
@@ -149,11 +147,8 @@ def _refuse_misspelt(name: str, equals: str, text: str) -> None:
     if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
         return
     if word in NOT_YET:
-        raise UsageError(
-            f"{word}= is not supported yet; leave it out, or put a prompt that reads so after --"
-        )
+        raise UsageError(f"{word}= is not supported yet; leave it out, or put a prompt that reads so after --")
     if close := get_close_matches(word, [*KEYS, *NOT_YET], n=1, cutoff=0.75):
         raise UsageError(
-            f"{text!r} looks like {close[0]}={text[len(name) + 1 :]}; write that, or put it after -- "
-            "if it is a prompt"
+            f"{text!r} looks like {close[0]}={text[len(name) + 1 :]}; write that, or put it after -- if it is a prompt"
         )

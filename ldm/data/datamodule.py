@@ -59,7 +59,9 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
         size = len(train)  # type: ignore[arg-type]
         if size == 0:
-            raise ValueError("the training data set is empty; give data.shards=, data.root= or data.cache= with samples")
+            raise ValueError(
+                "the training data set is empty; give data.shards=, data.root= or data.cache= with samples"
+            )
         self.train = Numbered(train, size if limit is None else min(limit, size))
         self.val, self.val_batch_size = val, val_batch_size or batch_size
         self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
 BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
-RADII = {"big": (11.5, 12.5), "small": (7.5, 8.5)}  # pixels of a 64-pixel picture
+RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel picture
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
 # Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
 UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
@@ -127,7 +127,7 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
-        centers = [32 + sign * axis * rng.uniform(14.5, 16.5) + across * rng.uniform(-6, 6) for sign in (1, -1)]
+        centers = [32 + sign * axis * rng.uniform(15.5, 16.5) + across * rng.uniform(-6, 6) for sign in (1, -1)]
     return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
 
 
@@ -151,7 +151,7 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
     if shape == "triangle":
         return _folded_polygon(u, v - 0.3 * radius, 3, 1.3 * radius, 0.65 * radius)
     if shape == "star":
-        return _folded_polygon(u, v - 0.1 * radius, 5, 1.25 * radius, 0.52 * radius)
+        return _folded_polygon(u, v - 0.1 * radius, 5, 1.35 * radius, 0.54 * radius)
     raise ValueError(f"unknown shape '{shape}'; use one of {', '.join(SHAPES)}")
 
 

@@ -32,7 +32,9 @@ class Split(Dataset[Sample]):
         ]
         if not self.indices:
             mend = "lower" if part == "held_out" else "raise"
-            raise ValueError(f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.one_in={one_in}")
+            raise ValueError(
+                f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.one_in={one_in}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)

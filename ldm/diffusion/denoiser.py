@@ -27,9 +27,7 @@ class Denoiser:
     By default that is the index on a discrete schedule, 1000·t on a continuous one.
     """
 
-    def __init__(
-        self, network: Network, schedule: Schedule, prediction: Prediction, time: str | None = None
-    ) -> None:
+    def __init__(self, network: Network, schedule: Schedule, prediction: Prediction, time: str | None = None) -> None:
         time = time or ("index" if schedule.discrete else "thousand")
         if time not in NETWORK_TIMES:
             raise ValueError(f"the network's time is {time!r}, but must be one of {', '.join(NETWORK_TIMES)}")

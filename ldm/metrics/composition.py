@@ -26,9 +26,9 @@ BACKGROUND_TOLERANCE = 24.0
 SATURATION, VALUE = 0.5, 0.55  # what a colour needs to have a name; the data's are 0.75 and more
 BIG = (RADII["big"][0] + RADII["small"][1]) / 2
 LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
-BLENDED = 0.25  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
+BLENDED = 0.4  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
 # The misfit is 1 where the smoothed difference reaches these levels or this share of a near thing's contrast.
-STRAY, SHARE = 20.0, 0.2
+STRAY, SHARE = 36.0, 0.36
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ def fid(real: Iterable[Tensor], fake: Iterable[Tensor], features: nn.Module) -> 
             metric.update(batch.to(device), real=is_real)
     counts = int(metric.real_features_num_samples), int(metric.fake_features_num_samples)
     if min(counts) < 2:
-        raise ValueError(
-            f"FID needs two pictures or more on each side, not {counts[0]} real and {counts[1]} generated"
-        )
+        raise ValueError(f"FID needs two pictures or more on each side, not {counts[0]} real and {counts[1]} generated")
     if min(counts) <= (width := int(features.num_features)):  # type: ignore[arg-type]
         warnings.warn(
             f"FID from {counts[0]} real and {counts[1]} generated pictures, fewer than the "

@@ -58,9 +58,7 @@ class Block(nn.Module):
 def blocks(width: int, layers: int, heads: int, activation: str, causal: bool) -> nn.ModuleList:
     """A tower's blocks as CLIP starts them: what adds to the residual stream shrinks with depth."""
     if width % heads:
-        raise ValueError(
-            f"A tower of width {width} cannot be split into {heads} heads: choose a divisor of the width."
-        )
+        raise ValueError(f"A tower of width {width} cannot be split into {heads} heads: choose a divisor of the width.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"The activation is '{activation}', but must be one of {', '.join(ACTIVATIONS)}.")
     tower = nn.ModuleList(Block(width, heads, activation, causal) for _ in range(layers))
@@ -69,9 +67,7 @@ def blocks(width: int, layers: int, heads: int, activation: str, causal: bool) -
         for name, linear in block.named_modules():
             if isinstance(linear, nn.Linear):
                 std = (2 * width if name == "fc1" else width) ** -0.5
-                nn.init.normal_(
-                    linear.weight, std=std * (residual if name in ("attention.out", "fc2") else 1)
-                )
+                nn.init.normal_(linear.weight, std=std * (residual if name in ("attention.out", "fc2") else 1))
                 nn.init.zeros_(linear.bias)
     return tower
 
@@ -80,9 +76,7 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
     """Refuses ids that are not strictly increasing within the vocabulary."""
     ids = list(token_ids)
     if not ids or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise ValueError(
-            f"token_ids must be at least one id, strictly increasing, from 0 to {vocab_size - 1}."
-        )
+        raise ValueError(f"token_ids must be at least one id, strictly increasing, from 0 to {vocab_size - 1}.")
 
 
 class TextTower(nn.Module):
@@ -125,9 +119,7 @@ class TextTower(nn.Module):
         self.context = context
         self.skip = skip
         # part of the state, so that a tower made on the meta device gets it back with its weights
-        self.register_buffer(
-            "known", None if token_ids is None else torch.tensor(token_ids, dtype=torch.int64)
-        )
+        self.register_buffer("known", None if token_ids is None else torch.tensor(token_ids, dtype=torch.int64))
         self.token_embedding = nn.Embedding(vocab_size if token_ids is None else len(token_ids) + 1, width)
         self.position_embedding = nn.Parameter(torch.empty(context, width))
         self.blocks = blocks(width, layers, heads, activation, causal=True)
@@ -142,9 +134,7 @@ class TextTower(nn.Module):
         """Hidden states (b, n, d) of tokens (b, n), after the final norm, `skip` more layers left out."""
         left_out = self.skip + skip
         if not 0 <= left_out < len(self.blocks):
-            raise ValueError(
-                f"A text tower of {len(self.blocks)} layers cannot leave out {left_out} of them."
-            )
+            raise ValueError(f"A text tower of {len(self.blocks)} layers cannot leave out {left_out} of them.")
         return self._hidden(tokens, len(self.blocks) - left_out)
 
     def pooled(self, tokens: Tensor) -> Tensor:
@@ -156,9 +146,7 @@ class TextTower(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Captions in the space that they share with images: (b, n) → (b, p), not normalised."""
         if self.projection is None:
-            raise ValueError(
-                "This text tower has no projection: build it with projection=P to compare with images."
-            )
+            raise ValueError("This text tower has no projection: build it with projection=P to compare with images.")
         return self.projection(self.pooled(tokens))
 
     def unknown_tokens(self, tokens: Tensor) -> list[int]:
@@ -170,9 +158,7 @@ class TextTower(nn.Module):
     def _hidden(self, tokens: Tensor, layers: int) -> Tensor:
         n = tokens.shape[1]
         if n > self.context:
-            raise ValueError(
-                f"The captions hold {n} tokens, but this text tower reads at most {self.context}."
-            )
+            raise ValueError(f"The captions hold {n} tokens, but this text tower reads at most {self.context}.")
         x = self.token_embedding(self._rows(tokens)) + self.position_embedding[:n]
         for block in self.blocks[:layers]:
             x = block(x)
@@ -205,9 +191,7 @@ class ImageTower(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(
-                f"Pictures of {size} pixels cannot be cut into patches of {patch}: choose a divisor."
-            )
+            raise ValueError(f"Pictures of {size} pixels cannot be cut into patches of {patch}: choose a divisor.")
         self.config: dict[str, Any] = {
             "size": size,
             "patch": patch,
@@ -250,9 +234,7 @@ class ImageTower(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Pictures in the space that they share with captions: (b, p), not normalised."""
         if self.projection is None:
-            raise ValueError(
-                "This image tower has no projection: build it with projection=P to compare with text."
-            )
+            raise ValueError("This image tower has no projection: build it with projection=P to compare with text.")
         return self.projection(self.pooled(images))
 
 

@@ -20,9 +20,7 @@ class Tokenizer:
         from transformers.models.clip.tokenization_clip import CLIPTokenizer  # here: the import takes 0.7 s
 
         if (vocab is None) != (merges is None):
-            raise ValueError(
-                "A tokenizer needs both files, vocab and merges, or neither for CLIP's own vocabulary."
-            )
+            raise ValueError("A tokenizer needs both files, vocab and merges, or neither for CLIP's own vocabulary.")
         if context < 3:
             raise ValueError(f"The context is {context} tokens, but begin, end and a word need at least 3.")
         files = vocab or CLIP_BPE / "vocab.json", merges or CLIP_BPE / "merges.txt"
@@ -40,9 +38,7 @@ class Tokenizer:
     def __call__(self, captions: list[str]) -> Tensor:
         """Tokens int64 (b, context); what does not fit is left out, see `cut`."""
         tokens = torch.full((len(captions), self.context), self.pad)
-        for row, encoding in zip(
-            tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True
-        ):
+        for row, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
             ids = [self.begin, *encoding.ids[: self.context - 2], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return tokens

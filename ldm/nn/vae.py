@@ -17,9 +17,7 @@ class PixelAttention(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.norm = normalize(groups, width, 1e-6)
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            scaled(nn.Linear(width, width)) for _ in range(4)
-        )
+        self.to_q, self.to_k, self.to_v, self.to_out = (scaled(nn.Linear(width, width)) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h·w, c)
@@ -136,9 +134,7 @@ class VAE(nn.Module):
         """The posterior of each latent: mean and log-variance, unscaled (b, 2z, h, w)."""
         if image.shape[-1] % self.factor or image.shape[-2] % self.factor:
             height, width = image.shape[-2:]
-            raise ValueError(
-                f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it"
-            )
+            raise ValueError(f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it")
         mean, log_variance = self.quant(self.encoder(image)).chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 

@@ -9,9 +9,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, State
 
 
-def dpmpp_2m(
-    denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, lower_order_final: bool = True
-) -> Iterator[State]:
+def dpmpp_2m(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, lower_order_final: bool = True) -> Iterator[State]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
     A step from pure noise is infinitely long in log-SNR, so the step after it extrapolates x0 by a flat line;

@@ -96,9 +96,7 @@ def find_model(path: str | Path) -> Stored:
     if file.is_dir():
         file = _in_folder(file)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"there is no model {path}; give a run folder, a .ckpt, a .safetensors or {DEFAULT!r}"
-        )
+        raise FileNotFoundError(f"there is no model {path}; give a run folder, a .ckpt, a .safetensors or {DEFAULT!r}")
     return _native(file) if file.suffix == ".safetensors" else _checkpoint(file)
 
 
@@ -151,9 +149,7 @@ def _is_stable_diffusion(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as tensors:
             return any(name.startswith(SD_PREFIX) for name in tensors.keys())  # noqa: SIM118
-    except (
-        Exception
-    ):  # safetensors has one bare class for all that is wrong with a file, which read_about reports
+    except Exception:  # safetensors has one bare class for all that is wrong with a file, which read_about reports
         return False
 
 
@@ -166,9 +162,7 @@ def _checkpoint(file: Path) -> Stored:
             "it was not opened"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{file} is no checkpoint of ldm, or is cut short; give one that is whole"
-        ) from error
+        raise ValueError(f"{file} is no checkpoint of ldm, or is cut short; give one that is whole") from error
     state = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
     if any(str(name).startswith(SD_PREFIX) for name in state):
         raise ValueError(f"{file} is a single-file Stable Diffusion model; {NOT_YET}")

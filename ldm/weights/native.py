@@ -44,9 +44,7 @@ def locate(path: str | Path) -> Path:
     return found
 
 
-def save_network(
-    path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any
-) -> None:
+def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
     """Write tensors and architecture atomically; `about` is any more plain data to keep beside them."""
     metadata = {"ldm": json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)}
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata)
@@ -60,9 +58,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(
-            f"{file} is no readable safetensors file ({error}); fetch or export it again"
-        ) from error
+        raise ValueError(f"{file} is no readable safetensors file ({error}); fetch or export it again") from error
     if "ldm" not in metadata:
         raise ValueError(f"{file} was not written by ldm: its metadata names no architecture")
     return dict(json.loads(metadata["ldm"]))
@@ -80,9 +76,7 @@ def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.
     return fill(network, state, file, dtype).eval()
 
 
-def fill(
-    network: nn.Module, state: dict[str, Tensor], source: object, dtype: torch.dtype | None = None
-) -> nn.Module:
+def fill(network: nn.Module, state: dict[str, Tensor], source: object, dtype: torch.dtype | None = None) -> nn.Module:
     """`network` with its parameters replaced by `state`; every missing, unexpected or mis-shaped name is listed."""
     expected = network.state_dict()
     problems = {
@@ -96,12 +90,9 @@ def fill(
     }
     told = [f"{len(names)} {what}: {_shorten(names)}" for what, names in problems.items() if names]
     if told:
-        raise ValueError(
-            f"the weights in {source} are those of another {type(network).__name__} ({'; '.join(told)})"
-        )
+        raise ValueError(f"the weights in {source} are those of another {type(network).__name__} ({'; '.join(told)})")
     cast = {
-        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in state.items()
     }
     network.load_state_dict(cast, assign=True)
     return network

@@ -27,9 +27,7 @@ def features() -> ClipFeatures:
     return ClipFeatures(ImageTower(64, 32, 8, 1, 2))
 
 
-def evaluate(
-    folder: Path, *callbacks: Any, reference: Dataset[Any] | None = None, **settings: Any
-) -> dict[str, Any]:
+def evaluate(folder: Path, *callbacks: Any, reference: Dataset[Any] | None = None, **settings: Any) -> dict[str, Any]:
     reference = reference or Shapes(0, "held_out", length=20)
     defaults = {"prompts": 16, "count": 20, "batch_size": 6}
     evaluation = Evaluation(folder, reference, features(), **(defaults | settings))
@@ -37,9 +35,7 @@ def evaluate(
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_pictures_of_held_out_prompts_are_checked_against_them(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_pictures_of_held_out_prompts_are_checked_against_them(tmp_path: Path, painter: type[Painter]) -> None:
     metrics = evaluate(tmp_path)["metrics"]
     prompts = held_out_prompts(16)
     assert [prompt for call in painter.calls for prompt in call[0]] == prompts
@@ -98,9 +94,7 @@ def test_a_table_and_a_grid_come_last(
         assert sheet.width > 4 * 64
 
 
-def test_a_run_stopped_before_its_evaluation_is_evaluated_when_resumed(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_a_run_stopped_before_its_evaluation_is_evaluated_when_resumed(tmp_path: Path, painter: type[Painter]) -> None:
     ema = EMA(0.5)
     trainer(tmp_path, ema, Checkpoint(tmp_path)).fit(Model(), Batches())
     evaluation = Evaluation(tmp_path, Shapes(0, "held_out", length=4), features(), prompts=2)

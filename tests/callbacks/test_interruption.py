@@ -69,9 +69,7 @@ def test_a_signal_after_the_last_step_stops_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signals", [(), (signal.SIGUSR1,)])
-def test_the_handlers_of_before_are_back_after_the_run(
-    tmp_path: Path, signals: tuple[signal.Signals]
-) -> None:
+def test_the_handlers_of_before_are_back_after_the_run(tmp_path: Path, signals: tuple[signal.Signals]) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
         trainer(tmp_path, Interruption(tmp_path), Kick(1, *signals)).fit(Tiny(), Batches())

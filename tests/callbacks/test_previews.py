@@ -16,9 +16,7 @@ from tests.callbacks.tiny import Batches, trainer
 PROMPTS = ["a red circle on a white background", "a blue square on a black background"]
 
 
-def test_it_draws_every_n_steps_and_at_the_end_with_the_same_seeds(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_it_draws_every_n_steps_and_at_the_end_with_the_same_seeds(tmp_path: Path, painter: type[Painter]) -> None:
     previews = Previews(tmp_path / "samples", PROMPTS, every_n_train_steps=2, seed=7)
     trainer(tmp_path, previews, max_steps=5, accumulate_grad_batches=2).fit(Model(), Batches())
     files = sorted(os.listdir(tmp_path / "samples"))

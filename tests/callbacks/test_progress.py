@@ -54,9 +54,7 @@ def test_in_a_terminal_one_line_is_drawn_again_and_again() -> None:
     assert "step 4/4" in stream.getvalue() and "loss 4, 00:00 left" in stream.getvalue()
 
 
-def test_a_log_shows_steps_speed_loss_and_time_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_shows_steps_speed_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trainer(tmp_path, Progress(seconds=0), enable_progress_bar=True, accumulate_grad_batches=2)
     run.fit(Tiny(), Batches())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
@@ -64,8 +62,6 @@ def test_a_log_shows_steps_speed_loss_and_time_left(
     assert all("images/s, loss " in line for line in lines) and lines[-1].endswith(", 0:00 left")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (59.6, "1:00")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (59.6, "1:00")])
 def test_a_clock_reads_minutes_or_hours(seconds: float, text: str) -> None:
     assert clock(seconds) == text

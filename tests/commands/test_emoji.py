@@ -210,7 +210,11 @@ def test_help_names_units_defaults_and_where_the_package_comes_from(capsys: pyte
         main(["emoji", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert exit.value.code == 0
-    for part in ("pixels a side (default: 64)", "emoji a tar (default: 480)", "npm pack emoji-datasource-google@16.0.0"):
+    for part in (
+        "pixels a side (default: 64)",
+        "samples a tar (default: 480)",
+        "npm pack emoji-datasource-google@16.0.0",
+    ):
         assert part in text
 
 

@@ -12,11 +12,7 @@ def test_a_model_file_is_described(tmp_path: Path) -> None:
     assert told["kind"] == "unet"
     assert told["parameters"] == f"{sum(p.numel() for p in tiny_unet().parameters()):,}"
     assert "width=8, multipliers=[1, 2]" in told["architecture"]
-    assert (
-        told["schedule"] == "name=flow, shift=1.0"
-        and told["prediction"] == "flow"
-        and told["size"] == "16x16"
-    )
+    assert told["schedule"] == "name=flow, shift=1.0" and told["prediction"] == "flow" and told["size"] == "16x16"
     assert told["sampling"] == "sampler=dpmpp_2m, spacing=trailing, steps=3, guidance=2.0"
     assert told["first stage"].startswith(f"{tmp_path / 'vae.safetensors'} (")
 

@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,13 +47,14 @@ def test_samples_are_numbered_through_all_shards(folder: Path) -> None:
 
 def test_a_pattern_a_glob_a_list_and_a_folder_are_the_same_shards(folder: Path) -> None:
     paths = sorted(folder.glob("*.tar"))
-    for urls in (
+    spellings: list[Any] = [
         folder,
         f"{folder}/x-{{00000..00002}}.tar",
         f"{folder}/x-*.tar",
         [str(p) for p in paths],
         [f"{folder}/x-0000{{0..1}}.tar", paths[2]],
-    ):
+    ]
+    for urls in spellings:
         assert local_tars(urls) == paths
     assert local_tars([*reversed(paths)]) == paths[::-1]
 
@@ -148,7 +150,7 @@ def test_workers_read_what_the_main_process_reads(method: str, folder: Path) -> 
     order = [(draw, k) for draw in range(2) for k in range(7)]
     loader = DataLoader(
         shards,
-        sampler=order,  # type: ignore[arg-type]
+        sampler=order,
         batch_size=None,
         num_workers=1,
         multiprocessing_context=get_context(method),
@@ -182,7 +184,9 @@ def test_what_webdataset_writes_we_read(keys: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_keys_and_captions_are_those_that_webdataset_reads(format: int, tmp_path: Path) -> None:
     keys = ["a", "./b", "c d", "dir.x/e", "café"]
-    path = write_tar(tmp_path / "a.tar", {n: d for k, key in enumerate(keys) for n, d in sample(key, k).items()}, format)
+    path = write_tar(
+        tmp_path / "a.tar", {n: d for k, key in enumerate(keys) for n, d in sample(key, k).items()}, format
+    )
     theirs = [(s["__key__"], s["txt"].decode()) for s in webdataset_samples(str(path))]
     assert [(s["key"], s["caption"]) for s in Shards(path, 8)] == theirs  # type: ignore[attr-defined]
 

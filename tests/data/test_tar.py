@@ -1,3 +1,4 @@
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -108,10 +109,8 @@ def test_a_senseless_extended_header_is_damage_and_no_endless_loop(records: byte
     assert [m.name for m in found] == ["0.txt"] and "damaged" in loss
 
 
-@pytest.mark.parametrize("compression", ["gz", "xz"])
-def test_a_compressed_tar_is_refused_by_name(compression: str, tmp_path: Path) -> None:
+def test_a_compressed_tar_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    with tarfile.open(path, f"w:{compression}") as tar:
-        tar.addfile(tarfile.TarInfo("a.txt"))
+    path.write_bytes(gzip.compress(write_tar(path, {"a.txt": b"abc"}).read_bytes()))
     with pytest.raises(ValueError, match=f"^{path} is not an uncompressed tar"):
         members(path)

@@ -41,9 +41,7 @@ def test_the_ends_of_a_table_are_reached_in_both_directions(schedule):
 @pytest.mark.parametrize("schedule", DISCRETE, ids=schedule_name)
 def test_discrete_schedules_preserve_variance(schedule):
     t = inner_times(schedule)
-    torch.testing.assert_close(
-        schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("schedule", DISCRETE, ids=schedule_name)
@@ -88,14 +86,10 @@ def test_a_shift_must_be_positive():
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
 def test_coefficients_are_float64_for_times_of_any_type(schedule):
     t = torch.tensor([0.5])
-    assert {f(t).dtype for f in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.time)} == {
-        torch.float64
-    }
+    assert {f(t).dtype for f in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.time)} == {torch.float64}
 
 
-@pytest.mark.parametrize(
-    "schedule", [*DISCRETE, linear(steps=10), cosine(offset=0.1), Flow(), Flow(shift=3.0)]
-)
+@pytest.mark.parametrize("schedule", [*DISCRETE, linear(steps=10), cosine(offset=0.1), Flow(), Flow(shift=3.0)])
 def test_a_schedule_is_made_again_from_its_config(schedule):
     t = inner_times(schedule)
     again = from_config(json.loads(json.dumps(schedule.config)))

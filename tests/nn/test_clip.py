@@ -146,9 +146,7 @@ def test_the_default_tower_has_the_parameters_of_stable_diffusion_1() -> None:
 
 
 def test_the_tower_of_stable_diffusion_2_reads_the_penultimate_layer() -> None:
-    whole, penultimate = (
-        TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, "gelu", skip=skip) for skip in (0, 1)
-    )
+    whole, penultimate = (TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, "gelu", skip=skip) for skip in (0, 1))
     penultimate.load_state_dict(whole.state_dict())
     tokens = Tokenizer(context=CONTEXT)(CAPTIONS)
     assert torch.equal(penultimate(tokens), whole(tokens, skip=1))
@@ -176,9 +174,7 @@ def test_a_pruned_vocabulary_gives_the_output_of_the_whole_one(tokens: Tensor) -
 
 def test_all_unknown_tokens_share_one_embedding(tokens: Tensor) -> None:
     small = pruned(TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT), tokens.unique().tolist())
-    below, between, above = (
-        Tokenizer(context=CONTEXT)([f"a photo of a {word}"]) for word in ("!", "zebra", "🦒🦒")
-    )
+    below, between, above = (Tokenizer(context=CONTEXT)([f"a photo of a {word}"]) for word in ("!", "zebra", "🦒🦒"))
     assert not torch.isin(torch.stack([t[0, 5] for t in (below, between, above)]), tokens).any()
     for other in (between, above):
         assert torch.equal(small(below)[:, :6], small(other)[:, :6])

@@ -51,9 +51,7 @@ def byte_letters() -> dict[int, str]:
 @cache
 def vocabulary() -> tuple[dict[str, int], dict[tuple[str, ...], int]]:
     merges = (CLIP_BPE / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
-    return json.loads((CLIP_BPE / "vocab.json").read_text()), {
-        tuple(m.split(" ")): i for i, m in enumerate(merges)
-    }
+    return json.loads((CLIP_BPE / "vocab.json").read_text()), {tuple(m.split(" ")): i for i, m in enumerate(merges)}
 
 
 def merge(symbols: list[str], ranks: dict[tuple[str, ...], int]) -> list[str]:
@@ -141,9 +139,7 @@ def test_what_is_not_cut_is_what_the_kept_tokens_spell(context: int) -> None:
         assert caption.endswith(cut)
         ids = reference(caption)[: context - 2]
         letters = "".join(symbols[token].removesuffix("</w>") for token in ids)
-        spelled = bytes(byte_of[letter] for letter in letters).decode(
-            errors="ignore"
-        )  # may end within a character
+        spelled = bytes(byte_of[letter] for letter in letters).decode(errors="ignore")  # may end within a character
         assert spelled == "".join(normal(caption.removesuffix(cut)).split())
 
 

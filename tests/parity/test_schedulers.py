@@ -108,9 +108,7 @@ def test_ddpm(monkeypatch):
     """The same noise is given to both; diffusers calls for it in order."""
     noises = torch.randn(20, *EPS.shape, generator=torch.Generator().manual_seed(2))
     queue = iter(noises)
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **settings: next(queue)
-    )
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **settings: next(queue))
     scheduler = DDPMScheduler(**SD, clip_sample=False, steps_offset=1, timestep_spacing="leading")
     scheduler.alphas_cumprod = ALPHA_BAR
     scheduler.set_timesteps(20)

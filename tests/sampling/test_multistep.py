@@ -43,9 +43,7 @@ def test_x0_that_is_a_line_in_log_snr_is_followed_by_the_second_order_formula():
         a, b = t.log_snr / 2, s.log_snr / 2
         integral = (b - 1) - (a - 1) * torch.exp(torch.tensor(a - b).double())
         exact = s.sigma / t.sigma * X + s.alpha * integral
-        return float(
-            (sample(partial(dpmpp_2m, lower_order_final=False), denoise, X, grid) - exact).abs().max()
-        )
+        return float((sample(partial(dpmpp_2m, lower_order_final=False), denoise, X, grid) - exact).abs().max())
 
     assert error(64) / error(128) == pytest.approx(4, rel=0.1)
 

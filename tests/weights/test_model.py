@@ -39,11 +39,7 @@ def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: py
     with pytest.raises(FileNotFoundError, match="comes without the default model"):
         read_model("shapes")
     save_tiny_model(tmp_path)
-    assert (
-        find_model("shapes").file
-        == find_model("assets:unet.safetensors").file
-        == tmp_path / "unet.safetensors"
-    )
+    assert find_model("shapes").file == find_model("assets:unet.safetensors").file == tmp_path / "unet.safetensors"
 
 
 def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
@@ -54,9 +50,7 @@ def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("averages", [None, {}])
-def test_of_a_run_without_averages_the_weights_are_read(
-    tmp_path: Path, averages: dict[str, Any] | None
-) -> None:
+def test_of_a_run_without_averages_the_weights_are_read(tmp_path: Path, averages: dict[str, Any] | None) -> None:
     save_run(tmp_path, ema=averages)
     assert all((parameter == 2).all() for parameter in read_model(tmp_path).unet.parameters())
 
@@ -171,9 +165,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_the_architecture_are_named(tmp_path: Path) -> None:
     save_run(tmp_path, ema={"conv_in.weight": torch.zeros(1)})
-    with pytest.raises(
-        ValueError, match=r"those of another UNet .* missing: .* conv_in\.weight \[1\] instead"
-    ):
+    with pytest.raises(ValueError, match=r"those of another UNet .* missing: .* conv_in\.weight \[1\] instead"):
         read_model(tmp_path)
 
 

@@ -1,0 +1,183 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Flow, Schedule, scaled_linear
+from ldm.diffusion.time_sampling import Uniform
+from ldm.nn.unet import UNet
+from ldm.random import normal
+from ldm.training.diffusion import DiffusionTraining
+from ldm.weights.model import read_model, save_model
+from ldm.weights.parts import FirstStage
+from tests.tiny import save_part, tiny_vae
+from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit, logged
+
+SD = scaled_linear()
+
+
+def losses(module: DiffusionTraining, *ids: int, draw: int = 0) -> Tensor:
+    return module.losses(batch(*ids, draw=draw), batch(*ids)["caption"])[1].detach()
+
+
+@pytest.mark.parametrize(("schedule", "name"), [(Flow(), "flow"), (Flow(), "x0"), (SD, "eps"), (SD, "v")])
+def test_the_loss_of_a_perfect_denoiser_is_zero(schedule: Schedule, name: str) -> None:
+    module = diffusion(schedule=schedule, prediction=Prediction(name), times=Uniform(schedule))
+    x0 = module.latents(batch(0, 1, 2, 3))
+
+    def perfect(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        t = time.double() if schedule.discrete else time.double() / 1000
+        alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
+        return module.prediction.target(x0, (x - alpha * x0) / sigma, alpha.flatten(), sigma.flatten())
+
+    assert losses(module, 0, 1, 2, 3).min() > 1e-2
+    module.denoiser = Denoiser(perfect, schedule, module.prediction)
+    assert losses(module, 0, 1, 2, 3).max() < 1e-6  # the noise is recovered from float32 by dividing by sigma
+
+
+def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
+    module = diffusion()
+    together = losses(module, 0, 1, 2, 3)
+    torch.testing.assert_close(together, torch.cat([losses(module, i) for i in range(4)]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(together.flip(0), losses(module, 3, 2, 1, 0), rtol=1e-5, atol=0)
+
+
+def test_another_epoch_and_another_seed_draw_other_times_and_noise() -> None:
+    first = losses(diffusion(), 0, 1)
+    assert not (losses(diffusion(), 0, 1, draw=1) == first).any()
+    assert not (losses(diffusion(seed=1), 0, 1) == first).any()
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled_by_the_first_stage() -> None:
+    module, images = diffusion(), batch(0, 1)
+    noise = normal(0, "posterior", images["id"], images["draw"], (4, 4, 4))
+    expected = tiny_vae().encode(images["image"].float() / 127.5 - 1, noise)
+    torch.testing.assert_close(module.latents(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_moments_from_a_cache_train_as_the_pictures_do() -> None:
+    module, images = diffusion(), batch(0, 1, 2)
+    cached: dict[str, Any] = {name: images[name] for name in ("id", "draw", "caption")}
+    cached["moments"] = module.first_stage.moments(images["image"].float() / 127.5 - 1)
+    expected = module.losses(images, images["caption"])[1]
+    torch.testing.assert_close(module.losses(cached, images["caption"])[1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_context_is_what_the_text_tower_says_of_the_captions() -> None:
+    module = diffusion()
+    expected = module.text_encoder(module.tokenizer(CAPTIONS))
+    assert module.context(CAPTIONS).shape == (4, 16, 16) and torch.equal(module.context(CAPTIONS), expected)
+
+
+def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, n, dropped = diffusion(caption_dropout=0.1), 4000, []
+
+    def note(batch: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
+        assert set(captions) == {"", "text"}
+        dropped.append({i for i, caption in enumerate(captions) if not caption})
+        return torch.zeros(n), torch.zeros(n)
+
+    monkeypatch.setattr(module, "losses", note)
+    logged(module)
+    for draw in range(2):
+        module.training_step({"id": torch.arange(n), "draw": torch.full((n,), draw), "caption": ["text"] * n}, 0)
+    for chosen in dropped:
+        assert abs(len(chosen) - 400) < 4 * 360**0.5
+    assert len(dropped[0] & dropped[1]) < 40 + 4 * 40**0.5
+
+
+def test_validation_uses_the_same_times_and_noise_each_time_and_every_caption(tmp_path: Path) -> None:
+    module = diffusion(caption_dropout=0.9)
+    trainer = fit(tmp_path, module, steps=4)
+    samples = [Pictures(6, seed=1)[index] for index in range(6)]
+    images = {"image": torch.stack([s["image"] for s in samples]), "id": torch.arange(6), "draw": torch.zeros(6).long()}
+    expected = module.losses(images, [sample["caption"] for sample in samples])[1].mean()
+    torch.testing.assert_close(trainer.callback_metrics["val/pictures/loss"], expected.detach(), rtol=1e-5, atol=0)
+
+
+def test_training_changes_the_unet_and_nothing_else(tmp_path: Path) -> None:
+    module, fresh = diffusion(), diffusion()
+    trainer = fit(tmp_path, module)
+    for ours, theirs in zip(module.frozen, fresh.frozen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert not torch.equal(module.unet.conv_in.weight, fresh.unet.conv_in.weight)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in state} == {"unet"}
+
+
+def test_frozen_parts_follow_the_unet_to_its_device() -> None:
+    module = diffusion().to("meta")
+    module.on_fit_start()
+    assert {p.device.type for network in module.frozen for p in network.parameters()} == {"meta"}
+
+
+def test_what_it_says_of_itself_is_all_that_sampling_needs(tmp_path: Path) -> None:
+    module = diffusion()
+    about = module.about()
+    for name, kind, network in [
+        ("first_stage", "vae", module.frozen[0]),
+        ("text_encoder", "text_tower", module.frozen[1]),
+    ]:
+        about["model"][name] = save_part(tmp_path / f"{kind}.safetensors", kind, network)
+    save_model(tmp_path / "unet.safetensors", module.unet.state_dict(), about)
+    model = read_model(tmp_path / "unet.safetensors")
+    x, time, context = torch.randn(1, 4, 4, 4), torch.ones(1), torch.randn(1, 16, 16)
+    assert torch.equal(model.unet(x, time, context), module.unet.eval()(x, time, context))
+
+
+def test_a_context_of_another_width_is_refused() -> None:
+    unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=32, groups=4)
+    with pytest.raises(ValueError, match=r"text_encoder gives a context of width 16, but .* model.context_width=32"):
+        diffusion(unet=unet)
+
+
+def test_latents_of_other_channels_are_refused() -> None:
+    unet = UNet(3, 3, width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
+    with pytest.raises(ValueError, match=r"first_stage makes 4 latent channels, but .* model.in_channels=3"):
+        diffusion(unet=unet)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_dropout_that_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="training.caption_dropout"):
+        diffusion(caption_dropout=share)
+
+
+def saved(module: DiffusionTraining) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def test_a_checkpoint_of_its_own_is_taken() -> None:
+    diffusion().on_load_checkpoint(saved(diffusion(sampling={}, caption_dropout=0.5)))
+
+
+def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
+    other = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
+    with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 8\)"):
+        diffusion().on_load_checkpoint(saved(diffusion(unet=other)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"prediction": Prediction("v")},
+        {"schedule": Flow(shift=3.0)},
+        {"first_stage": FirstStage(tiny_vae(), {"weights": "", "fingerprint": "w"})},
+    ],
+    ids=["prediction", "schedule", "first_stage"],
+)
+def test_a_checkpoint_that_was_trained_otherwise_is_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"another model than this config builds \\({next(iter(how))} "):
+        diffusion().on_load_checkpoint(saved(diffusion(**how)))
+
+
+def test_a_checkpoint_of_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="not one of a diffusion run"):
+        diffusion().on_load_checkpoint({"state_dict": {}})

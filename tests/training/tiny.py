@@ -1,0 +1,97 @@
+"""The smallest trainings and batches."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.callbacks.checkpoint import AtomicCheckpointIO
+from ldm.data.datamodule import DataModule, collate
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Flow
+from ldm.diffusion.time_sampling import Uniform
+from ldm.diffusion.weighting import uniform
+from ldm.nn.tokenizer import Tokenizer
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.optim import constant
+from ldm.weights.parts import FirstStage, TextEncoder
+from tests.tiny import SAMPLING, tiny_text_tower, tiny_unet, tiny_vae
+
+ADAM = partial(torch.optim.AdamW, lr=1e-2)
+CAPTIONS = ["a red circle", "blue square on white background", "a white square", "red"]
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Random pictures (3, 8, 8), each with one of four captions."""
+
+    def __init__(self, length: int = 8, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randint(256, (length, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index = key[1] if isinstance(key, tuple) else key
+        caption = CAPTIONS[index % len(CAPTIONS)]
+        return {"image": self.images[index], "caption": caption, "key": str(index), "id": index}
+
+
+def batch(*ids: int, draw: int = 0) -> dict[str, Any]:
+    samples = [Pictures(max(ids) + 1)[index] for index in ids]
+    return {**collate(samples), "draw": torch.full((len(ids),), draw)}
+
+
+def frozen_parts() -> dict[str, Any]:
+    return {
+        "first_stage": FirstStage(tiny_vae(), {"weights": "vae.safetensors", "fingerprint": "v"}),
+        "text_encoder": TextEncoder(
+            tiny_text_tower(), Tokenizer(context=16), {"weights": "text.safetensors", "fingerprint": "t"}
+        ),
+    }
+
+
+def diffusion(**how: Any) -> DiffusionTraining:
+    settings: dict[str, Any] = {
+        "unet": tiny_unet().train(),
+        **frozen_parts(),
+        "schedule": Flow(),
+        "prediction": Prediction("flow"),
+        "weighting": uniform(),
+        "times": Uniform(Flow()),
+        "optimizer": ADAM,
+        "lr": constant(),
+        "sampling": SAMPLING,
+        "size": (8, 8),
+    }
+    return DiffusionTraining(**(settings | how))
+
+
+def fit(folder: Path, module: LightningModule, steps: int = 2, **how: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": steps,
+        "plugins": [AtomicCheckpointIO()],
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    trainer = Trainer(**(settings | how))
+    trainer.fit(module, DataModule(Pictures(), {"pictures": Pictures(6, seed=1)}, batch_size=4))
+    return trainer
+
+
+def logged(module: LightningModule) -> dict[str, Tensor]:
+    """Where what the module logs from now on will be, without a trainer."""
+    values: dict[str, Tensor] = {}
+    module.log = values.__setitem__  # type: ignore[assignment, method-assign]
+    module.log_dict = values.update  # type: ignore[assignment, method-assign]
+    return values
