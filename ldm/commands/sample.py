@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from PIL.Image import Image
-from tqdm import tqdm
 
 from ldm.commands import edge
 from ldm.commands.edge import UsageError
+from ldm.commands.progress import Progress, clear
 from ldm.commands.sample_arguments import Arguments, help_text, parse
 from ldm.image import grid, read_metadata, save_png, to_pil
 from ldm.pipeline import Pipeline
@@ -78,7 +78,9 @@ def fresh(arguments: Arguments) -> Job:
     given = arguments.given
     prompts = arguments.prompts + (read_prompts(given["prompts_file"]) if "prompts_file" in given else [])
     if not prompts:
-        raise UsageError('there is no prompt; write one, as in: python sample.py "a red circle on a white background"')
+        raise UsageError(
+            'there is no prompt; write one, as in: python sample.py "a red circle on a white background"'
+        )
     seed, n, size = given.get("seed", 0), given.get("n", 1), given.get("batch_size", 8)
     pairs = [(prompt, seed + k) for prompt in prompts for k in range(n)]
     chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -98,7 +100,9 @@ def again(arguments: Arguments) -> Job:
     if clash := [name for name in ("n", "prompts_file", "batch_size") if name in given]:
         raise UsageError(f"from= draws one picture in the batch it was drawn in; leave out {clash[0]}=")
     if len(arguments.prompts) > 1:
-        raise UsageError("from= draws one picture; give at most one prompt with it, which replaces the recorded one")
+        raise UsageError(
+            "from= draws one picture; give at most one prompt with it, which replaces the recorded one"
+        )
     source = given["from"]
     recorded = read_metadata(source)
     try:
@@ -126,7 +130,9 @@ def read_prompts(path: str) -> list[str]:
     """The lines of a .txt that are not empty. Raises ValueError or FileNotFoundError."""
     file = Path(path).expanduser()
     if file.suffix != ".txt":
-        raise ValueError(f"prompts_file={path} is of a kind that cannot be read yet; give a .txt, one prompt a line")
+        raise ValueError(
+            f"prompts_file={path} is of a kind that cannot be read yet; give a .txt, one prompt a line"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"there is no prompts_file {path}")
     try:
@@ -148,7 +154,9 @@ def choose_folder(given: str | None, count: int) -> Path:
     out = Path(given).expanduser()
     for name in (*map(file_name, range(count)), "grid.png"):
         if (out / name).exists():
-            raise ValueError(f"out={given} already holds {name}; give another folder, or move that picture away")
+            raise ValueError(
+                f"out={given} already holds {name}; give another folder, or move that picture away"
+            )
     return out
 
 
@@ -168,34 +176,30 @@ def draw(job: Job) -> None:
         for image, settings in pictures(job, pipeline):
             path = job.out / file_name(done)
             save_png(image, path, settings | origin)
-            say(str(path))
+            clear()
+            print(path, flush=True)
             done += 1
             if done <= GRID_MOST:
                 shown.append(image)
                 captions.append(f"{settings['prompt']} ({settings['seed']})")
     except KeyboardInterrupt:
+        clear()
         print(f"stopped: {done} of {job.total} pictures are in {job.out}", file=sys.stderr)
         raise
     save_png(grid(shown, captions), job.out / "grid.png", {"grid": len(shown)})
     print(job.out / "grid.png")
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """A line, on the standard output by default, that does not tear the progress bar."""
-    (tqdm.write if sys.stderr.isatty() else print)(text, file=file)
-
-
 def pictures(job: Job, pipeline: Pipeline) -> Iterator[tuple[Image, dict[str, Any]]]:
     """The wanted pictures, batch by batch, with the settings that draw them again."""
-    steps = job.call.get("steps", pipeline.settings.steps) * len(job.batches)
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=steps, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
-        for prompts, seeds in job.batches:
-            result = pipeline(
-                prompts, seeds=seeds, batch_size=len(prompts), on_step=lambda *_: bar.update(), **job.call
-            )
-            batch = list(zip(to_pil(result.images), result.settings, strict=True))
-            yield from batch if job.keep is None else [batch[job.keep]]
+    progress = Progress(job.call.get("steps", pipeline.settings.steps) * len(job.batches))
+    for prompts, seeds in job.batches:
+        count = len(prompts)
+        result = pipeline(
+            prompts, seeds=seeds, batch_size=count, on_step=lambda *_: progress.step(), **job.call
+        )
+        batch = list(zip(to_pil(result.images), result.settings, strict=True))
+        yield from batch if job.keep is None else [batch[job.keep]]
 
 
 def load(job: Job) -> tuple[Pipeline, dict[str, Any]]:
@@ -231,7 +235,8 @@ def shown_warnings() -> Iterator[None]:
     """Each different warning of ours once, as one line on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        say(f"warning: {message}", sys.stderr)
+        clear()
+        print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

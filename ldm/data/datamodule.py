@@ -1,5 +1,6 @@
 """Batches for training and validation, and where in the data a run stands."""
 
+import signal
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ class Numbered(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         return {**self.dataset[key], "draw": key[0]}
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole process group; the main process ends its workers when it is ready."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class DataModule(LightningDataModule):
@@ -103,6 +110,7 @@ class DataModule(LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=_ignore_signals,
             **how,
         )
 

@@ -127,7 +127,7 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
-        centers = [32 + sign * axis * rng.uniform(15.5, 16.5) + across * rng.uniform(-6, 6) for sign in (1, -1)]
+        centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-6, 6) for sign in (1, -1)]
     return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
 
 
@@ -151,7 +151,7 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
     if shape == "triangle":
         return _folded_polygon(u, v - 0.3 * radius, 3, 1.3 * radius, 0.65 * radius)
     if shape == "star":
-        return _folded_polygon(u, v - 0.1 * radius, 5, 1.35 * radius, 0.54 * radius)
+        return _folded_polygon(u, v - 0.1 * radius, 5, 1.3 * radius, 0.53 * radius)
     raise ValueError(f"unknown shape '{shape}'; use one of {', '.join(SHAPES)}")
 
 

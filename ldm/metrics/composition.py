@@ -106,6 +106,8 @@ def _see(images: Tensor) -> list[Seen]:
     level = images[:, :, frame].median(dim=2).values  # (n, 3)
     signal = images - level[:, :, None, None]
     patches = _segment(signal)
+    if not len(patches.corner):
+        return [Seen((), _name_background(color), 0.0) for color in level]
     shape, geometry, rival = _fit(patches)
     contrast, drawn = _paint(shape, geometry, patches)
     misfit = _misfit(signal, drawn, patches)
@@ -119,7 +121,8 @@ def _see(images: Tensor) -> list[Seen]:
 
 
 def _near(x: Tensor, side: int) -> Tensor:
-    return max_pool2d(x, side, stride=1, padding=side // 2)  # the largest value within side × side
+    """The largest value within side × side; x may hold no picture."""
+    return max_pool2d(x, side, stride=1, padding=side // 2) if len(x) else x
 
 
 def _label(mask: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from ldm.nn.vae import VAE
+from ldm.random import normal
+from ldm.training.autoencoder import AutoencoderTraining, psnr
+from ldm.training.optim import constant
+from ldm.weights.native import load_network, save_network
+from tests.tiny import save_part, tiny_vae
+from tests.training.tiny import ADAM, Pictures, batch, fit, logged
+
+
+def training(vae: VAE | None = None, **how: Any) -> AutoencoderTraining:
+    return AutoencoderTraining(vae or tiny_vae(), ADAM, constant(), **how)
+
+
+def with_moments(module: AutoencoderTraining, mean: float, log_variance: float, ids: int) -> Tensor:
+    """Makes the encoder say so of every picture, and returns what it says."""
+    halves = torch.full((ids, 4, 4, 4), mean), torch.full((ids, 4, 4, 4), log_variance)
+    moments = torch.cat(halves, dim=1)
+    module.vae.moments = lambda _: moments  # type: ignore[method-assign]
+    return moments
+
+
+def test_without_extras_the_loss_is_l1_plus_l2_of_decoding_a_draw_from_the_posterior() -> None:
+    module, images = training(kl_weight=0.0, noise=0.0), batch(0, 1, 2)
+    logged(module)
+    image = images["image"].float() / 127.5 - 1
+    noise = normal(0, "posterior", images["id"], images["draw"], (4, 4, 4))
+    error = tiny_vae().decode(tiny_vae().encode(image, noise)) - image
+    torch.testing.assert_close(module.training_step(images, 0), error.abs().mean() + error.square().mean())
+
+
+def test_the_divergence_is_that_of_the_posterior_from_a_standard_normal() -> None:
+    module = training(kl_weight=2.0)
+    values, moments = logged(module), with_moments(module, 0.5, -1.0, 2)
+    loss = module.training_step(batch(0, 1), 0)
+    mean, log_variance = moments.chunk(2, dim=1)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(values["train/kl"], expected)
+    torch.testing.assert_close(loss, values["train/reconstruction"] + 2 * expected)
+
+
+def test_half_of_the_pictures_are_decoded_from_latents_with_more_noise_of_every_size() -> None:
+    module, n, seen = training(noise=0.8), 400, list[Tensor]()
+    logged(module)
+    with_moments(module, 0.0, -30.0, n)
+    module.vae.decode = lambda latents: seen.append(latents) or torch.zeros(n, 3, 8, 8)  # type: ignore[func-returns-value, method-assign, assignment]
+    images = {"image": torch.zeros(n, 3, 8, 8, dtype=torch.uint8), "id": torch.arange(n), "draw": torch.zeros(n).long()}
+    module.training_step(images, 0)
+    sizes = (seen[0] / module.vae.scale).flatten(1).std(1)
+    noisy = sizes[sizes > 1e-4]
+    assert abs(len(noisy) - n / 2) < 4 * (n / 4) ** 0.5
+    assert noisy.mean() == pytest.approx(0.4, abs=0.08) and 0.6 < noisy.max() < 1.1
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:
+    module = training()
+    logged(module)
+    alone = torch.stack([module.training_step(batch(i), 0) for i in range(3)])
+    torch.testing.assert_close(module.training_step(batch(2, 0, 1), 0), alone.mean())
+    assert (module.training_step(batch(0, draw=1), 0) - alone[0]).abs() > 1e-4
+
+
+def test_the_exported_autoencoder_has_latents_of_zero_mean_and_unit_deviation(tmp_path: Path) -> None:
+    module = training()
+    fit(tmp_path, module)
+    (part,) = module.parts()
+    save_network(tmp_path / "vae.safetensors", state=part.network.state_dict(), **part.about)
+    vae = cast(VAE, load_network(tmp_path / "vae.safetensors", "vae"))
+    images = torch.stack([Pictures(6, seed=1)[index]["image"] for index in range(6)]).float() / 127.5 - 1
+    latents = vae.encode(images)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=5e-3)  # four decimals are kept
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=5e-3, atol=0)
+    plain = module.vae.decode(module.vae.encode(images))
+    torch.testing.assert_close(vae.decode(latents), plain, rtol=1e-3, atol=1e-3)
+
+
+def test_validation_measures_decoded_pictures(tmp_path: Path) -> None:
+    module = training()
+    trainer = fit(tmp_path, module, steps=4)
+    images = torch.stack([Pictures(6, seed=1)[index]["image"] for index in range(6)]).float() / 127.5 - 1
+    expected = psnr(module.vae.decode(module.vae.encode(images)).clamp(-1, 1), images).mean()
+    torch.testing.assert_close(trainer.callback_metrics["val/pictures/psnr"], expected.detach(), rtol=1e-4, atol=0)
+
+
+def test_it_can_start_from_a_file(tmp_path: Path) -> None:
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae(seed=7))
+    module = training(start=str(tmp_path / "vae.safetensors"))
+    assert torch.equal(module.vae.encoder.conv_in.weight, tiny_vae(seed=7).encoder.conv_in.weight)
+
+
+def test_a_fifth_of_full_scale_off_is_twenty_decibels() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    torch.testing.assert_close(psnr(x, x + 0.2), torch.full((2,), 20.0))
