@@ -111,6 +111,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it at an end
     try:
         check_overrides(sys.argv[1:], CONF)
     except (ValueError, HydraException) as error:

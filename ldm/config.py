@@ -44,7 +44,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         if name in groups or name.startswith("hydra") or override.is_add() or name in keys:
             continue
         if owners := _owners(name, groups, conf):
-            raise ValueError(f"the key {name} needs {' or '.join(owners)}; add that")
+            raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
         raise ValueError(f"there is no key {name}; {nearest(name, sorted(keys | groups.keys()))}")
 
 
@@ -60,9 +60,8 @@ def _options(override: Override) -> list[str]:
 def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
     """The options, as group=option, that would bring a key which the chosen ones lack."""
     group, _, leaf = key.partition(".")
-    return [
-        f"{group}={name}" for name in groups.get(group, []) if leaf in OmegaConf.load(conf / group / f"{name}.yaml")
-    ]
+    files = {name: OmegaConf.load(conf / group / f"{name}.yaml") for name in groups.get(group, [])}
+    return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
 
 
 def _keys(chosen: list[str], conf: Path) -> set[str]:

@@ -197,10 +197,10 @@ class Pipeline:
         return to_uint8(self.first_stage.decode(x)).cpu()
 
     def _context(self, captions: list[str]) -> Tensor:
-        return self.text_encoder(self.tokenizer(captions).to(self.device))  # type: ignore[no-any-return]
+        return self.text_encoder(self.tokenizer(captions).to(self.device))
 
     def _network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        return self.unet(x.to(self.unet.conv_in.weight.dtype), time, context)  # type: ignore[no-any-return]
+        return self.unet(x.to(self.unet.conv_in.weight.dtype), time, context)
 
 
 def choose_device(name: str) -> torch.device:

@@ -78,9 +78,7 @@ def fresh(arguments: Arguments) -> Job:
     given = arguments.given
     prompts = arguments.prompts + (read_prompts(given["prompts_file"]) if "prompts_file" in given else [])
     if not prompts:
-        raise UsageError(
-            'there is no prompt; write one, as in: python sample.py "a red circle on a white background"'
-        )
+        raise UsageError('there is no prompt; write one, as in: python sample.py "a red circle on a white background"')
     seed, n, size = given.get("seed", 0), given.get("n", 1), given.get("batch_size", 8)
     pairs = [(prompt, seed + k) for prompt in prompts for k in range(n)]
     chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -100,9 +98,7 @@ def again(arguments: Arguments) -> Job:
     if clash := [name for name in ("n", "prompts_file", "batch_size") if name in given]:
         raise UsageError(f"from= draws one picture in the batch it was drawn in; leave out {clash[0]}=")
     if len(arguments.prompts) > 1:
-        raise UsageError(
-            "from= draws one picture; give at most one prompt with it, which replaces the recorded one"
-        )
+        raise UsageError("from= draws one picture; give at most one prompt with it, which replaces the recorded one")
     source = given["from"]
     recorded = read_metadata(source)
     try:
@@ -130,9 +126,7 @@ def read_prompts(path: str) -> list[str]:
     """The lines of a .txt that are not empty. Raises ValueError or FileNotFoundError."""
     file = Path(path).expanduser()
     if file.suffix != ".txt":
-        raise ValueError(
-            f"prompts_file={path} is of a kind that cannot be read yet; give a .txt, one prompt a line"
-        )
+        raise ValueError(f"prompts_file={path} is of a kind that cannot be read yet; give a .txt, one prompt a line")
     if not file.is_file():
         raise FileNotFoundError(f"there is no prompts_file {path}")
     try:
@@ -154,9 +148,7 @@ def choose_folder(given: str | None, count: int) -> Path:
     out = Path(given).expanduser()
     for name in (*map(file_name, range(count)), "grid.png"):
         if (out / name).exists():
-            raise ValueError(
-                f"out={given} already holds {name}; give another folder, or move that picture away"
-            )
+            raise ValueError(f"out={given} already holds {name}; give another folder, or move that picture away")
     return out
 
 
@@ -195,9 +187,7 @@ def pictures(job: Job, pipeline: Pipeline) -> Iterator[tuple[Image, dict[str, An
     progress = Progress(job.call.get("steps", pipeline.settings.steps) * len(job.batches))
     for prompts, seeds in job.batches:
         count = len(prompts)
-        result = pipeline(
-            prompts, seeds=seeds, batch_size=count, on_step=lambda *_: progress.step(), **job.call
-        )
+        result = pipeline(prompts, seeds=seeds, batch_size=count, on_step=lambda *_: progress.step(), **job.call)
         batch = list(zip(to_pil(result.images), result.settings, strict=True))
         yield from batch if job.keep is None else [batch[job.keep]]
 

@@ -123,11 +123,11 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
-    centers = [rng.uniform(20, 44, 2)]
+    centers = [rng.uniform(28, 36, 2)]
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
-        centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-6, 6) for sign in (1, -1)]
+        centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-3, 3) for sign in (1, -1)]
     return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
 
 

@@ -33,7 +33,7 @@ class ClipTraining(LightningModule):
         """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""
         tokens = self.tokenizer(batch["caption"])
         longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # what follows an end says nothing
-        tokens = tokens[:, :longest].to(self.device)
+        tokens = tokens[:, :longest].contiguous().to(self.device)
         same = (tokens[:, None] == tokens[None]).all(-1)
         return self.clip(tokens, as_float(batch["image"])), same
 

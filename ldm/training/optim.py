@@ -22,7 +22,7 @@ def cosine(warmup: int = 0, final: float = 0.0) -> Curve:
     """`constant`, times half a cosine from 1 at the start down to `final` at the last step."""
 
     def factor(step: int, total: int) -> float:
-        done = min(1.0, max(0, step - warmup) / max(1, total - 1 - warmup))
+        done = _share(step, warmup, total - 1)
         return min(1.0, (step + 1) / (warmup + 1)) * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
 
     return factor
@@ -33,10 +33,15 @@ def linear(warmup: int = 0, final: float = 0.0, hold: float = 0.0) -> Curve:
 
     def factor(step: int, total: int) -> float:
         start = warmup + hold * max(0, total - 1 - warmup)
-        done = min(1.0, max(0.0, step - start) / max(1.0, total - 1 - start))
+        done = _share(step, start, total - 1)
         return min(1.0, (step + 1) / (warmup + 1)) * (1 + (final - 1) * done)
 
     return factor
+
+
+def _share(step: int, start: float, last: int) -> float:
+    """How much of the way from start to last is done: 0 until the one, 1 from the other on."""
+    return min(1.0, max(0.0, step - start) / (last - start)) if last > start else 0.0
 
 
 def with_curve(optimizer: Optimizer, curve: Curve, trainer: Trainer) -> dict[str, Any]:

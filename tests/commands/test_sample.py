@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,9 +59,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
     ]
     assert sample.main(argv) == 0
     told = read_metadata(out / "0001.png")
-    assert (
-        len(told.pop("fingerprint")) == 64 and told.pop("torch") and told.pop("ldm") and told.pop("threads")
-    )
+    assert len(told.pop("fingerprint")) == 64 and told.pop("torch") and told.pop("ldm") and told.pop("threads")
     assert told == {
         "prompt": "blue",
         "negative": "white",
@@ -80,13 +76,9 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
     }
 
 
-def test_a_picture_is_made_again_bit_for_bit_and_again_from_that(
-    model: str, out: Path, tmp_path: Path
-) -> None:
+def test_a_picture_is_made_again_bit_for_bit_and_again_from_that(model: str, out: Path, tmp_path: Path) -> None:
     prompts = ["a red circle", 'commas, "quotes", it\'s [x=1]', "blue"]
-    assert (
-        sample.main([*prompts, "sampler=ddpm", "steps=2", "seed=9", "device=cpu", model, f"out={out}"]) == 0
-    )
+    assert sample.main([*prompts, "sampler=ddpm", "steps=2", "seed=9", "device=cpu", model, f"out={out}"]) == 0
     first, second = tmp_path / "first", tmp_path / "second"
     assert sample.main([f"from={out / '0001.png'}", f"out={first}"]) == 0
     assert sample.main([f"from={first / '0000.png'}", f"out={second}"]) == 0
@@ -109,21 +101,15 @@ def test_a_picture_of_a_model_that_has_changed_is_refused_unless_a_model_is_give
 ) -> None:
     assert sample.main(["red", "steps=1", model, f"out={out}"]) == 0
     changed = tmp_path / "changed.png"
-    save_png(
-        Image.open(out / "0000.png"), changed, read_metadata(out / "0000.png") | {"fingerprint": "0" * 64}
-    )
+    save_png(Image.open(out / "0000.png"), changed, read_metadata(out / "0000.png") | {"fingerprint": "0" * 64})
     told = error(capsys, 1, f"from={changed}", f"out={tmp_path / 'again'}")
     assert "is no longer the one that drew this picture" in told
     assert sample.main([f"from={changed}", model, f"out={tmp_path / 'again'}"]) == 0
 
 
-def test_prompts_come_from_a_file_after_those_of_the_command_line(
-    model: str, out: Path, tmp_path: Path
-) -> None:
+def test_prompts_come_from_a_file_after_those_of_the_command_line(model: str, out: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\ufeffsteps=3\n\n  a blue square \n", encoding="utf-8")
-    assert (
-        sample.main(["red", f"prompts_file={tmp_path / 'prompts.txt'}", "steps=1", model, f"out={out}"]) == 0
-    )
+    assert sample.main(["red", f"prompts_file={tmp_path / 'prompts.txt'}", "steps=1", model, f"out={out}"]) == 0
     assert read_metadata(out / "0002.png")["batch"]["prompts"] == ["red", "steps=3", "a blue square"]
 
 
@@ -156,9 +142,7 @@ def test_pictures_are_never_overwritten(model: str, out: Path, capsys: pytest.Ca
     assert (out / "0001.png").read_bytes() == b"mine"
 
 
-def test_of_many_pictures_the_grid_shows_the_first(
-    model: str, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_pictures_the_grid_shows_the_first(model: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "GRID_MOST", 2)
     assert sample.main(["red", "n=3", "steps=1", model, f"out={out}"]) == 0
     assert read_metadata(out / "grid.png") == {"grid": 2}
@@ -171,7 +155,7 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
 
     def interrupted(self: sample.Pipeline, prompts: list[str], **call: object) -> object:
         if prompts == ["blue"]:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
         return draw(self, prompts, **call)
 
     monkeypatch.setattr(sample.Pipeline, "__call__", interrupted)
@@ -193,9 +177,7 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
         (["from=x.png", "red", "blue"], "give at most one prompt"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in error(capsys, 2, *argv)
 
 

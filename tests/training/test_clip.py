@@ -76,7 +76,7 @@ def test_the_scale_of_every_step_is_at_most_a_hundred(tmp_path: Path) -> None:
     module, scales = training(), list[float]()
     module.clip.logit_scale.data.fill_(9.0)
     forward = module.clip.forward
-    module.clip.forward = lambda *x: scales.append(float(module.clip.logit_scale)) or forward(*x)  # type: ignore[func-returns-value, method-assign]
+    module.clip.forward = lambda *x: scales.append(module.clip.logit_scale.item()) or forward(*x)  # type: ignore[func-returns-value, method-assign]
     fit(tmp_path, module, steps=1, limit_val_batches=0)
     assert math.isclose(scales[0], math.log(100), rel_tol=1e-6)
 

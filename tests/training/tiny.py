@@ -71,7 +71,9 @@ def diffusion(**how: Any) -> DiffusionTraining:
     return DiffusionTraining(**(settings | how))
 
 
-def fit(folder: Path, module: LightningModule, steps: int = 2, **how: Any) -> Trainer:
+def fit(
+    folder: Path, module: LightningModule, steps: int = 2, resume: Path | None = None, **how: Any
+) -> Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -85,7 +87,7 @@ def fit(folder: Path, module: LightningModule, steps: int = 2, **how: Any) -> Tr
         "num_sanity_val_steps": 0,
     }
     trainer = Trainer(**(settings | how))
-    trainer.fit(module, DataModule(Pictures(), {"pictures": Pictures(6, seed=1)}, batch_size=4))
+    trainer.fit(module, DataModule(Pictures(), {"pictures": Pictures(6, seed=1)}, batch_size=4), ckpt_path=resume)
     return trainer
 
 
