@@ -33,7 +33,7 @@ def train(config: DictConfig) -> None:
     if config.plan:
         from ldm.plan import print_plan
 
-        return print_plan(OmegaConf.to_container(config, resolve=True))
+        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
     OmegaConf.resolve(config)
     quieten()
@@ -44,8 +44,8 @@ def train(config: DictConfig) -> None:
         return instantiate(node, **more, _convert_="all")
 
     if "schedule" in config.training:
-        parts = (build(config[name]) for name in ("schedule", "prediction", "weighting"))
-        if found := contradictions(*parts, spacing=config.sampler.spacing):
+        schedule, prediction, weighting = (build(config[name]) for name in ("schedule", "prediction", "weighting"))
+        if found := contradictions(schedule, prediction, weighting, spacing=config.sampler.spacing):
             raise ValueError("; ".join(found))
     module = build(config.training)
     data = build(config.data.module)
@@ -103,11 +103,11 @@ def main(config: DictConfig) -> None:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()
-        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
-        if not sweep:
-            sys.exit(1)
-        # Hydra runs the other jobs, then prints this for the first that failed, and exits with 1.
-        raise CompactHydraException(f"{config.run_dir} failed: {sentence(error)}") from None
+        told = f"error: {config.run_dir + ': ' if sweep else ''}{sentence(error)}"
+        if sweep:  # Hydra runs the other jobs, then tells once more of the first that failed, and exits with 1
+            print(told, file=sys.stderr, flush=True)
+            raise CompactHydraException(told) from None
+        sys.exit(told)
 
 
 if __name__ == "__main__":

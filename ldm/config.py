@@ -74,9 +74,9 @@ def _keys(chosen: list[str], conf: Path) -> set[str]:
 def _walk(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Every dotted key, and whether its value is still to be given."""
     for name, value in node.items_ex(resolve=False):
-        yield f"{prefix}{name}", OmegaConf.is_missing(node, name)
+        yield f"{prefix}{name!s}", OmegaConf.is_missing(node, name)
         if isinstance(value, DictConfig):
-            yield from _walk(value, f"{prefix}{name}.")
+            yield from _walk(value, f"{prefix}{name!s}.")
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -68,7 +68,7 @@ def test_where_nothing_is_near_few_names_are_listed_and_many_are_not() -> None:
 
 def test_a_key_without_a_default_must_be_given() -> None:
     node = {"data": {"shards": "???", "module": {"urls": "${data.shards}"}}, "given": 1}
-    with pytest.raises(ValueError, match="^data.shards has no default; give it as data.shards=…$"):
+    with pytest.raises(ValueError, match=r"^data.shards has no default; give it as data.shards=…$"):
         check_given(OmegaConf.create(node))
     node["data"]["shards"] = None  # type: ignore[index]
     check_given(OmegaConf.create(node))
@@ -104,7 +104,9 @@ def test_a_sentence_is_one_line() -> None:
     assert sentence(ValueError()) == "ValueError: "
 
 
-@pytest.mark.parametrize(("error", "refusal"), [(ValueError("x"), True), (FileNotFoundError("x"), True), (KeyError("x"), False)])
+@pytest.mark.parametrize(
+    ("error", "refusal"), [(ValueError("x"), True), (FileNotFoundError("x"), True), (KeyError("x"), False)]
+)
 def test_only_messages_written_for_people_go_without_a_traceback(error: Exception, refusal: bool) -> None:
     assert is_refusal(error) == refusal
     assert sentence(error) == ("x" if refusal else "KeyError: 'x'")

@@ -26,7 +26,7 @@ class Export(Callback):
             return
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
         with ema.swapped(module) if ema else nullcontext():
-            for part in module.parts():  # type: ignore[operator, union-attr]
+            for part in module.parts():  # type: ignore[operator]
                 state = {
                     name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
                     for name, tensor in part.network.state_dict().items()

@@ -258,7 +258,7 @@ class Crowds(Dataset[dict[str, Any]]):
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:
     """`count` different captions that training never shows, one in eight of them with an unseen pair."""
-    sources = {split: Shapes(seed, split) for split in ("held_out", "unseen")}  # type: ignore[arg-type]
+    sources = {split: Shapes(seed, split) for split in ("held_out", "unseen")}
     prompts: dict[str, None] = {}
     for index in range(sources["held_out"].length):
         if len(prompts) >= count:

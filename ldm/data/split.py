@@ -41,7 +41,7 @@ class Split(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
-        return self.dataset[draw, self.indices[index]]  # type: ignore[no-any-return]
+        return self.dataset[draw, self.indices[index]]
 
     def key(self, index: int) -> str:
         return self.dataset.key(self.indices[index])

@@ -121,7 +121,7 @@ class UNet(nn.Module):
         hidden = self.conv_in(x)
         skips = [hidden]
         for level, stages in enumerate(self.down):
-            for stage in stages:  # type: ignore[union-attr, attr-defined]
+            for stage in stages:  # type: ignore[attr-defined]
                 skips.append(hidden := self._run(stage, hidden, embedding, context))
             if level < len(self.downsample):
                 skips.append(hidden := self.downsample[level](hidden))
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         hidden = self._run(self.middle_out, hidden, embedding, context)
 
         for level, stages in enumerate(self.up):
-            for stage in stages:  # type: ignore[union-attr, attr-defined]
+            for stage in stages:  # type: ignore[attr-defined]
                 hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding, context)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
@@ -138,5 +138,5 @@ class UNet(nn.Module):
 
     def _run(self, stage: nn.Module, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, x, time, context, use_reentrant=False)  # type: ignore[return-value]
-        return stage(x, time, context)  # type: ignore[no-any-return]
+            return checkpoint(stage, x, time, context, use_reentrant=False)
+        return stage(x, time, context)

@@ -34,7 +34,7 @@ class Middle(nn.Module):
         self.block2 = ResBlock(width, width, groups=groups, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block2(self.attention(self.block1(x)))  # type: ignore[no-any-return]
+        return self.block2(self.attention(self.block1(x)))
 
 
 class Encoder(nn.Module):
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.pixel_unshuffle(x, self.patch)  # (b, 3·patch², H/patch, W/patch)
         hidden = self.middle(self.down(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.norm_out(hidden)))
 
 
 class Decoder(nn.Module):
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         hidden = self.conv_out(F.silu(self.norm_out(self.up(self.middle(self.conv_in(z))))))
-        return F.pixel_shuffle(hidden, self.patch)  # type: ignore[no-any-return]
+        return F.pixel_shuffle(hidden, self.patch)
 
 
 class VAE(nn.Module):
@@ -124,7 +124,7 @@ class VAE(nn.Module):
         self.factor = patch * 2 ** (len(widths) - 1)
         self.encoder = Encoder(widths, blocks, 2 * latent_channels, groups, patch)
         self.quant = scaled(nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1))
-        self.quant.bias.data[latent_channels:] = -4.0  # start nearly deterministic, not as noise
+        self.quant.bias.data[latent_channels:] = -4.0  # type: ignore[union-attr]  # start nearly deterministic, not as noise
         self.post_quant = scaled(nn.Conv2d(latent_channels, latent_channels, 1))
         self.decoder = Decoder(widths, blocks, latent_channels, groups, patch)
         self.register_buffer("scale", torch.tensor(scale, device="cpu").reshape(-1, 1, 1), persistent=False)
@@ -149,4 +149,4 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (b, 3, H, W), about in [-1, 1]."""
-        return self.decoder(self.post_quant(latents / self.scale + self.shift))  # type: ignore[no-any-return]
+        return self.decoder(self.post_quant(latents / self.scale + self.shift))

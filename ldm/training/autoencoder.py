@@ -1,9 +1,9 @@
 """Training of the first stage: reconstruct, stay near a normal distribution, and decode noisy latents too."""
 
-from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ldm.nn.vae import VAE
@@ -34,11 +34,11 @@ class AutoencoderTraining(LightningModule):
         super().__init__()
         if start is not None:
             fill(vae, load_network(start, "vae").state_dict(), start)
-        self.vae = vae.to(memory_format=torch.channels_last)
+        self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.curve = optimizer, lr
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer(self.vae.parameters()), self.curve, self.trainer)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

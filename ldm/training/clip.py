@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ldm.nn.clip import CLIP
@@ -26,7 +27,7 @@ class ClipTraining(LightningModule):
         self.tokenizer = tokenizer
         self.make_optimizer, self.curve = optimizer, lr
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer(self.clip.parameters()), self.curve, self.trainer)
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:

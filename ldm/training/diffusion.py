@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser
@@ -71,7 +72,7 @@ class DiffusionTraining(LightningModule):
                 f"first_stage makes {channels} latent channels, but the UNet takes "
                 f"model.in_channels={unet.config['in_channels']}; make them equal"
             )
-        self.unet = unet.to(memory_format=torch.channels_last)
+        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
         for network in self.frozen:
             network.requires_grad_(False).eval()
@@ -93,9 +94,9 @@ class DiffusionTraining(LightningModule):
 
     def on_fit_start(self) -> None:  # not in setup, when the module is still on the CPU
         for network in self.frozen:
-            network.to(self.device, memory_format=torch.channels_last)
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer(self.unet.parameters()), self.curve, self.trainer)
 
     @torch.no_grad()
@@ -109,7 +110,7 @@ class DiffusionTraining(LightningModule):
     @torch.no_grad()
     def context(self, captions: list[str]) -> Tensor:
         """What the UNet reads of the captions (b, n, d)."""
-        return self.text_encoder(self.tokenizer(captions).to(self.device))  # type: ignore[no-any-return]
+        return self.text_encoder(self.tokenizer(captions).to(self.device))
 
     def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Times and losses, each (b,)."""

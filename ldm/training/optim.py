@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -44,7 +44,7 @@ def _share(step: int, start: float, last: int) -> float:
     return min(1.0, max(0.0, step - start) / (last - start)) if last > start else 0.0
 
 
-def with_curve(optimizer: Optimizer, curve: Curve, trainer: Trainer) -> dict[str, Any]:
+def with_curve(optimizer: Optimizer, curve: Curve, trainer: Trainer) -> OptimizerLRSchedulerConfig:
     """What `configure_optimizers` returns: the optimizer, its rate following the curve step by step."""
     total = int(trainer.estimated_stepping_batches)
     schedule = LambdaLR(optimizer, lambda step: curve(step, total))

@@ -65,7 +65,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:
-    """The network in `path`, in evaluation mode; `dtype` None keeps the file's. Raises ValueError if it is no `kind`."""
+    """The network in `path`, in evaluation mode; `dtype` None keeps the file's. ValueError if it is no `kind`."""
     file, about = locate(path), read_about(path)
     if about["kind"] != kind:
         raise ValueError(f"{file} holds a {about['kind']}, but a {kind} is needed here; give the file of one")

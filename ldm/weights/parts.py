@@ -40,7 +40,7 @@ def encoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
 
     @torch.inference_mode()
     def encode(pictures: Tensor) -> Tensor:
-        return network.moments(from_uint8(pictures.to(device))).cpu()  # type: ignore[no-any-return]
+        return network.moments(from_uint8(pictures.to(device))).cpu()
 
     return encode
 

@@ -173,5 +173,5 @@ def test_no_data_are_refused() -> None:
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="data.batch_size must be at least 1"):
+    with pytest.raises(ValueError, match=r"data.batch_size must be at least 1"):
         data(batch_size=0)

@@ -37,7 +37,7 @@ def test_captions_are_parsed_back_to_their_scenes() -> None:
 
 @pytest.mark.parametrize("text", ["a cat", "a red circle", "a red circle on a green background", "two red circles"])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="shapes|background"):
+    with pytest.raises(ValueError, match=r"shapes|background"):
         parse(text)
 
 

@@ -63,7 +63,7 @@ def test_an_empty_part_is_refused_with_its_mend(part: Any, mend: str) -> None:
 
 @pytest.mark.parametrize("one_in", [0, 1])
 def test_a_share_that_leaves_a_part_nothing_is_refused(one_in: int) -> None:
-    with pytest.raises(ValueError, match="data.one_in"):
+    with pytest.raises(ValueError, match=r"data.one_in"):
         Split(Named(NAMES), "train", one_in)
 
 

@@ -55,7 +55,9 @@ def wrong(scene: Scene, kind: str, rng: np.random.Generator) -> Scene | None:
     if kind == "size":
         return first.size and _with(scene, replace(first, size={"big": "small", "small": "big"}[first.size]))  # type: ignore[return-value]
     if kind == "relation":
-        return scene.relation and replace(scene, relation=str(rng.choice([r for r in RELATIONS if r != scene.relation])))  # type: ignore[return-value]
+        return scene.relation and replace(
+            scene, relation=str(rng.choice([r for r in RELATIONS if r != scene.relation]))
+        )  # type: ignore[return-value]
     others = [background for background in BACKGROUNDS if background != scene.background]
     return replace(scene, background=str(rng.choice(others)))
 

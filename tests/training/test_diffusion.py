@@ -145,7 +145,7 @@ def test_latents_of_other_channels_are_refused() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_dropout_that_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="training.caption_dropout"):
+    with pytest.raises(ValueError, match=r"training.caption_dropout"):
         diffusion(caption_dropout=share)
 
 

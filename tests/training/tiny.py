@@ -71,9 +71,7 @@ def diffusion(**how: Any) -> DiffusionTraining:
     return DiffusionTraining(**(settings | how))
 
 
-def fit(
-    folder: Path, module: LightningModule, steps: int = 2, resume: Path | None = None, **how: Any
-) -> Trainer:
+def fit(folder: Path, module: LightningModule, steps: int = 2, resume: Path | None = None, **how: Any) -> Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
