@@ -56,7 +56,8 @@ def train(config: DictConfig) -> None:
             save_run(config, run_dir)
             print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
 
-    callbacks = [build(node) for node in (config.ema, *config.callbacks.values(), config.get("evaluation")) if node]
+    nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
+    callbacks = [build(node) for node in nodes if node and "_target_" in node]  # an option none has no target
     trainer = build(
         config.trainer,
         callbacks=[LambdaCallback(on_fit_start=begin), *callbacks],

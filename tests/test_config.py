@@ -1,6 +1,9 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -8,6 +11,10 @@ from omegaconf import OmegaConf
 from ldm.config import check_given, check_overrides, is_refusal, nearest, save_run, sentence
 
 CONF = Path(__file__).parents[1] / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,21 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
     with pytest.raises(ValueError) as refusal:
         check_overrides(line.split(), CONF)
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
+
+
+CHOICES = [(e, g, o) for e in options("experiment") for g in ("lr", "ema", "optimizer") for o in options(g)]
+
+
+@pytest.mark.parametrize(("experiment", "group", "option"), CHOICES)
+def test_an_experiment_sets_nothing_that_another_option_of_the_group_would_not_take(
+    experiment: str, group: str, option: str
+) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("train", overrides=[f"experiment={experiment}", f"{group}={option}"])[group]
+    if "_target_" in (node or {}):
+        built = instantiate(node, _convert_="all")
+        if isinstance(built, partial):
+            built([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_where_nothing_is_near_few_names_are_listed_and_many_are_not() -> None:

@@ -20,15 +20,16 @@ from ldm.data.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, 
 SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
 WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32
 MARGIN = WINDOW // 2
+CENTERS = np.arange(WINDOW, dtype=np.float32) + 0.5  # of a window's pixels, along a side
 MOST_THINGS, FEWEST_PIXELS = 3, 16  # a picture's largest components are looked at; smaller ones are specks
 FAINT = 40.0  # levels; the palette's weakest colour lies 100 from gray
-BACKGROUND_TOLERANCE = 24.0
+LEVEL_TOLERANCE = 24.0  # of a background
 SATURATION, VALUE = 0.5, 0.55  # what a colour needs to have a name; the data's are 0.75 and more
 BIG = (RADII["big"][0] + RADII["small"][1]) / 2
 LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
-BLENDED = 0.4  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
+BLENDED = 0.35  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
 # The misfit is 1 where the smoothed difference reaches these levels or this share of a near thing's contrast.
-STRAY, SHARE = 36.0, 0.36
+STRAY, SHARE = 25.0, 0.35
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
 def see(images: Tensor) -> list[Seen]:
     """What each of uint8 (n, 3, 64, 64) pictures shows."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
-        given = f"{images.dtype} {tuple(images.shape)}"
-        raise ValueError(f"pictures to check must be uint8 (n, 3, {SIDE}, {SIDE}), not {given}")
+        raise ValueError(f"pictures must be uint8 (n, 3, {SIDE}, {SIDE}), not {images.dtype} {tuple(images.shape)}")
     return [seen for chunk in images.cpu().contiguous().split(64) for seen in _see(chunk.float())]
 
 
@@ -106,8 +106,6 @@ def _see(images: Tensor) -> list[Seen]:
     level = images[:, :, frame].median(dim=2).values  # (n, 3)
     signal = images - level[:, :, None, None]
     patches = _segment(signal)
-    if not len(patches.corner):
-        return [Seen((), _name_background(color), 0.0) for color in level]
     shape, geometry, rival = _fit(patches)
     contrast, drawn = _paint(shape, geometry, patches)
     misfit = _misfit(signal, drawn, patches)
@@ -129,8 +127,7 @@ def _label(mask: Tensor) -> Tensor:
     """Connected components of (n, h, w): the same positive number all over each, 0 elsewhere."""
     labels = torch.arange(1.0, mask[0].numel() + 1).view_as(mask[0]) * mask
     while True:
-        across = max_pool2d(labels, (1, 3), stride=1, padding=(0, 1))
-        down = max_pool2d(labels, (3, 1), stride=1, padding=(1, 0))
+        across, down = max_pool2d(labels, (1, 3), 1, (0, 1)), max_pool2d(labels, (3, 1), 1, (1, 0))
         grown = torch.maximum(across, down) * mask
         if torch.equal(grown, labels):
             return labels
@@ -161,8 +158,7 @@ def _segment(signal: Tensor) -> Patches:
     free = 1 - _near(other, 5) * (1 - own)
     coverage = torch.einsum("mchw,mc->mhw", signal, contrast / contrast.square().sum(1, keepdim=True)) * free
     corner = torch.cat([picture, row - MARGIN, column - MARGIN], dim=1).view(-1, 3)
-    parts = (corner, signal * free[:, None], coverage, _near(own, 5) * free, free)
-    return Patches(*(part.numpy() for part in parts))
+    return Patches(*map(Tensor.numpy, (corner, signal * free[:, None], coverage, _near(own, 5) * free, free)))
 
 
 @cache
@@ -175,20 +171,18 @@ def _moments(shape: str) -> tuple[float, float]:
 
 def _start(shape: str, patches: Patches) -> np.ndarray:
     """Geometry (m, 5) from area and centroid alone: x, y, radius, amount, blur."""
-    line = np.arange(WINDOW, dtype=np.float32) + 0.5
     weight = np.clip(patches.coverage, 0, 1) * patches.own
     mass = np.maximum(weight.sum(axis=(1, 2)), 1)
     area, below = _moments(shape)
     radius = np.sqrt(mass / area)
-    x, y = weight.sum(axis=1) @ line / mass, weight.sum(axis=2) @ line / mass - below * radius
+    x, y = weight.sum(axis=1) @ CENTERS / mass, weight.sum(axis=2) @ CENTERS / mass - below * radius
     return np.stack([x, y, radius, np.ones_like(x), np.zeros_like(x)], axis=1)
 
 
 def _axes(geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres right of (m, 1, w) and below (m, h, 1) the shape's centre, in radii."""
     x, y, radius = geometry.T[:3, :, None, None]
-    line = np.arange(WINDOW, dtype=np.float32) + 0.5
-    return (line - x) / radius, (line[:, None] - y) / radius
+    return (CENTERS - x) / radius, (CENTERS[:, None] - y) / radius
 
 
 def _basis(shape: str, geometry: np.ndarray) -> np.ndarray:
@@ -218,8 +212,7 @@ def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.nda
     basis = _basis(shape, geometry) * patches.free[:, None]
     down, across = np.gradient(basis[:, 0], axis=(1, 2))
     u, v = _axes(geometry)
-    amount = geometry[:, 3, None, None]
-    moves = np.stack([-amount * across, -amount * down, -amount * (u * across + v * down)], axis=1)
+    moves = np.stack([across, down, u * across + v * down], axis=1) * -geometry[:, 3, None, None, None]
     slopes = np.concatenate([moves * patches.free[:, None], basis], axis=1).reshape(-1, 5, WINDOW**2)
     error = patches.coverage - np.einsum("mk,mkhw->mhw", geometry[:, 3:], basis)
     step = _solve(slopes, error.reshape(-1, 1, WINDOW**2))[..., 0]
@@ -236,11 +229,9 @@ def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     geometries, bases, errors = zip(*fits, strict=True)
     best, each = np.argmin(errors, axis=0), np.arange(len(patches.corner))
     chosen, target = np.stack(bases)[best, each], patches.coverage.reshape(-1, 1, WINDOW**2)
-    rival = np.zeros(len(each), np.float32)
-    for index, basis in enumerate(bases):
-        amount = _solve(np.concatenate([chosen, basis[:, :1]], axis=1), target)[:, 2, 0]
-        rival = np.maximum(rival, np.where(best == index, 0, amount))
-    return best, np.stack(geometries)[best, each], rival
+    amount = np.stack([_solve(np.append(chosen, basis[:, :1], axis=1), target)[:, 2, 0] for basis in bases])
+    amount[best, each] = 0
+    return best, np.stack(geometries)[best, each], amount.max(axis=0)
 
 
 def _paint(shape: np.ndarray, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
@@ -275,8 +266,7 @@ def _name_color(rgb: np.ndarray) -> str | None:
 
 
 def _name_background(level: Tensor) -> str | None:
-    near = (name for name, gray in BACKGROUNDS.items() if (level - gray).abs().max() <= BACKGROUND_TOLERANCE)
-    return next(near, None)
+    return next((name for name, gray in BACKGROUNDS.items() if (level - gray).abs().max() <= LEVEL_TOLERANCE), None)
 
 
 def _agree(chosen: Sequence[Found | None], scene: Scene) -> list[list[bool]]:
@@ -292,12 +282,10 @@ def _agree(chosen: Sequence[Found | None], scene: Scene) -> list[list[bool]]:
 
 def _lie(chosen: Sequence[Found | None], relation: str | None) -> bool:
     """Whether the first thing lies to the second as the relation says, along the axis that parts them most."""
-    if relation is None:
-        return True
-    first, second = chosen
-    if first is None or second is None:
-        return False
-    x, y = first.x - second.x, first.y - second.y
+    seen = [found for found in chosen if found]
+    if relation is None or len(seen) < 2:
+        return relation is None
+    x, y = seen[0].x - seen[1].x, seen[0].y - seen[1].y
     return relation == max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
 
 
