@@ -48,9 +48,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert train(*common, "trainer.max_steps=6", "resume=auto").returncode == 0
     once = tmp_path / "once"
     assert train(*common[:-1], f"run_dir={once}", "trainer.max_steps=6").returncode == 0
-    ours, theirs = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (half, once)
-    )
+    ours, theirs = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (half, once))
     for name, tensor in ours["state_dict"].items():
         assert torch.equal(tensor, theirs["state_dict"][name]), name
     for name, tensor in ours["ema"].items():

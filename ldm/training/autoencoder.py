@@ -1,6 +1,5 @@
 """Training of the first stage: reconstruct, stay near a normal distribution, and decode noisy latents too."""
 
-
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig

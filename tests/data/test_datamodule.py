@@ -95,9 +95,10 @@ def test_so_does_one_that_accumulates_gradients(tmp_path: Path, stop: int) -> No
     assert_goes_on_exactly(tmp_path, [stop], 6, {"length": 13, "batch_size": 1, "global_batch": 4})
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5, 6])
-def test_so_does_one_that_validates_meanwhile(tmp_path: Path, stop: int) -> None:
-    assert_goes_on_exactly(tmp_path, [stop], 8, {}, val_check_interval=2)
+@pytest.mark.parametrize("stop", [1, 2, 5, 6, 9])
+@pytest.mark.parametrize("how", [{"val_check_interval": 2}, {"val_check_interval": 3, "check_val_every_n_epoch": None}])
+def test_so_does_one_that_validates_meanwhile(tmp_path: Path, stop: int, how: dict[str, Any]) -> None:
+    assert_goes_on_exactly(tmp_path, [stop], 11, {}, **how)
 
 
 def test_so_does_one_that_is_stopped_again_and_again(tmp_path: Path) -> None:

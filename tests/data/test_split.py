@@ -46,7 +46,8 @@ def test_no_sample_changes_sides_when_others_come_or_go() -> None:
 
 def test_samples_are_those_of_the_data_set_with_the_draw_passed_on() -> None:
     split = Split(Named(NAMES), "held_out")
-    assert split[7, 3] == (7, split.key(3)) and split[3] == (0, split.key(3))
+    samples: list[Any] = [split[7, 3], split[3]]
+    assert samples == [(7, split.key(3)), (0, split.key(3))]
 
 
 def test_a_bad_sample_can_be_replaced_by_any_of_its_part() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -59,7 +60,7 @@ class Rates(LightningModule):
         super().__init__()
         self.weight, self.curve, self.rates = nn.Parameter(torch.zeros(())), curve, list[float]()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(torch.optim.SGD([self.weight], lr=2.0), self.curve, self.trainer)
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
