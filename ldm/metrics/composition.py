@@ -29,7 +29,7 @@ BIG = (RADII["big"][0] + RADII["small"][1]) / 2
 LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
 BLENDED = 0.35  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
 # The misfit is 1 where the smoothed difference reaches these levels or this share of a near thing's contrast.
-STRAY, SHARE = 25.0, 0.35
+STRAY, SHARE = 25.0, 0.3
 
 
 @dataclass(frozen=True)

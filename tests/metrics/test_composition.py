@@ -56,7 +56,7 @@ def tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def compressed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=80)
+    Image.fromarray(image).save(file, "JPEG", quality=85)
     return np.array(Image.open(file))
 
 
@@ -157,7 +157,7 @@ def test_a_blend_of_two_shapes_is_neither(shape: str) -> None:
             images.append(((pair[0] + pair[1]) / 2).byte())
             scenes.append(scene)
     caught = [not compare(seen, scene).ok for seen, scene in zip(see(torch.stack(images)), scenes, strict=True)]
-    assert np.mean(caught) >= 0.95  # a small circle and diamond, say, are the same but for a few faint pixels
+    assert np.mean(caught) >= 0.97  # some small ones differ by a few faint pixels only
 
 
 def test_pictures_of_another_size_are_refused() -> None:
