@@ -74,8 +74,10 @@ def train(config: DictConfig) -> None:
 def checkpoint(resume: str | None, run_dir: Path) -> str | None:
     """The file to go on from: the run's own for auto, if there is one."""
     last = run_dir / "checkpoints" / "last.ckpt"
+    if resume is None and last.is_file():
+        raise ValueError(f"{run_dir} holds a run already; go on with resume=auto, or give another run_dir")
     if resume in (None, "auto"):
-        return str(last) if resume and last.is_file() else None
+        return str(last) if last.is_file() else None
     if not Path(str(resume)).is_file():
         raise FileNotFoundError(f"resume={resume}: there is no such checkpoint; give a .ckpt file, or resume=auto")
     return resume

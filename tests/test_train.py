@@ -1,70 +1,197 @@
-"""`python train.py` as a user runs it, on the networks that ship."""
+"""`python train.py` as a user starts and stops it; what needs no process of its own runs in this one."""
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-TINY = ["model.width=32", "data.count=64", "data.batch_size=8", "evaluation.prompts=8", "evaluation.count=32"]
+import train
+from ldm.commands.edge import EXPECTED
+from ldm.config import sentence
+from ldm.weights.model import read_model
+
+ROOT = Path(train.__file__).parent
+TINY = (
+    *("model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2"),
+    *("++data.count=18", "data.batch_size=4", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "lr=constant"),
+)
+Run = subprocess.CompletedProcess[str]
 
 
-def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the same sums in the same order in every run
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> Run:
+    out, err = process.communicate(timeout=500)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    return run, train("debug=fast", *TINY, "trainer.max_steps=6", f"run_dir={run}")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, int]:
+    """A run that Ctrl-C ended, and the step at which."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    endless = "trainer.max_steps=1000000", "callbacks.checkpoint.every_n_train_steps=3", "metrics=none"
+    process = start(*TINY, *endless, f"run_dir={folder}", "resume=auto")
+    while not (folder / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    run = finish(process)
+    assert run.returncode == 128 + signal.SIGINT, run.stderr
+    return folder, run, read(folder)["global_step"]
 
 
-def test_a_run_leaves_what_the_contract_says(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    run, result = finished
-    assert result.returncode == 0, result.stderr
-    for name in ("config.yaml", "command.txt", "checkpoints/last.ckpt", "samples/final.png", "unet.safetensors"):
-        assert (run / name).is_file(), name
-    report = json.loads((run / "metrics.json").read_text())
-    assert 0 <= report["metrics"]["accuracy"] <= 1 and report["provenance"]["steps"] == 6
-    assert list((run / "tensorboard").iterdir())
-    assert "accuracy" in result.stdout and "Traceback" not in result.stderr
+@pytest.fixture(scope="module")
+def straight(stopped: tuple[Path, Run, int], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """A run to seven steps beyond that one's end, with all that a run does."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    pictures = "evaluation.prompts=4", "evaluation.count=8"
+    return folder, finish(start(*TINY, *pictures, f"trainer.max_steps={stopped[2] + 7}", f"run_dir={folder}"))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+def test_a_run_leaves_what_it_promises(straight: tuple[Path, Run]) -> None:
+    folder, run = straight
+    assert run.returncode == 0, run.stderr
+    assert f"run_dir={folder}" in (folder / "command.txt").read_text()
+    assert f"run_dir: {folder}" in (folder / "config.yaml").read_text()
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert {"metrics", "provenance"} == json.loads((folder / "metrics.json").read_text()).keys()
+    assert Image.open(folder / "samples" / "final.png").size > (64, 64)
+    assert len(list((folder / "samples").glob("step_*.png"))) == 1
+    assert list((folder / "tensorboard").glob("events*"))
+    for model in (folder, folder / "unet.safetensors"):
+        assert read_model(model).unet.config["width"] == 16
+
+
+def test_a_user_sees_progress_results_and_warnings_of_one_line_but_no_noise(straight: tuple[Path, Run]) -> None:
+    folder, run = straight
+    told = [line for line in run.stderr.splitlines() if not line.startswith(("training: ", "sampling: ", "encoding"))]
+    assert all(line.startswith("warning: FID") for line in told), run.stderr
+    assert run.stdout.startswith(f"run folder: {folder}\n") and "accuracy" in run.stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(stopped: tuple[Path, Run, int]) -> None:
+    folder, run, step = stopped
+    assert step >= 3 and f"resume={folder}/checkpoints/last.ckpt" in run.stderr
+    assert "Traceback" not in run.stderr and "graceful" not in run.stderr
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
+    stopped: tuple[Path, Run, int], straight: tuple[Path, Run]
 ) -> None:
-    """The first half saves a checkpoint in the midst; the rate must follow the curve of the whole run."""
-    whole, _ = finished
-    half = tmp_path / "half"
-    common = ["debug=fast", *TINY, "lr=constant", "metrics=none", f"run_dir={half}"]
-    common = [a for a in common if not a.startswith("evaluation")]
-    assert train(*common, "trainer.max_steps=3").returncode == 0
-    assert train(*common, "trainer.max_steps=6", "resume=auto").returncode == 0
-    once = tmp_path / "once"
-    assert train(*common[:-1], f"run_dir={once}", "trainer.max_steps=6").returncode == 0
-    ours, theirs = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (half, once))
-    for name, tensor in ours["state_dict"].items():
-        assert torch.equal(tensor, theirs["state_dict"][name]), name
-    for name, tensor in ours["ema"].items():
-        assert torch.equal(tensor, theirs["ema"][name]), name
-    assert (whole / "checkpoints" / "last.ckpt").is_file()
+    folder, _, step = stopped
+    run = finish(start(*TINY, f"trainer.max_steps={step + 7}", "metrics=none", f"run_dir={folder}", "resume=auto"))
+    assert run.returncode == 0, run.stderr
+    assert f"going on from {folder}/checkpoints/last.ckpt" in run.stdout
+    ours, theirs = read(folder), read(straight[0])
+    assert ours["global_step"] == theirs["global_step"] == step + 7
+    assert ours["DataModule"] == theirs["DataModule"] == {"seen": 4 * (step + 7)}
+    for part in ("state_dict", "ema"):
+        assert ours[part].keys() == theirs[part].keys()
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part]), part
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (ours, theirs)]
+    assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
+
+
+def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
+    both = "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
+    two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
+    runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
+    for run in map(finish, runs):
+        assert run.returncode == 0, run.stderr
+    one, other = read(tmp_path / "1"), read(tmp_path / "2")
+    assert one["DataModule"] == other["DataModule"] == {"seen": 24}
+    for name, weight in one["state_dict"].items():  # means over two batches of 2 are rounded otherwise than over 4
+        torch.testing.assert_close(other["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails(tmp_path: Path) -> None:
+    sweep = "-m", "model.context_width=17,128", f"hydra.sweep.dir={tmp_path}"
+    run = finish(start(*TINY, "trainer.max_steps=1", "metrics=none", *sweep))
+    assert run.returncode == 1
+    assert f"error: {tmp_path}/0: text_encoder gives a context of width 128" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "0" / "checkpoints").exists() and read(tmp_path / "1")["global_step"] == 1
+
+
+def test_settings_that_contradict_each_other_are_refused_in_one_line(tmp_path: Path) -> None:
+    run = finish(start("schedule=flow", "prediction=eps", f"run_dir={tmp_path}/run"))
+    assert run.returncode == 1 and not run.stdout
+    assert run.stderr.startswith("error: prediction=eps") and run.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_key_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
+    run = finish(start("trainer.max_step=1", f"run_dir={tmp_path}/run"))
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr == "error: there is no key trainer.max_step; did you mean trainer.max_steps?\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains in this process."""
+    monkeypatch.setattr(train, "quieten", lambda: None)
+
+    def run(*arguments: str) -> None:
+        overrides = [*TINY, "trainer.max_steps=1", "metrics=none", "logger=none", "name=test", f"run_dir={tmp_path}"]
+        with initialize_config_dir(str(train.CONF), version_base="1.3"):
+            train.train(compose("train", overrides=[*overrides, *arguments]))
+
+    return run
+
+
+def test_a_finished_run_that_is_resumed_says_so(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    here("resume=auto")
+    assert "going on" not in capsys.readouterr().out
+    here("resume=auto")
+    assert "has done its 1 steps; raise trainer.max_steps to train further" in capsys.readouterr().out
+
+
+def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_was(here: Any, tmp_path: Path) -> None:
+    here()
+    before = (tmp_path / "config.yaml").read_text(), (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 32\)"):
+        here("resume=auto", "model.width=32", "trainer.max_steps=2")
+    assert before == ((tmp_path / "config.yaml").read_text(), (tmp_path / "checkpoints" / "last.ckpt").read_bytes())
 
 
 @pytest.mark.parametrize(
-    ("argument", "code", "told"),
+    ("arguments", "told"),
     [
-        ("schedule=flwo", 2, "did you mean flow?"),
-        ("prediction=eps", 1, "use prediction=v or prediction=flow"),
-        ("resume=nowhere.ckpt", 1, "no such checkpoint"),
+        (("resume={}/none.ckpt",), "resume=.*none.ckpt: there is no such checkpoint"),
+        (("data=shards", "data.shards={}/none.tar"), "no shards at .*none.tar: no such file"),
+        (("data=shards", "data.shards={}"), "no shards at .*: no .tar lies in that folder"),
+        (("data=folder", "data.root={}"), "no picture"),
+        (("data=shards",), "data.shards has no default; give it as data.shards=…"),
+        (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
+        (("data.global_batch=6",), "data.global_batch=6 is no multiple of data.batch_size=4 x 1 ranks"),
+        (("first_stage.weights={}/none.safetensors",), "there is no weights file .*none.safetensors"),
+        (("text_encoder.weights=assets:vae.safetensors",), "holds a vae, but a text_tower is needed here"),
     ],
 )
-def test_bad_arguments_get_one_sentence(argument: str, code: int, told: str, tmp_path: Path) -> None:
-    result = train("debug=fast", argument, "data.count=8", "data.batch_size=8", f"run_dir={tmp_path}")
-    assert result.returncode == code
-    assert told in result.stderr and "Traceback" not in result.stderr
+def test_what_cannot_work_is_refused_in_a_sentence(
+    here: Any, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises((*EXPECTED, HydraException)) as refusal:
+        here(*(argument.format(tmp_path) for argument in arguments))
+    assert re.search(told, sentence(refusal.value)), sentence(refusal.value)
