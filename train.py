@@ -27,7 +27,7 @@ def train(config: DictConfig) -> None:
     from lightning.pytorch.callbacks import LambdaCallback
 
     from ldm.callbacks.checkpoint import AtomicCheckpointIO
-    from ldm.lint import contradictions
+    from ldm.lint import Setup, contradictions
 
     run_dir = Path(config.run_dir)
     if config.plan:
@@ -45,7 +45,21 @@ def train(config: DictConfig) -> None:
 
     if "schedule" in config.training:
         schedule, prediction, weighting = (build(config[name]) for name in ("schedule", "prediction", "weighting"))
-        if found := contradictions(schedule, prediction, weighting, spacing=config.sampler.spacing):
+        training, sampler, guidance = config.training, config.sampler, config.guidance
+        setup = Setup(
+            schedule,
+            prediction,
+            weighting,
+            time=training.time,
+            sampler=sampler.name,
+            spacing=sampler.spacing,
+            steps=sampler.steps,
+            guidance=guidance.scale,
+            interval=guidance.interval and tuple(guidance.interval),
+            offset_noise=training.offset_noise,
+            caption_dropout=training.caption_dropout,
+        )
+        if found := contradictions(setup):
             raise ValueError("; ".join(found))
     module = build(config.training)
     data = build(config.data.module)

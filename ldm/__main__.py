@@ -7,8 +7,15 @@ from importlib import import_module
 from ldm.commands import edge
 
 COMMANDS = {
+    "bench": "measure something next to its peers, from the checkout",
+    "compare": "compare runs: a report with error bars, curves and pictures",
+    "download": "fetch the pictures of filtered metadata into shards, with img2dataset",
+    "encode": "the pictures of shards as latents, once, for training",
     "emoji": "make the emoji data set from its npm package",
+    "convert": "weights from any format to any other",
+    "filter": "keep the rows of metadata that are worth downloading, and say why the others went",
     "info": "say what a model, a checkpoint or a run is",
+    "verify": "check a cache of latents or shards of pictures",
 }
 
 

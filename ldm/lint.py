@@ -1,51 +1,203 @@
 """Settings that contradict one another, each with its mend."""
 
-import torch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ldm.diffusion.guidance import Interval, times_of
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.weighting import Weighting
-from ldm.sampling.spacing import SPACINGS
+from ldm.sampling.driver import solver_of
+from ldm.sampling.grid import Grid, Point
+from ldm.sampling.spacing import spacing_of
+
+NO_WEIGHT, TOO_MUCH_WEIGHT = 1e-12, 1e6
+SIGNAL_LEFT_OUT = 0.01  # of alpha, at the first time that is sampled
+AMPLIFIED = 100.0  # so many times a network's error may be in the state after the first step
+WIDE = 10.0  # so many times the deviation of the data a sampler may give
+TRIED = 200  # steps at most in which a sampler is tried, which takes 0.1 s; more are rarer and safer
 
 
-def contradictions(
-    schedule: Schedule,
-    prediction: Prediction,
-    weighting: Weighting | None = None,
-    time: str | None = None,
-    spacing: str | None = None,
-    interval: tuple[float, float] | None = None,
-) -> list[str]:
-    """One sentence for each pair of settings that cannot work together; what is None is not looked at.
+@dataclass(frozen=True)
+class Setup:
+    """What a run or a model is made of; no rule looks at what is None.
 
-    `time` is the Denoiser's, `interval` the guidance's.
+    `time` is the Denoiser's, `interval` one of sigma/alpha. `given` and `taken` are pairs of widths: of the text
+    encoder's context and the first stage's latents, and of those that the UNet takes.
     """
-    found = []
-    end = torch.tensor([schedule.t_max], dtype=torch.float64)
-    alpha, sigma = schedule.alpha(end), schedule.sigma(end)
-    no_signal = float(alpha) == 0
-    if no_signal and float(prediction.determinant(alpha, sigma)) == 0:
-        found.append(
-            f"prediction={prediction.name} divides by alpha, which is 0 at the end of "
-            f"schedule={schedule.name}: use prediction=v or prediction=flow"
+
+    schedule: Schedule
+    prediction: Prediction
+    weighting: Weighting | None = None
+    time: str | None = None
+    sampler: str | None = None
+    spacing: str | None = None
+    steps: int = 20
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    spacing_options: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float | None = None
+    interval: Interval | None = None
+    offset_noise: float = 0.0
+    caption_dropout: float | None = None
+    given: tuple[int, int] | None = None
+    taken: tuple[int, int] | None = None
+
+    @property
+    def end(self) -> Point:
+        return self.at(self.schedule.t_max)
+
+    def at(self, time: float) -> Point:
+        t = torch.tensor([time], dtype=torch.float64)
+        return Point(time, float(self.schedule.alpha(t)), float(self.schedule.sigma(t)))
+
+    def divisor(self, point: Point) -> float:
+        """By what x0 is divided when it is made of the network's output."""
+        alpha, sigma = (torch.tensor(level, dtype=torch.float64) for level in (point.alpha, point.sigma))
+        return abs(float(self.prediction.determinant(alpha, sigma)))
+
+    def grid(self) -> Grid | None:
+        """What a sampler walks along. Raises ValueError where the spacing has no such steps."""
+        if self.spacing is None:
+            return None
+        spacing = spacing_of(self.spacing, self.spacing_options)
+        return Grid.of(self.schedule, spacing(self.schedule, self.steps))
+
+
+def contradictions(setup: Setup) -> list[str]:
+    """One sentence for each pair of settings that cannot work together."""
+    rules = _prediction, _weighting, _time, _offset_noise, _dropout, _widths
+    found = [sentence for rule in rules for sentence in rule(setup)]
+    try:
+        grid = setup.grid()
+        solver = setup.sampler and solver_of(setup.sampler, setup.sampler_options)
+    except ValueError as error:
+        return [*found, str(error)]
+    found += _interval(setup, grid)
+    if grid is not None:
+        found += [*_spacing(setup, grid), *_first_step(setup, grid)]
+    if grid is not None and solver:
+        found += _sampler(setup, grid)
+    return found
+
+
+def _prediction(setup: Setup) -> Iterator[str]:
+    if setup.end.alpha == 0 and setup.divisor(setup.end) == 0:
+        yield (
+            f"prediction={setup.prediction.name} divides by alpha, which is 0 at the end of "
+            f"schedule={setup.schedule.name}: use prediction=v or prediction=flow"
         )
-    if weighting is not None and float(weighting(alpha, sigma, prediction)) < 1e-12:
-        found.append(
-            f"weighting={weighting.name} gives weight 0 to the end of schedule={schedule.name} under "
-            f"prediction={prediction.name}, so the first sampling step is not trained: use weighting=uniform"
+
+
+def _weighting(setup: Setup) -> Iterator[str]:
+    if setup.weighting is None:
+        return
+    names = f"weighting={setup.weighting.name} under prediction={setup.prediction.name}"
+    ends = torch.tensor([setup.schedule.t_min, setup.schedule.t_max], dtype=torch.float64)
+    weights = setup.weighting(setup.schedule.alpha(ends), setup.schedule.sigma(ends), setup.prediction)
+    if float(weights[1]) < NO_WEIGHT:
+        yield (
+            f"{names} gives weight 0 to the end of schedule={setup.schedule.name}, so the first sampling step is "
+            "not trained: use weighting=uniform"
         )
-    if no_signal and time == "log_sigma":
-        found.append(
-            f"time=log_sigma is infinite at the end of schedule={schedule.name}, where alpha is 0: use time=thousand"
+    if float(weights.max()) > TOO_MUCH_WEIGHT:
+        side = "start" if weights[0] > weights[1] else "end"
+        yield (
+            f"{names} gives the {side} of schedule={setup.schedule.name} a weight of {float(weights.max()):.0e}, "
+            "beside which no other time counts: use prediction=v"
         )
-    if no_signal and spacing is not None and float(SPACINGS[spacing](schedule, 10)[0]) < schedule.t_max:
-        found.append(
-            f"spacing={spacing} leaves out the end of schedule={schedule.name}, the only time at which "
+
+
+def _time(setup: Setup) -> Iterator[str]:
+    if setup.end.alpha == 0 and setup.time == "log_sigma":
+        yield (
+            f"time=log_sigma is infinite at the end of schedule={setup.schedule.name}, where alpha is 0: "
+            "use time=thousand"
+        )
+
+
+def _offset_noise(setup: Setup) -> Iterator[str]:
+    if setup.end.alpha == 0 and setup.offset_noise:
+        yield (
+            f"offset_noise={setup.offset_noise:g} trains on pure noise of varying brightness at the end of "
+            f"schedule={setup.schedule.name}, but sampling starts from plain noise, so the brightness of pictures "
+            "would vary too little: use offset_noise=0, since that schedule does not need it"
+        )
+
+
+def _dropout(setup: Setup) -> Iterator[str]:
+    if setup.caption_dropout == 0 and setup.guidance not in (None, 1):
+        yield (
+            f"guidance={setup.guidance:g} needs what the network says without a prompt, which caption_dropout=0 "
+            "never trains: use caption_dropout=0.1 or a guidance of 1"
+        )
+
+
+def _widths(setup: Setup) -> Iterator[str]:
+    if setup.given is None or setup.taken is None:
+        return
+    whose = ("text encoder's width", "context_width"), ("first stage's latent channels", "in_channels")
+    for (giver, taker), given, taken in zip(whose, setup.given, setup.taken, strict=True):
+        if given != taken:
+            yield f"the {giver} and the UNet's {taker} are {given} and {taken}, but must be equal"
+
+
+def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
+    if setup.interval is None:
+        return
+    low, high = times_of(setup.schedule, setup.interval)
+    sampled = [point.time for point in grid.points[:-1]] if grid else []
+    outside = not any(low <= t <= high for t in sampled) if grid else high < setup.schedule.t_min
+    if outside or low > setup.schedule.t_max:
+        yield (
+            f"the guidance interval {setup.interval} holds no time that is sampled on schedule={setup.schedule.name}, "
+            "so there is no guidance: give it in sigma/alpha, such as [0.3, 5]"
+        )
+
+
+def _spacing(setup: Setup, grid: Grid) -> Iterator[str]:
+    if setup.end.alpha == 0 and grid.points[0].alpha > SIGNAL_LEFT_OUT:
+        yield (
+            f"spacing={setup.spacing} leaves out the end of schedule={setup.schedule.name}, the only time at which "
             "a state is pure noise: use spacing=trailing"
         )
-    if interval is not None and (interval[1] < schedule.t_min or interval[0] > schedule.t_max):
-        found.append(
-            f"the guidance interval {interval} lies outside the times {schedule.t_min:g} to "
-            f"{schedule.t_max:g} of schedule={schedule.name}, so there is no guidance: give it in those times"
+
+
+def _first_step(setup: Setup, grid: Grid) -> Iterator[str]:
+    t, s = grid.points[:2]
+    divisor = setup.divisor(t)
+    error = abs(s.alpha * t.sigma - s.sigma * t.alpha)  # of DDIM's step, times the divisor, for an output off by 1
+    if divisor > 0 and error > AMPLIFIED * divisor:
+        yield (
+            f"prediction={setup.prediction.name} under schedule={setup.schedule.name} with spacing={setup.spacing} "
+            f"and steps={setup.steps} makes an error of the network {error / divisor:.0f} times as large in the first "
+            "step: use prediction=v or spacing=leading"
         )
-    return found
+
+
+def _sampler(setup: Setup, grid: Grid) -> Iterator[str]:
+    """Lets the sampler draw data of deviation 1/2 with their exact denoiser."""
+    if setup.steps > TRIED:
+        return
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(draw: int) -> Tensor:
+        return torch.randn(256, dtype=torch.float64, generator=generator)
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        point = setup.at(t)
+        return x * (point.alpha / (point.alpha**2 + 4 * point.sigma**2))
+
+    x = grid.start(noise(0))
+    for state in solver_of(str(setup.sampler), setup.sampler_options)(denoise, x, grid, noise):
+        x = state.x
+    wider = float(x.std()) / 0.5
+    if not wider < WIDE:
+        yield (
+            f"sampler={setup.sampler} with spacing={setup.spacing} and steps={setup.steps} cannot take the first step "
+            f"of schedule={setup.schedule.name}, and gives data {wider:.3g} times too wide: use sampler=dpmpp_2m, "
+            "spacing=leading or more steps"
+        )

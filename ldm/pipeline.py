@@ -1,47 +1,64 @@
-"""Prompts → pictures."""
+"""Prompts → pictures, from noise or from other pictures."""
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import classifier_free
+from ldm import remarks
+from ldm.diffusion.denoiser import Denoise, Denoiser
+from ldm.diffusion.guidance import classifier_free, times_of
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
-from ldm.image import to_uint8
-from ldm.lint import contradictions
+from ldm.editing import STRENGTH, keeping, latent_mask, originals_of, paste, steps_walked
+from ldm.image import from_uint8, to_uint8
+from ldm.items import Each, Item, Picture, items_of
+from ldm.lint import Setup, contradictions
 from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.random import normal
-from ldm.sampling.driver import SAMPLERS, sample
+from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
-from ldm.sampling.spacing import SPACINGS
-from ldm.weights.model import DEFAULT, Model, read_model
+from ldm.sampling.spacing import spacing_of
+from ldm.weights.find import DEFAULT
+from ldm.weights.model import Model, read_model
 
-MAX_SEED = 2**63 - 1
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to walk from noise to a picture of `size` (height, width)."""
+    """How to walk from noise to a picture of `size` (height, width).
+
+    `sampler_options` and `spacing_options` are arguments of the sampler's and the spacing's function.
+    Guidance acts while sigma/alpha lies in `guidance_interval`, and `guidance_rescale` is a share, see `rescaled`.
+    `clip_skip` leaves out the text encoder's last layers; a prompt may fill `chunks` times its context; with `tile`
+    pictures are decoded one at a time, in tiles of that many pixels.
+    """
 
     size: tuple[int, int]
     sampler: str = "dpmpp_2m"
     spacing: str = "trailing"
     steps: int = 20
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    spacing_options: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 2.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
+    clip_skip: int = 0
+    chunks: int = 1
+    tile: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures uint8 (n, 3, h, w) on the CPU, and for each the settings that suffice to draw it again."""
+    """Pictures uint8 (n, 3, h, w) on the CPU, and for each the settings (beside image and mask) to draw it again."""
 
     images: Tensor
     settings: list[dict[str, Any]]
@@ -67,8 +84,17 @@ class Pipeline:
         self.unet, self.first_stage, self.text_encoder = unet, first_stage, text_encoder
         self.tokenizer, self.settings = tokenizer, settings
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
-        _refuse(contradictions(schedule, prediction, time=self.denoiser.time))
-        _refuse(_misfits(unet, first_stage, text_encoder))
+        _refuse(
+            contradictions(
+                Setup(
+                    schedule,
+                    prediction,
+                    time=self.denoiser.time,
+                    given=(text_encoder.config["width"], first_stage.latent_channels),
+                    taken=(unet.config["context_width"], unet.config["in_channels"]),
+                )
+            )
+        )
 
     @classmethod
     def load(cls, path: str = DEFAULT, device: str = "auto", dtype: torch.dtype = torch.float32) -> "Pipeline":
@@ -94,59 +120,75 @@ class Pipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompts: str | Sequence[str],
-        negative: str = "",
+        prompts: Each[str],
+        negative: Each[str] = "",
+        image: Each[Picture] | Tensor | None = None,
+        mask: Each[Picture] | Tensor | None = None,
+        strength: float | None = None,
         steps: int | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
-        guidance: float | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+        spacing_options: Mapping[str, Any] | None = None,
+        guidance: Each[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         size: tuple[int, int] | None = None,
-        seeds: Sequence[int] | None = None,
+        clip_skip: int | None = None,
+        chunks: int | None = None,
+        tile: int | None = None,
+        seeds: Each[int] | None = None,
         batch_size: int = 8,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> Result:
         """One picture a prompt; the prompt and its seed decide it, to 1/255, at any batch size.
 
-        Seeds are 0, 1, … by default. `on_step(done, total)` counts the steps of all batches. Warns of text
-        that the text encoder cannot read. Raises ValueError for settings that the model cannot draw with.
+        With an `image` they start from it, scaled and cropped to the size, and take the last int(strength · steps)
+        steps only (0.8 of them by default). With a `mask` they differ from it only where that is white.
+        Prompts, negatives, guidance scales, seeds, images and masks are one for all, or a list with one a picture.
+        What is None is the model's own; its options go with its own sampler and spacing only. Seeds are 0, 1, … by
+        default. `on_step(done, total)` counts the steps of all batches. Warns of text that the text encoder cannot
+        read and of pictures that are scaled. Raises ValueError for what the model cannot draw with.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = list(range(len(prompts))) if seeds is None else list(seeds)
-        chosen = dict(steps=steps, sampler=sampler, spacing=spacing, guidance=guidance, size=size)
+        if sampler_options is None and sampler not in (None, self.settings.sampler):
+            sampler_options = {}
+        if spacing_options is None and spacing not in (None, self.settings.spacing):
+            spacing_options = {}
+        chosen = dict(
+            steps=steps,
+            sampler=sampler,
+            spacing=spacing,
+            sampler_options=sampler_options,
+            spacing_options=spacing_options,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            size=size,
+            clip_skip=clip_skip,
+            chunks=chunks,
+            tile=tile,
+        )
         settings = replace(self.settings, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
-        self._check(prompts, seeds, settings, batch_size)
-        for remark in self.remarks([*prompts, negative]):
+        items = items_of(prompts, negative, seeds, settings.guidance if guidance is None else guidance, image, mask)
+        if image is None and strength is not None:
+            raise ValueError(f"strength is {strength}, but there is no image to start from: give one, or no strength")
+        strength = STRENGTH if strength is None and image is not None else strength
+        self._check(items, settings, batch_size)
+        for remark in self._remarks(items, settings):
             warnings.warn(remark, stacklevel=3)  # 3: no_grad's wrapper lies between
-        starts = range(0, len(prompts), batch_size)
-        total = settings.steps * len(starts)
+        grid = self._grid(settings, strength)
+        starts = range(0, len(items), batch_size)
+        walked = len(grid.points) - 1
         images, told = [], []
         for index, start in enumerate(starts):
-            batch = prompts[start : start + batch_size], seeds[start : start + batch_size]
-            step = _counter(on_step, index * settings.steps, total)
-            images.append(self._draw(*batch, negative, settings, step))
-            told += [_record(settings, negative, *batch, position) for position in range(len(batch[0]))]
+            batch = items[start : start + batch_size]
+            images.append(self._draw(batch, settings, grid, _counter(on_step, index * walked, walked * len(starts))))
+            told += [_record(settings, strength, batch, position) for position in range(len(batch))]
         return Result(torch.cat(images), told)
 
-    def remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of the prompts the text encoder will not read: ends that are too long, and unknown words."""
-        found = []
-        for prompt in dict.fromkeys(prompts):
-            if cut := self.tokenizer.cut(prompt):
-                found.append(
-                    f"the prompt {_short(prompt)} is longer than the {self.tokenizer.context} tokens that "
-                    f"the text encoder reads; this end was cut off: {cut!r}"
-                )
-            if unknown := [word for word in _words(prompt) if self._unknown(word)]:
-                found.append(
-                    f"the text encoder does not know {', '.join(map(repr, unknown))} in {_short(prompt)}; "
-                    "the model was not trained on such words"
-                )
-        return found
-
-    def _unknown(self, word: str) -> bool:
-        tokens = self.tokenizer([word]).to(self.device)
-        special = {self.tokenizer.begin, self.tokenizer.end, self.tokenizer.pad}
-        return bool(set(self.text_encoder.unknown_tokens(tokens)) - special)
+    def _remarks(self, items: list[Item], settings: Settings) -> list[str]:
+        texts = list(dict.fromkeys([item.prompt for item in items] + [item.negative for item in items]))
+        found = remarks.of_text(self.tokenizer, self.text_encoder, texts, settings.chunks)
+        return list(dict.fromkeys([*found, *remarks.of_sizes(items, settings.size)]))
 
     @property
     def device(self) -> torch.device:
@@ -154,50 +196,77 @@ class Pipeline:
 
     @property
     def multiple(self) -> int:
-        """Of which a picture's height and width must be multiples."""
-        return int(self.first_stage.factor * 2 ** (len(self.unet.config["multipliers"]) - 1))
+        """Of which a picture's height and width must be multiples; the UNet itself takes latents of any size."""
+        return self.first_stage.factor
 
-    def _check(self, prompts: list[str], seeds: list[int], settings: Settings, batch_size: int) -> None:
-        if not prompts or len(seeds) != len(prompts):
-            raise ValueError(f"expected prompts and a seed for each, got {len(prompts)} and {len(seeds)}")
-        if min(seeds) < 0 or max(seeds) > MAX_SEED:
-            raise ValueError(f"a seed is {min(seeds)} or {max(seeds)}, but must lie between 0 and {MAX_SEED}")
+    def _check(self, items: list[Item], settings: Settings, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be 1 or more")
-        for name, value, known in (
-            ("sampler", settings.sampler, SAMPLERS),
-            ("spacing", settings.spacing, SPACINGS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
         height, width = settings.size
         if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
             raise ValueError(
                 f"size is {height}x{width}, but this model draws heights and widths that are multiples of "
                 f"{self.multiple}"
             )
-        schedule, prediction = self.denoiser.schedule, self.denoiser.prediction
-        _refuse(contradictions(schedule, prediction, spacing=settings.spacing))
+        if settings.chunks < 1:
+            raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
+        self.text_encoder.layers(settings.clip_skip)
+        self.first_stage.check_tile(settings.tile)
+        _refuse(
+            contradictions(
+                Setup(
+                    self.denoiser.schedule,
+                    self.denoiser.prediction,
+                    sampler=settings.sampler,
+                    spacing=settings.spacing,
+                    steps=settings.steps,
+                    sampler_options=settings.sampler_options,
+                    spacing_options=settings.spacing_options,
+                    guidance=next((item.guidance for item in items if item.guidance != 1), 1.0),
+                    interval=settings.guidance_interval,
+                )
+            )
+        )
 
-    def _draw(self, prompts: list[str], seeds: list[int], negative: str, settings: Settings, on_step: Any) -> Tensor:
-        context = self._context([*prompts, negative])  # (b + 1, n, d)
-        positive, negatives = context[:-1], context[-1:].expand_as(context[:-1])
-        denoise = classifier_free(self.denoiser, positive, negatives, settings.guidance)
+    def _grid(self, settings: Settings, strength: float | None) -> Grid:
+        """The whole walk, or its end where the strength of a change to a picture is given."""
         schedule = self.denoiser.schedule
-        grid = Grid.of(schedule, SPACINGS[settings.spacing](schedule, settings.steps))
-        ids = torch.tensor(seeds, device=self.device)
+        times = spacing_of(settings.spacing, settings.spacing_options)(schedule, settings.steps)
+        return Grid.of(schedule, times if strength is None else times[-steps_walked(len(times), strength) :])
+
+    def _draw(self, items: list[Item], settings: Settings, grid: Grid, on_step: OnStep | None) -> Tensor:
+        ids = torch.tensor([item.seed for item in items], device=self.device)
         factor = self.first_stage.factor
         shape = (self.first_stage.latent_channels, settings.size[0] // factor, settings.size[1] // factor)
 
-        def noise(step: int) -> Tensor:
-            return normal(0, "step noise", ids, step, shape)
+        def noise(draw: int) -> Tensor:
+            return normal(0, "step noise", ids, draw, shape)
 
-        x = grid.start(normal(0, "initial noise", ids, 0, shape))
-        x = sample(SAMPLERS[settings.sampler], denoise, x, grid, noise, on_step)
-        return to_uint8(self.first_stage.decode(x)).cpu()
+        denoise, x0 = self._guided(items, settings), None
+        originals, masks = originals_of(items, settings.size, self.device)
+        if originals is not None:
+            x0 = self.first_stage.encode(from_uint8(originals), tile=settings.tile)
+            denoise = denoise if masks is None else keeping(denoise, x0, latent_mask(masks, factor))
+        x = grid.start(normal(0, "initial noise", ids, 0, shape), x0)
+        x = sample(solver_of(settings.sampler, settings.sampler_options), denoise, x, grid, noise, on_step)
+        drawn = to_uint8(self.first_stage.decode(x, settings.tile))
+        return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()
 
-    def _context(self, captions: list[str]) -> Tensor:
-        return self.text_encoder(self.tokenizer(captions).to(self.device))
+    def _guided(self, items: list[Item], settings: Settings) -> Denoise:
+        negatives = list(dict.fromkeys(item.negative for item in items))
+        context = self._context([*(item.prompt for item in items), *negatives], settings)  # (b + …, chunks·n, d)
+        negative = context[len(items) :][[negatives.index(item.negative) for item in items]]
+        scales = [item.guidance for item in items]
+        scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=self.device)
+        interval = settings.guidance_interval and times_of(self.denoiser.schedule, settings.guidance_interval)
+        return classifier_free(
+            self.denoiser, context[: len(items)], negative, scale, interval, rescale=settings.guidance_rescale
+        )
+
+    def _context(self, captions: list[str], settings: Settings) -> Tensor:
+        tokens = self.tokenizer(captions, settings.chunks).to(self.device)  # (b, chunks·n)
+        states = self.text_encoder(tokens.unflatten(1, (settings.chunks, -1)).flatten(0, 1), settings.clip_skip)
+        return states.unflatten(0, (len(captions), -1)).flatten(1, 2)  # (b, chunks·n, d)
 
     def _network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         return self.unet(x.to(self.unet.conv_in.weight.dtype), time, context)
@@ -215,41 +284,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _record(settings: Settings, negative: str, prompts: list[str], seeds: list[int], position: int) -> dict[str, Any]:
+def _record(settings: Settings, strength: float | None, batch: list[Item], position: int) -> dict[str, Any]:
     """Names the batch too: in another one convolutions round differently, so not every bit comes again."""
-    batch = {"prompts": prompts, "seeds": seeds, "position": position}
-    own = {"prompt": prompts[position], "negative": negative, "seed": seeds[position]}
-    return own | asdict(settings) | {"size": list(settings.size), "batch": batch}
+    item = batch[position]
+    varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
+    varied = {name: values for name, values in varied.items() if len(set(values)) > 1}
+    beside = {"prompts": [one.prompt for one in batch], "seeds": [one.seed for one in batch], "position": position}
+    own = {"prompt": item.prompt, "negative": item.negative, "seed": item.seed}
+    drawn = asdict(settings) | {"guidance": item.guidance, "size": list(settings.size)}
+    return own | drawn | ({"strength": strength} if strength else {}) | {"batch": beside | varied}
 
 
-def _counter(
-    on_step: Callable[[int, int], None] | None, done: int, total: int
-) -> Callable[[int, int, Tensor], None] | None:
-    return on_step and (lambda step, _steps, _x0: on_step(done + step + 1, total))
-
-
-def _misfits(unet: UNet, first_stage: VAE, text_encoder: TextTower) -> list[str]:
-    pairs = {
-        "the text encoder's width and the UNet's context_width": (
-            text_encoder.config["width"],
-            unet.config["context_width"],
-        ),
-        "the first stage's latent channels and the UNet's in_channels": (
-            first_stage.latent_channels,
-            unet.config["in_channels"],
-        ),
-    }
-    return [f"{what} are {a} and {b}, but must be equal" for what, (a, b) in pairs.items() if a != b]
+def _counter(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
+    return None if on_step is None else lambda step, _steps: on_step(done + step + 1, total)
 
 
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text)))
-
-
-def _short(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -13,8 +13,8 @@ from ldm.cost import Cost, Forward, measure, measure_training
 from ldm.nn.clip import CLIP, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.model import build as from_about
-from ldm.weights.native import read_about
+from ldm.weights.find import find as find_weights
+from ldm.weights.native import build as build_network
 
 # Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
 GPUS = (
@@ -181,15 +181,13 @@ def named(target: str) -> Any:
 def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
     """The network its weights file describes, else the node's `config`; None with a note if neither."""
     try:
-        about = read_about(node["weights"])
+        network = find_weights(node["weights"]).network(kind).build()
     except (FileNotFoundError, ValueError) as error:
         if "config" not in node:
             notes.append(f"the {name} is not counted: {error}")
             return None
-        about = {"kind": kind, "config": node["config"]}
-    if about["kind"] != kind:
-        raise ValueError(f"{node['weights']} holds a {about['kind']}, not the {kind} that a {name} is")
-    return channels_last(from_about(about, node["weights"]).requires_grad_(False).to("meta"))
+        network = build_network({"kind": kind, "config": node["config"]}, node["weights"])
+    return channels_last(network.requires_grad_(False).to("meta"))
 
 
 def memory(config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int) -> dict[str, int]:

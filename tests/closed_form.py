@@ -3,14 +3,37 @@
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedule import Flow, Schedule, cosine, linear, scaled_linear
+from ldm.diffusion.schedule import (
+    EDM,
+    Flow,
+    Schedule,
+    cosine,
+    linear,
+    scaled_linear,
+    sigmoid,
+    snr_shift,
+    zero_terminal_snr,
+)
 from ldm.sampling.grid import Denoise, Grid
 
 SCHEDULES: list[Schedule] = [scaled_linear(), linear(), cosine(), Flow(), Flow(shift=3.0)]
+EVERY_SCHEDULE = [
+    *SCHEDULES,
+    sigmoid(),
+    EDM(),
+    snr_shift(cosine(), 2.0),
+    snr_shift(Flow(), 0.5),
+    zero_terminal_snr(scaled_linear()),
+    zero_terminal_snr(EDM()),
+    snr_shift(zero_terminal_snr(linear()), 3.0),
+]
 
 
 def schedule_name(schedule: Schedule) -> str:
-    return f"{schedule.name}{getattr(schedule, 'shift', '')}"
+    """Told by its config: its name, and what it changes if it changes another."""
+    config = schedule.config
+    inner = f" of {config['schedule']['name']}" if "schedule" in config else ""
+    return f"{schedule.name}{config.get('shift', '')}{inner}"
 
 
 def levels(schedule: Schedule, t: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ldm.config import check_given, check_overrides, is_refusal, nearest, save_run, sentence
+from ldm.diffusion.schedule import from_config
+from ldm.diffusion.weighting import WEIGHTINGS
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -30,6 +32,8 @@ def options(group: str) -> list[str]:
         "-m schedule=cosine,linear trainer.max_steps=3,4",
         "-m lr=linear,constant lr.hold=0.1",
         "-m prediction=glob(*)",
+        "schedule=snr_shift schedule@schedule.schedule=linear schedule.shift=4 schedule.schedule.steps=10",
+        "schedule=zero_terminal_snr schedule@schedule.schedule=snr_shift",
         "-m seed=range(3)",
         "~ema",
         "+trainer.model_registry=x",
@@ -81,6 +85,32 @@ def test_an_experiment_sets_nothing_that_another_option_of_the_group_would_not_t
         built = instantiate(node, _convert_="all")
         if isinstance(built, partial):
             built([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("schedule", "weighting", "times") for o in options(g)])
+def test_every_option_of_the_diffusion_builds_with_the_defaults_of_its_function(group: str, option: str) -> None:
+    given = ["schedule.positions=64", "schedule.trained=64"] if option == "flow_at_resolution" else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("train", overrides=["experiment=emoji", f"{group}={option}", *given])[group]
+    built = instantiate(node, _convert_="all")
+    if group == "times":
+        assert built == type(built)(built.schedule, **({"mean": 0.7} if option == "late" else {}))
+    if group == "weighting":
+        log_snr = torch.linspace(-20, 20, 9, dtype=torch.float64)
+        assert torch.equal(built.weight(log_snr), WEIGHTINGS[option]().weight(log_snr))
+    if group == "schedule" and not given:
+        assert from_config(built.config).config == built.config
+        settings = {} if "schedule" not in node else {"schedule": {"name": node.schedule._target_.rpartition(".")[2]}}
+        settings |= {"shift": 2.0} if option == "snr_shift" else {}
+        assert from_config({"name": option, **settings}).config == built.config
+
+
+def test_schedules_are_changed_and_changed_again_from_the_command_line() -> None:
+    line = "schedule=zero_terminal_snr schedule@schedule.schedule=snr_shift schedule.schedule.shift=4"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        built = instantiate(compose("train", overrides=line.split()).schedule, _convert_="all")
+    names = built.config["name"], built.config["schedule"]["name"], built.config["schedule"]["schedule"]["name"]
+    assert names == ("zero_terminal_snr", "snr_shift", "cosine") and built.config["schedule"]["shift"] == 4
 
 
 def test_where_nothing_is_near_few_names_are_listed_and_many_are_not() -> None:

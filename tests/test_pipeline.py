@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import torch
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.image import to_uint8
+from ldm.image import from_uint8, to_pil, to_uint8
+from ldm.nn.clip import TextTower
 from ldm.pipeline import Pipeline, Settings, choose_device
 from ldm.random import normal
 from ldm.sampling.driver import SAMPLERS
 from tests.tiny import SAMPLING, save_tiny_model, tiny_text_tower, tiny_unet, tiny_vae
 
+PICTURE = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PROMPTS = ["a red circle", "a blue square", "a square on a red background", "white circle", "red"]
 
 
@@ -57,8 +60,11 @@ def test_prompts_seeds_and_every_setting_change_the_picture(pipeline: Pipeline) 
         {"seeds": [1 + 2**32]},
         {"steps": 5},
         {"sampler": "ddpm"},
+        {"sampler": "ddim", "sampler_options": {"eta": 1.0}},
+        {"spacing": "custom", "spacing_options": {"times": [1.0, 0.9, 0.1]}},
         {"guidance": 4.0},
         {"negative": "blue"},
+        {"chunks": 2},
     ):
         assert distance(draw(**change), first) > 1, change
 
@@ -72,6 +78,14 @@ def test_settings_suffice_to_draw_a_picture_again_bit_for_bit(pipeline: Pipeline
         again = pipeline(batch["prompts"], seeds=batch["seeds"], **{name: settings[name] for name in names})
         assert torch.equal(again.images[batch["position"]], image)
         assert settings["prompt"] == batch["prompts"][batch["position"]]
+
+
+def test_the_models_own_options_do_not_go_to_another_sampler_or_spacing(pipeline: Pipeline) -> None:
+    own = {"sampler_options": {"rule": "heun"}, "spacing_options": {}}
+    other = assembled(pipeline, settings=replace(pipeline.settings, **own))
+    calls: list[dict[str, Any]] = [{}, {"sampler": "dpmpp_2m"}, {"sampler": "ddim"}]
+    told = [other("red", **call).settings[0]["sampler_options"] for call in calls]
+    assert told == [{"rule": "heun"}, {"rule": "heun"}, {}]
 
 
 def test_what_a_call_does_not_say_is_the_models_own(pipeline: Pipeline) -> None:
@@ -105,6 +119,99 @@ def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
     assert sizes == [6, 6, 3]
 
 
+def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline: Pipeline) -> None:
+    sizes = []
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
+    hook.remove()
+    assert sizes == [3, 3, 6, 3]
+    with pytest.raises(ValueError, match="holds no time that is sampled"):
+        pipeline("red", steps=4, guidance_interval=(200.0, 800.0))
+
+
+def test_rescaling_changes_guided_pictures_only(pipeline: Pipeline) -> None:
+    guided, plain = ([pipeline("red", guidance=w, guidance_rescale=r).images for r in (0.0, 1.0)] for w in (50.0, 1.0))
+    assert distance(*guided) > 1 and torch.equal(*plain)
+
+
+def test_at_full_strength_from_pure_noise_no_picture_is_seen(pipeline: Pipeline) -> None:
+    assert torch.equal(pipeline(PROMPTS, image=PICTURE, strength=1.0).images, pipeline(PROMPTS).images)
+
+
+def test_from_noise_that_is_not_pure_a_picture_is_seen_at_full_strength(pipeline: Pipeline) -> None:
+    other = assembled(pipeline, schedule=scaled_linear(), prediction=Prediction("v"))
+    drawn = [other("red", image=picture, strength=1.0).images for picture in (PICTURE, 255 - PICTURE)]
+    assert not torch.equal(*drawn)
+
+
+def test_a_picture_is_left_where_the_last_steps_of_the_same_walk_begin(pipeline: Pipeline) -> None:
+    seen = []
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append((args[0][0], float(args[1][0]))))
+    pipeline("red", image=PICTURE, strength=0.5, steps=5, seeds=3, guidance=1.0)
+    hook.remove()
+    assert [time for _, time in seen] == pytest.approx([400, 200])  # of 1000, 800, 600, 400, 200
+    x0 = pipeline.first_stage.encode(from_uint8(PICTURE[None]))
+    eps = normal(0, "initial noise", torch.tensor([3]), 0, (4, 8, 8))
+    torch.testing.assert_close(seen[0][0], (0.6 * x0 + 0.4 * eps)[0])
+
+
+def test_a_mask_that_repaints_everything_is_image_to_image(pipeline: Pipeline) -> None:
+    call: dict[str, Any] = {"image": PICTURE, "strength": 0.7, "sampler": "ddpm"}
+    masked = pipeline(PROMPTS, mask=torch.full((1, 16, 16), 255, dtype=torch.uint8), **call)
+    assert torch.equal(masked.images, pipeline(PROMPTS, **call).images)
+
+
+def test_what_a_mask_does_not_repaint_is_the_pictures_own(pipeline: Pipeline) -> None:
+    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[..., 8:] = True
+    images = pipeline(PROMPTS, image=PICTURE, mask=mask).images
+    assert torch.equal(images[..., :8], PICTURE[..., :8].expand(5, 3, 16, 8))
+    assert distance(images[..., 8:], PICTURE[..., 8:]) > 16
+
+
+def test_pictures_and_masks_of_other_sizes_are_scaled_which_is_said(pipeline: Pipeline) -> None:
+    with pytest.warns(UserWarning) as caught:
+        images = pipeline("red", image=to_pil(PICTURE)[0].resize((30, 20)), mask=to_pil(PICTURE)[0]).images
+    told = [str(warning.message) for warning in caught]
+    assert told == [
+        "the image is 20x30; it was scaled and cropped to the 16x16 that is drawn",
+        "the mask is 16x16; it was scaled to the image's 20x30",
+    ]
+    assert images.shape == (1, 3, 16, 16)
+
+
+def test_each_picture_may_have_its_own_negative_guidance_image_and_mask(pipeline: Pipeline) -> None:
+    own: dict[str, list[Any]] = {
+        "negative": ["blue", "", "white"],
+        "guidance": [3.0, 1.0, 5.0],
+        "image": [PICTURE, 255 - PICTURE, PICTURE],
+        "mask": [mask[None] for mask in PICTURE],
+        "seeds": [4, 5, 6],
+    }
+    together = pipeline(PROMPTS[:3], **own)
+    for k in range(3):
+        alone = pipeline(PROMPTS[k], **{name: values[k] for name, values in own.items()})
+        assert distance(alone.images, together.images[k]) <= 1
+        assert (together.settings[k]["negative"], together.settings[k]["guidance"]) == (
+            own["negative"][k],
+            own["guidance"][k],
+        )
+    assert together.settings[0]["batch"]["negative"] == own["negative"]
+
+
+def test_steps_of_image_to_image_are_counted(pipeline: Pipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    pipeline(
+        PROMPTS[:2],
+        image=PICTURE,
+        strength=0.5,
+        steps=4,
+        batch_size=1,
+        on_step=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, 4) for done in range(1, 5)]
+
+
 def test_initial_noise_depends_on_seed_and_size_alone(pipeline: Pipeline) -> None:
     seen = []
     hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
@@ -135,6 +242,39 @@ def test_the_end_of_a_long_prompt_is_warned_of(pipeline: Pipeline) -> None:
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_a_long_prompt_is_read_in_chunks_each_by_itself(pipeline: Pipeline) -> None:
+    seen = []
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline("red " * 14 + "blue square", steps=1, chunks=2, guidance=1.0)
+    hook.remove()
+    parts = [pipeline.text_encoder(pipeline.tokenizer([part])) for part in ("red " * 14, "blue square")]
+    torch.testing.assert_close(seen[0], torch.cat(parts, dim=1))
+
+
+def test_layers_of_the_text_encoder_can_be_skipped(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    deep = TextTower(width=16, layers=3, heads=2, context=16)
+    skipping = TextTower(**(deep.config | {"skip": 1}))
+    skipping.load_state_dict(deep.state_dict())
+    whole = Pipeline.load(str(save_tiny_model(tmp_path)), device="cpu")
+    drawn = [
+        assembled(whole, text_encoder=tower)(["red"], clip_skip=skip).images
+        for tower, skip in ((deep, 1), (skipping, 0), (deep, 0))
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_sizes_that_the_unet_halves_unevenly_can_be_drawn(pipeline: Pipeline) -> None:
+    assert pipeline("red", size=(10, 14)).images.shape == (1, 3, 10, 14)
+
+
+def test_pictures_can_be_decoded_in_tiles(pipeline: Pipeline) -> None:
+    whole, tiled = (pipeline(PROMPTS, tile=tile).images for tile in (0, 16))
+    assert distance(whole, tiled) <= 1  # one tile a picture: the batch is all that is cut
+
+
 def test_words_that_the_text_encoder_does_not_know_are_named(pipeline: Pipeline) -> None:
     with pytest.warns(UserWarning, match=r"does not know 'purple', ',' in 'a purple, red circle'"):
         pipeline("a purple, red circle")
@@ -149,16 +289,25 @@ def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"prompts": []}, "expected prompts and a seed for each, got 0 and 0"),
-        ({"seeds": [1, 2]}, "got 1 and 2"),
-        ({"seeds": [-1]}, "must lie between 0 and 9223372036854775807"),
+        ({"seeds": [1, 2]}, "there are 1 prompts, 2 seeds"),
+        ({"strength": 0.5}, "there is no image to start from"),
+        ({"image": PICTURE, "strength": 0}, "strength is 0, but must be above 0 and at most 1"),
+        ({"image": PICTURE, "strength": 1.5}, "strength is 1.5, but must be above 0 and at most 1"),
+        ({"image": PICTURE, "strength": 0.1}, "strength=0.1 of 3 steps is less than one step"),
+        ({"image": "cat.png"}, "the image is 'cat.png', but must be a PIL picture"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"steps": 0}, "steps is 0, but must lie between 1 and 1000"),
         ({"sampler": "magic"}, "sampler is 'magic', but must be one of ddpm, ddim"),
         ({"spacing": "even"}, "spacing is 'even', but must be one of trailing"),
-        ({"size": (18, 16)}, "size is 18x16, .* multiples of 4"),
-        ({"size": (0, 16)}, "size is 0x16, .* multiples of 4"),
+        ({"sampler_options": {"eta": 1.0}}, "sampler=dpmpp_2m has no option 'eta'; its options are: rule"),
+        ({"sampler": "ddim", "sampler_options": {"eta": 2.0}}, "eta is 2.0, but must be a number from 0.0 to 1.0"),
+        ({"spacing": "custom", "spacing_options": {"times": [0.1, 0.5, 1.0]}}, "must be numbers that fall"),
+        ({"size": (17, 16)}, "size is 17x16, .* multiples of 2"),
+        ({"size": (0, 16)}, "size is 0x16, .* multiples of 2"),
         ({"spacing": "leading"}, "use spacing=trailing"),
+        ({"chunks": 0}, "chunks is 0, but must be 1 or more"),
+        ({"clip_skip": 1}, "1 layers cannot leave out 1"),
+        ({"tile": 5}, "tile is 5, .* multiple of 2 pixels"),
     ],
 )
 def test_a_call_that_cannot_be_drawn_is_refused(pipeline: Pipeline, call: dict[str, Any], message: str) -> None:

@@ -74,7 +74,7 @@ def test_a_run_leaves_what_it_promises(straight: tuple[Path, Run]) -> None:
     assert f"run_dir={folder}" in (folder / "command.txt").read_text()
     assert f"run_dir: {folder}" in (folder / "config.yaml").read_text()
     assert "${" not in (folder / "config.yaml").read_text()
-    assert {"metrics", "provenance"} == json.loads((folder / "metrics.json").read_text()).keys()
+    assert {"metrics", "provenance"} <= json.loads((folder / "metrics.json").read_text()).keys()
     assert Image.open(folder / "samples" / "final.png").size > (64, 64)
     assert len(list((folder / "samples").glob("step_*.png"))) == 1
     assert list((folder / "tensorboard").glob("events*"))
@@ -110,7 +110,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
         assert ours[part].keys() == theirs[part].keys()
         assert all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part]), part
     moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (ours, theirs)]
-    assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
+    for weight, state in moments[0].items():
+        assert all(torch.equal(torch.as_tensor(moments[1][weight][name]), tensor) for name, tensor in state.items())
 
 
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
@@ -185,8 +186,8 @@ def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_wa
         (("data=shards",), "data.shards has no default; give it as data.shards=…"),
         (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
         (("data.global_batch=6",), "data.global_batch=6 is no multiple of data.batch_size=4 x 1 ranks"),
-        (("first_stage.weights={}/none.safetensors",), "there is no weights file .*none.safetensors"),
-        (("text_encoder.weights=assets:vae.safetensors",), "holds a vae, but a text_tower is needed here"),
+        (("first_stage.weights={}/none.safetensors",), "there is no model .*none.safetensors"),
+        (("text_encoder.weights=assets:vae.safetensors",), "is a vae of ldm and holds no text_tower"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(

@@ -1,8 +1,13 @@
-"""Finished runs of experiment=shapes → results.json and accuracy.png: python experiments/shapes/collect.py RUN…"""
+"""Finished runs of experiment=shapes → results.json and accuracy.png.
 
+    python experiments/shapes/collect.py [--speed N] RUN…
+
+With --speed, minutes are those that an idle machine of N images/s would take: for runs that shared theirs.
+"""
+
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +18,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
+BATCH = 64  # of experiment=shapes
 
 
-def read(run: Path) -> dict[str, Any]:
+def read(run: Path, speed: float | None) -> dict[str, Any]:
     """A run's steps, seed, minutes of training and metrics."""
     report = json.loads((run / "metrics.json").read_text())
     metrics, provenance = report["metrics"], report["provenance"]
@@ -23,7 +29,7 @@ def read(run: Path) -> dict[str, Any]:
         "steps": provenance["steps"],
         "seed": provenance["seed"],
         "commit": provenance["commit"],
-        "minutes": metrics["training_seconds"] / 60,
+        "minutes": (BATCH * provenance["steps"] / speed if speed else metrics["training_seconds"]) / 60,
         **metrics,
     }
 
@@ -50,8 +56,12 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(paths: list[str]) -> None:
-    runs = sorted((read(Path(path)) for path in paths), key=lambda run: (run["steps"], run["seed"]))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--speed", type=float, metavar="N", help="images/s")
+    args = parser.parse_args()
+    runs = sorted((read(path, args.speed) for path in args.runs), key=lambda run: (run["steps"], run["seed"]))
     longest = [run for run in runs if run["steps"] == runs[-1]["steps"]]
     numbers = [name for name, value in runs[0].items() if isinstance(value, float)]
     summary = {name: spread([run[name] for run in longest]) for name in numbers}
@@ -62,4 +72,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

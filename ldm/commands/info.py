@@ -4,13 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ldm.weights.model import build, find_model
-from ldm.weights.native import locate, read_about
+from omegaconf import OmegaConf
+from torch import nn
+
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import from_config
+from ldm.diffusion.weighting import WEIGHTINGS
+from ldm.lint import Setup, contradictions
+from ldm.weights.contents import Contents
+from ldm.weights.find import READABLE, find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Say what a model is, without reading its tensors."
-    parser.add_argument("model", help="a run folder, a .ckpt, a .safetensors of ldm, or 'shapes', the default model")
+    parser.add_argument("model", help=f"{READABLE}; also a part alone, such as an autoencoder")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,45 +28,71 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(path: str) -> dict[str, str]:
-    """Name → value, for people. Raises FileNotFoundError or ValueError as `find_model` does."""
-    part = _part(path)
-    if part is not None:
-        file, about = part
-        return _network(file, about)
-    stored = find_model(path)
-    model = stored.about["model"]
-    return _network(stored.file, stored.about) | {
-        "weights": stored.note,
+    """Name → value, for people. Raises FileNotFoundError or ValueError as `find` does."""
+    contents = find(path)
+    lines = _networks(contents)
+    if not (model := contents.model):
+        return lines
+    return lines | {
+        "weights": "; ".join(contents.notes) or "as saved",
         "schedule": _settings(model["schedule"]),
         "prediction": model["prediction"],
         "network's time": model["time"] or "the schedule's default",
         "size": "x".join(map(str, model["size"])),
         "sampling": _settings(model["sampling"]),
-        "first stage": _source(model["first_stage"]),
-        "text encoder": _source(model["text_encoder"]),
+        **{name.replace("_", " "): _source(model[name]) for name in ("first_stage", "text_encoder") if name in model},
+        "contradictions": "; ".join(contradictions(setup(path, model))) or "none",
     }
 
 
-def _part(path: str) -> tuple[Path, dict[str, Any]] | None:
-    """A file of ours that holds one network and not a whole model, such as an autoencoder."""
-    if not (path.endswith(".safetensors") and (path.startswith("assets:") or Path(path).is_file())):
-        return None
-    file = locate(path)
+def setup(path: str, model: dict[str, Any]) -> Setup:
+    """What the linter looks at: how the model is sampled, and how it was trained if `path` is a run's folder."""
+    sampling = model["sampling"]
+    return Setup(
+        from_config(model["schedule"]),
+        Prediction(model["prediction"]),
+        time=model["time"],
+        sampler=sampling["sampler"],
+        spacing=sampling["spacing"],
+        steps=sampling["steps"],
+        guidance=sampling["guidance"],
+        interval=sampling.get("guidance_interval"),
+        **_trained(Path(path).expanduser() / "config.yaml"),
+    )
+
+
+def _trained(config: Path) -> dict[str, Any]:
+    """The settings of training that the linter knows, from a run's config, of which nothing is instantiated."""
+    if not config.is_file():
+        return {}
+    tree = {"training": {}, "weighting": {}} | dict(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
+    training, weighting = tree["training"], dict(tree["weighting"])
+    name = weighting.pop("_target_", "").rpartition(".")[2]
+    known = {key: training[key] for key in ("offset_noise", "caption_dropout") if key in training}
     try:
-        about = read_about(file)
-    except ValueError:
-        return None  # find_model says what is wrong with it
-    return (file, about) if "model" not in about else None
+        return known | ({"weighting": WEIGHTINGS[name](**weighting)} if name in WEIGHTINGS else {})
+    except TypeError as error:
+        raise ValueError(f"{config} names a weighting that this ldm does not have: {error}") from error
 
 
-def _network(file: Path, about: dict[str, Any]) -> dict[str, str]:
-    network = build(about, file)
-    return {
-        "file": f"{file} ({file.stat().st_size / 2**20:,.1f} MiB)",
-        "kind": about["kind"],
-        "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
-        "architecture": _settings(about["config"]),
+def _networks(contents: Contents) -> dict[str, str]:
+    built = {kind: network.blueprint for kind, network in contents.networks.items()}
+    counts = {kind: sum(p.numel() for p in network.parameters()) for kind, network in built.items()}
+    source, held = contents.source, sum(network.tensors.nbytes for network in contents.networks.values())
+    lines = {
+        "file": f"{source} ({(source.stat().st_size if source.is_file() else held) / 2**20:,.1f} MiB)",
+        "kind": contents.form,
+        "parameters": f"{sum(counts.values()):,}",
     }
+    if len(built) == 1:
+        return lines | {"architecture": _settings(_config(*built.values()))}
+    return lines | {
+        kind: f"{counts[kind]:,} parameters, {_settings(_config(network))}" for kind, network in built.items()
+    }
+
+
+def _config(network: nn.Module) -> dict[str, Any]:
+    return network.config  # type: ignore[return-value]
 
 
 def _settings(values: dict[str, Any]) -> str:

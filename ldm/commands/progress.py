@@ -7,13 +7,13 @@ import time
 class Progress:
     """In a terminal one line that renews itself, elsewhere a line every ten seconds; both also at the end."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, unit: str = "steps") -> None:
+        self.total, self.done, self.unit = total, 0, unit
         self.began = self.shown = time.monotonic()
 
-    def step(self) -> None:
-        """One more step is done."""
-        self.done += 1
+    def step(self, count: int = 1) -> None:
+        """So many more steps are done."""
+        self.done += count
         now = time.monotonic()
         if self.done == self.total or now - self.shown >= (0.1 if sys.stderr.isatty() else 10):
             self.shown = now
@@ -23,7 +23,7 @@ class Progress:
         left = round((self.total - self.done) * seconds / self.done)
         rate = self.done / max(seconds, 1e-9)
         clear()
-        line = f"{self.done}/{self.total} steps, {rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"
+        line = f"{self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left // 60}:{left % 60:02d} left"
         renewed = sys.stderr.isatty() and self.done < self.total
         print(line, end="" if renewed else "\n", file=sys.stderr, flush=True)
 

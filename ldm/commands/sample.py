@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from ldm.commands import edge
 from ldm.commands.edge import UsageError
 from ldm.commands.progress import Progress, clear
 from ldm.commands.sample_arguments import Arguments, help_text, parse
+from ldm.commands.sample_sources import CALLED, Source, sources_of
+from ldm.editing import STRENGTH, steps_walked
 from ldm.image import grid, read_metadata, save_png, to_pil
 from ldm.pipeline import Pipeline
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.model import DEFAULT, read_model
+from ldm.weights.find import DEFAULT
+from ldm.weights.model import read_model
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 CALL = (
@@ -29,9 +32,21 @@ CALL = (
     "steps",
     "sampler",
     "spacing",
+    "sampler_options",
+    "spacing_options",
     "guidance",
+    "guidance_interval",
+    "guidance_rescale",
+    "strength",
     "size",
+    "clip_skip",
+    "chunks",
+    "tile",
 )  # the keys that a pipeline's call takes
+OPTIONS: dict[str, Any] = {"sampler_options": {}, "spacing_options": {}}
+GUIDANCE: dict[str, Any] = {"guidance_interval": None, "guidance_rescale": 0.0}
+# How pictures were drawn that do not record these.
+UNRECORDED = {"clip_skip": 0, "chunks": 1, "tile": 0, "strength": None} | OPTIONS | GUIDANCE
 GRID_MOST = 64
 
 
@@ -48,6 +63,7 @@ class Job:
     keep: int | None = None  # the only position of the batch that is wanted
     threads: int | None = None
     fingerprint: str | None = None  # of the model that it takes
+    sources: dict[str, Source] = field(default_factory=dict)  # the pictures to start from
 
     @property
     def total(self) -> int:
@@ -89,6 +105,7 @@ def fresh(arguments: Arguments) -> Job:
         model=given.get("model", DEFAULT),
         device=given.get("device", "auto"),
         precision=given.get("precision", "32"),
+        sources=sources_of(given, recorded={}),
     )
 
 
@@ -106,7 +123,8 @@ def again(arguments: Arguments) -> Job:
         prompts, seeds = list(batch["prompts"]), list(batch["seeds"])
         prompts[keep] = (arguments.prompts or prompts[keep : keep + 1])[0]
         seeds[keep] = given.get("seed", seeds[keep])
-        chosen = {**recorded, **{name: given[name] for name in given if name != "from"}}
+        replaced: dict[str, Any] = {f"{name}_options": {} for name in ("sampler", "spacing") if name in given}
+        chosen = {**UNRECORDED, **recorded, **replaced, **{name: given[name] for name in given if name != "from"}}
         return Job(
             batches=[(prompts, seeds)],
             call={name: chosen[name] for name in CALL} | {"size": tuple(chosen["size"])},
@@ -117,6 +135,7 @@ def again(arguments: Arguments) -> Job:
             keep=keep,
             threads=recorded["threads"] if chosen["device"] == "cpu" else None,
             fingerprint=None if "model" in given else recorded["fingerprint"],
+            sources=sources_of(given, recorded),
         )
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{source} does not hold all settings of a picture that sample.py drew") from error
@@ -167,7 +186,7 @@ def draw(job: Job) -> None:
         pipeline, origin = load(job)
         for image, settings in pictures(job, pipeline):
             path = job.out / file_name(done)
-            save_png(image, path, settings | origin)
+            save_png(image, path, settings | origin | {name: one.record for name, one in job.sources.items()})
             clear()
             print(path, flush=True)
             done += 1
@@ -184,10 +203,14 @@ def draw(job: Job) -> None:
 
 def pictures(job: Job, pipeline: Pipeline) -> Iterator[tuple[Image, dict[str, Any]]]:
     """The wanted pictures, batch by batch, with the settings that draw them again."""
-    progress = Progress(job.call.get("steps", pipeline.settings.steps) * len(job.batches))
+    steps = job.call.get("steps", pipeline.settings.steps)
+    if job.sources:
+        steps = steps_walked(steps, job.call.get("strength") or STRENGTH)
+    progress = Progress(steps * len(job.batches))
+    call = job.call | {CALLED[name]: source.image for name, source in job.sources.items()}
     for prompts, seeds in job.batches:
         count = len(prompts)
-        result = pipeline(prompts, seeds=seeds, batch_size=count, on_step=lambda *_: progress.step(), **job.call)
+        result = pipeline(prompts, seeds=seeds, batch_size=count, on_step=lambda *_: progress.step(), **call)
         batch = list(zip(to_pil(result.images), result.settings, strict=True))
         yield from batch if job.keep is None else [batch[job.keep]]
 

@@ -1,5 +1,6 @@
 """sample.py's command line: prompts and key=value, read by hand so that no prompt needs quoting."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -45,6 +46,21 @@ def number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = number(text)
+    if not 0 < value <= 1:
+        raise ValueError("a number above 0 and at most 1")
+    return value
+
+
+def low_and_high(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    try:
+        return number(low), number(high)
+    except ValueError as error:
+        raise ValueError("LOW,HIGH of sigma/alpha, such as 0.3,5") from error
+
+
 def height_by_width(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match:
@@ -61,6 +77,22 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def options(text: str) -> dict[str, Any]:
+    """name=value,name=value; a value may be a list in brackets."""
+    pairs = re.findall(r"(\w+)=(\[[^\]]*\]|[^,\[\]]+)(?:,|$)", text)
+    if ",".join(f"{name}={value}" for name, value in pairs) != text:
+        raise ValueError("name=value,name=value …, such as eta=0.5 or sigmas=[10,3,0.5]")
+    return {name: _literal(value) for name, value in pairs}
+
+
+def _literal(text: str) -> Any:
+    """A number, truth value or list as JSON writes it, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def named(text: str) -> str:
     if not text:
         raise ValueError("a name or path")
@@ -74,9 +106,19 @@ KEYS = {
     "n": Key(whole(1), "pictures a prompt (1)"),
     "steps": Key(whole(1), "more take longer and are finer (the model's own)"),
     "sampler": Key(named, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
-    "spacing": Key(named, "where the steps lie: trailing, leading or linspace (the model's own)"),
+    "spacing": Key(named, "where the steps lie, such as trailing, leading or karras; spacing=? lists all"),
+    "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; what there is, the refusal lists"),
+    "spacing_options": Key(options, "such as rho=5 or, for spacing=custom, sigmas=[10,3,0.5]"),
     "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
+    "guidance_interval": Key(low_and_high, "LOW,HIGH of sigma/alpha between which there is guidance (the model's own)"),
+    "guidance_rescale": Key(number, "0 to 1: how much of the contrast that guidance adds is undone (the model's own)"),
+    "init": Key(named, "a picture to start from, scaled and cropped to the size"),
+    "strength": Key(share, "the share of the steps that change init: near 0 little, 1 nearly all (0.8)"),
+    "mask": Key(named, "a picture that is white where init is repainted"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
+    "clip_skip": Key(whole(0), "last layers of the text encoder that are left out (0)"),
+    "chunks": Key(whole(1), "how many times the text encoder's context a prompt may fill (1)"),
+    "tile": Key(whole(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
     "prompts_file": Key(named, "a .txt with one prompt a line"),
     "from": Key(named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"),
     "out": Key(named, "folder for 0000.png … and grid.png (samples/<date>_<time>)"),
@@ -84,7 +126,7 @@ KEYS = {
     "precision": Key(one_of("32", "bf16", "16"), "bits of the UNet and text encoder: 32, bf16 or 16 (32)"),
     "batch_size": Key(whole(1), "pictures at a time; less takes less memory (8)"),
 }
-NOT_YET = ("init", "strength", "mask", "offload")
+NOT_YET = ("offload",)
 
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
@@ -94,6 +136,7 @@ after -- all are prompts. The paths of the pictures go to the standard output.
 
   python sample.py "a red circle above a blue star on a white background"
   python sample.py "a cat" "a dog" n=4 seed=7 steps=30 guidance=3 out=pets
+  python sample.py "a cat" init=dog.jpg mask=head.png
   python sample.py from=pets/0003.png               draws that picture again, bit for bit on the same machine
   python sample.py from=pets/0003.png guidance=5    the same noise, more guidance
 
@@ -109,7 +152,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 stopped by Ctrl-C.
 
 
 def help_text() -> str:
-    return HELP.format(keys="\n".join(f"  {name + '=':<14} {key.help}" for name, key in KEYS.items()))
+    return HELP.format(keys="\n".join(f"  {name + '=':<18} {key.help}" for name, key in KEYS.items()))
 
 
 def parse(argv: list[str]) -> Arguments:

@@ -1,10 +1,12 @@
 """Batches for training and validation, and where in the data a run stands."""
 
 import signal
+from math import gcd
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.data.order import Order
@@ -99,9 +101,21 @@ class DataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what is trained on here, because workers fetch ahead of it."""
         if self.trainer is not None and self.trainer.training:
+            batch = {**batch, "stratum": self._strata(self.trainer.world_size, self.trainer.global_rank)}
             self.seen += self.batch_size * self.trainer.world_size
             self.bad.count(batch.get("bad", []))
         return batch
+
+    def _strata(self, world: int, rank: int) -> Tensor:
+        """(b, 2): which of how many strata is each sample's, one each for the samples of a global batch.
+
+        Strides near the golden ratio give each rank, and each accumulated batch, strata far apart.
+        """
+        size = self.batch_size * world * self.accumulation(world)
+        stride = next(step for step in range(round(0.618 * size), size + 1) if gcd(step, size) == 1)
+        place = self.seen + rank * self.batch_size + torch.arange(self.batch_size)
+        which = place % size * stride % size
+        return torch.stack((which, torch.full_like(which, size)), dim=1)
 
     def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
         return DataLoader(

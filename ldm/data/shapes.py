@@ -123,18 +123,18 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
-    centers = [rng.uniform(28, 36, 2)]
+    centers = [rng.uniform(30, 34, 2)]
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
-        centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-3, 3) for sign in (1, -1)]
+        centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-2, 2) for sign in (1, -1)]
     return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
 
 
 def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator) -> Placed:
     radius = rng.uniform(*RADII[thing.size or str(rng.choice(list(RADII)))])
     hue = (HUES[thing.color] + rng.uniform(-3, 3)) / 360
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.8, 1), rng.uniform(0.8, 1))
     return Placed(thing.shape, float(x), float(y), radius, (255 * red, 255 * green, 255 * blue))
 
 

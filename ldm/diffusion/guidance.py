@@ -1,10 +1,17 @@
 """Guidance: a function from denoisers to a denoiser."""
 
+from collections.abc import Callable
+from math import inf, isfinite, log
+
 import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Conditional, Denoise
 from ldm.diffusion.prediction import per_sample
+from ldm.diffusion.schedule import Schedule
+
+Pair = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # (x, t) → x0 to go towards, x0 to go away from
+Interval = tuple[float, float]
 
 
 def classifier_free(
@@ -12,29 +19,87 @@ def classifier_free(
     context: Tensor,
     negative: Tensor,
     scale: float | Tensor,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
     batched: bool = True,
+    rescale: float = 0.0,
 ) -> Denoise:
-    """negative + scale·(positive - negative), on x0 (Ho & Salimans 2022; a scale of 1 is no guidance).
+    """Away from what the negative context gives (Ho & Salimans 2022); contexts are (b, n, d), the rest as in `guided`.
 
-    context and negative are (b, n, d); scale is one number or (b,). Outside the interval of times
-    (Kynkäänniemi et al. 2024) the positive stands alone. `batched` makes one call of 2b samples for two of b.
+    `batched` makes one call of 2b samples; two calls of b take less memory, and contexts of two lengths.
     """
-    if batched and context.shape != negative.shape:
+    if len(context) != len(negative) or (batched and context.shape != negative.shape):
         raise ValueError(
             f"the context is {tuple(context.shape)} and the negative one {tuple(negative.shape)}: "
-            "pad them to one shape, or set batched=False"
+            "pad them to one shape, or set batched=False where only their lengths differ"
         )
-    pair = torch.cat((context, negative)) if batched else context  # (2b, n, d)
+    if isinstance(scale, Tensor) and scale.shape not in ((), (len(context),)):
+        raise ValueError(f"guidance scales of shape {tuple(scale.shape)} do not go with {len(context)} contexts")
+    both = torch.cat((context, negative)) if batched else context  # (2b, n, d)
+
+    def positive(x: Tensor, t: float) -> Tensor:
+        return denoiser(x, t, context)
+
+    def together(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        towards, away = denoiser(torch.cat((x, x)), t, both).chunk(2)
+        return towards, away
+
+    def in_turn(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        return positive(x, t), denoiser(x, t, negative)
+
+    return guided(positive, together if batched else in_turn, scale, interval, rescale)
+
+
+def autoguidance(
+    denoise: Denoise, weak: Denoise, scale: float | Tensor, interval: Interval | None = None, rescale: float = 0.0
+) -> Denoise:
+    """Away from a worse model of the same data and prompts, smaller or less trained (Karras et al. 2024)."""
+    return guided(denoise, lambda x, t: (denoise(x, t), weak(x, t)), scale, interval, rescale)
+
+
+def guided(
+    plain: Denoise, pair: Pair, scale: float | Tensor, interval: Interval | None = None, rescale: float = 0.0
+) -> Denoise:
+    """away + scale·(towards - away), on x0; `plain` alone outside the interval of times (Kynkäänniemi et al. 2024).
+
+    scale is one number or (b,), and 1 is no guidance. Raises ValueError for one that is not finite.
+    """
+    finite = bool(scale.isfinite().all()) if isinstance(scale, Tensor) else isfinite(scale)
+    if not finite:
+        raise ValueError(f"the guidance scale is {scale}, but must be finite")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"the guidance rescale is {rescale}, but must lie between 0 and 1")
 
     def denoise(x: Tensor, t: float) -> Tensor:
         outside = interval is not None and not interval[0] <= t <= interval[1]
         if outside or (not isinstance(scale, Tensor) and scale == 1):
-            return denoiser(x, t, context)
-        if batched:
-            positive, other = denoiser(torch.cat((x, x)), t, pair).chunk(2)
-        else:
-            positive, other = denoiser(x, t, context), denoiser(x, t, negative)
-        return other + (per_sample(scale, x) if isinstance(scale, Tensor) else scale) * (positive - other)
+            return plain(x, t)
+        towards, away = pair(x, t)
+        factor = per_sample(scale.to(x.device).expand(len(x)), x) if isinstance(scale, Tensor) else scale
+        x0 = away + factor * (towards - away)
+        return rescaled(x0, towards, rescale) if rescale else x0
 
     return denoise
+
+
+def rescaled(x0: Tensor, like: Tensor, share: float) -> Tensor:
+    """x0 (b, …) with `share` of the way gone to the deviation of `like` (Lin et al. 2024, equations 15 and 16).
+
+    The paper does so to the network's output; on x0 it is the picture's contrast that is kept, whatever the network
+    predicts, and where alpha is 0 the two agree for v.
+    """
+    std = [part.flatten(1).std(1) for part in (like, x0)]
+    ratio = std[0] / std[1].clamp(min=torch.finfo(x0.dtype).tiny)
+    return x0 * per_sample(share * ratio + (1 - share), x0)
+
+
+def times_of(schedule: Schedule, interval: Interval) -> Interval:
+    """The times at which sigma/alpha lies in `interval`, the unit of Kynkäänniemi et al. for data of deviation 1.
+
+    Unlike a time or a share of the steps, it means the same on every schedule, sampler and number of steps.
+    """
+    low, high = interval
+    if not 0 <= low < high:
+        raise ValueError(f"a guidance interval is a low and a high sigma/alpha, not {low} and {high}")
+    ends = [inf if ratio == 0 else -2 * log(ratio) for ratio in (low, high)]
+    first, last = schedule.time(torch.tensor(ends, dtype=torch.float64)).tolist()
+    return first, last

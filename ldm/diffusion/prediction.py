@@ -40,18 +40,26 @@ class Prediction:
         a, b = self.coefficients(alpha, sigma)
         return per_sample(a, x0) * x0 + per_sample(b, x0) * eps
 
-    def to_x0(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Data from the output, in the type of x; undefined for eps where alpha is 0."""
-        if self.name == "x0":  # also at sigma = 0, where the quotient is 0/0
+    def to(self, other: "Prediction", x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The output of type `other` that says the same as `out` of x, in the type of x.
+
+        eps at alpha = 0 and x0 at sigma = 0 tell only themselves: the rest is not finite there. Done in float32 it is
+        within 4·2⁻²⁴·(|p·x| + |q·out|) of float64, p and q being the coefficients below. For x and out of size 1 that
+        is at most 6e-7 from v and flow at all times on every schedule; from eps it grows with 1/alpha, to 7e-6 at
+        the last index of Stable Diffusion and 1e-2 at cosine's; from x0 with 1/sigma.
+        """
+        if self.name == other.name:  # also where the quotient is 0/0
             return out.to(x.dtype)
-        _, b = self.coefficients(alpha, sigma)
+        a, b = self.coefficients(alpha, sigma)
+        a_other, b_other = other.coefficients(alpha, sigma)
         d = self.determinant(alpha, sigma)
-        return per_sample(b / d, x) * x - per_sample(sigma / d, x) * out
+        p, q = (a_other * b - b_other * a) / d, other.determinant(alpha, sigma) / d
+        return per_sample(p, x) * x + per_sample(q, x) * out
+
+    def to_x0(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Data from the output; see `to`."""
+        return self.to(Prediction("x0"), x, out, alpha, sigma)
 
     def to_eps(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Noise from the output, in the type of x; undefined for x0 where sigma is 0."""
-        if self.name == "eps":  # also at alpha = 0, where the quotient is 0/0
-            return out.to(x.dtype)
-        a, _ = self.coefficients(alpha, sigma)
-        d = self.determinant(alpha, sigma)
-        return per_sample(alpha / d, x) * out - per_sample(a / d, x) * x
+        """Noise from the output; see `to`."""
+        return self.to(Prediction("eps"), x, out, alpha, sigma)

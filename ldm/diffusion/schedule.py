@@ -1,7 +1,7 @@
 """How much signal alpha(t) and noise sigma(t) is left at time t: x_t = alpha·x0 + sigma·eps."""
 
 from collections.abc import Callable
-from math import pi
+from math import inf, log, pi, sqrt
 from typing import Any, Protocol
 
 import torch
@@ -81,6 +81,18 @@ def cosine(offset: float = 0.008, beta_max: float = 0.999, steps: int = 1000) ->
     return Discrete("cosine", betas, offset=offset, beta_max=beta_max, steps=steps)
 
 
+def sigmoid(
+    start: float = -3.0, end: float = 3.0, tau: float = 1.0, least: float = 1e-9, steps: int = 1000
+) -> Discrete:
+    """Alpha-bar along a sigmoid of slope 1 / tau, at least `least` (Jabri et al. 2022; Chen 2023, algorithm 1)."""
+    if not (start < end and tau > 0):
+        raise ValueError(f"the sigmoid schedule needs start < end and tau > 0, not {start}, {end} and {tau}")
+    curve = torch.linspace(start, end, steps + 1, dtype=torch.float64).div(tau).sigmoid()
+    alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=least)
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    return Discrete("sigmoid", betas, start=start, end=end, tau=tau, least=least, steps=steps)
+
+
 class Flow:
     """Rectified flow on t in [0, 1]: alpha = 1 - sigma, and sigma = t where `shift` is 1.
 
@@ -114,20 +126,146 @@ class Flow:
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
 
+class EDM:
+    """sigma/alpha from sigma_min to sigma_max, equal times being equal factors, on t in [0, 1] (Karras et al. 2022).
+
+    The path preserves variance, so that x is c_in(sigma)·x of the paper for data of deviation sigma_data = 1, and
+    its network with its c_skip and c_out is v-prediction (up to a sign).
+    """
+
+    name = "edm"
+    t_min = 0.0
+    t_max = 1.0
+    discrete = False
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        if not 0 < sigma_min < sigma_max < inf:
+            raise ValueError(f"the edm schedule needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+        self.most, self.fall = -2 * log(sigma_min), 2 * log(sigma_max / sigma_min)
+        self.config = {"name": "edm", "sigma_min": sigma_min, "sigma_max": sigma_max}
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.log_snr(t).sigmoid().sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-self.log_snr(t)).sigmoid().sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.most - self.fall * t.double()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (self.most - log_snr.double()) / self.fall
+
+
+class Shifted:
+    """See `snr_shift`."""
+
+    name = "snr_shift"
+
+    def __init__(self, schedule: Schedule, shift: float) -> None:
+        if not 0 < shift < inf:
+            raise ValueError(f"the shift of snr_shift is {shift}, but must be positive")
+        self.schedule, self.fall = schedule, 2 * log(shift)
+        self.t_min, self.t_max, self.discrete = schedule.t_min, schedule.t_max, schedule.discrete
+        self.config: dict[str, Any] = {"name": self.name, "schedule": schedule.config, "shift": shift}
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(self.schedule.time(self.log_snr(t)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(self.schedule.time(self.log_snr(t)))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr(t) - self.fall
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.time(log_snr.double() + self.fall)
+
+
+class ZeroTerminal:
+    """See `zero_terminal_snr`."""
+
+    name = "zero_terminal_snr"
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.t_min, self.t_max, self.discrete = schedule.t_min, schedule.t_max, schedule.discrete
+        self.config: dict[str, Any] = {"name": self.name, "schedule": schedule.config}
+        ends = schedule.alpha(torch.tensor([self.t_min, self.t_max], dtype=torch.float64))
+        first, self.last = ends.tolist()
+        self.stretch = first / (first - self.last)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        alpha = (self.schedule.alpha(t) - self.last) * self.stretch
+        return alpha.masked_fill(t >= self.t_max, 0)  # exactly, however the difference was rounded
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 - self.alpha(t).square()).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        alpha = log_snr.double().sigmoid().sqrt() / self.stretch + self.last
+        t = self.schedule.time(alpha.square().logit())
+        return t.masked_fill(log_snr == -inf, self.t_max)
+
+
+def snr_shift(schedule: Schedule, shift: float) -> Shifted:
+    """The schedule with sigma/alpha times `shift` at each time, so with SNR / shift², on its own path.
+
+    For pictures of more pixels (Hoogeboom et al. 2023, equation 3); Flow(shift) is snr_shift(Flow(), shift).
+    """
+    return Shifted(schedule, shift)
+
+
+def resolution_shift(positions: int, trained: int) -> float:
+    """The shift that gives `positions` latent positions (h·w) the uncertainty of `trained` ones, sqrt(m/n).
+
+    Esser et al. 2024, equation 23.
+    """
+    if min(positions, trained) < 1:
+        raise ValueError(f"the numbers of latent positions are {positions} and {trained}, but must be 1 or more")
+    return sqrt(positions / trained)
+
+
+def flow_at_resolution(positions: int, trained: int) -> Flow:
+    """Rectified flow for `positions` latent positions (h·w), where it would be unshifted for `trained` ones."""
+    return Flow(resolution_shift(positions, trained))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """A variance-preserving schedule with alpha moved and stretched to be 0 at t_max and as before at t_min.
+
+    Lin et al. 2024, algorithm 1, which does so to the table of alphas; here it holds between entries and on a
+    continuous schedule too. One that ends in pure noise already, such as Flow, is returned as it is.
+    """
+    end = schedule.alpha(torch.tensor([schedule.t_max], dtype=torch.float64))
+    return schedule if float(end) == 0 else ZeroTerminal(schedule)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
     "cosine": cosine,
+    "sigmoid": sigmoid,
     "flow": Flow,
+    "edm": EDM,
+    "snr_shift": snr_shift,
+    "zero_terminal_snr": zero_terminal_snr,
 }
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
     """The schedule that a `config` describes. Raises ValueError for an unknown name or settings."""
+    if not isinstance(config, dict):
+        raise ValueError(f"a schedule is described by its name and settings, not by {config!r}")
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in SCHEDULES:
         raise ValueError(f"the schedule is {name!r}, but must be one of {', '.join(SCHEDULES)}")
+    if "schedule" in settings:
+        settings["schedule"] = from_config(settings["schedule"])
     try:
         return SCHEDULES[name](**settings)
     except TypeError as error:

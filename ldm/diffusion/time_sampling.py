@@ -35,6 +35,30 @@ class LogitNormal:
         return _stretch(self.schedule, (self.mean + self.std * torch.special.ndtri(u.double())).sigmoid())
 
 
+@dataclass(frozen=True)
+class LogNormal:
+    """sigma/alpha is log-normal (Karras et al. 2022, table 1), as far as the schedule reaches.
+
+    The paper's mean is for data of deviation 0.5; the same noise on data of deviation 1 has mean + ln 2.
+    """
+
+    schedule: Schedule
+    mean: float = -1.2
+    std: float = 1.2
+
+    def times(self, u: Tensor) -> Tensor:
+        log_ratio = self.mean + self.std * torch.special.ndtri(u.double())
+        t = self.schedule.time(-2 * log_ratio)
+        t = t.round() if self.schedule.discrete else t
+        return t.clamp(self.schedule.t_min, self.schedule.t_max)
+
+
+def stratified(u: Tensor, stratum: Tensor) -> Tensor:
+    """u (b,) in [0, 1) moved into each sample's own part of [0, 1); stratum (b, 2) says which of how many."""
+    which, count = stratum.double().unbind(1)
+    return (which + u) / count
+
+
 def _stretch(schedule: Schedule, share: Tensor) -> Tensor:
     """A share in [0, 1] of the schedule as a time; the indices of a discrete one have equal shares."""
     if schedule.discrete:

@@ -5,6 +5,7 @@ A weighting is written in the space of its paper as a function of log-SNR, and c
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -40,6 +41,51 @@ def uniform() -> Weighting:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on x0 (Hang et al. 2023)."""
-    if gamma <= 0:
-        raise ValueError(f"min_snr's gamma is {gamma}, but must be positive")
+    _check_positive("min_snr", gamma=gamma)
     return Weighting("min_snr", "x0", lambda log_snr: log_snr.exp().clamp(max=gamma))
+
+
+def soft_min_snr(gamma: float = 5.0) -> Weighting:
+    """SNR·gamma / (SNR + gamma) on x0 (Crowson et al. 2024, where gamma is 1 / sigma_data² = 4)."""
+    _check_positive("soft_min_snr", gamma=gamma)
+    return Weighting("soft_min_snr", "x0", lambda log_snr: 1 / ((-log_snr).exp() + 1 / gamma))
+
+
+def edm(sigma_data: float = 1.0) -> Weighting:
+    """SNR + 1 / sigma_data² on x0 (Karras et al. 2022, table 1); for sigma_data = 1 it is `uniform` on v."""
+    _check_positive("edm", sigma_data=sigma_data)
+    return Weighting("edm", "x0", lambda log_snr: log_snr.exp() + sigma_data**-2)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, equation 8)."""
+    _check_positive("p2", gamma=gamma, k=k)
+    return Weighting("p2", "eps", lambda log_snr: (k + log_snr.exp()) ** -gamma)
+
+
+def sigmoid(bias: float = 2.0) -> Weighting:
+    """sigmoid(bias - log SNR) on eps (Kingma & Gao 2023), for the times as they are drawn: the paper's integral is
+    over log-SNR, so it is the paper's where log-SNR is drawn uniformly, as schedule=edm with times=uniform does."""
+    return Weighting("sigmoid", "eps", lambda log_snr: (bias - log_snr).sigmoid())
+
+
+def debiased() -> Weighting:
+    """1 / sqrt(SNR) on eps (Yu et al. 2023)."""
+    return Weighting("debiased", "eps", lambda log_snr: (-log_snr / 2).exp())
+
+
+def _check_positive(weighting: str, **settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 < value < inf:
+            raise ValueError(f"{weighting}'s {name} is {value}, but must be positive")
+
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "uniform": uniform,
+    "min_snr": min_snr,
+    "soft_min_snr": soft_min_snr,
+    "edm": edm,
+    "p2": p2,
+    "sigmoid": sigmoid,
+    "debiased": debiased,
+}

@@ -1,7 +1,9 @@
 """Networks that turn pictures into features, which metrics compare instead of pixels."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +13,104 @@ from ldm.image import from_uint8
 from ldm.nn.clip import CLIP, ImageTower
 from ldm.weights.native import fingerprint, load_network, read_about
 
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 
-class ClipFeatures(nn.Module):
-    """uint8 (b, 3, h, w) of any size → the pooled state of a CLIP image tower, float32 (b, num_features)."""
 
-    def __init__(self, tower: ImageTower) -> None:
+def tensorflow_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """What TensorFlow 1 calls bilinear: output pixel i lies at i · (in / out), and shrinking drops pixels."""
+    for dim, length in ((2, size[0]), (3, size[1])):
+        place = torch.arange(length, device=x.device, dtype=torch.float32) * (x.shape[dim] / length)  # its own type
+        left = place.floor().long()
+        right = (left + 1).clamp(max=x.shape[dim] - 1)
+        shape = [-1 if d == dim else 1 for d in range(4)]
+        x = x.index_select(dim, left).lerp(x.index_select(dim, right), (place - left).to(x.dtype).view(shape))
+    return x
+
+
+RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
+    "bicubic": lambda x, size: interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1),
+    "bilinear": partial(interpolate, mode="bilinear", antialias=True),
+    "bilinear without antialiasing": partial(interpolate, mode="bilinear"),  # as pytorch-fid
+    "tensorflow": tensorflow_bilinear,
+}
+
+
+class Features(nn.Module):
+    """uint8 (b, 3, h, w) of any size → features float32 (b, num_features) of any network.
+
+    The network reads float (b, 3, size, size), brought to mean 0 and deviation 1 by a `mean` and `std` of [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        size: int,
+        resize: str = "bicubic",
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+    ) -> None:
         super().__init__()
-        self.tower = tower.float().eval().requires_grad_(False)
-        self.num_features: int = tower.config["width"]
-        self.fingerprint = fingerprint(tower.state_dict())
+        if resize not in RESIZES:
+            raise ValueError(f"features.resize is {resize!r}, but must be one of {', '.join(RESIZES)}")
+        self.network = network.float().eval().requires_grad_(False)
+        self.size, self.resize = size, resize
+        self.register_buffer("mean", 2 * torch.tensor(mean).view(3, 1, 1) - 1, persistent=False)
+        self.register_buffer("std", 2 * torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.normalisation = {"mean": list(mean), "std": list(std)}
+        self.fingerprint = fingerprint(network.state_dict())
+        self.num_features: int = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All that decides the features, as plain data."""
+        names = {"network": type(self.network).__name__, "fingerprint": self.fingerprint}
+        return {**names, "resize": self.resize, "size": self.size, **self.normalisation}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the network reads of uint8 (b, 3, h, w)."""
+        x = from_uint8(images)
+        if x.shape[2:] != (size := (self.size, self.size)):
+            x = RESIZES[self.resize](x, size)
+        return (x - self.mean) / self.std
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        x, size = from_uint8(images), (self.tower.size, self.tower.size)
-        if x.shape[2:] != size:
-            x = interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return self.tower.pooled(x)
+        return self.network(self.prepare(images)).float()
 
 
-def clip_features(weights: str | Path) -> ClipFeatures:
-    """The features of the image tower in a file of ours, which holds it alone or with its text tower."""
-    kind = read_about(weights)["kind"]
-    if kind == "clip":
-        return ClipFeatures(cast(CLIP, load_network(weights, "clip")).image)
-    return ClipFeatures(cast(ImageTower, load_network(weights, "image_tower")))
+class ClipFeatures(Features):
+    """The pooled state of a CLIP image tower."""
+
+    network: ImageTower
+
+    def __init__(
+        self, tower: ImageTower, mean: Sequence[float] = HALF, std: Sequence[float] = HALF, resize: str = "bicubic"
+    ) -> None:
+        super().__init__(tower, tower.size, resize, mean, std)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.pooled(self.prepare(images))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Where the pictures lie in the space that they share with captions (b, p)."""
+        return self.network.embed(self.prepare(images))
+
+
+def clip_features(weights: str | Path, mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> ClipFeatures:
+    """The features of the image tower in a file of ours, which holds it alone or with its text tower.
+
+    Towers trained by ldm read [-1, 1], the default; OpenAI's read CLIP_MEAN and CLIP_STD.
+    """
+    return ClipFeatures(_image_tower(weights), mean, std)
+
+
+def _image_tower(weights: str | Path) -> ImageTower:
+    if read_about(weights)["kind"] == "clip":
+        return cast(CLIP, load_network(weights, "clip")).image
+    return cast(ImageTower, load_network(weights, "image_tower"))

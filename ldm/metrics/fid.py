@@ -1,31 +1,94 @@
-"""Fréchet distance between real and generated pictures (Heusel et al. 2017)."""
+"""Fréchet distance between real and generated pictures, in the features of any network (Heusel et al. 2017)."""
 
 import warnings
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
+from torchmetrics import Metric
+
+from ldm.metrics.frechet import frechet_distance, gram, moments, moments_of
+from ldm.metrics.pair import Network, check_features
 
 
-def fid(real: Iterable[Tensor], fake: Iterable[Tensor], features: nn.Module) -> float:
-    """Distance between Gaussians fitted to the features of batches uint8 (b, 3, h, w), statistics in float64.
+class FID(Metric):
+    """Of features (b, d), as many as one likes: what is kept is a (d + 1, d + 1) sum a side, in float64.
 
-    `features` says its `num_features`. Warns where there are fewer pictures than that, because then the
-    value says more about their number than about their quality.
+    Ranks must not share pictures: a sampler that pads would count some of them twice.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, num_features: int, sync: bool = True) -> None:
+        super().__init__(sync_on_compute=sync)
+        self.num_features = num_features
+        for side in ("real", "fake"):
+            zeros = torch.zeros(num_features + 1, num_features + 1, dtype=torch.float64)
+            self.add_state(side, zeros, dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, real: bool, ids: Tensor | None = None) -> None:
+        """Raises ValueError for features that are not finite. `ids` are for metrics beside this one."""
+        check_features(features, real)
+        state = self.real if real else self.fake
+        state += gram(features)
+
+    def compute(self) -> Tensor:
+        counts = [round(side[0, 0].item()) for side in (self.real, self.fake)]
+        check_counts(counts[0], counts[1], self.num_features)
+        return torch.tensor(frechet_distance(moments(self.real), moments(self.fake)), dtype=torch.float64)
+
+
+def check_counts(real: int, fake: int, width: int) -> None:
+    """Raises ValueError where there is no covariance, warns where the covariance is singular."""
+    if min(real, fake) < 2:
+        raise ValueError(f"FID needs two pictures or more on each side, not {real} real and {fake} generated")
+    if min(real, fake) <= width:
+        warnings.warn(
+            f"FID from {real} real and {fake} generated pictures, fewer than the "
+            f"{width} features: compare it only with values from the same counts",
+            stacklevel=3,
+        )
+
+
+@torch.no_grad()
+def fid(real: Iterable[Tensor], fake: Iterable[Tensor], features: Network) -> float:
+    """Of batches of pictures uint8 (b, 3, h, w), in this process alone.
+
+    Warns where there are fewer pictures than features, because then the value says more about their number
+    than about their quality.
     """
     device = next((p.device for p in features.parameters()), torch.device("cpu"))
-    metric = FrechetInceptionDistance(feature=features).to(device)
+    metric = FID(features.num_features, sync=False).to(device)
     for batches, is_real in ((real, True), (fake, False)):
         for batch in batches:
-            metric.update(batch.to(device), real=is_real)
-    counts = int(metric.real_features_num_samples), int(metric.fake_features_num_samples)
-    if min(counts) < 2:
-        raise ValueError(f"FID needs two pictures or more on each side, not {counts[0]} real and {counts[1]} generated")
-    if min(counts) <= (width := int(features.num_features)):  # type: ignore[arg-type]
-        warnings.warn(
-            f"FID from {counts[0]} real and {counts[1]} generated pictures, fewer than the "
-            f"{width} features: compare it only with values from the same counts",
-            stacklevel=2,
-        )
+            metric.update(features(batch.to(device)), is_real)
     return float(metric.compute())
+
+
+def feature_fid(real: Tensor, fake: Tensor) -> float:
+    """Of features (n, d) and (m, d)."""
+    return frechet_distance(moments_of(real), moments_of(fake))
+
+
+def fid_infinity(real: Tensor, fake: Tensor, points: int = 15, seed: int = 0) -> float:
+    """What FID of ever more generated pictures would tend to (Chong & Forsyth 2020).
+
+    Its bias is linear in 1/m: a line through the FID of `points` random subsets, of a tenth to all of fake (m, d).
+    """
+    if points < 2 or len(fake) < 2 * points:
+        raise ValueError(
+            f"FID∞ fits a line through {points} subsets: it needs two points and {2 * points} generated pictures "
+            f"or more, not {len(fake)}"
+        )
+    generator, reference = torch.Generator().manual_seed(seed), moments_of(real)
+    sizes = torch.linspace(len(fake) / 10, len(fake), points).round().long().clamp(min=2)
+    values = []
+    for size in sizes.tolist():
+        chosen = torch.randperm(len(fake), generator=generator)[:size]
+        values.append(frechet_distance(reference, moments_of(fake[chosen.to(fake.device)])))
+    line = torch.stack([torch.ones(points, dtype=torch.float64), 1 / sizes.double()], dim=1)
+    fit = torch.linalg.lstsq(line, torch.tensor(values, dtype=torch.float64)[:, None]).solution
+    return fit[0, 0].item()

@@ -132,10 +132,14 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor, skip: int = 0) -> Tensor:
         """Hidden states (b, n, d) of tokens (b, n), after the final norm, `skip` more layers left out."""
+        return self._hidden(tokens, self.layers(skip))
+
+    def layers(self, skip: int) -> int:
+        """How many layers `forward` runs with this `skip`. Raises ValueError where none would be left."""
         left_out = self.skip + skip
         if not 0 <= left_out < len(self.blocks):
             raise ValueError(f"A text tower of {len(self.blocks)} layers cannot leave out {left_out} of them.")
-        return self._hidden(tokens, len(self.blocks) - left_out)
+        return len(self.blocks) - left_out
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The last layer's state (b, d) at each caption's first end token, which every row must hold."""

@@ -35,17 +35,22 @@ class Tokenizer:
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
 
-    def __call__(self, captions: list[str]) -> Tensor:
-        """Tokens int64 (b, context); what does not fit is left out, see `cut`."""
-        tokens = torch.full((len(captions), self.context), self.pad)
-        for row, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
-            ids = [self.begin, *encoding.ids[: self.context - 2], self.end]
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
+    def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
+        """Tokens int64 (b, chunks · context): a caption goes on from chunk to chunk, each with its own begin and end.
 
-    def cut(self, caption: str) -> str:
-        """The end of the caption that does not fit the context, '' if all of it does."""
-        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[self.context - 2 :]
+        What does not fit is left out, see `cut`.
+        """
+        tokens = torch.full((len(captions), chunks, self.context), self.pad)
+        room = self.context - 2
+        for rows, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
+            for chunk, row in enumerate(rows):
+                ids = [self.begin, *encoding.ids[chunk * room : (chunk + 1) * room], self.end]
+                row[: len(ids)] = torch.tensor(ids)
+        return tokens.flatten(1)
+
+    def cut(self, caption: str, chunks: int = 1) -> str:
+        """The end of the caption that does not fit into so many chunks, '' if all of it does."""
+        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * (self.context - 2) :]
         return caption[offsets[0][0] :] if offsets else ""
 
     def words(self, ids: list[int]) -> list[str]:

@@ -33,12 +33,41 @@ class Stage(nn.Module):
         return x if self.transformer is None else self.transformer(x, context)
 
 
+def channels(width: int, widths: Sequence[int], blocks: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Inputs of every block on the way down and, from the lowest level, on the way up.
+
+    The way down hands on the output of `conv_in`, of each block and of each downsampling; each block on the
+    way up, of which every level has one more, reads the latest that is left beside its own input.
+    """
+    down = [[before] + [own] * (blocks - 1) for before, own in zip([width, *widths], widths, strict=False)]
+    skips = [width]
+    for own in widths:
+        skips += [own] * (blocks + 1)
+    skips.pop()  # nothing is downsampled after the last level
+    up, current = [], widths[-1]
+    for own in reversed(widths):
+        up.append([before + skips.pop() for before in [current] + [own] * blocks])
+        current = own
+    return down, up
+
+
+def each_level(name: str, value: int | Sequence[int], levels: int) -> list[int]:
+    """One number a level; a single one stands for all. Raises ValueError for another count."""
+    numbers = [value] * levels if isinstance(value, int) else list(value)
+    if len(numbers) != levels:
+        raise ValueError(f"a UNet of {levels} levels needs as many numbers for {name}, not {numbers}")
+    return numbers
+
+
 class UNet(nn.Module):
     """Noisy latents (b, in_channels, h, w), times (b,) and text (b, n, context_width) → (b, out_channels, h, w).
 
-    `multipliers`: width of each level as a multiple of `width`; each level but the last halves the size.
+    `multipliers`: width of each level as a multiple of `width`; each level but the last halves the size, rounded up.
     `depth`: transformer blocks at each level, 0 for none; `middle_depth` likewise.
-    `heads`: attention heads at every level; or `head_width`, the width of one head (SD 2.x).
+    `heads`: attention heads; or `head_width`, the width of one head (SD 2.x).
+    `heads` and `context_width` are one number, or one a level, of which the middle has the last; where levels
+    read different contexts, the call takes one a level too. `checkpointing` recomputes each stage in the
+    backward pass instead of keeping what it computed.
     """
 
     def __init__(
@@ -50,16 +79,14 @@ class UNet(nn.Module):
         blocks: int = 2,
         depth: Sequence[int] = (1, 1, 1, 0),
         middle_depth: int = 1,
-        heads: int = 8,
+        heads: int | Sequence[int] = 8,
         head_width: int | None = None,
-        context_width: int = 768,
+        context_width: int | Sequence[int] = 768,
         linear_projection: bool = False,
         groups: int = 32,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if len(depth) != len(multipliers):
-            raise ValueError(f"a UNet of {len(multipliers)} levels needs as many depths, not {list(depth)}")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -68,70 +95,66 @@ class UNet(nn.Module):
             "blocks": blocks,
             "depth": list(depth),
             "middle_depth": middle_depth,
-            "heads": heads,
+            "heads": heads if isinstance(heads, int) else list(heads),
             "head_width": head_width,
-            "context_width": context_width,
+            "context_width": context_width if isinstance(context_width, int) else list(context_width),
             "linear_projection": linear_projection,
             "groups": groups,
         }
         self.width, self.checkpointing = width, checkpointing
-        time_width = 4 * width
+        levels = len(multipliers)
         widths = [width * multiplier for multiplier in multipliers]
+        depths = each_level("depth", depth, levels)
+        counts = _heads(heads, head_width, widths)
+        contexts = each_level("context_width", context_width, levels)
+        time_width = 4 * width
 
-        def stage(inputs: int, outputs: int, depth: int) -> Stage:
-            transformer = None
+        def stage(inputs: int, level: int, depth: int) -> Stage:
+            outputs, transformer = widths[level], None
             if depth:
-                n = outputs // head_width if head_width else heads
-                transformer = SpatialTransformer(outputs, n, context_width, depth, groups, linear_projection)
+                attention = counts[level], contexts[level], depth
+                transformer = SpatialTransformer(outputs, *attention, groups, linear_projection)
             return Stage(ResBlock(inputs, outputs, time_width, groups), transformer)
 
         self.time = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        down, up = channels(width, widths, blocks)
 
-        current, skips = width, [width]
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
-        for level, outputs in enumerate(widths):
-            stages = nn.ModuleList()
-            for _ in range(blocks):
-                stages.append(stage(current, outputs, depth[level]))
-                skips.append(current := outputs)
-            self.down.append(stages)
-            if level < len(widths) - 1:
-                self.downsample.append(Downsample(current))
-                skips.append(current)
+        for level, inputs in enumerate(down):
+            self.down.append(nn.ModuleList(stage(n, level, depths[level]) for n in inputs))
+            if level < levels - 1:
+                self.downsample.append(Downsample(widths[level]))
 
-        self.middle_in = stage(current, current, middle_depth)
-        self.middle_out = stage(current, current, 0)
+        self.middle_in = stage(widths[-1], levels - 1, middle_depth)
+        self.middle_out = stage(widths[-1], levels - 1, 0)
 
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
-        for level, outputs in reversed(list(enumerate(widths))):
-            stages = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stages.append(stage(current + skips.pop(), outputs, depth[level]))
-                current = outputs
-            self.up.append(stages)
+        for level, inputs in zip(reversed(range(levels)), up, strict=True):
+            self.up.append(nn.ModuleList(stage(n, level, depths[level]) for n in inputs))
             if level:
-                self.upsample.append(Upsample(current))
+                self.upsample.append(Upsample(widths[level]))
 
-        self.norm_out = nn.GroupNorm(groups, current)
-        self.conv_out = zeroed(nn.Conv2d(current, out_channels, 3, padding=1))
+        self.norm_out = nn.GroupNorm(groups, widths[0])
+        self.conv_out = zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | Sequence[Tensor]) -> Tensor:
+        contexts = [context] * len(self.down) if isinstance(context, Tensor) else context
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
         hidden = self.conv_in(x)
         skips = [hidden]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
-                skips.append(hidden := self._run(stage, hidden, embedding, context))
+                skips.append(hidden := self._run(stage, hidden, embedding, contexts[level]))
             if level < len(self.downsample):
                 skips.append(hidden := self.downsample[level](hidden))
 
-        hidden = self._run(self.middle_in, hidden, embedding, context)
-        hidden = self._run(self.middle_out, hidden, embedding, context)
+        hidden = self._run(self.middle_in, hidden, embedding, contexts[-1])
+        hidden = self._run(self.middle_out, hidden, embedding, contexts[-1])
 
         for level, stages in enumerate(self.up):
             for stage in stages:  # type: ignore[attr-defined]
-                hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding, context)
+                hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding, contexts[-1 - level])
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
         return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
@@ -140,3 +163,12 @@ class UNet(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, x, time, context, use_reentrant=False)
         return stage(x, time, context)
+
+
+def _heads(heads: int | Sequence[int], head_width: int | None, widths: list[int]) -> list[int]:
+    """Attention heads at each level. Raises ValueError where a width does not split into heads of `head_width`."""
+    if head_width is None:
+        return each_level("heads", heads, len(widths))
+    if unfit := [width for width in widths if width % head_width]:
+        raise ValueError(f"a UNet of widths {widths} cannot have heads of width {head_width}: {unfit} do not split")
+    return [width // head_width for width in widths]

@@ -1,25 +1,52 @@
 """Runs a solver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.schedule import Flow
 from ldm.sampling.grid import Grid, Noise, Solver
-from ldm.sampling.multistep import dpmpp_2m
-from ldm.sampling.one_step import ddim, ddpm, euler, heun
+from ldm.sampling.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, unipc
+from ldm.sampling.noise_multistep import deis, lms, pndm
+from ldm.sampling.one_step import ddim, ddpm, dpmpp_2s, dpmpp_sde, edm, euler, euler_a, heun
+from ldm.sampling.options import choose
 
 SAMPLERS: dict[str, Solver] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "euler": euler,
+    "euler_a": euler_a,
     "heun": heun,
+    "lms": lms,
+    "pndm": pndm,
+    "dpmpp_2s": dpmpp_2s,
     "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "unipc": unipc,
+    "deis": deis,
+    "edm": edm,
 }
 
 
-def no_noise(step: int) -> Tensor:
+class Cancelled(Exception):
+    """The walk was called off between two steps."""
+
+
+def solver_of(name: str, options: Mapping[str, Any] | None = None) -> Solver:
+    """A sampler with its options. Raises ValueError, before any network runs, for those that it does not take."""
+    solver = choose("sampler", SAMPLERS, name, options or {})
+    nothing = torch.zeros(1)
+    next(iter(solver(lambda x, t: x, nothing, Grid.of(Flow(), torch.tensor([0.9, 0.5])), lambda draw: nothing)))
+    return solver
+
+
+def no_noise(draw: int) -> Tensor:
     raise ValueError("this sampler draws noise at each step: pass it as `noise`")
 
 
@@ -30,33 +57,45 @@ def sample(
     x: Tensor,
     grid: Grid,
     noise: Noise = no_noise,
-    on_step: Callable[[int, int, Tensor], None] | None = None,
+    on_step: Callable[[int, int], object] | None = None,
+    on_preview: Callable[[int, Tensor], object] | None = None,
+    preview_every: int = 1,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Walks x from the first point of the grid (see `Grid.start`) to its last, without gradients.
 
-    `on_step(step, total, x0)` follows each step, counted from 0. Raises FloatingPointError if the state stops
-    being finite, at the end only, so that no step waits for the device.
+    `on_step(step, total)` follows each step, counted from 0; `on_preview(step, x0)` every so many of them;
+    Cancelled is raised once `cancelled()` says so. FloatingPointError is raised if the state stops being finite,
+    at previews and at the end only, so that no other step waits for the device.
     """
     total = len(grid.points) - 1
-    broken = torch.full((), total, device=x.device)  # the first step whose state is not finite
+    ends: list[Tensor] = []  # the least and the greatest number of each state, which show whether it is finite
     for state in solver(denoise, x, grid, noise):
         x = state.x
-        broken = torch.where(x.isfinite().all(), broken, broken.clamp(max=state.step))
+        ends += x.aminmax()
         if on_step is not None:
-            on_step(state.step, total, state.x0)
-    if (step := int(broken)) < total:
-        raise FloatingPointError(_diagnosis(grid, step))
+            on_step(state.step, total)
+        if on_preview is not None and (state.step + 1) % preview_every == 0:
+            _refuse_broken(ends, grid)
+            on_preview(state.step, state.x0)
+        if cancelled is not None and cancelled():
+            raise Cancelled(f"sampling was cancelled after step {state.step + 1} of {total}")
+    _refuse_broken(ends, grid)
     return x
 
 
-def _diagnosis(grid: Grid, step: int) -> str:
+def _refuse_broken(ends: list[Tensor], grid: Grid) -> None:
+    finite = torch.stack(ends).isfinite().view(-1, 2).all(1).tolist()  # waits for the device
+    if all(finite):
+        return
+    step = finite.index(False)
     point = grid.points[step]
     cause = (
         "alpha is 0 there, by which eps-prediction divides, so use prediction v or flow"
         if point.alpha == 0
         else "the network most likely overflowed, so try float32 or less guidance"
     )
-    return (
+    raise FloatingPointError(
         f"sampling stopped being finite at step {step + 1} of {len(grid.points) - 1} "
         f"(time {point.time:g}, sigma {point.sigma:.4g}): {cause}"
     )

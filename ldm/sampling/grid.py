@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.schedule import Schedule
 
-Noise = Callable[[int], Tensor]  # step → standard normal numbers in the shape of x
+Noise = Callable[[int], Tensor]  # draw → standard normal numbers in the shape of x; solvers count their draws
 
 
 class Point(NamedTuple):
@@ -29,6 +29,11 @@ class Point(NamedTuple):
         return 2 * (math.log(self.alpha) - math.log(self.sigma))
 
     @property
+    def ratio(self) -> float:
+        """sigma / alpha, which k-diffusion calls sigma."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+    @property
     def scale(self) -> float:
         return self.alpha + self.sigma
 
@@ -43,25 +48,37 @@ CLEAN = Point(time=math.nan, alpha=1.0, sigma=0.0)  # no solver asks the denoise
 
 @dataclass(frozen=True)
 class Grid:
-    """Points of falling noise: a solver takes one step from each to the next."""
+    """Points of falling noise: a solver takes one step from each to the next. Between them lies the schedule."""
 
     points: tuple[Point, ...]
+    schedule: Schedule
 
     @classmethod
     def of(cls, schedule: Schedule, times: Tensor, clean: bool = True) -> "Grid":
         """The schedule at falling times (n,), with the clean end appended unless told otherwise."""
-        levels = torch.stack((times.double(), schedule.alpha(times), schedule.sigma(times)), dim=1)
-        points = tuple(Point(*level) for level in levels.tolist())
-        grid = cls(points + (CLEAN,) * clean)
-        noise = [point.tau for point in grid.points]
+        points = _points(schedule, times) + (CLEAN,) * clean
+        noise = [point.tau for point in points]
         if len(noise) < 2 or any(s >= t for t, s in pairwise(noise)):
             raise ValueError(f"a sampler's noise must fall at each step, but its times are {times.tolist()}")
-        return grid
+        return cls(points, schedule)
+
+    def at(self, time: float) -> Point:
+        """The schedule at a time, which is held within the schedule's own."""
+        held = min(max(time, self.schedule.t_min), self.schedule.t_max)
+        return _points(self.schedule, torch.tensor([held], dtype=torch.float64))[0]
+
+    def at_log_snr(self, log_snr: float) -> Point:
+        return self.at(float(self.schedule.time(torch.tensor(log_snr, dtype=torch.float64))))
 
     def start(self, eps: Tensor, x0: Tensor | None = None) -> Tensor:
         """The state at the first point: sigma·eps, with alpha·x0 where there are data to start from."""
         first = self.points[0]
         return first.sigma * eps if x0 is None else first.alpha * x0 + first.sigma * eps
+
+
+def _points(schedule: Schedule, times: Tensor) -> tuple[Point, ...]:
+    levels = torch.stack((times.double(), schedule.alpha(times), schedule.sigma(times)), dim=1)
+    return tuple(Point(*level) for level in levels.tolist())
 
 
 class State(NamedTuple):

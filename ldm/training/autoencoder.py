@@ -15,9 +15,10 @@ from ldm.weights.native import fill, load_network
 class AutoencoderTraining(LightningModule):
     """L1 + L2 on pixels, plus `kl_weight` times the KL divergence to a standard normal, per latent.
 
-    Latents reach the decoder with extra noise of a random size up to `noise`, for half of the pictures: what a
-    diffusion model draws is never exact, and the decoder so learns to draw sharp pictures from it
-    (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is a file to take weights from.
+    Latents of half of the pictures reach the decoder with extra noise, of a random size up to `noise` times their
+    own deviation: what a diffusion model draws is never exact, and the decoder so learns to draw sharp pictures
+    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is a file to take weights
+    from; with `decoder_only` its encoder stays as it is, and so do all latents made with it.
     """
 
     def __init__(
@@ -28,23 +29,33 @@ class AutoencoderTraining(LightningModule):
         kl_weight: float = 1e-3,
         noise: float = 0.5,
         start: str | None = None,
+        decoder_only: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if start is not None:
             fill(vae, load_network(start, "vae").state_dict(), start)
+        if decoder_only and start is None:
+            raise ValueError("training.decoder_only trains the decoder of a file: say which by training.start=FILE")
+        if decoder_only:
+            vae.encoder.requires_grad_(False)
+            vae.quant.requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.curve = optimizer, lr
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer(self.vae.parameters()), self.curve, self.trainer)
+        return with_curve(
+            self.make_optimizer(weight for weight in self.vae.parameters() if weight.requires_grad),
+            self.curve,
+            self.trainer,
+        )
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         image, ids, draw = as_float(batch["image"]), batch["id"], batch["draw"]
         mean, log_variance = self.vae.moments(image).chunk(2, dim=1)
-        size = self.noise * uniform(self.seed, "noise size", ids, draw, (2,)).float()
-        extra = (size[:, 0] * (size[:, 1] < self.noise / 2))[:, None, None, None]
+        size, chance = uniform(self.seed, "noise size", ids, draw, (2,)).float()[:, :, None, None, None].unbind(1)
+        extra = self.noise * mean.std((1, 2, 3), keepdim=True) * size * (chance < 0.5)  # (b, 1, 1, 1)
         posterior, noise = (normal(self.seed, key, ids, draw, mean.shape[1:]) for key in ("posterior", "noise"))
         latents = mean + (log_variance / 2).exp() * posterior + extra * noise
         error = self.vae.decode((latents - self.vae.shift) * self.vae.scale) - image

@@ -12,7 +12,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.time_sampling import TimeSampler
+from ldm.diffusion.time_sampling import TimeSampler, stratified
 from ldm.diffusion.weighting import Weighting
 from ldm.image import from_uint8
 from ldm.nn.clip import TextTower
@@ -37,7 +37,8 @@ class Part:
 class DiffusionTraining(LightningModule):
     """Moves a batch to latents, adds noise, and asks the UNet for the prediction.
 
-    The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw".
+    The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw",
+    and in training "stratum" (b, 2), each sample's own part of the times if they are `stratified`.
     All randomness is keyed by (seed, stream, id, draw). `model` is plain data about the model, for its checkpoints.
     """
 
@@ -55,11 +56,20 @@ class DiffusionTraining(LightningModule):
         sampling: dict[str, Any],
         size: tuple[int, int],
         caption_dropout: float = 0.1,
+        stratified: bool = False,
+        offset_noise: float = 0.0,
+        huber: float | None = None,
+        time: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
+        if offset_noise < 0 or (huber is not None and huber <= 0):
+            raise ValueError(
+                f"training.offset_noise must be 0 or more and training.huber positive or null, not {offset_noise} "
+                f"and {huber}"
+            )
         width, needed = text_encoder.network.config["width"], unet.config["context_width"]
         if width != needed:
             raise ValueError(
@@ -79,10 +89,11 @@ class DiffusionTraining(LightningModule):
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
         self.tokenizer = text_encoder.tokenizer
         self.schedule, self.prediction, self.weighting, self.times = schedule, prediction, weighting, times
-        self.denoiser = Denoiser(self.unet, schedule, prediction)
+        self.denoiser = Denoiser(self.unet, schedule, prediction, time)
         self.make_optimizer, self.curve = optimizer, lr
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
+        self.stratified, self.offset_noise, self.huber = stratified, offset_noise, huber
 
     @property
     def first_stage(self) -> VAE:
@@ -115,9 +126,14 @@ class DiffusionTraining(LightningModule):
     def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Times and losses, each (b,)."""
         x0, ids, draw = self.latents(batch), batch["id"], batch["draw"]
-        t = self.times.times(uniform(self.seed, "time", ids, draw))
+        u = uniform(self.seed, "time", ids, draw)
+        if self.stratified and "stratum" in batch:  # not in validation, where each sample keeps its own time
+            u = stratified(u, batch["stratum"])
+        t = self.times.times(u)
         eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))
-        return t, diffusion_loss(self.denoiser, x0, eps, t, self.context(captions), self.weighting)
+        if self.offset_noise:  # one number a channel, so that brightness is noised too (Guttenberg 2023)
+            eps += self.offset_noise * normal(self.seed, "offset noise", ids, draw, (len(x0[0]), 1, 1))
+        return t, diffusion_loss(self.denoiser, x0, eps, t, self.context(captions), self.weighting, self.huber)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout

@@ -1,47 +1,34 @@
-"""A whole model as it lies on disk: the UNet's weights, and as plain data all else that sampling needs.
+"""A whole model: its networks, and as plain data all else that sampling needs.
 
-It is a native file or a checkpoint of a run; both hold the same `about`, {"kind": "unet", "config", "model"}.
-Nothing in one is ever run: classes come from a closed list, and checkpoints are read with weights_only=True.
+Nothing in a file is ever run: classes come from a closed list, and checkpoints are read with weights_only=True.
 """
 
 import hashlib
 import json
-import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.nn.unet import UNet
-from ldm.weights.native import KINDS, fill, fingerprint, locate, read_about, save_network
-from ldm.weights.parts import FirstStage, TextEncoder, first_stage, text_encoder
+from ldm.weights.contents import Contents
+from ldm.weights.find import DEFAULT, find
+from ldm.weights.keymaps import NATIVE
+from ldm.weights.native import fingerprint, save_network
+from ldm.weights.parts import FirstStage, TextEncoder, first_stage_in, text_encoder_in
+from ldm.weights.single_file import Choices
 
-DEFAULT = "shapes"
-NEEDED = {"schedule", "prediction", "time", "first_stage", "text_encoder", "size", "sampling"}
-SD_PREFIX = "model.diffusion_model."
-NOT_YET = "ldm cannot read that kind yet: give a run folder, a .ckpt of a run or a .safetensors of ldm"
+NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
+PARTS = ("first_stage", "text_encoder")  # which a model of ours names with their fingerprints
 
 State = dict[str, Tensor]
-Part = TypeVar("Part", FirstStage, TextEncoder)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A model found on disk; its weights are read when `weights()` is called."""
-
-    file: Path
-    about: dict[str, Any]
-    weights: Callable[[], State]
-    note: str  # which weights, for people
 
 
 @dataclass(frozen=True)
 class Model:
-    """The networks on the CPU in float32; about["model"] says how to sample."""
+    """The networks on the CPU; about["model"] says how to sample."""
 
     source: str
     about: dict[str, Any]
@@ -64,142 +51,85 @@ class Model:
 
 def save_model(path: str | Path, unet_state: State, about: dict[str, Any]) -> None:
     """Write a native file of the UNet's weights. Raises ValueError where `about` is incomplete."""
-    _check_about(about, path)
+    check_model(path, about.get("kind"), about.get("model"), native=True)
     save_network(path, "unet", about["config"], unet_state, model=about["model"])
 
 
-def read_model(path: str | Path = DEFAULT) -> Model:
-    """The model in a run folder, a checkpoint or a native file; "shapes" is the one that ships with ldm.
+def find_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Contents:  # noqa: B008 - a constant
+    """What `read_model` would read, without its tensors."""
+    contents = find(path, choices)
+    kinds = contents.networks
+    native = "unet" in kinds and kinds["unet"].layout == NATIVE
+    check_model(contents.source, "unet" if "unet" in kinds else next(iter(kinds)), contents.model, native)
+    return contents
+
+
+def read_model(
+    path: str | Path = DEFAULT,
+    dtype: torch.dtype | None = torch.float32,
+    choices: Choices = Choices(),  # noqa: B008 - a constant
+) -> Model:
+    """The model at `path`, see `find`; its UNet in `dtype`, None for the file's, its frozen parts in float32.
 
     Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
     """
-    stored = find_model(path)
-    parts = stored.about["model"]
-    unet = cast(UNet, build(stored.about, stored.file))
-    fill(unet, stored.weights(), stored.file, torch.float32)
-    return Model(
-        source=str(path),
-        about=stored.about,
-        unet=unet.eval(),
-        first_stage=_frozen(first_stage, "first stage", parts["first_stage"], stored.file),
-        text_encoder=_frozen(text_encoder, "text encoder", parts["text_encoder"], stored.file),
-    )
+    contents = find_model(path, choices)
+    unet = cast(UNet, contents.network("unet").load(dtype))
+    stage, text = frozen_parts(contents)
+    sources = {"first_stage": stage.source, "text_encoder": text.source}
+    about = {"kind": "unet", "config": unet.config, "model": sources | contents.model}
+    return Model(str(path), about, unet, stage, text)
 
 
-def find_model(path: str | Path) -> Stored:
-    """What `read_model` would read, without its tensors."""
-    if str(path) == DEFAULT:
-        return _default()
-    if str(path).startswith("assets:"):
-        return _native(locate(path))
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = _in_folder(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no model {path}; give a run folder, a .ckpt, a .safetensors or {DEFAULT!r}")
-    return _native(file) if file.suffix == ".safetensors" else _checkpoint(file)
-
-
-def build(about: dict[str, Any], source: object) -> nn.Module:
-    """The network that `about` describes, on the meta device. Raises ValueError for unfit settings."""
-    try:
-        with torch.device("meta"):
-            return KINDS[about["kind"]](**about["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} describes no network that this ldm can build ({error})") from error
-
-
-def _default() -> Stored:
-    try:
-        return _native(locate("assets:unet.safetensors"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            "this copy of ldm comes without the default model: run `python train.py` and give model=RUN_DIR"
-        ) from error
-
-
-def _in_folder(folder: Path) -> Path:
-    if (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is a diffusers folder; {NOT_YET}")
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        raise FileNotFoundError(
-            f"the folder {folder} holds no checkpoints/last.ckpt; give the folder of a run that has saved one"
-        )
-    return checkpoint
-
-
-def _native(file: Path) -> Stored:
-    try:
-        about = read_about(file)
-    except ValueError:
-        if _is_stable_diffusion(file):
-            raise ValueError(f"{file} is a single-file Stable Diffusion model; {NOT_YET}") from None
-        raise
-    _check_about(about, file)
-
-    def weights() -> State:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-
-    return Stored(file, about, weights, "as saved")
-
-
-def _is_stable_diffusion(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return any(name.startswith(SD_PREFIX) for name in tensors.keys())  # noqa: SIM118
-    except Exception:  # safetensors has one bare class for all that is wrong with a file, which read_about reports
-        return False
-
-
-def _checkpoint(file: Path) -> Stored:
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} is no checkpoint, or holds more than tensors and plain data, which could run code: "
-            "it was not opened"
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{file} is no checkpoint of ldm, or is cut short; give one that is whole") from error
-    state = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
-    if any(str(name).startswith(SD_PREFIX) for name in state):
-        raise ValueError(f"{file} is a single-file Stable Diffusion model; {NOT_YET}")
-    if not isinstance(saved, dict) or "ldm" not in saved:
-        raise ValueError(f"{file} was not written by a run of ldm: it describes no model")
-    _check_about(saved["ldm"], file)
-    averages = saved.get("ema")
-    raw = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
-    note = f"{'moving average' if averages else 'raw weights'} after {saved.get('global_step', '?')} steps"
-    return Stored(file, saved["ldm"], lambda: averages or raw, note)
-
-
-def _check_about(about: Any, source: object) -> None:
-    kind = about.get("kind") if isinstance(about, dict) else None
+def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:
+    """Raises ValueError where it is no whole model or does not say how to sample; one of ours names its parts too."""
     if kind != "unet":
         raise ValueError(f"{source} holds a {kind}, but a model is needed here; give a file of one, or a run")
-    model = about.get("model")
-    missing = sorted(NEEDED - set(model)) if isinstance(model, dict) else ["model"]
-    if missing or "config" not in about:
+    missing = (
+        sorted((NEEDED | (set(PARTS) if native else set())) - set(model)) if isinstance(model, dict) else ["model"]
+    )
+    if missing:
         raise ValueError(
-            f"{source} does not say how to sample from it (it lacks {', '.join(missing or ['config'])}); "
-            "save it again from its run"
+            f"{source} does not say how to sample from it (it lacks {', '.join(missing)}); "
+            "save it again from its run, or give the whole model"
         )
 
 
-def _frozen(load: Callable[[str], Part], name: str, expected: dict[str, str], source: Path) -> Part:
-    """The frozen part that the model was trained with, and no other."""
-    weights = expected["weights"]
+def references(model: dict[str, Any]) -> bool:
+    """Whether it only names its frozen parts, as a model of ours does, instead of holding them."""
+    return "first_stage" in model
+
+
+def frozen_parts(contents: Contents) -> tuple[FirstStage, TextEncoder]:
+    """The frozen parts beside a UNet, or those that a model of ours was trained with, and no others."""
+    if not references(contents.model):
+        return first_stage_in(contents), text_encoder_in(contents)
+    stage_at, text_at = (referenced(contents, name) for name in PARTS)
+    stage, text = first_stage_in(*stage_at), text_encoder_in(*text_at)
+    for name, source in zip(PARTS, (stage.source, text.source), strict=True):
+        check_same(contents, name, source["fingerprint"])
+    return stage, text
+
+
+def referenced(contents: Contents, name: str) -> tuple[Contents, str]:
+    """The file of a part that a model of ours was trained with, and where it lies."""
+    weights = contents.model[name]["weights"]
+    if weights.startswith("./"):  # beside the model, wherever that has been moved to
+        weights = str(contents.source.parent / weights)
     try:
-        part = load(weights)
+        return find(weights), weights
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{source} was trained with the {name} {weights}, which is not there: put the file back"
+            f"{contents.source} was trained with the {name.replace('_', ' ')} {weights}, which is not there: "
+            "put the file back"
         ) from error
-    if part.source["fingerprint"] != expected["fingerprint"]:
+
+
+def check_same(contents: Contents, name: str, found: str) -> None:
+    """Raises ValueError where a part has another fingerprint than the one that the model was trained with."""
+    expected = contents.model[name]
+    if found != expected["fingerprint"]:
         raise ValueError(
-            f"{source} was trained with another {name} than the {weights} of today: put back the file whose "
-            f"fingerprint begins with {expected['fingerprint'][:12]}"
+            f"{contents.source} was trained with another {name.replace('_', ' ')} than the {expected['weights']} of "
+            f"today: put back the file whose fingerprint begins with {expected['fingerprint'][:12]}"
         )
-    return part

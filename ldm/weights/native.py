@@ -5,20 +5,22 @@ Opening one builds the class that its `kind` names from a closed list; nothing e
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ldm.files import atomic_write
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
+from ldm.weights.tensors import Tensors, check_finite, held, raw, write_safetensors
 
+INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -46,9 +48,13 @@ def locate(path: str | Path) -> Path:
 
 def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
     """Write tensors and architecture atomically; `about` is any more plain data to keep beside them."""
-    metadata = {"ldm": json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)}
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata)
-    atomic_write(path, lambda file: file.write(data))
+    write_network(path, kind, config, held(Path(path), state), **about)
+
+
+def write_network(path: str | Path, kind: str, config: dict[str, Any], tensors: Tensors, **about: Any) -> None:
+    """The same of tensors that are still on disk."""
+    told = json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)
+    write_safetensors(Path(path), tensors, {"ldm": told})
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -64,13 +70,31 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return dict(json.loads(metadata["ldm"]))
 
 
+class WithoutInitialisation(TorchFunctionMode):
+    """Passes over torch.nn.init, which on the meta device does nothing, but takes seconds to do so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in INITIALISERS:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def build(about: dict[str, Any], source: object) -> nn.Module:
+    """The network that `about` describes, on the meta device. Raises ValueError for unfit settings."""
+    try:
+        with torch.device("meta"), WithoutInitialisation():
+            return KINDS[about["kind"]](**about["config"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source} describes no network that this ldm can build ({error})") from error
+
+
 def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:
     """The network in `path`, in evaluation mode; `dtype` None keeps the file's. ValueError if it is no `kind`."""
     file, about = locate(path), read_about(path)
     if about["kind"] != kind:
         raise ValueError(f"{file} holds a {about['kind']}, but a {kind} is needed here; give the file of one")
-    with torch.device("meta"):
-        network = KINDS[kind](**about["config"])
+    network = build(about, file)
     with safe_open(file, framework="pt") as tensors:
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     return fill(network, state, file, dtype).eval()
@@ -79,34 +103,45 @@ def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.
 def fill(network: nn.Module, state: dict[str, Tensor], source: object, dtype: torch.dtype | None = None) -> nn.Module:
     """`network` with its parameters replaced by `state`; every missing, unexpected or mis-shaped name is listed."""
     expected = network.state_dict()
-    problems = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": [
+    refuse_misfits(
+        source,
+        type(network).__name__,
+        missing=expected.keys() - state.keys(),
+        unexpected=state.keys() - expected.keys(),
+        misshapen=[
             f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in expected.items()
             if name in state and state[name].shape != tensor.shape
         ],
-    }
-    told = [f"{len(names)} {what}: {_shorten(names)}" for what, names in problems.items() if names]
-    if told:
-        raise ValueError(f"the weights in {source} are those of another {type(network).__name__} ({'; '.join(told)})")
+    )
     cast = {
         name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in state.items()
     }
+    for name, tensor in cast.items():
+        check_finite(name, tensor, source)
     network.load_state_dict(cast, assign=True)
     return network
+
+
+def refuse_misfits(
+    source: object, network: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Sequence[str]
+) -> None:
+    """Raises one ValueError for all tensors that keep the weights in `source` out of a network, if there are any."""
+    problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": misshapen}
+    told = [f"{len(names)} {what}: {_shorten(names)}" for what, names in problems.items() if names]
+    if told:
+        raise ValueError(f"the weights in {source} are those of another {network} ({'; '.join(told)})")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
     """SHA-256 of names, types and bytes: the same for the same weights, whatever file they lie in."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
-def _shorten(names: list[str], most: int = 4) -> str:
+def _shorten(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

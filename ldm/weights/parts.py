@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.image import from_uint8
-from ldm.nn.clip import TextTower
+from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
-from ldm.weights.native import fingerprint, load_network
+from ldm.weights.contents import Contents
+from ldm.weights.find import find
+from ldm.weights.native import fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class TextEncoder:
 
 
 def first_stage(weights: str) -> FirstStage:
-    """The autoencoder in a file of ours. Raises FileNotFoundError, or ValueError if it holds something else."""
-    network = cast(VAE, load_network(weights, "vae"))
-    return FirstStage(network, {"weights": weights, "fingerprint": fingerprint(network.state_dict())})
+    """The autoencoder at a path, see `find`: alone, or in a whole model. Raises FileNotFoundError or ValueError."""
+    return first_stage_in(find(weights), weights)
+
+
+def first_stage_in(contents: Contents, weights: str = "") -> FirstStage:
+    network = cast(VAE, contents.network("vae").load())
+    return FirstStage(network, _source(network, weights or str(contents.source)))
 
 
 def encoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
@@ -46,7 +52,24 @@ def encoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
 
 
 def text_encoder(weights: str) -> TextEncoder:
-    """The text tower in a file of ours, with a tokenizer as long as its context."""
-    network = cast(TextTower, load_network(weights, "text_tower"))
-    source = {"weights": weights, "fingerprint": fingerprint(network.state_dict())}
-    return TextEncoder(network, Tokenizer(context=network.context), source)
+    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's does."""
+    return text_encoder_in(find(weights), weights)
+
+
+def text_encoder_in(contents: Contents, weights: str = "") -> TextEncoder:
+    network = cast(TextTower, contents.network("text_tower").load())
+    return TextEncoder(
+        network, Tokenizer(context=network.context, pad=contents.pad), _source(network, weights or str(contents.source))
+    )
+
+
+def image_tower(weights: str) -> ImageTower:
+    """CLIP's image tower at a path, see `find`, alone or beside its text tower."""
+    contents = find(weights)
+    if "clip" in contents.networks:
+        return cast(CLIP, contents.network("clip").load()).image
+    return cast(ImageTower, contents.network("image_tower").load())
+
+
+def _source(network: nn.Module, weights: str) -> dict[str, Any]:
+    return {"weights": weights, "fingerprint": fingerprint(network.state_dict())}

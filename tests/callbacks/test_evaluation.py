@@ -12,9 +12,11 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
 from ldm.callbacks.throughput import Throughput
 from ldm.data.shapes import Shapes, held_out_prompts, parse
+from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy
 from ldm.metrics.features import ClipFeatures
 from ldm.metrics.fid import fid
+from ldm.metrics.provenance import picture_hash, text_hash
 from ldm.nn.clip import ImageTower
 from tests.callbacks.painted import Model, Painter
 from tests.callbacks.tiny import Batches, trainer
@@ -79,6 +81,36 @@ def test_the_provenance_says_what_it_takes_to_measure_again(tmp_path: Path, pain
     assert (provenance["steps"], provenance["seed"], provenance["torch"]) == (4, 5, torch.__version__)
     assert provenance["features"] == features().fingerprint
     assert result["metrics"]["images_per_second"] > 0
+
+
+def test_the_provenance_names_what_was_measured_with_what(tmp_path: Path, painter: type[Painter]) -> None:
+    provenance = evaluate(tmp_path)["provenance"]
+    reference = Shapes(0, "held_out", length=20)
+    digest = picture_hash(torch.stack([reference[i]["image"] for i in range(20)]))
+    assert provenance["reference"]["sha256"] == f"{digest:064x}"
+    assert provenance["prompts"]["sha256"] == text_hash(held_out_prompts(16))
+    assert provenance["feature_network"] == features().about
+    assert (provenance["dtype"], provenance["ranks"], provenance["size"]) == ("32-true", 1, [64, 64])
+
+
+def test_kid_precision_and_recall_stand_beside_fid(tmp_path: Path, painter: type[Painter]) -> None:
+    found = evaluate(tmp_path, resamples=3)["metrics"]
+    assert {"fid", "kid", "precision", "recall", "fid_error", "kid_error"} <= found.keys()
+
+
+def test_the_first_pictures_are_kept_singly_for_comparison(tmp_path: Path, painter: type[Painter]) -> None:
+    evaluate(tmp_path, seed=3)
+    about = read_metadata(tmp_path / "samples" / "tiles.png")
+    assert about == {"captions": held_out_prompts(16), "seed": 3, "size": [64, 64]}
+    with Image.open(tmp_path / "samples" / "tiles.png") as sheet:
+        second = pixels(sheet.crop((64, 0, 128, 64)))
+    assert torch.equal(second, painter(None).paint(held_out_prompts(2)[1], 4))
+
+
+def test_too_few_pictures_for_distances_are_told(tmp_path: Path, painter: type[Painter]) -> None:
+    with pytest.warns(UserWarning, match="no FID, KID, precision or recall from 3 generated and 20 real pictures"):
+        metrics = evaluate(tmp_path, prompts=3)["metrics"]
+    assert "fid" not in metrics and "accuracy" in metrics
 
 
 def test_a_table_and_a_grid_come_last(

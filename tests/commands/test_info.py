@@ -1,15 +1,20 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ldm.commands.info import describe
+from ldm.weights.convert import format_of, write
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet
+from tests.weights.foreign import ODD, SD2, networks, whole_model, without_metadata
 
 
 def test_a_model_file_is_described(tmp_path: Path) -> None:
     told = describe(str(save_tiny_model(tmp_path)))
-    assert told["kind"] == "unet"
+    assert told["kind"] == "a unet of ldm"
     assert told["parameters"] == f"{sum(p.numel() for p in tiny_unet().parameters()):,}"
     assert "width=8, multipliers=[1, 2]" in told["architecture"]
     assert told["schedule"] == "name=flow, shift=1.0" and told["prediction"] == "flow" and told["size"] == "16x16"
@@ -27,7 +32,7 @@ def test_a_run_says_how_long_it_was_trained(tmp_path: Path) -> None:
 def test_a_file_of_one_network_is_described_without_its_long_lists(tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     told = describe(str(tmp_path / "text_tower.safetensors"))
-    assert told["kind"] == "text_tower" and "token_ids=[" in told["architecture"]
+    assert told["kind"] == "a text_tower of ldm" and "token_ids=[" in told["architecture"]
     assert set(told) == {"file", "kind", "parameters", "architecture"}
 
 
@@ -35,7 +40,7 @@ def test_the_frozen_parts_are_not_needed(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     for part in ("vae.safetensors", "text_tower.safetensors"):
         (tmp_path / part).unlink()
-    assert describe(str(path))["kind"] == "unet"
+    assert describe(str(path))["kind"] == "a unet of ldm"
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -44,3 +49,66 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         describe(str(tmp_path / "x.safetensors"))
     with pytest.raises(FileNotFoundError, match="there is no model"):
         describe(str(tmp_path / "nowhere.safetensors"))
+
+
+def run_folder(folder: Path, config: str, **model: Any) -> Path:
+    (folder / "checkpoints").mkdir()
+    about = tiny_about(folder)
+    about["model"] |= model
+    torch.save({"ldm": about, "state_dict": {}, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def test_someone_s_run_is_told_what_in_it_contradicts_itself(tmp_path: Path) -> None:
+    config = """
+        weighting: {_target_: ldm.diffusion.weighting.min_snr, gamma: 5.0}
+        training: {caption_dropout: 0.0, offset_noise: 0.1, other: "${oc.env:HOME}"}
+        """
+    told = describe(str(run_folder(tmp_path, config, prediction="eps")))["contradictions"]
+    for words in ("prediction=eps divides by alpha", "caption_dropout=0", "offset_noise=0.1"):
+        assert words in told
+    assert "weighting" not in told
+    (tmp_path / "config.yaml").write_text(config.replace("min_snr, gamma: 5.0", "p2"))
+    assert "contradictions" in describe(str(tmp_path))
+
+
+def test_a_run_in_which_all_agrees_is_told_so(tmp_path: Path) -> None:
+    config = "weighting: {_target_: os.system, command: 'touch touched'}"
+    assert describe(str(run_folder(tmp_path, config)))["contradictions"] == "none"
+    assert not Path("touched").exists()
+
+
+class Closed:
+    """A safetensors file of which no tensor can be got."""
+
+    def __init__(self, path: Path, framework: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        with safe_open(self.path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            told = file.metadata()
+            return SimpleNamespace(keys=slices.keys, get_slice=slices.get, metadata=lambda: told)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "folder"])
+def test_models_of_others_are_described_without_their_tensors(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(whole_model(ODD, prediction="v"), tmp_path / name, format_of(tmp_path / name))
+    monkeypatch.setattr("ldm.weights.tensors.safe_open", Closed)
+    told = describe(str(tmp_path / name))
+    assert "Stable" in told["kind"] and told["prediction"] == "v" and "sampler=ddim" in told["sampling"]
+    parameters = [sum(p.numel() for p in network.parameters()) for network in networks(ODD).values()]
+    assert told["parameters"] == f"{sum(parameters):,}"
+    assert told["unet"].startswith(f"{parameters[0]:,} parameters, ") and "multipliers=[1, 2, 3]" in told["unet"]
+
+
+def test_what_of_a_second_model_is_a_guess_is_said(tmp_path: Path) -> None:
+    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    told = describe(str(without_metadata(tmp_path / "m.safetensors")))
+    assert "2.x" in told["kind"] and "prediction=v" in told["weights"] and "tensors do not tell" in told["weights"]

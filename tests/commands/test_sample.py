@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ldm.commands import sample
-from ldm.image import read_metadata, save_png
+from ldm.image import read_metadata, save_png, to_pil
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +68,15 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "sampler": "ddpm",
         "spacing": "trailing",
         "steps": 2,
+        "sampler_options": {},
+        "spacing_options": {},
         "guidance": 3.0,
+        "guidance_interval": None,
+        "guidance_rescale": 0.0,
         "size": [8, 16],
+        "clip_skip": 0,
+        "chunks": 1,
+        "tile": 0,
         "batch": {"prompts": ["red", "blue"], "seeds": [0, 0], "position": 1},
         "model": model.removeprefix("model="),
         "device": "cpu",
@@ -85,6 +93,32 @@ def test_a_picture_is_made_again_bit_for_bit_and_again_from_that(model: str, out
     assert sorted(file.name for file in first.iterdir()) == ["0000.png", "grid.png"]
     for folder in (first, second):
         assert (folder / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
+
+
+def test_a_changed_picture_names_those_that_it_is_made_of_and_is_made_again(
+    model: str, out: Path, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    init, mask = to_pil(torch.randint(0, 256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8))
+    init.save(tmp_path / "init.png")
+    mask.save(tmp_path / "mask.png")
+    sources = [f"init={tmp_path / 'init.png'}", f"mask={tmp_path / 'mask.png'}", "strength=0.5"]
+    guided = ["guidance_interval=0.3,5", "guidance_rescale=0.5"]
+    assert sample.main(["red", "blue", "steps=4", "device=cpu", model, *sources, *guided, f"out={out}"]) == 0
+    told = read_metadata(out / "0001.png")
+    assert told["strength"] == 0.5 and told["init"]["path"] == str(tmp_path / "init.png")
+    assert told["guidance_interval"] == [0.3, 5.0] and told["guidance_rescale"] == 0.5
+    assert sample.main([f"from={out / '0001.png'}", f"out={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
+
+
+def test_a_picture_from_before_there_were_such_settings_is_made_again(model: str, out: Path, tmp_path: Path) -> None:
+    assert sample.main(["red", "steps=2", "device=cpu", model, f"out={out}"]) == 0
+    new = ("guidance_interval", "guidance_rescale", "clip_skip", "chunks", "tile", "sampler_options", "spacing_options")
+    old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in new}
+    save_png(Image.open(out / "0000.png"), tmp_path / "old.png", old)
+    assert sample.main([f"from={tmp_path / 'old.png'}", f"out={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
 
 
 def test_other_keys_and_a_prompt_override_what_a_picture_says(model: str, out: Path, tmp_path: Path) -> None:
@@ -173,6 +207,8 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
         (["red", "sampler=magic"], "sampler=magic was given, but sampler must be one of ddpm, ddim"),
         (["red", "spacing=even"], "spacing must be one of trailing"),
         (["from=x.png", "n=2"], "leave out n="),
+        (["red", "strength=0.5"], "strength= needs a picture to start from: give init="),
+        (["red", "init=x.png", "strength=0"], "strength must be a number above 0 and at most 1"),
         (["from=x.png", "prompts_file=x.txt"], "leave out prompts_file="),
         (["from=x.png", "red", "blue"], "give at most one prompt"),
     ],
@@ -185,12 +221,14 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys
     ("argv", "message"),
     [
         (["red", "model=nowhere"], "there is no model nowhere"),
-        (["red", "size=6x16"], "multiples of 4"),
+        (["red", "size=5x16"], "multiples of 2"),
         (["red", "steps=1001"], "steps is 1001, but must lie between 1 and 1000"),
         (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
         (["prompts_file=x.csv"], "is of a kind that cannot be read yet; give a .txt"),
         (["prompts_file=nowhere.txt"], "there is no prompts_file nowhere.txt"),
+        (["red", "init=nowhere.png"], "nowhere.png: No such file or directory"),
+        (["red", "init=README.md"], "README.md cannot be read as a picture"),
         (["from=nowhere.png"], "nowhere.png: No such file or directory"),
     ],
 )

@@ -176,3 +176,24 @@ def test_no_data_are_refused() -> None:
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data.batch_size must be at least 1"):
         data(batch_size=0)
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (2, 1), (6, 1), (2, 3), (1, 4), (3, 2)])
+def test_each_sample_of_a_global_batch_has_a_stratum_of_its_own_whatever_the_ranks(batch_size: int, world: int) -> None:
+    module = data(batch_size=batch_size, global_batch=12)
+    strata = []
+    for step in range(2):
+        for _ in range(module.accumulation(world)):
+            strata += [part for rank in range(world) for part in module._strata(world, rank).tolist()]
+            module.seen += batch_size * world
+        one = data(batch_size=12)
+        one.seen = 12 * step
+        assert strata[12 * step :] == one._strata(1, 0).tolist()
+        assert sorted(strata[12 * step :]) == [[which, 12] for which in range(12)]
+
+
+def test_each_rank_and_each_accumulated_batch_has_strata_from_low_to_high() -> None:
+    module = data(batch_size=8, global_batch=64)
+    for rank in range(8):
+        which = module._strata(8, rank)[:, 0].sort().values
+        assert which[0] < 16 and which[-1] >= 48 and which.diff().max() <= 16

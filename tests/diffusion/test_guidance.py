@@ -2,10 +2,14 @@ import pytest
 import torch
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.guidance import autoguidance, classifier_free, guided, rescaled, times_of
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
-from tests.closed_form import states
+from ldm.sampling.driver import sample
+from ldm.sampling.grid import Grid
+from ldm.sampling.one_step import ddim
+from ldm.sampling.spacing import trailing
+from tests.closed_form import EVERY_SCHEDULE, SCHEDULES, gaussian, schedule_name, states
 
 X = states(4)
 CONTEXT, NEGATIVE = states(4)[:, 0] + 1, states(4)[:, 0] - 1  # (b, 2, 2)
@@ -73,3 +77,107 @@ def test_guidance_on_data_is_guidance_on_noise():
 def test_contexts_of_two_shapes_cannot_be_batched():
     with pytest.raises(ValueError, match="pad them to one shape, or set batched=False"):
         classifier_free(Counting(), CONTEXT, NEGATIVE[:, :1], 3.0)
+
+
+def test_contexts_of_two_lengths_go_one_after_the_other():
+    network = Counting()
+    guided = classifier_free(network, CONTEXT, NEGATIVE[:, :1], 3.0, batched=False)(X, T)
+    positive, negative = network(X, T, CONTEXT), network(X, T, NEGATIVE[:, :1])
+    torch.testing.assert_close(guided, negative + 3 * (positive - negative))
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+@pytest.mark.parametrize("batched", [True, False])
+def test_each_context_needs_a_negative_one(negatives, batched):
+    with pytest.raises(ValueError, match="pad them to one shape"):
+        classifier_free(Counting(), CONTEXT, NEGATIVE[:negatives], 3.0, batched=batched)
+
+
+def test_each_prompt_may_have_its_own_negative_one():
+    guided = classifier_free(Counting(), CONTEXT, NEGATIVE, 3.0)(X, T)
+    for i in range(4):
+        alone = classifier_free(Counting(), CONTEXT[i : i + 1], NEGATIVE[i : i + 1], 3.0)(X[i : i + 1], T)
+        torch.testing.assert_close(guided[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf, torch.tensor([1.0, 2.0, torch.nan, 1.0])])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    with pytest.raises(ValueError, match="must be finite"):
+        classifier_free(Counting(), CONTEXT, NEGATIVE, scale)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (1,)])
+def test_scales_of_another_shape_than_the_batch_are_refused(shape):
+    with pytest.raises(ValueError, match="do not go with 4 contexts"):
+        classifier_free(Counting(), CONTEXT, NEGATIVE, torch.ones(shape))
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1, torch.nan])
+def test_a_rescale_that_is_no_share_is_refused(rescale):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        classifier_free(Counting(), CONTEXT, NEGATIVE, 3.0, rescale=rescale)
+
+
+def test_autoguidance_moves_away_from_the_weak_model():
+    schedule = scaled_linear()
+    strong, weak = gaussian(schedule, 1.0, 0.2), gaussian(schedule, 1.0, 0.6)
+    expected = weak(X, T) + 2 * (strong(X, T) - weak(X, T))
+    assert torch.equal(autoguidance(strong, weak, 2.0)(X, T), expected)
+    assert torch.equal(autoguidance(strong, weak, 2.0, interval=(0.0, 500.0))(X, T), strong(X, T))
+    assert torch.equal(autoguidance(strong, weak, 1.0)(X, T), strong(X, T))
+
+
+def test_autoguidance_by_a_blurred_model_mends_a_blurred_model():
+    """A denoiser of too wide data, away from one of still wider, draws data nearly as narrow as they are."""
+    schedule, std = SCHEDULES[0], 0.3
+    grid = Grid.of(schedule, trailing(schedule, 100))
+    x = grid.start(states(500))
+    plain, weak = gaussian(schedule, 0.0, 1.5 * std), gaussian(schedule, 0.0, 2.0 * std)
+    off, mended = (float(sample(ddim, f, x, grid).std()) - std for f in (plain, autoguidance(plain, weak, 2.0)))
+    assert off > 0.1 and abs(mended) < off / 3
+
+
+def test_rescaling_is_the_paper_s_formula():
+    x0, like = states(4) * 3 + 1, states(4).flip(0)
+    std = [part.flatten(1).std(1).view(-1, 1, 1, 1) for part in (like, x0)]
+    expected = 0.7 * x0 * (std[0] / std[1]) + 0.3 * x0
+    torch.testing.assert_close(rescaled(x0, like, 0.7), expected)
+
+
+def test_rescaling_gives_back_the_contrast_that_guidance_multiplies():
+    """The prompt's pictures are half 0.8 and half -0.8, others 0 on average."""
+    schedule, picture = SCHEDULES[0], torch.tensor([[0.8, -0.8], [-0.8, 0.8]], dtype=torch.float64)
+    positive, negative = gaussian(schedule, picture, 0.1), gaussian(schedule, torch.zeros(2, 2), 0.1)
+    grid = Grid.of(schedule, trailing(schedule, 50))
+    contrast = {}
+    for scale, rescale in ((1.0, 0.0), (7.5, 0.0), (7.5, 1.0)):
+        denoise = guided(positive, lambda x, t: (positive(x, t), negative(x, t)), scale, rescale=rescale)
+        contrast[scale, rescale] = float(sample(ddim, denoise, grid.start(states(50)), grid).mul(picture.sign()).mean())
+    assert contrast[1.0, 0.0] == pytest.approx(0.8, abs=0.05)
+    assert contrast[7.5, 0.0] > 5 and contrast[7.5, 1.0] == pytest.approx(0.8, abs=0.15)
+
+
+def test_a_flat_picture_is_rescaled_to_finite_numbers():
+    flat = torch.ones(2, 3, 4, 4)
+    assert rescaled(flat, flat, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
+def test_an_interval_of_sigma_over_alpha_holds_the_times_that_have_it(schedule):
+    low, high = times_of(schedule, (0.3, 5.0))
+    t = torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64)
+    ratio = schedule.sigma(t) / schedule.alpha(t)
+    inside = (ratio >= 0.3) & (ratio <= 5.0)
+    assert torch.equal(inside, (t >= low) & (t <= high)) and inside.any() and not inside.all()
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
+def test_an_interval_may_be_open(schedule):
+    low, high = times_of(schedule, (0.0, torch.inf))
+    assert low <= schedule.t_min and high >= schedule.t_max
+
+
+@pytest.mark.parametrize("interval", [(5.0, 0.3), (-1.0, 2.0), (1.0, 1.0), (torch.nan, 1.0)])
+def test_an_interval_that_holds_nothing_is_refused(interval):
+    with pytest.raises(ValueError, match="a low and a high sigma/alpha"):
+        times_of(SCHEDULES[0], interval)

@@ -4,24 +4,24 @@ import torch
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
-from ldm.diffusion.weighting import min_snr, uniform
+from ldm.diffusion.weighting import WEIGHTINGS, min_snr, uniform
 from tests.closed_form import SCHEDULES, schedule_name, states
 
 X0, EPS, CONTEXT = states(8), states(8).flip(0), torch.zeros(8, 1, 1)
 
 
-def loss(schedule, name, weighting, error):
+def loss(schedule, name, weighting, error, huber=None):
     """The loss of a network that misses the target by `error`."""
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64) * schedule.t_max
     prediction = Prediction(name)
     target = prediction.target(X0, EPS, schedule.alpha(t), schedule.sigma(t))
     denoiser = Denoiser(lambda *_: target + error, schedule, prediction)
-    return diffusion_loss(denoiser, X0, EPS, t, CONTEXT, weighting), t
+    return diffusion_loss(denoiser, X0, EPS, t, CONTEXT, weighting, huber), t
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
 @pytest.mark.parametrize("name", COEFFICIENTS)
-@pytest.mark.parametrize("weighting", [uniform(), min_snr()], ids=lambda weighting: weighting.name)
+@pytest.mark.parametrize("weighting", [make() for make in WEIGHTINGS.values()], ids=WEIGHTINGS)
 def test_a_perfect_denoiser_has_no_loss_and_any_other_has(schedule, name, weighting):
     assert torch.equal(loss(schedule, name, weighting, 0.0)[0], torch.zeros(8, dtype=torch.float64))
     assert (loss(schedule, name, weighting, 0.5)[0] > 0).all()
@@ -46,3 +46,10 @@ def test_the_network_sees_the_noised_data_and_gradients_reach_it():
     alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
     x = alpha * X0 + sigma * EPS
     torch.testing.assert_close(weight.grad, (2 * (x - X0) * x).mean())
+
+
+def test_huber_counts_small_errors_squared_and_the_rest_along_the_tangent():
+    error = torch.tensor([1e-6, 0.1, 0.3, 0.5, 3.0, -3.0, 100.0, 0.0]).double().view(-1, 1, 1, 1)
+    inside = error.abs() <= 0.3
+    expected = torch.where(inside, error**2, 0.3**2 + 2 * 0.3 * (error.abs() - 0.3)).flatten()
+    torch.testing.assert_close(loss(SCHEDULES[0], "eps", uniform(), error, huber=0.3)[0], expected)

@@ -3,10 +3,24 @@ import json
 import pytest
 import torch
 
-from ldm.diffusion.schedule import Flow, cosine, from_config, linear, scaled_linear
-from tests.closed_form import SCHEDULES, schedule_name
+from ldm.diffusion.schedule import (
+    EDM,
+    Flow,
+    cosine,
+    flow_at_resolution,
+    from_config,
+    linear,
+    resolution_shift,
+    scaled_linear,
+    sigmoid,
+    snr_shift,
+    zero_terminal_snr,
+)
+from tests.closed_form import EVERY_SCHEDULE, schedule_name
 
-DISCRETE = [scaled_linear(), linear(), cosine()]
+DISCRETE = [scaled_linear(), linear(), cosine(), sigmoid()]
+PRESERVING = [schedule for schedule in EVERY_SCHEDULE if "flow" not in schedule_name(schedule)]
+PURE = [schedule for schedule in EVERY_SCHEDULE if float(schedule.alpha(torch.tensor([schedule.t_max]))) == 0]
 
 
 def inner_times(schedule):
@@ -14,20 +28,20 @@ def inner_times(schedule):
     return schedule.t_min + share * (schedule.t_max - schedule.t_min)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_log_snr_is_that_of_alpha_and_sigma(schedule):
     t = inner_times(schedule)
     expected = 2 * (schedule.alpha(t) / schedule.sigma(t)).log()
     torch.testing.assert_close(schedule.log_snr(t), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_time_is_the_inverse_of_log_snr(schedule):
     t = inner_times(schedule)
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_noise_only_grows_with_time(schedule):
     assert (schedule.log_snr(inner_times(schedule)).diff() < 0).all()
 
@@ -38,8 +52,8 @@ def test_the_ends_of_a_table_are_reached_in_both_directions(schedule):
     torch.testing.assert_close(schedule.time(schedule.log_snr(ends)), ends.double(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", DISCRETE, ids=schedule_name)
-def test_discrete_schedules_preserve_variance(schedule):
+@pytest.mark.parametrize("schedule", PRESERVING, ids=schedule_name)
+def test_all_but_flow_preserve_variance(schedule):
     t = inner_times(schedule)
     torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=0)
 
@@ -83,13 +97,104 @@ def test_a_shift_must_be_positive():
         Flow(shift=0)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
+def test_sigmoid_follows_its_formula_and_is_symmetric_about_the_middle():
+    t = torch.arange(0, 999, dtype=torch.float64)
+    low, high = (torch.tensor(v, dtype=torch.float64).sigmoid() for v in (-6.0, 6.0))
+    expected = (high - (12 * (t + 1) / 1000 - 6).sigmoid()) / (high - low)
+    torch.testing.assert_close(sigmoid(tau=0.5).alpha(t).square(), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sigmoid().log_snr(t), -sigmoid().log_snr(998 - t), rtol=1e-8, atol=1e-8)
+
+
+def test_edm_has_equal_factors_of_sigma_over_alpha_in_equal_times():
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)
+    ratio = EDM().sigma(t) / EDM().alpha(t)
+    torch.testing.assert_close(ratio, torch.logspace(-2.69897000433602, 1.90308998699194, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("schedule", PURE, ids=schedule_name)
+def test_where_no_signal_is_left_it_is_exactly_none_in_every_direction(schedule):
+    end = torch.tensor([schedule.t_max] * 9)  # nine: the vectorised part of a kernel may round otherwise than the rest
+    assert (
+        schedule.alpha(end).eq(0).all()
+        and schedule.sigma(end).eq(1).all()
+        and schedule.log_snr(end).eq(-torch.inf).all()
+    )
+    assert schedule.time(torch.full((9,), -torch.inf)).eq(schedule.t_max).all()
+
+
+@pytest.mark.parametrize("schedule", DISCRETE, ids=schedule_name)
+def test_zero_terminal_snr_is_the_paper_s_algorithm_on_the_table(schedule):
+    t = torch.arange(1000, dtype=torch.float64)
+    roots = schedule.alpha(t)
+    expected = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    rescaled = zero_terminal_snr(schedule)
+    torch.testing.assert_close(rescaled.alpha(t), expected, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(rescaled.log_snr(t[:1]), schedule.log_snr(t[:1]), rtol=1e-9, atol=0)
+
+
+def test_zero_terminal_snr_also_of_a_continuous_schedule_and_none_of_one_that_has_it():
+    ends = torch.tensor([0.0, 1.0])
+    assert zero_terminal_snr(EDM()).alpha(ends).tolist() == [pytest.approx(float(EDM().alpha(ends[:1]))), 0]
+    for schedule in (Flow(), zero_terminal_snr(linear()), snr_shift(Flow(), 2.0)):
+        assert zero_terminal_snr(schedule) is schedule
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
+def test_an_snr_shift_multiplies_sigma_over_alpha_and_keeps_the_path(schedule):
+    t, shifted = inner_times(schedule), snr_shift(schedule, 3.0)
+    ratio = 3 * schedule.sigma(t) / schedule.alpha(t)
+    torch.testing.assert_close(shifted.sigma(t) / shifted.alpha(t), ratio, rtol=1e-9, atol=0)
+    power = 1 if "flow" in schedule_name(schedule) else 2
+    torch.testing.assert_close(shifted.sigma(t) ** power + shifted.alpha(t) ** power, torch.ones_like(t))
+
+
+def test_flow_s_shift_is_an_snr_shift():
+    t = torch.linspace(0, 1, 99, dtype=torch.float64)
+    for shift in (0.3, 3.0):
+        torch.testing.assert_close(snr_shift(Flow(), shift).sigma(t), Flow(shift).sigma(t), rtol=1e-14, atol=0)
+        torch.testing.assert_close(snr_shift(Flow(), shift).alpha(t), Flow(shift).alpha(t), rtol=1e-12, atol=0)
+
+
+def test_one_shift_undoes_another():
+    schedule, t = cosine(), inner_times(cosine())
+    torch.testing.assert_close(snr_shift(snr_shift(schedule, 4.0), 0.25).alpha(t), schedule.alpha(t))
+
+
+def test_the_shift_for_a_resolution_keeps_the_uncertainty_of_a_constant_picture():
+    """m pixels of one value c, alpha·c + sigma·eps: c's estimate, mean / alpha, errs by sigma / (alpha·sqrt(m))."""
+    t, positions, trained = torch.tensor([0.2, 0.7]), 128 * 128, 64 * 64
+    large, small = flow_at_resolution(positions, trained), Flow()
+    errors = [schedule.sigma(t) / schedule.alpha(t) / n**0.5 for schedule, n in ((large, positions), (small, trained))]
+    torch.testing.assert_close(*errors)
+    assert resolution_shift(positions, trained) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: snr_shift(Flow(), 0.0), "shift of snr_shift is 0"),
+        (lambda: snr_shift(Flow(), torch.inf), "must be positive"),
+        (lambda: EDM(80.0, 0.002), "0 < sigma_min < sigma_max"),
+        (lambda: EDM(0.0, 80.0), "0 < sigma_min < sigma_max"),
+        (lambda: sigmoid(start=3.0, end=-3.0), "start < end"),
+        (lambda: sigmoid(tau=0.0), "tau > 0"),
+        (lambda: flow_at_resolution(0, 64), "must be 1 or more"),
+    ],
+)
+def test_settings_that_make_no_schedule_are_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_coefficients_are_float64_for_times_of_any_type(schedule):
     t = torch.tensor([0.5])
     assert {f(t).dtype for f in (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.time)} == {torch.float64}
 
 
-@pytest.mark.parametrize("schedule", [*DISCRETE, linear(steps=10), cosine(offset=0.1), Flow(), Flow(shift=3.0)])
+@pytest.mark.parametrize(
+    "schedule", [*EVERY_SCHEDULE, linear(steps=10), cosine(offset=0.1), sigmoid(tau=0.5), EDM(0.1, 9)]
+)
 def test_a_schedule_is_made_again_from_its_config(schedule):
     t = inner_times(schedule)
     again = from_config(json.loads(json.dumps(schedule.config)))
@@ -97,7 +202,16 @@ def test_a_schedule_is_made_again_from_its_config(schedule):
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"name": "x"}, {"name": "flow", "_target_": "os.system"}, {"name": "flow", "shift": 0}]
+    "config",
+    [
+        {},
+        {"name": "x"},
+        {"name": "flow", "_target_": "os.system"},
+        {"name": "flow", "shift": 0},
+        {"name": "snr_shift", "shift": 2.0},
+        {"name": "snr_shift", "shift": 2.0, "schedule": "flow"},
+        {"name": "zero_terminal_snr", "schedule": {"name": "x"}},
+    ],
 )
 def test_a_config_of_no_schedule_is_refused(config):
     with pytest.raises(ValueError, match="schedule"):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.diffusion.time_sampling import LogitNormal, Uniform
+from ldm.diffusion.schedule import EDM, Flow, scaled_linear
+from ldm.diffusion.time_sampling import LogitNormal, LogNormal, Uniform, stratified
 
 U = (torch.arange(100_000, dtype=torch.float64)) / 100_000
 ALMOST_ONE = torch.tensor([1 - 2.0**-32], dtype=torch.float64)
@@ -36,3 +36,43 @@ def test_no_number_leads_beyond_the_last_index(sampler):
 def test_the_number_zero_leads_to_the_first_time():
     zero = torch.zeros(1, dtype=torch.float64)
     assert float(LogitNormal(Flow()).times(zero)) == 0 == float(Uniform(scaled_linear()).times(zero))
+
+
+@pytest.mark.parametrize("schedule", [EDM(1e-9, 1e9), Flow(), Flow(shift=3.0)], ids=["edm", "flow", "shifted flow"])
+def test_the_logarithm_of_sigma_over_alpha_is_normal_on_every_schedule(schedule):
+    t = LogNormal(schedule, mean=-0.4, std=1.0).times(U[1:])
+    log_ratio = -schedule.log_snr(t) / 2
+    assert stats.kstest(log_ratio.numpy(), "norm", args=(-0.4, 1.0)).statistic < 1e-4
+
+
+def test_what_a_schedule_does_not_reach_falls_to_its_ends():
+    t = LogNormal(EDM(0.1, 1.0)).times(U)
+    assert (t == 0).float().mean() == pytest.approx(stats.norm.cdf((-2.302585 + 1.2) / 1.2), abs=1e-4)
+    assert (t == 1).float().mean() == pytest.approx(1 - stats.norm.cdf(1.0), abs=1e-4)
+
+
+def test_log_normal_indices_are_the_nearest():
+    schedule = scaled_linear()
+    t = LogNormal(schedule).times(U[1:])
+    assert torch.equal(t, t.round()) and t.min() == 0 and t.max() <= 999
+    inside = (t > 0) & (t < 999)
+    log_ratio = -1.2 + 1.2 * torch.special.ndtri(U[1:][inside])
+    gaps = -schedule.log_snr(t[inside]) / 2 - log_ratio
+    half = (schedule.log_snr(t[inside] - 1) - schedule.log_snr(t[inside] + 1)) / 4
+    assert (gaps.abs() <= 1.2 * half).all()
+
+
+def test_each_stratum_gets_one_time_which_stays_below_one():
+    count = 64
+    stratum = torch.stack((torch.arange(count).flip(0), torch.full((count,), count)), dim=1)
+    for u in (torch.zeros(count).double(), U[::1563], ALMOST_ONE.expand(count)):
+        moved = stratified(u, stratum)
+        assert torch.equal((moved * count).floor().long().sort().values, torch.arange(count)) and moved.max() < 1
+
+
+def test_strata_make_a_batch_s_mean_nearly_exact():
+    u = torch.rand(1000, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stratum = torch.stack((torch.arange(64), torch.full((64,), 64)), dim=1)
+    even = torch.stack([stratified(row, stratum) for row in u]).mean(1)
+    assert float(even.mean()) == pytest.approx(0.5, abs=1e-4)
+    assert float(even.std()) == pytest.approx(float(u.mean(1).std()) / 64, rel=0.1)

@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
-from ldm.diffusion.weighting import Weighting, min_snr, uniform
+from ldm.diffusion.weighting import (
+    WEIGHTINGS,
+    Weighting,
+    debiased,
+    edm,
+    min_snr,
+    p2,
+    sigmoid,
+    soft_min_snr,
+    uniform,
+)
 from tests.closed_form import SCHEDULES, schedule_name
 
 ONE, ZERO = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -57,6 +67,68 @@ def test_at_the_clean_end_min_snr_gives_gamma_to_x0_and_nothing_to_the_others():
         assert weight_of_output(min_snr(), ONE, ZERO, name) == pytest.approx(0, abs=1e-100)
 
 
-def test_gamma_must_be_positive():
-    with pytest.raises(ValueError, match="gamma is 0"):
-        min_snr(gamma=0)
+def preserving(snr):
+    """alpha and sigma (1,) of the variance-preserving path."""
+    return tuple(torch.tensor([share], dtype=torch.float64).sqrt() for share in (snr / (1 + snr), 1 / (1 + snr)))
+
+
+# The weight of eps's squared error as its paper's own code writes it, of SNR.
+ON_EPS = {
+    "min_snr": (min_snr(3.0), lambda snr: min(snr, 3.0) / snr),
+    "soft_min_snr": (soft_min_snr(4.0), lambda snr: 1 / (1 / snr + 1 / 4) / snr),
+    "edm": (edm(0.5), lambda snr: (snr**-1 + 0.25) / (snr**-0.5 * 0.5) ** 2 / snr),
+    "p2": (p2(0.5, k=2.0), lambda snr: 1 / (2 + snr) ** 0.5),
+    "sigmoid": (sigmoid(bias=1.0), lambda snr: 1 / (1 + snr / 2.718281828459045)),
+    "debiased": (debiased(), lambda snr: 1 / snr**0.5),
+}
+
+
+@pytest.mark.parametrize("snr", [1e-8, 0.01, 1.0, 5.0, 1e8])
+@pytest.mark.parametrize(("weighting", "paper"), ON_EPS.values(), ids=ON_EPS)
+def test_a_weighting_is_its_paper_s_for_every_prediction_type(weighting, paper, snr):
+    alpha, sigma = preserving(snr)
+    assert weight_of_output(weighting, alpha, sigma, "eps") == pytest.approx(paper(snr), rel=1e-6)
+    assert weight_of_output(weighting, alpha, sigma, "x0") == pytest.approx(paper(snr) * snr, rel=1e-6)
+    assert weight_of_output(weighting, alpha, sigma, "v") == pytest.approx(paper(snr) * snr / (snr + 1), rel=1e-6)
+
+
+# At pure noise (alpha = 0), then at the clean end (sigma = 0); v and flow have the same limits.
+LIMITS = {
+    "uniform": {"eps": (1, 1), "x0": (1, 1), "v": (1, 1)},
+    "min_snr": {"eps": (1, 0), "x0": (0, 5), "v": (0, 0)},
+    "soft_min_snr": {"eps": (1, 0), "x0": (0, 5), "v": (0, 0)},
+    "edm": {"eps": (1e300, 1), "x0": (1, 1e300), "v": (1, 1)},
+    "p2": {"eps": (1, 0), "x0": (0, 1), "v": (0, 0)},
+    "sigmoid": {"eps": (1, 0), "x0": (0, 7.38905609893), "v": (0, 0)},
+    "debiased": {"eps": (1e150, 0), "x0": (0, 1e150), "v": (0, 0)},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_at_both_ends_a_weight_is_its_limit_which_an_infinite_one_stands_for_by_a_huge_number(name):
+    limits = LIMITS[name]
+    for prediction, expected in (limits | {"flow": limits["v"]}).items():
+        ends = [weight_of_output(WEIGHTINGS[name](), *end, prediction) for end in ((ZERO, ONE), (ONE, ZERO))]
+        assert ends == pytest.approx(list(expected), rel=1e-6, abs=1e-100)
+        near = [weight_of_output(WEIGHTINGS[name](), *preserving(snr), prediction) for snr in (1e-14, 1e14)]
+        for limit, close in zip(expected, near, strict=True):
+            assert close == pytest.approx(limit, rel=1e-5, abs=1e-5) if limit < 1e100 else close > 1e5
+
+
+def test_edm_s_weighting_of_v_is_uniform_as_its_preconditioning_makes_it():
+    for snr in (1e-9, 0.3, 1e9):
+        assert weight_of_output(edm(), *preserving(snr), "v") == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: min_snr(gamma=0), "min_snr's gamma is 0"),
+        (lambda: soft_min_snr(gamma=-1), "soft_min_snr's gamma is -1"),
+        (lambda: edm(sigma_data=torch.nan), "edm's sigma_data is nan"),
+        (lambda: p2(gamma=1, k=0), "p2's k is 0"),
+    ],
+)
+def test_settings_must_be_positive(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()

@@ -1,10 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.metrics.features import ClipFeatures, clip_features
+from ldm.metrics.features import RESIZES, ClipFeatures, Features, clip_features, tensorflow_bilinear
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.weights.native import save_network
 
@@ -41,3 +42,40 @@ def test_they_load_from_a_file_with_the_tower_alone_or_with_both(images: Tensor,
     loaded = [clip_features(tmp_path / name) for name in ("image.safetensors", "clip.safetensors")]
     assert all(torch.equal(features(images), ClipFeatures(tower())(images)) for features in loaded)
     assert len({features.fingerprint for features in loaded}) == 1
+
+
+class Corners(nn.Module):
+    """The first and the last value of each channel, as a network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :, 0, 0], x[:, :, -1, -1]], dim=1)
+
+
+def test_any_network_makes_features(images: Tensor) -> None:
+    features = Features(Corners(), size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.1))
+    expected = (images[:, :, 0, 0] / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 0.1])
+    torch.testing.assert_close(features(images)[:, :3], expected)
+    assert features.num_features == 6 and features.about["resize"] == "bicubic"
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_no_resize_changes_a_plain_picture(resize: str) -> None:
+    plain = torch.full((1, 3, 24, 40), 51, dtype=torch.uint8)
+    torch.testing.assert_close(Features(Corners(), 16, resize)(plain), torch.full((1, 6), 51 / 127.5 - 1))
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(5, 8), (8, 5), (64, 299)])
+def test_tensorflows_resize_reads_pixel_i_at_i_times_the_ratio(inside: int, outside: int) -> None:
+    line = torch.randn(inside, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = np.arange(outside) * inside / outside
+    expected = torch.from_numpy(np.interp(places, np.arange(inside), line.numpy()))
+    picture = line.view(1, 1, 1, -1).expand(1, 1, inside, inside)
+    found = tensorflow_bilinear(picture, (outside, outside))
+    expected = expected.view(1, 1, 1, -1).expand(1, 1, outside, outside)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # positions are float32, as in TensorFlow
+    torch.testing.assert_close(tensorflow_bilinear(picture.mT, (outside, outside)), found.mT)
+
+
+def test_an_unknown_resize_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of bicubic"):
+        Features(Corners(), 16, "lanczos")

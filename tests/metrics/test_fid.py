@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from ldm.metrics.fid import fid
+from ldm.metrics.fid import FID, feature_fid, fid, fid_infinity
 
 
 class Pixels(nn.Module):
@@ -61,3 +61,22 @@ def test_a_single_picture_is_refused() -> None:
     images = gaussian(np.zeros(12), np.eye(12), seed=0)
     with pytest.raises(ValueError, match="not 1 real and 200 generated"):
         fid([images[:1]], [images], Pixels())
+
+
+def test_features_that_are_not_numbers_are_refused() -> None:
+    metric = FID(12, sync=False)
+    with pytest.raises(ValueError, match="1 of 2 generated pictures have features that are NaN"):
+        metric.update(torch.tensor([[0.0] * 12, [torch.nan] * 12]), real=False)
+
+
+def test_without_a_bias_extrapolating_changes_nothing() -> None:
+    """The bias of FID falls as 1/m; on a Gaussian against itself the limit is 0, which no finite m reaches."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (200_000, 4000))
+    plain, limit = feature_fid(real, fake), fid_infinity(real, fake)
+    assert abs(limit) < plain / 3
+
+
+def test_a_line_needs_points() -> None:
+    with pytest.raises(ValueError, match="30 generated pictures or more, not 20"):
+        fid_infinity(torch.zeros(50, 2), torch.zeros(20, 2))

@@ -45,19 +45,19 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def pair(activation: str = "quick_gelu") -> tuple[CLIPModel, CLIP]:
+def pair() -> tuple[CLIPModel, CLIP]:
     """transformers' CLIP with large random weights, and ours with the same."""
     torch.manual_seed(0)
     shared: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    shared |= {"intermediate_size": 4 * WIDTH, "hidden_act": activation}
+    shared |= {"intermediate_size": 4 * WIDTH, "hidden_act": "quick_gelu"}
     text = CLIPTextConfig(vocab_size=VOCAB, max_position_embeddings=CONTEXT, eos_token_id=49407, **shared)
     vision = CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, **shared)
     theirs = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION)).eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, mean=0.02, std=0.2)
     ours = CLIP(
-        TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, activation, PROJECTION),
-        ImageTower(SIZE, PATCH, WIDTH, LAYERS, HEADS, PROJECTION, activation),
+        TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, projection=PROJECTION),
+        ImageTower(SIZE, PATCH, WIDTH, LAYERS, HEADS, PROJECTION),
     )
     ours.load_state_dict(renamed(theirs.state_dict()))
     return theirs, ours
@@ -83,26 +83,10 @@ def images() -> Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_every_text_layer_is_that_of_transformers(activation: str, tokens: Tensor) -> None:
-    theirs, ours = pair(activation)
-    states = theirs.text_model(tokens, output_hidden_states=True).hidden_states
-    for skip in range(LAYERS):
-        close(ours.text(tokens, skip), theirs.text_model.final_layer_norm(states[-1 - skip]))
-
-
 def test_text_pooling_and_projection_are_those_of_transformers(tokens: Tensor) -> None:
     theirs, ours = pair()
     close(ours.text.pooled(tokens), theirs.text_model(tokens).pooler_output)
     close(ours.text.embed(tokens), theirs.get_text_features(tokens).pooler_output)
-
-
-def test_image_states_pooling_and_projection_are_those_of_transformers(images: Tensor) -> None:
-    theirs, ours = pair()
-    reference = theirs.vision_model(images)
-    close(ours.image(images), reference.last_hidden_state)
-    close(ours.image.pooled(images), reference.pooler_output)
-    close(ours.image.embed(images), theirs.get_image_features(images).pooler_output)
 
 
 def test_logits_are_those_of_transformers(tokens: Tensor, images: Tensor) -> None:

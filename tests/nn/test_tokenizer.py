@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 import unicodedata
 from functools import cache
 from itertools import pairwise
@@ -73,15 +74,50 @@ def normal(caption: str) -> str:
     return "".join(letter.lower() for letter in regex.sub(r"\s+", " ", unicodedata.normalize("NFC", caption)))
 
 
+@cache
+def ids_of(word: str) -> list[int]:
+    vocab, ranks = vocabulary()
+    symbols = [byte_letters()[byte] for byte in word.encode()]
+    symbols[-1] += "</w>"
+    return [vocab[symbol] for symbol in merge(symbols, ranks)]
+
+
 def reference(caption: str) -> list[int]:
     """An independent encoder after the papers: the ids of a caption without begin and end."""
-    vocab, ranks = vocabulary()
-    ids: list[int] = []
-    for word in regex.findall(r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", normal(caption)):
-        symbols = [byte_letters()[byte] for byte in word.encode()]
-        symbols[-1] += "</w>"
-        ids += [vocab[symbol] for symbol in merge(symbols, ranks)]
-    return ids
+    words = regex.findall(r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", normal(caption))
+    return [token for word in words for token in ids_of(word)]
+
+
+SCRIPTS = {  # ranges of code points that Unicode has long had
+    "accents": (0xC0, 0x24F),
+    "combining": (0x300, 0x36F),
+    "greek and cyrillic": (0x391, 0x481),
+    "hebrew and arabic": (0x5D0, 0x64A),
+    "devanagari": (0x904, 0x939),
+    "thai": (0xE01, 0xE30),
+    "kana": (0x3041, 0x30FE),
+    "hanzi": (0x4E00, 0x9FA5),
+    "hangul": (0xAC00, 0xD7A3),
+    "symbols": (0x2190, 0x27BF),
+    "emoji": (0x1F300, 0x1F64F),
+    "punctuation": (0x21, 0x2F),
+    "digits": (0x30, 0x39),
+}
+
+
+def captions(count: int) -> list[str]:
+    """English with other scripts in it, from nothing to many times the context."""
+    chance = random.Random(0)
+    english = [word.removesuffix("</w>") for word in vocabulary()[0] if word.removesuffix("</w>").isascii()][:20000]
+
+    def word() -> str:
+        if chance.random() < 0.6:
+            return chance.choice([str.lower, str.upper, str.title])(chance.choice(english))
+        letters = [chr(chance.randint(*chance.choice(list(SCRIPTS.values())))) for _ in range(chance.randint(1, 5))]
+        return chance.choice(["", "\u200d", "\ufe0f"]).join(letters)
+
+    lengths = [chance.choice([0, 1, 3, 8, 16]) if chance.random() < 0.98 else 150 for _ in range(count)]
+    return [chance.choice([" ", "  ", "", ", ", "\n", "\u3000"]).join(word() for _ in range(n)) for n in lengths]
 
 
 def test_a_photo_of_a_cat_is_the_published_ids(tokenizer: Tokenizer) -> None:
@@ -100,6 +136,26 @@ def test_words_from_all_over_the_vocabulary_are_encoded_as_the_reference_does(to
     for word, row in zip(words, tokens, strict=True):
         ids = reference(word)
         assert row[1 : len(ids) + 2].tolist() == [*ids, 49407]
+
+
+def test_ten_thousand_captions_are_encoded_as_the_reference_does(tokenizer: Tokenizer) -> None:
+    texts = captions(10_000)
+    for text, row in zip(texts, tokenizer(texts).tolist(), strict=True):
+        ids = [49406, *reference(text)[:75], 49407]
+        assert row == ids + [49407] * (77 - len(ids)), ascii(text)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_a_long_caption_goes_on_from_chunk_to_chunk(chunks: int) -> None:
+    tokenizer, caption = Tokenizer(context=5, pad=0), "a photo of a cat"
+    ids = [320, 1125, 539, 320, 2368]
+    expected = [[49406, *ids[:3], 49407], [49406, *ids[3:], 49407, 0], [49406, 49407, 0, 0, 0]]
+    assert tokenizer([caption], chunks).view(-1, 5).tolist() == expected[:chunks]
+
+
+def test_what_chunks_leave_out_is_reported() -> None:
+    tokenizer = Tokenizer(context=4)
+    assert [tokenizer.cut("a photo of a cat", chunks) for chunks in (1, 2, 3)] == ["of a cat", "cat", ""]
 
 
 def test_a_batch_is_its_captions_one_by_one(tokenizer: Tokenizer) -> None:

@@ -1,9 +1,12 @@
 """The UNet: Stable Diffusion's size, its symmetries, and how it starts."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from ldm.nn.unet import UNet, timestep_embedding
 
@@ -85,6 +88,51 @@ def test_the_time_embedding_is_cosines_then_sines() -> None:
     torch.testing.assert_close(embedding, torch.tensor(expected))
 
 
-def test_depths_that_do_not_match_the_levels_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 levels"):
-        UNet(**{**TINY, "depth": (1,)})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": (1,)}, r"2 levels needs as many numbers for depth, not \[1\]"),
+        ({"context_width": (24, 24, 24)}, "2 levels needs as many numbers for context_width"),
+        ({"heads": (4,)}, "2 levels needs as many numbers for heads"),
+        ({"head_width": 24}, r"widths \[32, 64\] cannot have heads of width 24"),
+        ({"heads": 5}, "width of 32 does not split into 5 heads"),
+    ],
+)
+def test_settings_that_do_not_fit_the_levels_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNet(**{**TINY, **changes})  # type: ignore[arg-type]
+
+
+def test_a_setting_for_all_levels_is_that_setting_at_each() -> None:
+    one, each = tiny(), tiny(heads=(4, 4), context_width=(24, 24))
+    assert torch.equal(one(*inputs()), each(*inputs()))
+
+
+def test_head_width_is_heads_in_proportion() -> None:
+    counted, measured = tiny(depth=(1, 1), heads=(4, 8)), tiny(depth=(1, 1), head_width=8)
+    assert torch.equal(counted(*inputs()), measured(*inputs()))
+
+
+def test_levels_may_read_contexts_of_their_own() -> None:
+    unet, (x, time, context) = tiny(depth=(1, 1), context_width=(24, 10)), inputs()
+    own = context, torch.randn(2, 3, 10)
+    out = unet(x, time, own)
+    assert out.shape == x.shape
+    for level in (0, 1):
+        other = [each + (place == level) for place, each in enumerate(own)]
+        assert not torch.allclose(unet(x, time, other), out)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("sd15", 859_520_964), ("sd15_inpainting", 859_535_364), ("sd21", 865_910_724), ("sd_attn123", None)],
+)
+def test_the_models_of_the_config_are_those_of_the_field(name: str, parameters: int | None) -> None:
+    """Numbers of the published files; sd_attn123 moves the blocks of the first level to the last."""
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf" / "model"), version_base=None):
+        settings = OmegaConf.to_container(compose(name))
+    assert isinstance(settings, dict) and settings.pop("_target_") == "ldm.nn.unet.UNet"
+    with torch.device("meta"):
+        unet = UNet(**settings)  # type: ignore[arg-type]
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    assert count == parameters if parameters else unet.config["depth"] == [0, 1, 1, 1]

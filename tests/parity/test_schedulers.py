@@ -1,8 +1,9 @@
-"""Whole trajectories against diffusers' schedulers, on Stable Diffusion's settings and on flow.
+"""Schedules, spacings and solvers that remember nothing against diffusers' (see `trajectories`)."""
 
-diffusers keeps its alpha-bar as a float32 product, of which 1 - alpha-bar has few digits left at the first
-indices. The tests give it our float64 product rounded once, so that what is compared is the solvers.
-"""
+import sys
+from functools import partial
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,60 +11,43 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 
-from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.schedule import Flow, cosine, linear, scaled_linear
-from ldm.sampling.driver import no_noise
+from ldm.diffusion.schedule import EDM, Flow, cosine, linear, scaled_linear
 from ldm.sampling.grid import Grid
-from ldm.sampling.multistep import dpmpp_2m
-from ldm.sampling.one_step import ddim, ddpm, euler, heun
-from ldm.sampling.spacing import leading, linspace, trailing
+from ldm.sampling.one_step import ddim, ddpm, dpmpp_sde, euler, euler_a, heun
+from ldm.sampling.spacing import SPACINGS, karras, leading, linspace, log_snr, trailing
+from tests.parity.trajectories import (
+    ALPHA_BAR,
+    DTYPES,
+    EPS,
+    SCHEDULE,
+    SD,
+    assert_same,
+    brownian,
+    drawn,
+    exact,
+    ours,
+    queued,
+    theirs,
+    unscaled,
+    walking,
+    with_end,
+)
 
-SCHEDULE = scaled_linear()
-ALPHA_BAR = SCHEDULE.log_snr(torch.arange(1000.0)).sigmoid().float()
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-EPS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-WEIGHT = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1)) / 12
-CONTEXT = torch.zeros(2, 1, 1)
-
-
-def network(x, time, context):
-    """A small random network that depends on the time."""
-    return x * 0.8 + torch.tanh(torch.conv2d(x, WEIGHT, padding=1) * (1 + time.view(-1, 1, 1, 1) / 1000))
-
-
-def ours(solver, grid, x, prediction="eps", schedule=SCHEDULE, noise=no_noise):
-    """The state after each step."""
-    denoiser = Denoiser(network, schedule, Prediction(prediction))
-    return [state.x for state in solver(lambda x, t: denoiser(x, t, CONTEXT), x, grid, noise)]
-
-
-def theirs(scheduler, x, noise=None):
-    """The sample after each call of the network, in the scheduler's own scaling."""
-    states = []
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(network(scaled, t.expand(2).float(), CONTEXT), t, x, return_dict=False)[0]
-        states.append(x)
-    return states
-
-
-def exact(scheduler):
-    scheduler.alphas_cumprod = ALPHA_BAR
-    return scheduler
-
-
-def assert_same(actual, expected):
-    """To 1e-5 of the largest number of each state."""
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=1e-5 * float(e.abs().max()))
+# Spacings and the settings of diffusers' Karras-style schedulers that lay them out.
+SPACED = [
+    (trailing, 20, {"timestep_spacing": "trailing"}),
+    (leading, 7, {"timestep_spacing": "leading", "steps_offset": 1}),
+    (karras, 10, {"use_karras_sigmas": True}),
+    (log_snr, 13, {"use_exponential_sigmas": True}),
+]
 
 
 @pytest.mark.parametrize(
@@ -82,92 +66,143 @@ def test_schedules(schedule, name, start, end):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 30])
-@pytest.mark.parametrize("spacing", [trailing, leading, linspace])
-def test_spacings(spacing, steps):
+@pytest.mark.parametrize("name", ["trailing", "leading", "linspace"])
+def test_spacings(name, steps):
     """DDIM's; diffusers' linspace of one step is index 0, which is no noise at all, ours the last index."""
-    scheduler = DDIMScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__)
+    scheduler = DDIMScheduler(**SD, steps_offset=1, timestep_spacing=name)
     scheduler.set_timesteps(steps)
-    expected = [999] if (spacing, steps) == (linspace, 1) else scheduler.timesteps.tolist()
-    assert spacing(SCHEDULE, steps).tolist() == expected
+    expected = [999] if (name, steps) == ("linspace", 1) else scheduler.timesteps.tolist()
+    assert SPACINGS[name](SCHEDULE, steps).tolist() == expected
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10, 30])
+@pytest.mark.parametrize("spacing", [leading, linspace])
+def test_spacings_of_the_dpm_solver_classes_lay_out_one_step_more(spacing, steps):
+    scheduler = DPMSolverMultistepScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__)
+    scheduler.set_timesteps(steps)
+    assert spacing(SCHEDULE, steps, extra=True).tolist() == scheduler.timesteps.tolist()
+
+
+def test_linspace_of_the_karras_style_classes_is_not_rounded():
+    scheduler = EulerDiscreteScheduler(**SD, timestep_spacing="linspace")
+    scheduler.set_timesteps(7)
+    torch.testing.assert_close(linspace(SCHEDULE, 7, rounded=False).float(), scheduler.timesteps)
+
+
+def test_log_snr_is_lu_s_spacing():
+    scheduler = exact(DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True))
+    scheduler.set_timesteps(13)
+    walking(scheduler, Grid.of(SCHEDULE, log_snr(SCHEDULE, 13)))  # which refuses other sigmas
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@pytest.mark.parametrize("spacing", [trailing, leading])
-def test_ddim(prediction, spacing):
-    """With SD's set_alpha_to_one=False the walk ends at index 0 instead of the clean end."""
+@pytest.mark.parametrize(("spacing", "steps"), [(trailing, 20), (leading, 7), (leading, 50)])
+def test_ddim(prediction, spacing, steps, dtype):
     kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[prediction]
     settings = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": kind}
-    scheduler = DDIMScheduler(**SD, **settings, timestep_spacing=spacing.__name__)
-    exact(scheduler).final_alpha_cumprod = ALPHA_BAR[0]
-    scheduler.set_timesteps(20)
-    grid = Grid.of(SCHEDULE, torch.cat((spacing(SCHEDULE, 20), torch.zeros(1))), clean=False)
-    assert_same(ours(ddim, grid, EPS, prediction), theirs(scheduler, EPS))
+    scheduler = exact(DDIMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
+    scheduler.final_alpha_cumprod = ALPHA_BAR[0]
+    scheduler.set_timesteps(steps)
+    times, x = spacing(SCHEDULE, steps), EPS.to(dtype)
+    assert_same(ours(ddim, with_end(SCHEDULE, times), x, prediction), theirs(scheduler, x))
 
 
-def test_ddpm(monkeypatch):
-    """The same noise is given to both; diffusers calls for it in order."""
-    noises = torch.randn(20, *EPS.shape, generator=torch.Generator().manual_seed(2))
-    queue = iter(noises)
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **settings: next(queue))
-    scheduler = DDPMScheduler(**SD, clip_sample=False, steps_offset=1, timestep_spacing="leading")
-    scheduler.alphas_cumprod = ALPHA_BAR
-    scheduler.set_timesteps(20)
-    grid = Grid.of(SCHEDULE, leading(SCHEDULE, 20))
-    assert_same(ours(ddpm, grid, EPS, noise=lambda step: noises[step]), theirs(scheduler, EPS))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("variance", "theirs_is"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
+@pytest.mark.parametrize(("spacing", "steps"), [(leading, 20), (trailing, 10)])
+def test_ddpm(monkeypatch, spacing, steps, variance, theirs_is, dtype):
+    """The same noise is given to both; diffusers calls for it in order, for its fixed_large at the last step too,
+    where Ho et al.'s algorithm 2 adds none."""
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", queued(dtype))
+    settings = {"clip_sample": False, "steps_offset": 1, "variance_type": theirs_is}
+    scheduler = exact(DDPMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
+    scheduler.one = scheduler.one.double()
+    scheduler.set_timesteps(steps)
+    x, grid = EPS.to(dtype), Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
+    actual, expected = ours(partial(ddpm, variance=variance), grid, x, noise=drawn(dtype)), theirs(scheduler, x)
+    last = None if variance == "posterior" else -1
+    assert_same(actual[:last], expected[:last])
 
 
-@pytest.mark.parametrize("spacing", [trailing, leading])
-def test_euler(spacing):
-    """Its state is x / alpha. Between indices, where its `linspace` lies, diffusers interpolates sigma,
-    not log-SNR; these two spacings stay on indices."""
-    scheduler = exact(EulerDiscreteScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__))
-    scheduler.set_timesteps(20)
-    grid = Grid.of(SCHEDULE, spacing(SCHEDULE, 20))
+@pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
+def test_euler(spacing, steps, settings):
+    scheduler = exact(EulerDiscreteScheduler(**SD, **settings))
+    scheduler.set_timesteps(steps)
+    grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start = grid.start(EPS)
-    expected = theirs(scheduler, start / grid.points[0].alpha)
-    scaled = [x / point.alpha for x, point in zip(ours(euler, grid, start), grid.points[1:], strict=True)]
-    assert_same(scaled, expected)
+    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(euler, grid, start), grid), expected)
 
 
-def test_heun_tends_to_the_same_end():
-    """diffusers takes Karras et al.'s variables, x / alpha against sigma / alpha, where ours adds sigma to
-    both alphas: the two differ at finite steps, and by less the more steps there are."""
-
-    def gap(steps):
-        times = linspace(SCHEDULE, steps)
-        scheduler = exact(HeunDiscreteScheduler(**SD))
-        scheduler.set_timesteps(timesteps=times.long().tolist())
-        grid = Grid.of(SCHEDULE, times)
-        end = theirs(scheduler, grid.start(EPS) / grid.points[0].alpha)[-1]
-        return float((ours(heun, grid, grid.start(EPS))[-1] - end).abs().mean() / end.abs().mean())
-
-    assert gap(100) < 0.1 * gap(25) < 0.01
+@pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED[:2])
+def test_euler_ancestral(monkeypatch, spacing, steps, settings):
+    module = "diffusers.schedulers.scheduling_euler_ancestral_discrete"
+    monkeypatch.setattr(f"{module}.randn_tensor", queued())
+    scheduler = exact(EulerAncestralDiscreteScheduler(**SD, **settings))
+    scheduler.set_timesteps(steps)
+    grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
+    start = grid.start(EPS)
+    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(euler_a, grid, start, noise=drawn()), grid), expected)
 
 
-def test_dpmpp_2m():
-    """diffusers' `leading` and `linspace` of this class are not those of its other classes; `trailing` is."""
-    scheduler = exact(DPMSolverMultistepScheduler(**SD, timestep_spacing="trailing"))
-    scheduler.alpha_t, scheduler.sigma_t = ALPHA_BAR.sqrt(), (1 - ALPHA_BAR).sqrt()
-    scheduler.set_timesteps(20)
-    grid = Grid.of(SCHEDULE, trailing(SCHEDULE, 20))
-    assert_same(ours(dpmpp_2m, grid, EPS), theirs(scheduler, EPS))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
+def test_heun(spacing, steps, settings, dtype):
+    scheduler = exact(HeunDiscreteScheduler(**SD, **settings))
+    scheduler.set_timesteps(steps)
+    grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
+    start = grid.start(EPS.to(dtype))
+    expected = theirs(walking(scheduler, grid, twice=True), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(heun, grid, start), grid), expected[1::2] + expected[-1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
+def test_dpmpp_sde(monkeypatch, spacing, steps, settings, dtype):
+    """torchsde, which diffusers takes its noise from, is not needed where the noise is given."""
+    monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
+    module = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    scheduler = exact(module.DPMSolverSDEScheduler(**SD, **settings))
+    scheduler.set_timesteps(steps)
+    grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
+    start, path = grid.start(EPS.to(dtype)), brownian(grid)
+    scheduler.noise_sampler = lambda a, b: path(a, b).to(dtype)
+    expected = theirs(walking(scheduler, grid, twice=True), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(dpmpp_sde, grid, start, noise=drawn(dtype)), grid), expected[1::2] + expected[-1:])
+
+
+@pytest.mark.parametrize("steps", [5, 18])
+def test_edm(steps):
+    """With sigma_data = 1 diffusers' preconditioning is v-prediction on the variance-preserving path."""
+    scheduler = EDMEulerScheduler(sigma_data=1.0, prediction_type="v_prediction")
+    scheduler.set_timesteps(steps)
+    schedule = EDM()
+    grid = Grid.of(schedule, karras(schedule, steps))
+    start = grid.start(EPS)
+    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(euler, grid, start, "v", time="log_sigma"), grid), expected)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_euler(shift):
+@pytest.mark.parametrize("steps", [4, 20])
+def test_flow_euler(shift, steps):
     """diffusers' default sigmas end at 1/1000; Flux's, used here, at 1/steps, as `trailing` does."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=trailing(Flow(), 20).tolist())
+    scheduler.set_timesteps(sigmas=trailing(Flow(), steps).tolist())
     schedule = Flow(shift)
-    grid = Grid.of(schedule, trailing(schedule, 20))
-    assert_same(ours(euler, grid, EPS, "flow", schedule), theirs(scheduler, EPS))
+    grid = Grid.of(schedule, trailing(schedule, steps))
+    assert_same(ours(euler, grid, EPS, "flow"), theirs(scheduler, EPS))
 
 
-def test_flow_heun():
+@pytest.mark.parametrize("steps", [4, 20])
+def test_flow_heun(steps):
     """diffusers takes no sigmas of one's own here, so the walk is along its own times."""
     scheduler = FlowMatchHeunDiscreteScheduler()
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(steps)
     times = torch.unique_consecutive(scheduler.timesteps.double()) / 1000
     expected = theirs(scheduler, EPS)
     grid = Grid.of(Flow(), times)
-    assert_same(ours(heun, grid, EPS, "flow", Flow()), expected[1::2] + expected[-1:])
+    solver = partial(heun, path="flow")
+    assert_same(ours(solver, grid, EPS, "flow"), expected[1::2] + expected[-1:])

@@ -1,12 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.sampling.driver import SAMPLERS, sample
+from ldm.sampling.driver import SAMPLERS, Cancelled, sample, solver_of
 from ldm.sampling.grid import Grid
-from ldm.sampling.one_step import ddpm, euler
+from ldm.sampling.one_step import ddim, ddpm, euler
 from ldm.sampling.spacing import trailing
 from tests.closed_form import mixture, states
 
@@ -21,9 +23,74 @@ def test_every_step_is_told_with_what_the_denoiser_said():
         said.append(mixture(scaled_linear())(x, t))
         return said[-1]
 
-    sample(euler, denoise, X, GRID, on_step=lambda *news: told.append(news))
-    assert [news[:2] for news in told] == [(step, 5) for step in range(5)]
-    assert all(news[2] is x0 for news, x0 in zip(told, said, strict=True))
+    sample(euler, denoise, X, GRID, on_preview=lambda *news: told.append(news))
+    assert [step for step, _ in told] == [*range(5)]
+    assert all(told_x0 is x0 for (_, told_x0), x0 in zip(told, said, strict=True))
+
+
+def test_steps_are_counted_and_previews_come_as_often_as_asked():
+    steps, previews = [], []
+    sample(
+        euler,
+        mixture(scaled_linear()),
+        X,
+        GRID,
+        on_step=lambda *news: steps.append(news),
+        on_preview=lambda step, x0: previews.append(step),
+        preview_every=2,
+    )
+    assert steps == [(step, 5) for step in range(5)] and previews == [1, 3]
+
+
+def test_cancelling_ends_the_walk_after_the_step_that_was_under_way():
+    steps = []
+    with pytest.raises(Cancelled, match="cancelled after step 2 of 5"):
+        sample(
+            euler,
+            mixture(scaled_linear()),
+            X,
+            GRID,
+            on_step=lambda *news: steps.append(news),
+            cancelled=lambda: len(steps) == 2,
+        )
+    assert len(steps) == 2
+
+
+def test_a_state_that_breaks_is_not_shown_in_a_preview():
+    shown = []
+    with pytest.raises(FloatingPointError, match="step 2 of 5"):
+        broken = GRID.points[1].time
+        denoise = lambda x, t: x * (float("nan") if t == broken else 1)  # noqa: E731
+        sample(euler, denoise, X, GRID, on_preview=lambda step, x0: shown.append(step), preview_every=3)
+    assert shown == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddimm", {}, "sampler is 'ddimm', but must be one of ddpm, ddim"),
+        ("ddim", {"order": 2}, "sampler=ddim has no option 'order'; its options are: eta"),
+        ("euler", {"eta": 1.0}, "sampler=euler has no option 'eta'; its options are: none"),
+        ("ddim", {"eta": 1.5}, "eta is 1.5, but must be a number from 0.0 to 1.0"),
+        ("euler_a", {"eta": -0.1}, "eta is -0.1"),
+        ("dpmpp_2m_sde", {"eta": float("nan")}, "eta is nan"),
+        ("dpmpp_sde", {"eta": "1"}, "eta is '1'"),
+        ("unipc", {"order": 4}, "order is 4, but must be a whole number from 1 to 3"),
+        ("lms", {"order": 2.5}, "order is 2.5, but must be a whole number"),
+        ("deis", {"variable": "rho"}, "variable is 'rho', but must be one of time, ratio, log_ratio"),
+        ("heun", {"path": "vp"}, "path is 'vp', but must be one of edm, flow"),
+        ("edm", {"s_churn": -1.0}, "s_churn is -1.0, but must be a number from 0.0 up"),
+    ],
+)
+def test_samplers_and_options_that_there_are_not_are_refused_in_one_sentence(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        solver_of(name, options)
+
+
+def test_a_sampler_with_its_options_is_the_function_with_them():
+    grid, denoise = GRID, mixture(scaled_linear())
+    chosen = sample(solver_of("ddim", {"eta": 1.0}), denoise, X, grid, lambda draw: X)
+    assert torch.equal(chosen, sample(partial(ddim, eta=1.0), denoise, X, grid, lambda draw: X))
 
 
 def test_no_graph_is_kept():

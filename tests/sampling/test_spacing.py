@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.sampling.spacing import SPACINGS, leading, linspace, trailing
+from ldm.diffusion.schedule import EDM, Flow, scaled_linear, zero_terminal_snr
+from ldm.sampling.spacing import SPACINGS, custom, karras, leading, linspace, log_snr, spacing_of, trailing
 from tests.closed_form import SCHEDULES, schedule_name
 
 SD = scaled_linear()
+COUNTED = [name for name in SPACINGS if name != "custom"]
 
 
 def test_trailing_strides_back_from_the_last_index():
@@ -32,7 +33,7 @@ def test_on_flow_leading_is_the_index_over_a_thousand():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
-@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 999])
 def test_times_fall_within_the_schedule_and_are_as_many_as_asked(schedule, name, steps):
     times = SPACINGS[name](schedule, steps)
@@ -41,7 +42,7 @@ def test_times_fall_within_the_schedule_and_are_as_many_as_asked(schedule, name,
     assert times.min() >= schedule.t_min and times.max() <= schedule.t_max
 
 
-@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_a_number_of_steps_that_the_schedule_does_not_have_is_refused(name, steps):
     with pytest.raises(ValueError, match=f"steps is {steps}, but must lie between 1 and 1000"):
@@ -52,3 +53,71 @@ def test_all_indices_can_be_walked_but_not_from_an_offset():
     assert trailing(SD, 1000).tolist() == leading(SD, 1000, offset=0).tolist() == list(range(999, -1, -1))
     with pytest.raises(ValueError, match="reaches index 1000 of 999"):
         leading(SD, 1000)
+
+
+def ratios(schedule, times):
+    """sigma / alpha at the times."""
+    return schedule.sigma(times) / schedule.alpha(times)
+
+
+def test_karras_takes_equal_steps_in_a_root_of_sigma_over_alpha_from_end_to_end():
+    for rho in (1.0, 7.0):
+        roots = ratios(SD, karras(SD, 9, rho=rho)) ** (1 / rho)
+        torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(8))
+    torch.testing.assert_close(karras(SD, 9)[[0, -1]], torch.tensor([999.0, 0.0]).double())
+
+
+@pytest.mark.parametrize("schedule", [SD, EDM()], ids=schedule_name)
+def test_log_snr_and_its_other_name_exponential_take_equal_steps_in_log_snr(schedule):
+    times = log_snr(schedule, 9)
+    steps = schedule.log_snr(times).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(8))
+    assert SPACINGS["exponential"] is SPACINGS["log_snr"]
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Flow(3.0), zero_terminal_snr(SD)])
+@pytest.mark.parametrize("spacing", [karras, log_snr])
+def test_from_pure_noise_the_first_time_is_that_and_the_others_begin_at_a_ratio_of_80(schedule, spacing):
+    first, *others = ratios(schedule, spacing(schedule, 6)).tolist()
+    assert first == float("inf") and len(others) == 5
+    assert others[0] == pytest.approx(80)
+
+
+def test_bounds_of_sigma_over_alpha_may_be_given():
+    torch.testing.assert_close(
+        ratios(Flow(), karras(Flow(), 4, sigma_min=0.1, sigma_max=10.0))[[0, -1]], torch.tensor([10, 0.1]).double()
+    )
+
+
+def test_on_edm_linspace_has_both_ends_because_neither_is_clean():
+    assert linspace(EDM(), 3).tolist() == [1, 0.5, 0]
+
+
+def test_a_list_of_times_is_taken_as_it_is_and_one_of_sigmas_as_sigma_over_alpha():
+    assert custom(SD, 3, times=[900, 400.5, 10]).tolist() == [900, 400.5, 10]
+    sigmas = [10.0, 3.0, 0.5]
+    torch.testing.assert_close(ratios(SD, custom(SD, 3, sigmas=sigmas)), torch.tensor(sigmas).double())
+    assert torch.equal(custom(SD, 3, sigmas=[*sigmas, 0.0]), custom(SD, 3, sigmas=sigmas))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("custom", {}, "needs a list of times or one of sigmas"),
+        ("custom", {"times": [900, 1], "sigmas": [9, 1]}, "needs a list of times or one of sigmas"),
+        ("custom", {"sigmas": [1.0, 2.0]}, r"sigmas of spacing=custom must be numbers that fall, but are \[1.0, 2.0\]"),
+        ("custom", {"times": [5, 5]}, "numbers that fall"),
+        ("custom", {"times": [float("nan"), 5]}, "numbers that fall"),
+        ("custom", {"times": []}, "numbers that fall"),
+        ("custom", {"times": [3, 2, 1]}, "lists 3 times, but steps is 2: set steps=3"),
+        ("custom", {"times": [1500, 2]}, "times from 2 to 1500, but schedule=scaled_linear has those from 0 to 999"),
+        ("karras", {"sigma_max": 1000.0}, "schedule=scaled_linear has those from 0 to 999"),
+        ("karras", {"rho": 0.0}, "rho of spacing=karras is 0.0, but must be a positive number"),
+        ("log_snr", {"sigma_min": 3.0, "sigma_max": 2.0}, "0 < sigma_min < sigma_max, not 3.0 and 2.0"),
+        ("trailing", {"rho": 7}, "spacing=trailing has no option 'rho'; its options are: none"),
+        ("trialing", {}, "spacing is 'trialing', but must be one of trailing, leading"),
+    ],
+)
+def test_spacings_that_cannot_be_are_refused_in_one_sentence(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        spacing_of(name, options)(SD, 2)

@@ -46,17 +46,32 @@ def test_the_divergence_is_that_of_the_posterior_from_a_standard_normal() -> Non
     torch.testing.assert_close(loss, values["train/reconstruction"] + 2 * expected)
 
 
-def test_half_of_the_pictures_are_decoded_from_latents_with_more_noise_of_every_size() -> None:
-    module, n, seen = training(noise=0.8), 400, list[Tensor]()
+def test_half_of_the_pictures_are_decoded_from_latents_with_noise_of_every_size_up_to_a_share_of_their_own() -> None:
+    module, n, deviation, seen = training(noise=0.8), 400, 5.0, list[Tensor]()
     logged(module)
-    with_moments(module, 0.0, -30.0, n)
+    mean = deviation * torch.tensor([-1.0, 1.0]).repeat(n, 4, 4, 2)
+    module.vae.moments = lambda _: torch.cat([mean, torch.full_like(mean, -30.0)], dim=1)
     module.vae.decode = lambda latents: seen.append(latents) or torch.zeros(n, 3, 8, 8)  # type: ignore[func-returns-value]
     images = {"image": torch.zeros(n, 3, 8, 8, dtype=torch.uint8), "id": torch.arange(n), "draw": torch.zeros(n).long()}
     module.training_step(images, 0)
-    sizes = (seen[0] / module.vae.scale).flatten(1).std(1)
+    sizes = (seen[0] / module.vae.scale + module.vae.shift - mean).flatten(1).std(1) / deviation
     noisy = sizes[sizes > 1e-4]
     assert abs(len(noisy) - n / 2) < 4 * (n / 4) ** 0.5
     assert noisy.mean() == pytest.approx(0.4, abs=0.08) and 0.6 < noisy.max() < 1.1
+
+
+def test_training_the_decoder_alone_leaves_all_latents_as_they_are(tmp_path: Path) -> None:
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    module = training(start=str(tmp_path / "vae.safetensors"), decoder_only=True)
+    before, pictures = module.vae.moments(torch.zeros(1, 3, 8, 8)), module.vae.decode(torch.zeros(1, 4, 4, 4))
+    fit(tmp_path, module)
+    torch.testing.assert_close(module.vae.moments(torch.zeros(1, 3, 8, 8)), before, rtol=0, atol=0)
+    assert not torch.equal(module.vae.decode(torch.zeros(1, 4, 4, 4)), pictures)
+
+
+def test_the_decoder_of_nothing_cannot_be_trained_alone() -> None:
+    with pytest.raises(ValueError, match=r"training\.start=FILE"):
+        training(decoder_only=True)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from ldm.pipeline import Pipeline
 from ldm.weights import native
+from ldm.weights.convert import format_of, verified, write
 from ldm.weights.model import find_model, read_model, save_model
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
+from tests.weights.foreign import ODD, SD1, whole_model
 
 
 def save_run(folder: Path, **changes: Any) -> Path:
@@ -39,14 +42,14 @@ def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: py
     with pytest.raises(FileNotFoundError, match="comes without the default model"):
         read_model("shapes")
     save_tiny_model(tmp_path)
-    assert find_model("shapes").file == find_model("assets:unet.safetensors").file == tmp_path / "unet.safetensors"
+    assert find_model("shapes").source == find_model("assets:unet.safetensors").source == tmp_path / "unet.safetensors"
 
 
 def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
     checkpoint = save_run(tmp_path)
     for path in (tmp_path, checkpoint):
         assert all((parameter == 1).all() for parameter in read_model(path).unet.parameters())
-    assert find_model(tmp_path).note == "moving average after 7 steps"
+    assert find_model(tmp_path).notes == ("moving average after 7 steps",)
 
 
 @pytest.mark.parametrize("averages", [None, {}])
@@ -94,20 +97,42 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
-def test_a_diffusers_folder_is_recognised(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="is a diffusers folder; ldm cannot read that kind yet"):
-        read_model(tmp_path)
+@pytest.mark.parametrize("name", ["sd.safetensors", "sd.ckpt", "folder"])
+def test_models_of_other_tools_are_read_whole(tmp_path: Path, name: str) -> None:
+    contents = whole_model(ODD, prediction="v")
+    write(contents, tmp_path / name, format_of(tmp_path / name))
+    model = read_model(tmp_path / name)
+    assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.unet.config
+    for kind, network in (
+        ("unet", model.unet),
+        ("vae", model.first_stage.network),
+        ("text_tower", model.text_encoder.network),
+    ):
+        expected = contents.network(kind).load()
+        assert native.fingerprint(network.state_dict()) == native.fingerprint(expected.state_dict())
+        assert network.config == expected.config
 
 
-@pytest.mark.parametrize("name", ["sd.safetensors", "sd.ckpt"])
-def test_a_single_file_of_stable_diffusion_is_recognised(tmp_path: Path, name: str) -> None:
-    state = {"model.diffusion_model.out.2.weight": torch.zeros(1)}
-    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(
-        {"state_dict": state}, tmp_path / name
-    )
-    with pytest.raises(ValueError, match="is a single-file Stable Diffusion model; ldm cannot read"):
-        read_model(tmp_path / name)
+def test_models_of_other_tools_draw(tmp_path: Path) -> None:
+    drawing = ODD | {"text_tower": ODD["text_tower"] | {"vocab_size": 49408}}
+    write(whole_model(drawing), tmp_path / "m.safetensors", "single")
+    images = Pipeline.load(str(tmp_path / "m.safetensors"))(["a cat", "a dog"], steps=2).images
+    assert images.shape == (2, 3, 16, 16)
+
+
+def test_weights_of_half_precision_are_read_in_any_type(tmp_path: Path) -> None:
+    write(verified(whole_model(ODD), torch.float16), tmp_path / "m.safetensors", "single")
+    for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (None, torch.float16)):
+        unet = read_model(tmp_path / "m.safetensors", dtype).unet
+        assert {parameter.dtype for parameter in unet.parameters()} == {expected}
+
+
+def test_a_model_without_its_autoencoder_is_refused(tmp_path: Path) -> None:
+    write(whole_model(SD1), tmp_path / "m.safetensors", "single")
+    state = load_file(tmp_path / "m.safetensors")
+    save_file({name: t for name, t in state.items() if "first_stage" not in name}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"is a single file of Stable Diffusion 1\.x and holds no vae"):
+        read_model(tmp_path / "m.safetensors")
 
 
 def test_a_file_of_one_part_is_no_model(tmp_path: Path) -> None:
@@ -159,7 +184,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, zipped: bool) -> None:
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="was not written by a run of ldm"):
+    with pytest.raises(ValueError, match="holds no network that ldm knows"):
         read_model(tmp_path / "x.ckpt")
 
 

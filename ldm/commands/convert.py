@@ -1,0 +1,63 @@
+"""`ldm convert`: weights from any format that ldm reads to any that other tools read."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from ldm.commands.edge import UsageError
+from ldm.commands.progress import Progress
+from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
+from ldm.weights.find import READABLE, find
+from ldm.weights.native import KINDS
+from ldm.weights.single_file import Choices
+
+UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Convert weights between single files of Stable Diffusion (.safetensors, .ckpt), diffusers folders and files "
+        "of ldm. Nothing is skipped: tensors that are missing, unexpected or of another shape are listed and end it."
+    )
+    parser.add_argument("source", help=f"{READABLE}; also an autoencoder, a UNet or a CLIP alone")
+    parser.add_argument("destination", type=Path, help="a .safetensors or .ckpt; without an ending, a folder")
+    parser.add_argument(
+        "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
+    )
+    parser.add_argument("--part", choices=list(KINDS), help="only this network of a whole model")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the source")
+    parser.add_argument("--shard", metavar="SIZE", help="cut a folder's weights into files of at most this, as in 2GB")
+    parser.add_argument("--raw", action="store_true", help="the weights themselves where there is a moving average too")
+    parser.add_argument("--prediction", choices=["eps", "v"], help="what a single file of SD 2.x predicts")
+    parser.add_argument("--variant", help="of a diffusers folder, such as fp16; default: the plain files, if any")
+    parser.add_argument("--overwrite", action="store_true", help="replace the destination")
+
+
+def run(args: argparse.Namespace) -> None:
+    shard = None if args.shard is None else size_of(args.shard)
+    contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
+    if args.part:
+        contents = part(contents, args.part)
+    for note in contents.notes:
+        print(note, file=sys.stderr)
+    progress = Progress(sum(len(network.tensors) for network in contents.networks.values()))
+
+    def on_read(tensors: int) -> None:
+        for _ in range(tensors):
+            progress.step()
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    to = args.to or format_of(args.destination)
+    write(verified(contents, dtype, on_read), args.destination, to, shard, args.overwrite)
+    print(args.destination)
+
+
+def size_of(text: str) -> int:
+    """Bytes of "500MB", "2GB" or "1GiB". Raises UsageError."""
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text)
+    if not match or match[2].upper() not in UNITS or int(match[1]) == 0:
+        raise UsageError(f"--shard is {text!r}, but must be a size such as 500MB or 2GB")
+    return int(match[1]) * UNITS[match[2].upper()]

@@ -1,0 +1,120 @@
+"""`ldm encode`: shards of pictures into latents, for data=latents."""
+
+import argparse
+import os
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.commands.edge import UsageError
+from ldm.commands.progress import Progress
+from ldm.data.encoding import Encode, Job, encode_shards, finish
+from ldm.data.shards import Shards
+from ldm.image import WHITE
+from ldm.weights.parts import encoder, first_stage
+
+NUMBERS = (
+    ("size", 64, 1, "pixels a side; the short side is scaled to it, the long side cropped around the centre"),
+    ("batch", 32, 1, "pictures a batch"),
+    ("workers", 0, 0, "processes that decode pictures while others are encoded; 0 takes turns"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Encode the pictures of shards once, for training with data=latents data.cache=DIR. The same command goes on "
+        "where it was stopped, shard by shard; under torchrun or SLURM each rank takes its own shards. Latents are of "
+        "the picture as it is: mirror images and random crops are not to be had from them."
+    )
+    parser.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help="tars, patterns such as 'x-{000..099}.tar', folders"
+    )
+    parser.add_argument(
+        "--first-stage",
+        default="assets:vae.safetensors",
+        metavar="FILE",
+        help="the autoencoder: a file, a diffusers folder or a whole model (default: the small one that ships)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the cache")
+    for name, default, _, unit in NUMBERS:
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{unit} (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """ValueError or OSError in one sentence on failure; unreadable samples are no failure, but listed by file."""
+    for name, _, least, _ in NUMBERS:
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} {getattr(args, name)}: expected {least} or more")
+    rank, world, local = ranks()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    stage = first_stage(args.first_stage)
+    if args.size % stage.network.factor:
+        raise UsageError(
+            f"--size {args.size}: expected a multiple of {stage.network.factor}, the factor of its latents"
+        )
+    settings = {
+        "first_stage": stage.source["fingerprint"],
+        "scale": stage.network.config["scale"],
+        "resolution": [args.size, args.size],
+        "crop": "center",
+        "background": list(WHITE),
+        "dtype": "float16",
+        "version": _version(),
+    }
+    job = Job(Shards(args.shards, args.size), args.out, settings, rank, world)
+    todo = job.todo()
+    own = len(range(rank, len(job.shards.paths), world))
+    if len(todo) < own:
+        print(f"going on after {own - len(todo)} of {own} shards", flush=True)
+    encode, began = Timed(encoder(stage)), time.monotonic()
+    progress = Progress(sum(len(job.samples(shard)) for shard in todo), "pictures")
+    for count in encode_shards(job, encode, args.batch, args.workers):
+        progress.step(count)
+    if progress.done:
+        rate = progress.done / (time.monotonic() - began)
+        own_rate = encode.pictures / encode.seconds if encode.seconds else 0.0
+        share = f", {rate / own_rate:.0%} of the encoder's own {own_rate:,.4g}" if own_rate else ""
+        print(f"{rate:,.4g} pictures/s{share}")
+    manifest = finish(job)
+    if manifest is None:
+        print(f"rank {rank} of {world} is done; the last rank writes the manifest")
+        return
+    print(f"{manifest['samples']:,} latents in {len(manifest['shards'])} shards of {args.out}")
+    if manifest["quarantined"]:
+        print(f"{manifest['quarantined']:,} samples could not be used: see {args.out}/*.quarantine.jsonl")
+
+
+def _version() -> str:
+    try:
+        return version("ldm")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class Timed:
+    """`encode`, with the pictures it had and the seconds it took."""
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode, self.pictures, self.seconds = encode, 0, 0.0
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        began = time.perf_counter()
+        moments = self.encode(pictures)
+        self.seconds += time.perf_counter() - began
+        self.pictures += len(pictures)
+        return moments
+
+
+def ranks() -> tuple[int, int, int]:
+    """Rank, number of ranks and rank on this machine, as torchrun or else SLURM says; (0, 1, 0) without them."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if names[0] in os.environ and names[1] in os.environ:
+            rank, world, local = (int(os.environ.get(name, 0)) for name in names)
+            if not 0 <= rank < world:
+                raise ValueError(f"{names[0]}={rank} and {names[1]}={world}: expected a rank below the number of ranks")
+            return rank, world, local
+    return 0, 1, 0

@@ -1,0 +1,54 @@
+"""`ldm verify`: whether a cache of latents or a set of shards is whole."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm.commands.progress import Progress, clear
+from ldm.data.cache import MANIFEST, read_manifest
+from ldm.data.shards import local_tars
+from ldm.data.verification import cache_problems, shard_problems
+from ldm.weights.parts import first_stage
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Check a cache (manifest, counts, checksums, NaN) or shards (cut tars, missing and empty members; pictures "
+        "are not decoded). Prints a sentence for each problem; exit code 1 if there is one."
+    )
+    parser.add_argument("path", metavar="CACHE|SHARDS", help="what ldm encode wrote, or a tar, a pattern, a folder")
+    parser.add_argument("--first-stage", metavar="FILE", help="the autoencoder that the cache must be of")
+
+
+def run(args: argparse.Namespace) -> None:
+    """ValueError at the end if there are problems."""
+    cache = Path(args.path)
+    if (cache / MANIFEST).exists() or any(cache.glob("*.safetensors")):
+        wanted = first_stage(args.first_stage).source["fingerprint"] if args.first_stage else None
+        total, checks, what = _shards(cache) + 1, cache_problems(cache, wanted), "files"
+    else:
+        tars = local_tars(args.path)
+        total, checks, what = len(tars), ((tar.name, shard_problems(tar)) for tar in tars), "shards"
+    found = _tell(checks, Progress(total, what))
+    if found:
+        raise ValueError(f"{args.path} has {found} problem{'s' if found > 1 else ''}")
+    print(f"{args.path}: {total} {what}, no problem found")
+
+
+def _shards(cache: Path) -> int:
+    try:
+        return len(read_manifest(cache)["shards"])
+    except (OSError, ValueError):  # which is told as a problem
+        return 0
+
+
+def _tell(checks: Iterator[tuple[str, list[str]]], progress: Progress) -> int:
+    """Prints the problems as they are found; gives their number."""
+    found = 0
+    for _, problems in checks:
+        if problems:
+            clear()
+            print("\n".join(problems), flush=True)
+        found += len(problems)
+        progress.step()
+    return found

@@ -1,0 +1,86 @@
+"""What is wrong with a cache of latents or with shards of pictures, sentence by sentence, at the speed of the disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.data.cache import ARRAYS, MANIFEST, check_settings, digest, map_shard, read_manifest
+from ldm.data.shard_index import scan
+
+
+def cache_problems(cache: Path, first_stage: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """(file, problems) of the manifest and then of each shard; `first_stage` is the fingerprint asked for."""
+    try:
+        manifest = read_manifest(cache)
+    except (OSError, ValueError) as error:
+        yield MANIFEST, [str(error)]
+        return
+    yield MANIFEST, list(_of_the_whole(cache, manifest, first_stage))
+    for shard in manifest["shards"]:
+        yield shard["name"], list(_of_a_shard(cache / f"{shard['name']}.safetensors", shard, manifest["settings"]))
+
+
+def _of_the_whole(cache: Path, manifest: dict[str, Any], first_stage: str | None) -> Iterator[str]:
+    names = {shard["name"] for shard in manifest["shards"]}
+    for path in sorted(cache.glob("*.safetensors")):
+        if path.stem not in names:
+            yield f"{path} is not in the manifest: it is stale; run ldm encode again"
+    total = sum(shard["samples"] for shard in manifest["shards"])
+    if total != manifest["samples"]:
+        yield f"{cache / MANIFEST} counts {manifest['samples']} samples, its shards {total}"
+    if first_stage is not None:
+        try:
+            check_settings(cache, manifest["settings"], {"first_stage": first_stage})
+        except ValueError as error:
+            yield str(error)
+
+
+def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is in the manifest but not there; run ldm encode again"
+        return
+    try:
+        shard = map_shard(path)
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    if shard.record.get("settings") != settings:
+        yield f"{path} was encoded with other settings than the manifest's; encode the shards into a new folder"
+    counts = {len(shard.moments), len(shard.key_ends), len(shard.caption_ends), entry["samples"]}
+    if len(counts) > 1:
+        yield f"{path} holds {len(shard.moments)} latents, {len(shard.key_ends)} keys and " + (
+            f"{len(shard.caption_ends)} captions, where the manifest says {entry['samples']}"
+        )
+    if digest({name: getattr(shard, name) for name in ARRAYS}) != entry["sha256"]:
+        yield f"{path} does not have the checksum of the manifest: it was changed or damaged; delete it, encode again"
+    step = max(1, (1 << 24) // max(1, shard.moments[:1].size))
+    bad = sum(
+        int((~np.isfinite(shard.moments[k : k + step].reshape(-1, shard.moments[0].size)).all(1)).sum())
+        for k in range(0, len(shard.moments), step)
+    )
+    if bad:
+        yield f"{path} holds {bad} latents with NaN or infinity; delete it and encode again"
+
+
+def shard_problems(tar: Path) -> list[str]:
+    """A tar that is cut, samples without picture or caption, empty pictures; pictures are not decoded."""
+    try:
+        index = scan(tar)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    told = [f"{tar} is cut short or damaged: {index.loss}"] if index.loss else []
+    keys = [key.decode() for key in index.keys]
+    for column, what in ((0, "picture"), (2, "caption (.txt or .json)")):
+        lacking = [key for key, span in zip(keys, index.spans, strict=True) if span[column] < 0]
+        if lacking:
+            told.append(f"{tar} has no {what} for {_some(lacking)}")
+    empty = [key for key, span in zip(keys, index.spans, strict=True) if span[0] >= 0 and span[1] == 0]
+    if empty:
+        told.append(f"{tar} holds a picture of 0 bytes for {_some(empty)}")
+    return told
+
+
+def _some(keys: list[str], most: int = 3) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,68 @@
+"""CLIP score: how well pictures fit their captions (Hessel et al. 2021)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from torchmetrics import Metric
+
+from ldm.metrics.features import ClipFeatures, clip_features
+from ldm.nn.clip import CLIP, TextTower
+from ldm.nn.tokenizer import Tokenizer
+from ldm.weights.native import fingerprint, load_network, read_about
+
+
+class ClipSimilarity(nn.Module):
+    """Pictures uint8 (b, 3, h, w) and their b captions → cosine similarities (b,) in the space they share."""
+
+    def __init__(self, text: TextTower, image: ClipFeatures) -> None:
+        super().__init__()
+        self.text, self.image = text.float().eval().requires_grad_(False), image
+        self.tokenizer = Tokenizer(context=text.context)
+        self.fingerprint = fingerprint(self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.position_embedding.device
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(captions)).to(images.device)
+        return cosine_similarity(self.image.embed(images), self.text.embed(tokens))
+
+
+def clip_similarity(image: str, text: str | None = None) -> ClipSimilarity:
+    """From a file of ours that holds a whole CLIP, or from those of its two towers."""
+    if text is not None:
+        return ClipSimilarity(cast(TextTower, load_network(text, "text_tower")), clip_features(image))
+    if (kind := read_about(image)["kind"]) != "clip":
+        raise ValueError(f"{image} holds a {kind}, but the score needs both towers: give text= the text tower's file")
+    return ClipSimilarity(cast(CLIP, load_network(image, "clip")).text, clip_features(image))
+
+
+class ClipScore(Metric):
+    """100 · mean of max(cosine, 0) over pictures; a hundredth of it is MLPerf's CLIP score."""
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, sync: bool = True) -> None:
+        super().__init__(sync_on_compute=sync)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, cosines: Tensor) -> None:
+        """Cosine similarities (b,)."""
+        if not cosines.isfinite().all():
+            raise ValueError("the similarities hold NaN or infinity: a CLIP tower overflowed; run it in float32")
+        self.total += cosines.double().clamp(min=0).sum()
+        self.count += len(cosines)
+
+    def compute(self) -> Tensor:
+        if not self.count:
+            raise ValueError("the CLIP score needs pictures, but was given none")
+        return 100 * self.total / self.count

@@ -1,0 +1,73 @@
+"""The denoiser's error at each noise level, on the same data and the same noise for every model.
+
+What a model trained with another schedule, prediction or weighting minimises is another quantity; the error of x0 at
+a log-SNR is not, so its curves can be compared, and pair by pair, because nothing in them is drawn anew.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.random import normal
+
+LEVELS = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0)  # log-SNR, reached by every schedule
+
+
+@dataclass(frozen=True)
+class NoiseLoss:
+    """Mean squared errors of x0, float64 (n, levels); a sample is a row, a log-SNR a column."""
+
+    levels: tuple[float, ...]
+    errors: Tensor
+    seed: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it was measured, as plain data."""
+        return {"count": len(self.errors), "levels": list(self.levels), "seed": self.seed}
+
+    @property
+    def means(self) -> list[float]:
+        return list(self.errors.mean(dim=0).tolist())
+
+    @property
+    def standard_errors(self) -> list[float]:
+        """Of the means over samples; paired differences between models vary less."""
+        return list((self.errors.std(dim=0) / len(self.errors) ** 0.5).tolist())
+
+
+@torch.no_grad()
+def noise_loss(
+    denoiser: Denoiser,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    levels: tuple[float, ...] = LEVELS,
+    seed: int = 0,
+) -> NoiseLoss:
+    """Of batches (latents (b, c, h, w), context (b, n, d), ids (b,)); noise is keyed by (seed, id), the same at
+    every level. Levels that the schedule does not reach are left out.
+    """
+    schedule = denoiser.schedule
+    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    low, high = ends.tolist()
+    reached = tuple(level for level in levels if low <= level <= high)
+    if not reached:
+        raise ValueError(f"the schedule's log-SNR runs from {low:.3g} to {high:.3g} and reaches none of {levels}")
+    rows = []
+    for x0, context, ids in batches:
+        eps = normal(seed, "noise loss", ids, 0, tuple(x0.shape[1:]))
+        rows.append(torch.stack([_error(denoiser, x0, eps, context, level) for level in reached], dim=1))
+    if not rows or sum(map(len, rows)) < 2:
+        raise ValueError("a mean with its error needs two validation samples or more")
+    return NoiseLoss(reached, torch.cat(rows).cpu(), seed)
+
+
+def _error(denoiser: Denoiser, x0: Tensor, eps: Tensor, context: Tensor, level: float) -> Tensor:
+    """Squared error (b,) at exactly this log-SNR, between two indices of a discrete schedule."""
+    schedule = denoiser.schedule
+    t = schedule.time(torch.tensor(level, dtype=torch.float64, device=x0.device))
+    x = (schedule.alpha(t) * x0 + schedule.sigma(t) * eps).to(x0.dtype)
+    return (denoiser(x, t, context) - x0).square().flatten(1).double().mean(1)

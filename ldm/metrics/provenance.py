@@ -1,0 +1,131 @@
+"""Where a number comes from, and whether two numbers may stand side by side."""
+
+import hashlib
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+WORDS = 2**256
+
+# By the first part of a metric's name: which entries of its provenance are the ruler, rather than what is measured.
+PICTURES = ("feature_network", "reference.sha256", "reference.count", "prompts.sha256", "prompts.count", "size")
+CAPTIONS = ("prompts.sha256", "prompts.count", "size")
+MACHINE = ("device", "torch", "dtype")
+RULERS: dict[str, tuple[str, ...]] = {
+    "fid": PICTURES,
+    "kid": PICTURES,
+    "precision": PICTURES,
+    "recall": PICTURES,
+    "inception": ("feature_network", *CAPTIONS),
+    "clip": ("clip", *CAPTIONS),
+    "accuracy": CAPTIONS,
+    "noise": ("validation",),
+    "images": MACHINE,
+    "training": MACHINE,
+    "sampling": (*MACHINE, "prompts.count", "size"),
+    "nfe": (),
+}
+NAMES = {
+    "feature_network": "feature networks",
+    "reference.sha256": "reference pictures",
+    "reference.count": "numbers of reference pictures",
+    "prompts.sha256": "prompts",
+    "prompts.count": "numbers of generated pictures",
+    "size": "picture sizes",
+    "clip": "CLIP networks",
+    "validation": "validation data",
+    "device": "devices",
+    "torch": "versions of torch",
+    "dtype": "number types",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """All that it takes to measure again, as plain data; it lies beside the metrics in metrics.json."""
+
+    feature_network: dict[str, Any]  # Features.about: fingerprint, resize filter, size, normalisation
+    reference: dict[str, Any]  # {"data", "count", "sha256"}
+    prompts: dict[str, Any]  # {"from", "count", "sha256", "seeds"}; pictures' noise has the seeds from … to
+    sampling: dict[str, Any]  # sampler, spacing, steps, guidance, size
+    size: list[int]  # of the pictures, height and width
+    ema: dict[str, Any] | None
+    steps: int  # of training
+    seed: int  # of training
+    ranks: int  # that trained
+    dtype: str
+    device: str
+    finished: str
+    clip: str | None = None  # fingerprint of what measured the CLIP score
+    validation: dict[str, Any] | None = None  # of the loss by noise level
+    torch: str = torch.__version__
+    commit: str | None = field(default_factory=lambda: commit())
+
+    def plain(self) -> dict[str, Any]:
+        """With "features", the fingerprint alone, as runs before this one wrote it."""
+        return {**asdict(self), "features": self.feature_network["fingerprint"]}
+
+
+def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Why two values of a metric, each with its provenance, do not measure the same thing; [] where they do.
+
+    What was sampled (steps, guidance, sampler, weights) may differ, being what is compared; the ruler may not.
+    """
+    keys = RULERS.get(metric.partition("_")[0], (*PICTURES, "clip", "validation"))
+    return [
+        f"{NAMES[key]} differ ({_short(x)} and {_short(y)})"
+        for key in keys
+        if (x := _entry(a, key)) != (y := _entry(b, key))
+    ]
+
+
+def _entry(provenance: dict[str, Any], key: str) -> Any:
+    """None where it is not recorded; runs of older code recorded a network's fingerprint and the size elsewhere."""
+    if key == "feature_network" and key not in provenance and "features" in provenance:
+        return {"fingerprint": provenance["features"]}
+    if key == "size" and key not in provenance:
+        key = "sampling.size"
+    value: Any = provenance
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "not recorded"
+    if isinstance(value, dict):
+        return " ".join(_short(item) for item in value.values())
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def picture_hash(images: Tensor) -> int:
+    """Of pictures uint8 (b, 3, h, w) in any order: the sum of their SHA-256, so that ranks' hashes add up."""
+    rows = images.cpu().contiguous().numpy()
+    head = f"{images.dtype} {list(images.shape[1:])}".encode()
+    return sum(int.from_bytes(hashlib.sha256(head + row.tobytes()).digest()) for row in rows) % WORDS
+
+
+def add_hashes(*hashes: int) -> int:
+    return sum(hashes) % WORDS
+
+
+def text_hash(texts: Sequence[str]) -> str:
+    """Of captions in their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def commit() -> str | None:
+    """The commit that this code runs from, with "-dirty" where files differ; None outside a git checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

@@ -1,0 +1,47 @@
+"""What of a call is not drawn as it was given."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from ldm.items import Item
+from ldm.nn.clip import TextTower
+from ldm.nn.tokenizer import Tokenizer
+
+
+def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chunks: int) -> Iterator[str]:
+    """What the text encoder will not read: ends that are too long, and unknown words."""
+    for text in texts:
+        if cut := tokenizer.cut(text, chunks):
+            yield (
+                f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that "
+                f"the text encoder reads; this end was cut off: {cut!r} (chunks={chunks + 1} reads more)"
+            )
+        if unknown := [word for word in _words(text) if _unknown(tokenizer, encoder, word)]:
+            yield (
+                f"the text encoder does not know {', '.join(map(repr, unknown))} in {_short(text)}; "
+                "the model was not trained on such words"
+            )
+
+
+def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:
+    """Images that are not of the `size` (height, width) that is drawn, and masks that are not of their image's."""
+    drawn = f"{size[0]}x{size[1]}"
+    for item in items:
+        image, mask = item.image, item.mask
+        if image is not None and image.size != size[::-1]:
+            yield f"the image is {image.height}x{image.width}; it was scaled and cropped to the {drawn} that is drawn"
+        if image is not None and mask is not None and mask.size != image.size:
+            yield f"the mask is {mask.height}x{mask.width}; it was scaled to the image's {image.height}x{image.width}"
+
+
+def _unknown(tokenizer: Tokenizer, encoder: TextTower, word: str) -> bool:
+    tokens = tokenizer([word]).to(next(encoder.parameters()).device)
+    return bool(set(encoder.unknown_tokens(tokens)) - {tokenizer.begin, tokenizer.end, tokenizer.pad})
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text)))
+
+
+def _short(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else text[: most - 1] + "…")

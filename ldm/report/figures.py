@@ -1,0 +1,207 @@
+"""The plots of a comparison, each a function of it; small enough in inches to be read on a phone."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.files import atomic_write
+from ldm.metrics.provenance import incomparable
+from ldm.report.comparison import Comparison, Metric
+from ldm.report.groups import Group
+from ldm.report.runs import Curve, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito
+MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+OBJECTIVE = ("schedule", "prediction", "weighting", "times", "training")  # what makes losses other quantities
+FORMATS = ("svg", "pdf")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`name` is that of its file."""
+
+    name: str
+    title: str
+    note: str
+    figure: "Figure"
+
+    def svg(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
+
+def plots(comparison: Comparison) -> list[Plot]:
+    """Those that the runs have data for. Raises ValueError where matplotlib is not installed."""
+    found = [_by_noise(comparison)]
+    found += [_curve(comparison, name, over) for name in _scalars(comparison) for over in ("images", "minutes")]
+    headline = next((metric for metric in comparison.metrics if metric.headline), None)
+    if headline is not None:
+        found += [_pareto(comparison, headline, *axis) for axis in COSTS]
+    return [plot for plot in found if plot is not None]
+
+
+def save_plots(made: Sequence[Plot], folder: Path) -> list[Path]:
+    """Each as SVG and PDF."""
+    paths = [folder / f"{plot.name}.{suffix}" for plot in made for suffix in FORMATS]
+    for path, plot in zip(paths, [plot for plot in made for _ in FORMATS], strict=True):
+        atomic_write(path, partial(plot.figure.savefig, format=path.suffix[1:]))
+    return paths
+
+
+def _axes(x: str, y: str) -> "tuple[Figure, Axes]":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("the report's plots need matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index // len(COLORS) % len(DASHES)]}
+
+
+def _legend(axes: "Axes", shown: int) -> None:
+    if shown > 1:
+        axes.legend(fontsize=7.5, frameon=False, loc="best")
+
+
+def _by_noise(comparison: Comparison) -> Plot | None:
+    """The mean over seeds of the error at each log-SNR, and the seeds' range."""
+    figure, axes = _axes("log-SNR (noise ← → signal)", "squared error of x0")
+    runs = [run for group in comparison.groups for run in group.runs if run.by_noise]
+    if not runs:
+        return None
+    levels, about = runs[0].by_noise["log_snr"], runs[0].provenance
+    fits = [run for run in runs if run.by_noise["log_snr"] == levels]
+    fits = [run for run in fits if not incomparable("noise_loss", about, run.provenance)]
+    for index, group in enumerate(comparison.groups):
+        curves = [run.by_noise["mean"] for run in group.runs if run in fits]
+        if curves:
+            columns = list(zip(*curves, strict=True))
+            means = [math.fsum(column) / len(column) for column in columns]
+            low, high = [min(column) for column in columns], [max(column) for column in columns]
+            axes.plot(levels, means, marker=MARKERS[index % len(MARKERS)], ms=3.5, label=_name(group), **_style(index))
+            axes.fill_between(levels, low, high, alpha=0.15, color=COLORS[index % len(COLORS)], linewidth=0)
+    axes.set_yscale("log")
+    axes.legend(fontsize=7.5, frameon=False)
+    note = "Same pictures and same noise for every run, so the curves differ by the models alone; bands span the seeds."
+    note += f" {len(runs) - len(fits)} run(s) measured on other data or levels are left out." if runs != fits else ""
+    return Plot("error_by_noise", "Error by noise level", note, figure)
+
+
+def _name(group: Group) -> str:
+    name = group.name
+    return name if len(name) <= 34 else f"{name[:33]}…"
+
+
+def _scalars(comparison: Comparison) -> list[str]:
+    """Validation first, then the training loss."""
+    names = dict.fromkeys(name for group in comparison.groups for run in group.runs for name in run.scalars)
+    return [*sorted(name for name in names if name.startswith("val/")), *(n for n in names if n == "train/loss")]
+
+
+def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:
+    """A thin line for each run, smoothed where it is noisy."""
+    label = "training images seen" if over == "images" else "minutes of training"
+    figure, axes = _axes(label, scalar)
+    shown = 0
+    for index, group in enumerate(comparison.groups):
+        first = True
+        for run in group.runs:
+            line = _line(run, scalar, over)
+            if line is None:
+                continue
+            axes.plot(
+                *line, lw=1.2, marker="." if len(line[0]) < 12 else None, label=_name(group) if first else None,
+                **_style(index),
+            )  # fmt: skip
+            shown, first = shown + first, False
+    if not shown:
+        return None
+    _legend(axes, shown)
+    note = "One line a run."
+    if any(d.key.startswith(OBJECTIVE) for d in comparison.differences):
+        note += " The groups' objectives differ, so heights of losses are not comparable, only their course."
+    if scalar == "train/loss":
+        note += " Smoothed."
+    name = f"{scalar.replace('/', '_')}_by_{over}"
+    return Plot(name, f"{scalar} against {label}", note, figure)
+
+
+def _line(run: Run, scalar: str, over: str) -> tuple[list[float], list[float]] | None:
+    curve = run.scalars.get(scalar)
+    if curve is None:
+        return None
+    x = [float((step + 1) * run.batch) for step in curve.steps] if over == "images" else run.minutes(curve.steps)
+    return None if x is None else (x, _smooth(curve) if scalar.startswith("train/") else curve.values)
+
+
+def _smooth(curve: Curve) -> list[float]:
+    """An average over about a tenth of the curve, exponential and without a bias towards its start."""
+    keep, total, weight, values = 1 - 10 / max(20, len(curve.values)), 0.0, 0.0, []
+    for value in curve.values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + 1 - keep
+        values.append(total / weight)
+    return values
+
+
+def _seconds_a_picture(run: Run) -> float | None:
+    count = (run.provenance.get("prompts") or {}).get("count")
+    return run.metrics["sampling_seconds"] / count if count and "sampling_seconds" in run.metrics else None
+
+
+COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
+    ("seconds", "seconds a picture", _seconds_a_picture),
+    ("nfe", "network calls a picture (NFE)", lambda run: run.metrics.get("nfe") or None),
+    ("training", "minutes of training", lambda run: run.metrics.get("training_seconds", 0) / 60 or None),
+)
+
+
+def _pareto(
+    comparison: Comparison, metric: Metric, name: str, label: str, cost: Callable[[Run], float | None]
+) -> Plot | None:
+    """Every run's quality against what it costs; a line joins those that none beats in both."""
+    figure, axes = _axes(label, metric.title)
+    points: list[tuple[float, float]] = []
+    shown = 0
+    for index, group in enumerate(comparison.groups):
+        if comparison.remarks[metric.key][index]:
+            continue
+        found = [(c, run.metrics[metric.key]) for run in group.runs if metric.key in run.metrics and (c := cost(run))]
+        if found:
+            marker = MARKERS[index % len(MARKERS)]
+            x, y = zip(*found, strict=True)
+            axes.scatter(x, y, s=26, marker=marker, color=_style(index)["color"], label=_name(group))
+            points, shown = points + found, shown + 1
+    if len(points) < 2:
+        return None
+    front = _front(points, metric.better)
+    axes.plot(*map(list, zip(*front, strict=True)), lw=0.8, color="#888888", zorder=0)
+    _legend(axes, shown)
+    left_out = sum(map(bool, comparison.remarks[metric.key]))
+    note = "The line joins the runs that no other beats in both."
+    note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
+    return Plot(f"{metric.key}_by_{name}", f"{metric.title} against {label}", note, figure)
+
+
+def _front(points: list[tuple[float, float]], better: int) -> list[tuple[float, float]]:
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -better * point[1])):
+        if not front or better * value > better * front[-1][1]:
+            front.append((cost, value))
+    return front

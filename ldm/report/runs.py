@@ -1,0 +1,209 @@
+"""What a run's folder says of it: settings, state, numbers, curves."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SILENCE = 600  # seconds without a write after which an unfinished run counts as stopped
+SPEED = "train/images_per_second"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A scalar by optimizer step."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """`state` is finished, in progress, stopped, empty or damaged; `note` says more of it, for people."""
+
+    path: Path
+    state: str
+    note: str = ""
+    config: dict[str, Any] = field(default_factory=dict)  # by dotted key
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    by_noise: dict[str, list[float]] = field(default_factory=dict)  # log_snr, mean, standard_error
+    scalars: dict[str, Curve] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        seed = self.config.get("seed", self.provenance.get("seed"))
+        return int(seed) if seed is not None else None
+
+    @property
+    def batch(self) -> int:
+        """Pictures an optimizer step, of all ranks; 1 where that is not known."""
+        if self.config.get("data.global_batch"):
+            return int(self.config["data.global_batch"])
+        devices = self.config.get("trainer.devices")
+        ranks = self.provenance.get("ranks") or (devices if isinstance(devices, int) else 1)
+        return int(self.config.get("data.batch_size", 1)) * int(ranks)
+
+    def minutes(self, steps: Iterable[int]) -> list[float] | None:
+        """Of training, at each step, by the speeds that the run logged: time between restarts does not count."""
+        speed = self.scalars.get(SPEED)
+        if speed is None or not all(value > 0 for value in speed.values):
+            return None
+        ends = [(0, 0.0)]
+        for step, rate in zip(speed.steps, speed.values, strict=True):
+            ends.append((step + 1, ends[-1][1] + (step + 1 - ends[-1][0]) * self.batch / rate / 60))
+        return [_between(ends, step + 1) for step in steps]
+
+
+def read_run(path: str | Path) -> Run:
+    """A run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError for nothing there."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no run {path}; give the folder of one, as train.py printed it")
+    if path.is_file():
+        return _evaluation(path)
+    config_file, metrics_file = path / "config.yaml", path / "metrics.json"
+    if not config_file.is_file() and not metrics_file.is_file():
+        return Run(path, "empty", "the folder holds no config.yaml and no metrics.json")
+    try:
+        config = _config(config_file)
+        report = _report(metrics_file)
+        numbers = _numbers(report)
+    except ValueError as error:
+        return Run(path, "damaged", str(error))
+    scalars = read_scalars(path)
+    state, note = _state(path, config, report, scalars)
+    return Run(path, state, note, config, scalars=scalars, **numbers)
+
+
+def _evaluation(path: Path) -> Run:
+    """A file of metrics; what was sampled and how stands in for the settings."""
+    try:
+        numbers = _numbers(_report(path))
+    except ValueError as error:
+        return Run(path, "damaged", str(error))
+    kept = {key: numbers["provenance"].get(key) for key in ("model", "sampling", "ema", "seed")}
+    return Run(path, "finished", config=flatten({k: v for k, v in kept.items() if v is not None}), **numbers)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file.name} holds no settings")
+    return flatten(config)
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted key; lists stay whole, as text."""
+    if not isinstance(node, dict):
+        return {prefix: node if isinstance(node, str | int | float | bool | None) else json.dumps(node, default=str)}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _report(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        report = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name} cannot be read: {error}") from error
+    parts = [report.get(part) for part in ("metrics", "provenance")] if isinstance(report, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{file.name} holds no metrics with their provenance")
+    return dict(report)
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """The finite numbers; what is not a number is left out, as if it had not been measured."""
+    metrics = report.get("metrics", {})
+    curve = (report.get("curves") or {}).get("noise_loss") or {}
+    if curve and len(curve["log_snr"]) != len(curve["mean"]):
+        raise ValueError("the loss by noise level has other levels than values")
+    return {
+        "metrics": {name: float(value) for name, value in metrics.items() if is_number(value)},
+        "provenance": report.get("provenance", {}),
+        "by_noise": curve,
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
+    steps, last = config.get("trainer.max_steps"), max((c.steps[-1] + 1 for c in scalars.values()), default=0)
+    if report:
+        broken = [name for name, value in report["metrics"].items() if not is_number(value)]
+        measured = report["provenance"].get("steps")
+        notes = [f"not numbers: {', '.join(broken)}"] if broken else []
+        if is_number(measured) and last > measured:
+            notes.append(f"measured at step {measured}, but trained on to step {last}")
+        return "finished", "; ".join(notes)
+    files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
+    age = max(0.0, time.time() - max(files))
+    where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
+    if age < SILENCE:
+        return "in progress", f"{where}, last wrote {_ago(age)} ago"
+    return "stopped", f"{where}, last wrote {_ago(age)} ago; go on with resume=auto"
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def read_scalars(folder: Path) -> dict[str, Curve]:
+    """Every scalar of the CSV log, else of TensorBoard's; where a resumed run repeats a step, the later counts."""
+    points: dict[str, dict[int, float]] = {}
+    log = folder / "csv" / "metrics.csv"
+    for name, step, value in _csv(log) if log.is_file() else _events(folder / "tensorboard"):
+        if math.isfinite(value):
+            points.setdefault(name, {})[step] = value
+    ordered = {name: sorted(curve.items()) for name, curve in points.items()}
+    return {name: Curve([s for s, _ in curve], [v for _, v in curve]) for name, curve in ordered.items()}
+
+
+def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            for name, text in row.items():
+                if name and text and row.get("step") and name != "step":
+                    yield name, int(float(row["step"])), float(text)
+
+
+def _events(folder: Path) -> Iterable[tuple[str, int, float]]:
+    """A file that a crash cut short is read as far as it goes."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
+    log.Reload()
+    for name in log.Tags()["scalars"]:
+        for event in log.Scalars(name):
+            yield name, event.step, event.value
+
+
+def _between(ends: list[tuple[int, float]], step: int) -> float:
+    """Linear in the step, and beyond the last end as fast as before it."""
+    for (s0, t0), (s1, t1) in pairwise(ends):
+        if step <= s1 or (s1, t1) == ends[-1]:
+            return t0 + (t1 - t0) * (step - s0) / max(1, s1 - s0)
+    return ends[-1][1]

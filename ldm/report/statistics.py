@@ -1,0 +1,91 @@
+"""Means over seeds with their intervals, and differences with their p-values, by Student's t."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Mean:
+    """`half` is half of the 95 % interval; None for fewer than two values."""
+
+    value: float
+    half: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """a - b, with half of its 95 % interval and its p-value where there are seeds enough."""
+
+    difference: float
+    half: float | None
+    p: float | None
+    count: int  # pairs, or values of the smaller side
+    paired: bool
+
+
+def mean(values: Sequence[float]) -> Mean:
+    n = len(values)
+    half = quantile(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return Mean(statistics.fmean(values), half, n)
+
+
+def contrast(a: Mapping[int | None, float], b: Mapping[int | None, float]) -> Contrast:
+    """Of values by seed: paired over the seeds that both have if those are two or more, else Welch's."""
+    common = [seed for seed in a if seed in b and seed is not None]
+    if len(common) > 1:
+        differences = [a[seed] - b[seed] for seed in common]
+        error = statistics.stdev(differences) / math.sqrt(len(common))
+        return _judged(statistics.fmean(differences), error, len(common) - 1, len(common), paired=True)
+    x, y = list(a.values()), list(b.values())
+    difference, count = statistics.fmean(x) - statistics.fmean(y), min(len(x), len(y))
+    if count < 2:
+        return Contrast(difference, None, None, count, paired=False)
+    u, v = statistics.variance(x) / len(x), statistics.variance(y) / len(y)
+    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1)) if u + v else len(x) + len(y) - 2
+    return _judged(difference, math.sqrt(u + v), freedom, count, paired=False)
+
+
+def _judged(difference: float, error: float, freedom: float, count: int, paired: bool) -> Contrast:
+    p = two_sided(abs(difference) / error, freedom) if error else float(difference == 0)
+    return Contrast(difference, quantile(freedom) * error, p, count, paired)
+
+
+def two_sided(t: float, freedom: float, points: int = 4000) -> float:
+    """P(|T| > t) of Student's t.
+
+    With t = √ν tan θ the density is cos θ to the power ν - 1, which the midpoint rule integrates.
+    """
+
+    def integral(low: float, high: float) -> float:
+        step = (high - low) / points
+        return step * math.fsum(math.cos(low + (i + 0.5) * step) ** (freedom - 1) for i in range(points))
+
+    theta = math.atan(t / math.sqrt(freedom))
+    tail, body = integral(theta, math.pi / 2), integral(0, theta)
+    return tail / (tail + body)
+
+
+def quantile(freedom: float, level: float = LEVEL) -> float:
+    """The t beyond which, on both sides, lies `level`."""
+    low, high = 0.0, 1.0
+    while two_sided(high, freedom, 500) > level:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, freedom, 500) > level else (low, middle)
+    return (low + high) / 2
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many they are (Holm 1979)."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, values[index] * (len(values) - rank)))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,105 @@
+"""Solvers that extrapolate the noise in earlier states, one call a step once they have begun.
+
+Pure noise holds no data to tell eps from: a step from there is of first order, and is not extrapolated from.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoise
+from ldm.sampling.grid import Grid, Noise, Point, State
+from ldm.sampling.step import BELOW, check_choice, check_range, eps_of, first_order, noise_weights, order_at
+
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def lms(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, order: int = 4) -> Iterator[State]:
+    """Linear multistep on x / alpha against sigma / alpha (k-diffusion's LMS): Adams-Bashforth for uneven steps."""
+    check_range("order", order, 1, 4)
+    return _adams_bashforth(denoise, x, grid, order, "ratio", lower_order_final=False)
+
+
+def deis(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    noise: Noise,
+    order: int = 3,
+    variable: str = "time",
+    lower_order_final: bool = True,
+) -> Iterator[State]:
+    """DEIS (Zhang & Chen 2023, proposition 3): eps is a polynomial of `order` coefficients in a variable.
+
+    That is the time, their tAB-DEIS; ratio, their rhoAB-DEIS in sigma / alpha; or log_ratio, which diffusers takes.
+    """
+    check_range("order", order, 1, 4)
+    check_choice("variable", variable, "time", "ratio", "log_ratio")
+    return _adams_bashforth(denoise, x, grid, order, variable, lower_order_final and len(grid.points) - 1 < BELOW)
+
+
+def pndm(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, prk: bool = True) -> Iterator[State]:
+    """PNDM (Liu et al. 2022, algorithm 2): DDIM's step with the noise extrapolated as if steps were equal.
+
+    The first three steps are Runge-Kutta's, of four calls each. With prk=False the first one alone is of two
+    calls: the PLMS of Stable Diffusion, whose first step diffusers repeats as skip_prk_steps.
+    """
+    history: list[Tensor] = []
+    for step, (t, s) in enumerate(pairwise(grid.points)):
+        x0 = denoise(x, t.time)
+        ahead = first_order(x, t, s, x0)
+        if t.alpha > 0:
+            eps = eps_of(x, x0, t)
+            history = [eps, *history[:3]]
+            if s.sigma > 0 and prk and len(history) < 4:
+                change = _runge_kutta(denoise, x, x0, eps, t, grid.at((t.time + s.time) / 2), s)
+                ahead = torch.add(ahead, change, alpha=_lever(t, s))
+            elif s.sigma > 0 and len(history) == 1:
+                change = eps_of(ahead, denoise(ahead, s.time), s).sub_(eps)
+                ahead = torch.add(ahead, change, alpha=_lever(t, s) / 2)
+            else:
+                _shift(ahead, _lever(t, s), ADAMS_BASHFORTH[len(history) - 1], history)
+        x = ahead
+        yield State(step, x, x0)
+
+
+def _adams_bashforth(
+    denoise: Denoise, x: Tensor, grid: Grid, order: int, variable: str, lower_order_final: bool
+) -> Iterator[State]:
+    history: list[tuple[Point, Tensor]] = []
+    for step, (t, s) in enumerate(pairwise(grid.points)):
+        x0 = denoise(x, t.time)
+        ahead = first_order(x, t, s, x0)
+        if t.alpha > 0 and (s.sigma > 0 or variable == "ratio"):
+            history = [(t, eps_of(x, x0, t)), *history[: order - 1]]
+            used = history if s.sigma == 0 else history[: order_at(step, grid, order, lower_order_final)]
+            weights = noise_weights(variable, grid, t, s, [point for point, _ in used])
+            _shift(ahead, s.alpha, weights, [eps for _, eps in used])
+        x = ahead
+        yield State(step, x, x0)
+
+
+def _lever(t: Point, s: Point) -> float:
+    """How much more of eps, in all of DDIM's step, moves its end (Liu et al. 2022, equation 11)."""
+    return s.sigma - s.alpha * t.ratio
+
+
+def _runge_kutta(denoise: Denoise, x: Tensor, x0: Tensor, eps: Tensor, t: Point, middle: Point, s: Point) -> Tensor:
+    """By how much the mean of eps over the step differs from that at its start; three more calls."""
+
+    def there(point: Point, change: Tensor) -> Tensor:
+        state = first_order(x, t, point, x0).add_(change, alpha=_lever(t, point))
+        return eps_of(state, denoise(state, point.time), point).sub_(eps)
+
+    second = there(middle, torch.zeros_like(eps))
+    third = there(middle, second)
+    fourth = there(s, third)
+    return (second + third).mul_(2).add_(fourth).div_(6)
+
+
+def _shift(ahead: Tensor, factor: float, weights: Sequence[float], history: list[Tensor]) -> None:
+    """Adds the weighted eps of `history` to `ahead`, which holds as much of the first one already."""
+    for weight, eps in zip((weights[0] - sum(weights), *weights[1:]), history, strict=True):
+        ahead.add_(eps, alpha=factor * weight)

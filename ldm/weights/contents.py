@@ -1,0 +1,129 @@
+"""What a path holds: networks, found by their tensors' names, and how to sample with them. No tensor is read yet."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ldm.weights.keymaps import NATIVE, Entry, entries, to_ours, to_theirs
+from ldm.weights.native import build, refuse_misfits
+from ldm.weights.tensors import Tensors, check_finite, chunks
+
+PAD = 49407  # of CLIP and Stable Diffusion 1.x; 2.x has 0
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """One network on disk: its architecture, and its tensors under the names of a layout of `keymaps`."""
+
+    kind: str
+    config: dict[str, Any]
+    layout: str
+    tensors: Tensors
+
+    def build(self) -> nn.Module:
+        """The network on the meta device. Raises ValueError for an architecture that cannot be."""
+        return build({"kind": self.kind, "config": self.config}, self.tensors.source)
+
+    @cached_property
+    def blueprint(self) -> nn.Module:
+        """The network on the meta device, to look at only."""
+        return self.build()
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return entries(self.kind, self.layout, self.config, list(self.blueprint.state_dict()))
+
+    @property
+    def full_config(self) -> dict[str, Any]:
+        """The architecture with its defaults."""
+        return cast(dict[str, Any], self.blueprint.config)
+
+    def check(self) -> None:
+        """Raises ValueError that lists all tensors that are missing, too many or of another shape."""
+        expected = to_theirs(self.entries, self.blueprint.state_dict())
+        forms = {entry.theirs: entry.form for entry in self.entries}
+        refuse_misfits(
+            self.tensors.source,
+            type(self.blueprint).__name__,
+            missing=expected.keys() - self.tensors.keys(),
+            unexpected=self.tensors.keys() - expected.keys(),
+            misshapen=[
+                f"{name} {list(self.tensors[name].shape)} instead of {list(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in self.tensors and not _fits(self.tensors[name], tensor, forms[name])
+            ],
+        )
+
+    def load(self, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+        """The network in evaluation mode; tensors of this `dtype` already (all, for None) stay mapped to the file.
+
+        Raises ValueError for tensors that do not fit, or that hold NaN or infinity.
+        """
+        self.check()
+        network, state = self.build(), {}
+        for group in chunks({entry.theirs: self.tensors[entry.theirs] for entry in self.entries}):
+            values = self.tensors.read(group)
+            for name, tensor in to_ours([entry for entry in self.entries if entry.theirs in values], values).items():
+                state[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+                check_finite(name, state[name], self.tensors.source)
+            values.clear()  # before the next is read, so that what was cast does not stay resident
+        network.load_state_dict(state, assign=True)
+        return network.eval()
+
+    def arranged(self, layout: str) -> Tensors:
+        """The tensors under the names, and in the shapes, of another layout."""
+        targets = entries(self.kind, layout, self.config, [entry.ours for entry in self.entries])
+        sources = {entry.ours: entry for entry in self.entries}
+
+        def arrange(wanted: list[Entry], values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return to_theirs(wanted, to_ours([sources[entry.ours] for entry in wanted], values))
+
+        def read(names: Iterable[str]) -> dict[str, Tensor]:
+            chosen = set(names)
+            wanted = [entry for entry in targets if entry.theirs in chosen]
+            needed = dict.fromkeys(sources[entry.ours].theirs for entry in wanted)
+            return arrange(wanted, self.tensors.read(needed))
+
+        return replace(self.tensors, meta=arrange(targets, self.tensors.meta), read=read)
+
+    def without(self, **config: Any) -> "StoredNetwork":
+        """The smaller network of a changed `config`, such as a text tower without its last layers."""
+        smaller = replace(self, config=self.config | config)
+        kept = {entry.theirs for entry in smaller.entries}
+        return replace(smaller, tensors=self.tensors.renamed({name: name for name in self.tensors if name in kept}))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The networks at `source` by their kind; `model` says how to sample, where that is known."""
+
+    source: Path
+    form: str  # for people
+    networks: dict[str, StoredNetwork]
+    model: dict[str, Any] = field(default_factory=dict)  # {"schedule", "prediction", "time", "size", "sampling"}
+    pad: int = PAD  # the token that fills captions up
+    notes: tuple[str, ...] = ()  # what was chosen or guessed, for people
+
+    def network(self, kind: str) -> StoredNetwork:
+        """Raises ValueError where there is none."""
+        if kind not in self.networks:
+            raise ValueError(
+                f"{self.source} is {self.form} and holds no {kind} (it holds {', '.join(self.networks)}); "
+                "give the file or folder of one"
+            )
+        return self.networks[kind]
+
+
+def native(tensors: Tensors, kind: str, config: dict[str, Any]) -> StoredNetwork:
+    return StoredNetwork(kind, config, NATIVE, tensors)
+
+
+def _fits(found: Tensor, expected: Tensor, form: str) -> bool:
+    if form in ("1x1", "linear"):
+        return found.flatten(1).shape == expected.flatten(1).shape if found.ndim > 1 else found.shape == expected.shape
+    return found.shape == expected.shape

@@ -1,0 +1,115 @@
+"""From any of the formats that `find` reads to any that other tools read."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import torch
+
+from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.diffusers_folder import write_folder
+from ldm.weights.find import find
+from ldm.weights.keymaps import NATIVE
+from ldm.weights.model import PARTS, check_same, referenced, references
+from ldm.weights.native import fingerprint, write_network
+from ldm.weights.single_file import write_file
+from ldm.weights.tensors import PICKLED
+
+FORMATS = ("single", "diffusers", "ldm")
+
+
+def gathered(contents: Contents) -> Contents:
+    """A model of ours together with the frozen parts that it only names, which are checked to be those."""
+    if not references(contents.model):
+        return contents
+    networks, pad = dict(contents.networks), contents.pad
+    for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
+        found, _ = referenced(contents, name)
+        networks[kind], pad = found.network(kind), found.pad
+        check_same(contents, name, _mark(networks[kind]))
+    model = {key: value for key, value in contents.model.items() if key not in PARTS}
+    return replace(contents, networks=networks, model=model, pad=pad)
+
+
+def part(contents: Contents, kind: str) -> Contents:
+    """One network alone."""
+    return replace(contents, networks={kind: contents.network(kind)}, model={})
+
+
+def verified(
+    contents: Contents, dtype: torch.dtype | None = None, on_read: Callable[[int], None] = lambda _: None
+) -> Contents:
+    """The same, its floats cast to `dtype` if given. Raises ValueError for tensors that do not fit their network."""
+    networks = {}
+    for kind, network in contents.networks.items():
+        network.check()
+        networks[kind] = replace(network, tensors=network.tensors.verified(dtype, on_read))
+    return replace(contents, networks=networks)
+
+
+def format_of(path: Path) -> str:
+    """A file's ending means a single file, no ending a diffusers folder. Raises ValueError for another ending."""
+    if path.suffix in (".safetensors", *PICKLED):
+        return "single"
+    if path.suffix and not path.is_dir():
+        raise ValueError(f"{path} ends in {path.suffix}, but weights are written to .safetensors, .ckpt or a folder")
+    return "diffusers"
+
+
+def write(contents: Contents, path: Path, to: str, shard: int | None = None, overwrite: bool = False) -> None:
+    """Write `contents` to a file or a folder that appears whole or not at all.
+
+    Raises FileExistsError for what is there already, ValueError for what the format cannot hold.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; give another name, or --overwrite")
+    is_file = format_of(path) == "single"
+    if to == "single" and is_file:
+        return write_file(path, contents)
+    if to == "ldm" and is_file and len(contents.networks) == 1:
+        return _write_native(path, next(iter(contents.networks)), contents)
+    if is_file or to == "single":
+        raise ValueError(
+            f"{path} is a {'file' if is_file else 'folder'}, but --to {to} writes a {'folder' if is_file else 'file'} "
+            f"here; give {'a name without an ending' if is_file else 'a .safetensors or .ckpt'}"
+        )
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    try:
+        if to == "diffusers":
+            write_folder(temporary, contents, shard)
+        else:
+            _write_native_folder(temporary, contents)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> None:
+    network = contents.networks[kind]
+    if kind == "text_tower":
+        about |= {"pad": contents.pad}
+    write_network(path, kind, network.full_config, network.arranged(NATIVE), **about)
+
+
+def _write_native_folder(folder: Path, contents: Contents) -> None:
+    """The UNet's file names the other two, beside it, with their fingerprints."""
+    for kind in contents.networks:
+        if kind != "unet":
+            _write_native(folder / f"{kind}.safetensors", kind, contents)
+    if "unet" not in contents.networks:
+        return
+    sources = {}
+    for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
+        written = find(folder / f"{kind}.safetensors").network(kind)
+        sources[name] = {"weights": f"./{kind}.safetensors", "fingerprint": _mark(written)}
+    _write_native(folder / "unet.safetensors", "unet", contents, model=contents.model | sources)
+
+
+def _mark(network: StoredNetwork) -> str:
+    """The fingerprint of a frozen part as it is used, in float32."""
+    return fingerprint(network.load().state_dict())

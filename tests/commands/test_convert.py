@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.__main__ import main
+from ldm.weights.convert import write
+from ldm.weights.find import find
+from tests.weights.foreign import ODD, networks, same, whole_model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    write(whole_model(ODD), tmp_path / "m.safetensors", "single")
+    return tmp_path / "m.safetensors"
+
+
+def test_the_destinations_name_says_the_format_and_an_option_another(tmp_path: Path, model: Path) -> None:
+    assert main(["convert", str(model), str(tmp_path / "folder")]) == 0
+    assert (tmp_path / "folder" / "model_index.json").is_file()
+    assert main(["convert", str(tmp_path / "folder"), str(tmp_path / "m.ckpt")]) == 0
+    assert main(["convert", str(tmp_path / "m.ckpt"), str(tmp_path / "own"), "--to", "ldm"]) == 0
+    assert {file.stem for file in (tmp_path / "own").iterdir()} == {"unet", "vae", "text_tower"}
+
+
+def test_one_network_of_a_model_in_half_precision(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "vae.safetensors"
+    assert main(["convert", str(model), str(path), "--part", "vae", "--dtype", "float16"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    expected = {name: t.half() for name, t in networks(ODD)["vae"].state_dict().items()}
+    assert same(find(path).network("vae").load(None).state_dict(), expected)
+
+
+def test_shards_are_of_the_size_asked_for(tmp_path: Path, model: Path) -> None:
+    assert main(["convert", str(model), str(tmp_path / "folder"), "--shard", "1MB"]) == 0
+    assert list((tmp_path / "folder" / "unet").glob("*.index.json")) == []  # less than 1 MB, so one file
+    assert main(["convert", str(model), str(tmp_path / "more"), "--shard", "50000"]) == 0
+    assert len(list((tmp_path / "more" / "unet").glob("*.safetensors"))) > 3
+
+
+@pytest.mark.parametrize("size", ["0", "2 miles", "-1", "1.5GB"])
+def test_a_size_that_is_none_is_a_usage_error(model: Path, capsys: pytest.CaptureFixture, size: str) -> None:
+    assert main(["convert", str(model), "folder", f"--shard={size}"]) == 2
+    assert "must be a size such as 500MB or 2GB" in capsys.readouterr().err
+
+
+def test_failures_are_one_sentence_and_exit_with_one(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 1
+    assert main(["convert", str(model), str(model)]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "there is no model" in errors[0] and "is there already" in errors[1]
+
+
+def test_what_a_second_model_predicts_can_be_set(tmp_path: Path) -> None:
+    from tests.weights.foreign import SD2, without_metadata
+
+    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    without_metadata(tmp_path / "m.safetensors")
+    arguments = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "eps.safetensors")]
+    assert main([*arguments, "--prediction", "eps"]) == 0
+    assert find(tmp_path / "eps.safetensors").model["prediction"] == "eps"
+    assert torch.is_tensor(find(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]

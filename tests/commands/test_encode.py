@@ -1,0 +1,55 @@
+"""`ldm encode`: ranks, refusals, and what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from ldm.__main__ import main
+from ldm.commands.encode import ranks
+from ldm.data.cache import CachedLatents, read_manifest
+from ldm.weights.parts import first_stage
+from tests.data.tars import samples, write_tar
+from tests.tiny import save_part, tiny_vae
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    write_tar(tmp_path / "x.tar", samples(3) | {"0001.png": b""})
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    stage = ["--first-stage", str(tmp_path / "vae.safetensors")]
+    return ["encode", str(tmp_path / "x.tar"), *stage, "--out", str(tmp_path / "out"), "--size", "8"]
+
+
+def test_the_cache_is_of_the_given_first_stage_and_what_was_bad_is_told(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "pictures/s" in told and "of the encoder's own" in told
+    assert "2 latents in 1 shards" in told and "1 samples could not be used" in told
+    stage = first_stage(str(tmp_path / "vae.safetensors"))
+    assert read_manifest(tmp_path / "out")["settings"]["first_stage"] == stage.source["fingerprint"]
+    assert [s["key"] for s in CachedLatents(tmp_path / "out", stage, (8, 8))] == ["0000", "0002"]  # type: ignore[attr-defined]
+    assert main(arguments) == 0 and "going on after 1 of 1 shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--size", "7"], ["--size", "0"], ["--batch", "0"], ["--workers", "-1"]])
+def test_numbers_that_make_no_sense_are_usage_errors(wrong: list[str], arguments: list[str]) -> None:
+    assert main([*arguments, *wrong]) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")]
+)
+def test_torchrun_and_slurm_say_the_rank(
+    names: tuple[str, ...], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ranks() == (0, 1, 0)
+    for name, value in zip(names, "583", strict=True):
+        monkeypatch.setenv(name, value)
+    assert ranks() == (5, 8, 3)
+    monkeypatch.setenv(names[0], "8")
+    with pytest.raises(ValueError, match="a rank below"):
+        ranks()

@@ -1,0 +1,36 @@
+"""Metadata as dumps have it, small enough to count by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+GOOD: dict[str, Any] = {
+    "URL": "https://a.org/1.jpg",
+    "TEXT": "a caption of some length",
+    "WIDTH": 640,
+    "HEIGHT": 512,
+    "similarity": 0.3,
+    "punsafe": 0.1,
+    "pwatermark": 0.2,
+    "AESTHETIC_SCORE": 6.75,
+}
+SCORES = ("similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE")
+
+
+def rows(*changes: dict[str, Any]) -> pa.Table:
+    """One row each: a good one with these changes, and an address of its own unless one is given."""
+    made = [GOOD | {"URL": f"https://a.org/{i}.jpg"} | change for i, change in enumerate(changes)]
+    table = pa.table({name: [row[name] for row in made] for name in dict.fromkeys(key for row in made for key in row)})
+    for name in SCORES:
+        if name in table.column_names and pa.types.is_floating(table[name].type):
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, table[name].cast(pa.float32()))
+    return table
+
+
+def dump(path: Path, *changes: dict[str, Any], **how: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows(*changes), path, **how)
+    return path

@@ -1,0 +1,115 @@
+"""Cached latents: what was written is read, and a cache of another run is refused."""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from ldm.data.cache import CachedLatents, Decoded, FirstStage, map_shard, read_record, write_shard
+from ldm.files import write_json
+from tests.tiny import tiny_vae
+
+SETTINGS = {"first_stage": "a" * 64, "scale": 0.5, "resolution": [16, 16]}
+CAPTIONS = ["a red circle", "", "café \N{ROCKET}"]
+
+
+def stage(fingerprint: str = "a" * 64, scale: float = 0.5) -> FirstStage:
+    return SimpleNamespace(source={"fingerprint": fingerprint}, network=SimpleNamespace(config={"scale": scale}))
+
+
+def moments(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 8, 4, 2)).astype(np.float16)
+
+
+def write_cache(folder: Path, counts: tuple[int, ...] = (3, 0, 2)) -> Path:
+    shards = []
+    for k, count in enumerate(counts):
+        keys = [f"{k}-{row}" for row in range(count)]
+        write_shard(
+            folder / f"s{k}.safetensors",
+            moments(count, k),
+            keys,
+            CAPTIONS[:count] if count <= 3 else ["x"] * count,
+            {"settings": SETTINGS},
+        )
+        record = read_record(folder / f"s{k}.safetensors")
+        shards.append({"name": f"s{k}", "samples": count, "sha256": record["sha256"]})
+    write_json(
+        folder / "manifest.json",
+        {"format": 1, "settings": SETTINGS, "samples": sum(counts), "quarantined": 0, "shards": shards},
+    )
+    return folder
+
+
+def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
+    latents = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
+    assert len(latents) == 5
+    for index, (shard, row) in enumerate([(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]):
+        sample = latents[7, index]
+        assert torch.equal(sample.pop("moments"), torch.from_numpy(moments(3, shard)[: (3, 0, 2)[shard]][row]))  # type: ignore[misc]
+        assert sample == {"caption": CAPTIONS[row], "key": f"{shard}-{row}", "id": index}
+        assert latents.key(index) == sample["key"]
+
+
+def test_arrays_that_do_not_lie_in_order_are_stored_in_order(tmp_path: Path) -> None:
+    across = moments(3).transpose(0, 2, 3, 1)
+    write_shard(tmp_path / "a.safetensors", across, ["a", "b", "c"], CAPTIONS, {})
+    assert np.array_equal(map_shard(tmp_path / "a.safetensors").moments, across)
+
+
+def test_a_shard_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
+    stored = load_file(write_cache(tmp_path) / "s0.safetensors")
+    assert np.array_equal(stored["moments"], moments(3))
+    assert stored["captions"].tobytes().decode() == "".join(CAPTIONS)
+
+
+def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
+    latents = CachedLatents(write_cache(tmp_path, (3,)), stage(), (16, 16))
+    before = latents[0]["moments"]
+    data = pickle.dumps(latents)
+    assert len(data) < 1000 and torch.equal(pickle.loads(data)[0]["moments"], before)
+
+
+@pytest.mark.parametrize(
+    ("first_stage", "size", "told"),
+    [
+        (stage("b" * 64), (16, 16), "was encoded with first_stage aaaaaaaaaaaa, not bbbbbbbbbbbb"),
+        (stage(scale=0.25), (16, 16), "was encoded with scale 0.5, not 0.25"),
+        (stage(), (32, 32), r"was encoded with resolution \[16, 16\], not \[32, 32\]"),
+    ],
+)
+def test_a_cache_of_another_first_stage_scale_or_size_is_refused(
+    first_stage: FirstStage, size: tuple[int, int], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        CachedLatents(write_cache(tmp_path), first_stage, size)
+
+
+def test_a_cache_that_is_not_finished_and_one_without_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        CachedLatents(tmp_path, stage(), (16, 16))
+    with pytest.raises(ValueError, match="holds no samples"):
+        CachedLatents(write_cache(tmp_path, (0,)), stage(), (16, 16))
+
+
+@pytest.mark.parametrize("length", [4, 100, 1000])
+def test_a_cut_shard_is_refused(length: int, tmp_path: Path) -> None:
+    path = write_cache(tmp_path, (100,)) / "s0.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match="damaged"):
+        CachedLatents(tmp_path, stage(), (16, 16))[0]
+
+
+def test_decoded_latents_are_the_first_stages_pictures_of_the_means() -> None:
+    vae, pair = tiny_vae(), torch.randn(8, 4, 4)
+    dataset: Any = [{"moments": pair, "caption": "x"}]
+    decoded = Decoded(dataset, SimpleNamespace(source={}, network=vae))[0]
+    with torch.no_grad():
+        expected = vae.decode((pair[None, :4] - vae.shift) * vae.scale)[0]
+    assert decoded["caption"] == "x" and decoded["image"].dtype == torch.uint8
+    torch.testing.assert_close(decoded["image"].float(), (expected * 127.5 + 127.5).clamp(0, 255), atol=0.51, rtol=0)

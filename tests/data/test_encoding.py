@@ -1,0 +1,144 @@
+"""Encoding: the same cache however often and wherever it was interrupted."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ldm.files
+from ldm.data.cache import map_shard
+from ldm.data.encoding import Job, encode_shards, finish
+from ldm.data.shards import Shards
+from tests.data.tars import samples, write_tar
+
+SETTINGS = {"first_stage": "f", "resolution": [8, 8], "version": "1"}
+MOMENTS = 11  # seven batches, and the renames of one quarantine, two shards and the manifest
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards of seven and five samples; one of the first cannot be read."""
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "x-0.tar", samples(7) | {"0002.png": b"<html>"})
+    write_tar(tmp_path / "in" / "x-1.tar", samples(5, 7))
+    return tmp_path / "in"
+
+
+def encode(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures[:, [0, 1, 2, 0], ::4, ::4].float()
+
+
+def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, **ranks: int) -> Job:
+    return Job(Shards(shards, 8), out, settings, **ranks)
+
+
+def work(job: Job, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
+    """How many samples there were to encode."""
+    count = sum(encode_shards(job, encode, batch_size=2))
+    finish(job)
+    return count
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def die_at(moment: int, job: Job) -> None:
+    """Works in a forked child that kills itself before so many batches and renames."""
+    child = os.fork()
+    if child:
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        return
+    signal.alarm(60)  # the parent waits for it
+    left, replace = moment, os.replace
+
+    def countdown() -> None:
+        nonlocal left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    def dying(pictures: torch.Tensor) -> torch.Tensor:
+        countdown()
+        return encode(pictures)
+
+    def renamed(*paths: Any) -> None:
+        countdown()
+        replace(*paths)
+
+    try:
+        ldm.files.os.replace = renamed  # type: ignore[attr-defined]
+        work(job, dying)
+    finally:
+        os._exit(1)  # never reached by a child that was killed
+
+
+def test_latents_are_those_of_the_pictures_and_bad_samples_go_to_quarantine(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"))
+    shard = map_shard(tmp_path / "out" / "x-0.safetensors")
+    assert [shard.key(k) for k in range(6)] == ["0000", "0001", "0003", "0004", "0005", "0006"]
+    assert shard.moments[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 5, 6] and shard.moments.shape == (6, 4, 2, 2)
+    (line,) = (tmp_path / "out" / "x-0.quarantine.jsonl").read_text().splitlines()
+    assert '"shard": "x-0.tar", "key": "0002", "reason": "0002 in ' in line and "cannot be read" in line
+    assert not (tmp_path / "out" / "x-1.quarantine.jsonl").exists()
+
+
+def test_killed_at_any_moment_it_shows_whole_shards_only_and_ends_with_the_same_bytes(
+    folder: Path, tmp_path: Path
+) -> None:
+    work(job(folder, tmp_path / "whole"))
+    whole = contents(tmp_path / "whole")
+    for moment in range(MOMENTS):
+        out = tmp_path / str(moment)
+        die_at(moment, job(folder, out))
+        left = contents(out) if out.exists() else {}
+        assert all(data == whole[name] for name, data in left.items() if not name.endswith(".tmp"))
+        work(job(folder, out))
+        assert contents(out) == whole
+
+
+def test_killed_again_and_again_it_gets_on_shard_by_shard(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "whole"))
+    for moment in (2, 5, 6, 1, 0, 3):
+        die_at(moment, job(folder, tmp_path / "out"))
+    work(job(folder, tmp_path / "out"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_shard_is_not_done_again_unless_its_tar_changed(folder: Path, tmp_path: Path) -> None:
+    assert [work(job(folder, tmp_path / "out")) for _ in range(2)] == [12, 0]
+    write_tar(folder / "x-1.tar", samples(9, 7))
+    assert work(job(folder, tmp_path / "out")) == 9
+
+
+def test_ranks_share_the_shards_and_the_last_writes_the_manifest_of_one(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "one"))
+    assert work(job(folder, tmp_path / "two", rank=1, world=2)) == 5
+    assert not (tmp_path / "two" / "manifest.json").exists()
+    assert work(job(folder, tmp_path / "two", rank=0, world=2)) == 7
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_latents_that_float16_does_not_hold_go_to_quarantine(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"), lambda pictures: encode(pictures) * 1e4)
+    assert "not finite" in (tmp_path / "out" / "x-1.quarantine.jsonl").read_text()
+    assert map_shard(tmp_path / "out" / "x-1.safetensors").moments.shape[0] == 0
+
+
+def test_another_first_stage_other_shards_and_two_of_a_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"))
+    with pytest.raises(ValueError, match="was encoded with first_stage f, not g"):
+        work(job(folder, tmp_path / "out", SETTINGS | {"first_stage": "g"}))
+    with pytest.raises(ValueError, match=r"already holds x-1.safetensors, which is not of these"):
+        job(folder / "x-0.tar", tmp_path / "out")
+    with pytest.raises(ValueError, match="two of the shards are named x-0"):
+        Job(Shards([folder / "x-0.tar", folder / "x-0.tar"], 8), tmp_path / "out", SETTINGS)

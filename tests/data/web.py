@@ -1,0 +1,112 @@
+"""A web server on loopback whose answers are slow, broken, redirected, oversized or lies."""
+
+import http.server
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+from PIL import Image
+
+
+def jpeg(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 or 1, width // 16 or 1, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize((width, height)).save(file, "JPEG")
+    return file.getvalue()
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """One kind of answer a path: /good/3.jpg, /slow/1.jpg …"""
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1].split("?")[0]
+        with suppress(BrokenPipeError, ConnectionResetError):  # some of these make a client give up
+            getattr(self, f"send_{kind}", self.send_missing)()
+
+    def whole(self, body: bytes, code: int = 200, **headers: str) -> None:
+        self.send_response(code)
+        for name, value in ({"Content_Length": str(len(body)), "Content_Type": "image/jpeg"} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_good(self) -> None:
+        self.whole(jpeg(seed=sum(self.path.encode())))
+
+    def send_large(self) -> None:
+        self.whole(jpeg(1024, 768))
+
+    def send_missing(self) -> None:
+        self.whole(b"not here", 404)
+
+    def send_failing(self) -> None:
+        self.whole(b"", 503)
+
+    def send_silent(self) -> None:
+        """Takes the request and says nothing."""
+        time.sleep(8)
+
+    def send_trickle(self) -> None:
+        """A byte now and then, each soon enough for a timeout of a read."""
+        self.send_response(200)
+        self.end_headers()
+        for byte in jpeg()[:80]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
+    def send_endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b"\xff" * (1 << 20))
+
+    def send_short(self) -> None:
+        """Promises more than it sends."""
+        self.whole(jpeg()[:-300], Content_Length=str(len(jpeg())))
+
+    def send_cut(self) -> None:
+        """A whole answer with half a picture."""
+        self.whole(jpeg()[:40])
+
+    def send_page(self) -> None:
+        """Says it is a picture, and is a page."""
+        self.whole(b"<html>sign in</html>")
+
+    def send_empty(self) -> None:
+        self.whole(b"")
+
+    def send_moved(self) -> None:
+        self.whole(b"", 302, Location="/good/moved.jpg")
+
+    def send_circle(self) -> None:
+        self.whole(b"", 302, Location=self.path)
+
+    def send_disk(self) -> None:
+        self.whole(b"", 302, Location="file:///etc/passwd")
+
+    def send_garbage(self) -> None:
+        self.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
+
+    def send_private(self) -> None:
+        self.whole(jpeg(), X_Robots_Tag="noai")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass  # of clients that hung up
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    with Server(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from ldm.metrics.clip_score import ClipScore, ClipSimilarity, clip_similarity
+from ldm.metrics.features import ClipFeatures
+from ldm.nn.clip import CLIP, ImageTower, TextTower
+from ldm.nn.tokenizer import Tokenizer
+from ldm.weights.native import save_network
+
+CAPTIONS = ["a red circle", "a blue star"]
+
+
+def towers() -> tuple[TextTower, ImageTower]:
+    torch.manual_seed(0)
+    return TextTower(49408, 16, 1, 2, context=16, projection=8), ImageTower(16, 8, 16, 1, 2, projection=8)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_similarities_are_the_diagonal_of_clips_own_matrix(images: torch.Tensor) -> None:
+    text, image = towers()
+    found = ClipSimilarity(text, ClipFeatures(image))(images, CAPTIONS)
+    model = CLIP(text, image)
+    tokens = Tokenizer(context=16)(CAPTIONS)
+    expected = model(tokens, images / 127.5 - 1).diagonal() / model.logit_scale.exp()
+    torch.testing.assert_close(found, expected)
+
+
+def test_opposite_pictures_count_as_unrelated() -> None:
+    metric = ClipScore(sync=False)
+    metric.update(torch.tensor([0.5, -0.5]))
+    metric.update(torch.tensor([0.25]))
+    assert float(metric.compute()) == pytest.approx(25)
+
+
+def test_a_file_of_both_and_files_of_each_give_the_same(images: torch.Tensor, tmp_path: Path) -> None:
+    text, image = towers()
+    both = CLIP(text, image)
+    for kind, network in (("text_tower", text), ("image_tower", image), ("clip", both)):
+        save_network(tmp_path / f"{kind}.safetensors", kind, network.config, network.state_dict())
+    one = clip_similarity(str(tmp_path / "clip.safetensors"))
+    two = clip_similarity(*(str(tmp_path / f"{kind}.safetensors") for kind in ("image_tower", "text_tower")))
+    assert torch.equal(one(images, CAPTIONS), two(images, CAPTIONS))
+    assert one.fingerprint == two.fingerprint
+    assert normalize(one.image.embed(images), dim=1).shape == (2, 8)
+
+
+def test_an_image_tower_alone_cannot_read_captions(tmp_path: Path) -> None:
+    image = towers()[1]
+    save_network(tmp_path / "image.safetensors", "image_tower", image.config, image.state_dict())
+    with pytest.raises(ValueError, match="needs both towers: give text="):
+        clip_similarity(str(tmp_path / "image.safetensors"))

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Flow, Schedule, cosine, linear
+from ldm.metrics.noise_loss import LEVELS, noise_loss
+
+
+def batches(*sizes: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Latents of unit variance, ids on from 0."""
+    x0 = torch.randn(sum(sizes), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(sum(sizes))
+    return [(a, torch.zeros(len(a), 1, 1), b) for a, b in zip(x0.split(sizes), ids.split(sizes), strict=True)]
+
+
+def ideal(schedule: Schedule, prediction: str) -> Denoiser:
+    """The best a network can say of unit normal data: x0 is x·alpha / (alpha² + sigma²) in the mean."""
+    denoiser = Denoiser(lambda x, t, c: x, schedule, Prediction(prediction))
+
+    def network(x: Tensor, _: Tensor, context: Tensor) -> Tensor:
+        t = network.t  # type: ignore[attr-defined]
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x0 = x * alpha / (alpha**2 + sigma**2)
+        return denoiser.prediction.target(x0, (x - alpha * x0) / sigma, alpha.expand(len(x)), sigma.expand(len(x)))
+
+    original = denoiser.output
+
+    def output(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        network.t = t[0]  # type: ignore[attr-defined]
+        return original(x, t, context)
+
+    denoiser.network, denoiser.output = network, output  # type: ignore[method-assign]
+    return denoiser
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [(Flow(), "flow"), (cosine(), "v"), (linear(), "eps")])
+def test_the_best_denoiser_of_a_gaussian_has_the_same_error_on_every_schedule(
+    schedule: Schedule, prediction: str
+) -> None:
+    found = noise_loss(ideal(schedule, prediction), batches(16, 16))
+    assert found.levels == LEVELS
+    expected = 1 / (1 + torch.tensor(found.levels).exp())  # sigma² / (alpha² + sigma²)
+    torch.testing.assert_close(torch.tensor(found.means), expected, rtol=0.1, atol=0)
+    reference = noise_loss(ideal(Flow(), "flow"), batches(32))
+    torch.testing.assert_close(found.errors, reference.errors, rtol=1e-3, atol=1e-5)
+
+
+def test_batches_do_not_matter() -> None:
+    denoiser = ideal(Flow(), "flow")
+    torch.testing.assert_close(
+        noise_loss(denoiser, batches(8)).errors, noise_loss(denoiser, batches(3, 5)).errors, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_levels_beyond_the_schedule_are_left_out() -> None:
+    assert noise_loss(ideal(linear(), "eps"), batches(2), levels=(50.0, 0.0, -50.0)).levels == (0.0,)
+    with pytest.raises(ValueError, match="reaches none"):
+        noise_loss(ideal(linear(), "eps"), batches(2), levels=(50.0,))
+
+
+def test_one_sample_has_no_error_of_its_mean() -> None:
+    with pytest.raises(ValueError, match="two validation samples"):
+        noise_loss(ideal(Flow(), "flow"), batches(1))

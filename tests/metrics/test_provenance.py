@@ -1,0 +1,78 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.metrics.provenance import Provenance, add_hashes, incomparable, picture_hash, text_hash
+
+PROVENANCE: dict[str, Any] = {
+    "feature_network": {"network": "ImageTower", "fingerprint": "a" * 64, "resize": "bicubic", "size": 64},
+    "reference": {"data": "Shapes", "count": 2048, "sha256": "b" * 64},
+    "prompts": {"count": 512, "sha256": "c" * 64, "seeds": [0, 511]},
+    "sampling": {"sampler": "ddim", "steps": 20, "guidance": 2.0},
+    "size": [64, 64],
+    "device": "cpu",
+    "torch": "2.13",
+    "dtype": "32-true",
+}
+
+
+def changed(part: str, **values: Any) -> dict[str, Any]:
+    other = copy.deepcopy(PROVENANCE)
+    other[part] |= values
+    return other
+
+
+@pytest.mark.parametrize(
+    ("metric", "other", "reason"),
+    [
+        ("fid", changed("feature_network", resize="bilinear"), "feature networks differ (ImageTower"),
+        ("fid", changed("reference", sha256="d" * 64), "reference pictures differ (bbbbbbbbbbbb and dddddddddddd)"),
+        ("fid_infinity", changed("prompts", count=100), "numbers of generated pictures differ (512 and 100)"),
+        ("accuracy_shape", changed("prompts", sha256="d" * 64), "prompts differ"),
+        ("precision", {**PROVENANCE, "size": [32, 32]}, "picture sizes differ ([64, 64] and [32, 32])"),
+        ("images_per_second", {**PROVENANCE, "device": "GPU"}, "devices differ (cpu and GPU)"),
+        ("recall", {**PROVENANCE, "reference": {}}, "reference pictures differ (bbbbbbbbbbbb and not recorded)"),
+        ("new_metric", changed("reference", sha256="d" * 64), "reference pictures differ"),
+    ],
+)
+def test_another_ruler_is_told(metric: str, other: dict[str, Any], reason: str) -> None:
+    assert reason in "; ".join(incomparable(metric, PROVENANCE, other))
+
+
+@pytest.mark.parametrize(
+    ("metric", "other"),
+    [
+        ("fid", changed("sampling", steps=50, sampler="euler")),
+        ("accuracy", changed("reference", sha256="d" * 64)),
+        ("fid", {**PROVENANCE, "device": "GPU", "steps": 9}),
+        ("images_per_second", changed("reference", sha256="d" * 64)),
+    ],
+)
+def test_what_is_compared_may_differ(metric: str, other: dict[str, Any]) -> None:
+    assert incomparable(metric, PROVENANCE, other) == []
+
+
+def test_a_hash_of_pictures_is_that_of_its_parts_in_any_order() -> None:
+    images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert picture_hash(images) == add_hashes(picture_hash(images[3:]), picture_hash(images[:3]))
+    assert picture_hash(images) != picture_hash(images[:4])
+    assert picture_hash(images) != picture_hash(images.transpose(2, 3))
+    assert picture_hash(torch.zeros(1, 3, 2, 8, dtype=torch.uint8)) != picture_hash(
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    )
+
+
+def test_captions_split_elsewhere_are_other_captions() -> None:
+    assert text_hash(["a b", "c"]) != text_hash(["a", "b c"])
+
+
+def test_it_is_plain_data_with_the_fingerprint_where_older_runs_had_it() -> None:
+    parts = {name: {} for name in ("reference", "prompts", "sampling")}
+    made = Provenance(
+        **parts, feature_network={"fingerprint": "f"}, size=[8, 8], ema=None, steps=1, seed=0, ranks=1,
+        dtype="32-true", device="cpu", finished="today",
+    ).plain()  # fmt: skip
+    assert made["features"] == "f" and made["torch"] == torch.__version__
+    assert incomparable("fid", made, made) == []

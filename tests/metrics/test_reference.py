@@ -1,0 +1,64 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.metrics.features import Features
+from ldm.metrics.provenance import picture_hash
+from ldm.metrics.reference import reference
+
+IMAGES = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+DATA = {"data": "pictures", "count": 5}
+
+
+class Pixels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def network(resize: str = "bicubic") -> Features:
+    return Features(Pixels(), 4, resize)
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(IMAGES.split(3), torch.arange(5).split(3), strict=True)
+
+
+def unread() -> Iterator[tuple[Tensor, Tensor]]:
+    raise AssertionError("the pictures were read again")
+    yield
+
+
+def test_a_file_stands_in_for_the_pictures(tmp_path: Path) -> None:
+    made = reference(tmp_path / "features.safetensors", network(), batches(), DATA)
+    again = reference(tmp_path / "features.safetensors", network(), unread(), DATA)
+    assert torch.equal(made.features, network()(IMAGES)) and torch.equal(again.features, made.features)
+    assert again.ids.tolist() == [0, 1, 2, 3, 4]
+    assert again.about == made.about
+    assert made.about["sha256"] == f"{picture_hash(IMAGES):064x}" and made.about["size"] == [4, 4]
+
+
+def test_a_file_of_other_data_or_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "features.safetensors"
+    reference(path, network(), batches(), DATA)
+    with pytest.raises(ValueError, match="features of other data"):
+        reference(path, network(), batches(), {**DATA, "count": 6})
+    with pytest.raises(ValueError, match="features of other features than"):
+        reference(path, network("bilinear"), batches(), DATA)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no readable file of reference features"):
+        reference(path, network(), batches(), DATA)
+
+
+def test_without_a_path_nothing_is_written() -> None:
+    assert reference(None, network(), batches(), DATA).about["count"] == 5
+
+
+def test_no_pictures_and_pictures_of_several_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="reference data are empty"):
+        reference(None, network(), [], DATA)
+    sizes = [(torch.zeros(1, 3, n, n, dtype=torch.uint8), torch.tensor([n])) for n in (4, 8)]
+    with pytest.raises(ValueError, match="several sizes"):
+        reference(None, network(), sizes, DATA)

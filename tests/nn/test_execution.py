@@ -1,0 +1,112 @@
+"""How the networks run: without copies into another layout, without graph breaks, and first without memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldm.nn.clip import ImageTower, TextTower
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+
+TINY_UNET: dict[str, Any] = dict(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, groups=4)
+
+
+def unet(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+    network = UNet(**TINY_UNET, context_width=8, **changes)
+    return network, network, (torch.randn(2, 4, 6, 10), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 8))
+
+
+def encoder(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+    network = VAE(widths=(8, 16), blocks=1, groups=4, **changes)
+    return network, network.moments, (torch.randn(2, 3, 16, 24),)
+
+
+def decoder(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+    network = VAE(widths=(8, 16), blocks=1, groups=4, **changes)
+    return network, network.decode, (torch.randn(2, 4, 6, 10),)
+
+
+def text() -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+    network = TextTower(width=16, layers=2, heads=2, context=8, projection=4, token_ids=[3, 9, 49407])
+    return network, network.embed, (torch.tensor([[3, 9, 49407], [9, 10, 49407]]),)
+
+
+def image() -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+    network = ImageTower(16, 8, 16, 2, 2, projection=4)
+    return network, network.embed, (torch.randn(2, 3, 16, 16),)
+
+
+class Copies(TorchDispatchMode):
+    """Operations that do nothing but write a tensor in another layout or type."""
+
+    kinds = torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, torch.Size]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket in self.kinds:
+            self.found.append((func, args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("linear_projection", [False, True])
+@torch.no_grad()
+def test_a_unet_in_channels_last_copies_nothing_into_another_layout(linear_projection: bool) -> None:
+    network, run, inputs = unet(linear_projection=linear_projection)
+    assert_channels_last(network, run, inputs)
+
+
+@pytest.mark.parametrize("part", [encoder, decoder])
+@torch.no_grad()
+def test_an_autoencoder_in_channels_last_copies_nothing_into_another_layout(part: Any) -> None:
+    assert_channels_last(*part())
+
+
+def assert_channels_last(network: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    last = torch.channels_last
+    network.to(memory_format=last)  # type: ignore[call-overload]
+    wrong = []
+
+    def check(module: nn.Module, _inputs: Any, out: Tensor) -> None:
+        if out.ndim == 4 and not out.is_contiguous(memory_format=last):
+            wrong.append((type(module).__name__, out.stride()))
+
+    for module in network.modules():
+        module.register_forward_hook(check)
+    inputs = (inputs[0].contiguous(memory_format=last), *inputs[1:])
+    with Copies() as copies:
+        out = run(*inputs)
+    assert out.is_contiguous(memory_format=last)
+    assert not wrong and not copies.found
+
+
+@pytest.mark.parametrize(
+    "build",
+    [unet, lambda: unet(checkpointing=True), encoder, decoder, text, image],
+    ids=["unet", "unet with checkpointing", "encoder", "decoder", "text tower", "image tower"],
+)
+def test_a_network_compiles_without_graph_breaks(build: Any) -> None:
+    network, run, inputs = build()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="eager")  # fullgraph: a break is an error
+    torch.testing.assert_close(compiled(*inputs), run(*inputs))
+
+
+@pytest.mark.parametrize("build", [unet, encoder, text, image])
+def test_a_network_is_built_without_memory_and_works_once_it_has_weights(build: Any) -> None:
+    network, _, inputs = build()
+    with torch.device("meta"):
+        empty = type(network)(**network.config)
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    empty.load_state_dict(network.state_dict(), assign=True)
+    assert not any(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
+    call = "moments" if isinstance(network, VAE) else "forward"
+    assert torch.equal(getattr(empty, call)(*inputs), getattr(network, call)(*inputs))

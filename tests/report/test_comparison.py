@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm.report.comparison import Comparison, compare, plain
+from ldm.report.runs import read_run
+from ldm.report.statistics import holm
+from tests.report.made import made_run
+
+FLOW, COSINE = "A: schedule=Flow", "B: schedule=Cosine"
+
+
+def of(folder: Path, flow: list[Any], cosine: list[Any], metric: str = "fid", **provenance: Any) -> Comparison:
+    """Runs of seeds 1, 2 …; `provenance` is of the cosine runs."""
+    runs = [
+        made_run(folder / f"{schedule}{seed}", seed, schedule, {metric: value}, about, curves=False)
+        for schedule, values, about in (("Flow", flow, {}), ("Cosine", cosine, provenance))
+        for seed, value in enumerate(values, 1)
+    ]
+    return compare([read_run(run) for run in runs])
+
+
+def test_a_difference_larger_than_its_interval_is_said_with_its_error(tmp_path: Path) -> None:
+    found = of(tmp_path, [11.9, 12.4, 11.6, 12.2, 11.8], [10.1, 10.5, 9.9, 10.3, 10.1])
+    (text,) = found.sentences
+    assert text == (f"{COSINE} beats {FLOW} by 1.80 ± 0.12 FID, 5 seeds, p < 0.0001.")
+
+
+def test_more_is_better_where_it_is(tmp_path: Path) -> None:
+    found = of(tmp_path, [0.91, 0.92, 0.93], [0.5, 0.52, 0.51], metric="accuracy")
+    assert found.sentences[0].startswith(f"{FLOW} beats {COSINE} by 41.0 ± 2.5 points accuracy")
+
+
+def test_a_difference_within_its_interval_is_none(tmp_path: Path) -> None:
+    found = of(tmp_path, [10.0, 12.0, 11.0], [11.5, 10.2, 11.9])
+    assert "no difference shown between" in found.sentences[0]
+
+
+def test_one_seed_shows_nothing(tmp_path: Path) -> None:
+    assert of(tmp_path, [10.0], [5.0]).sentences == [
+        f"FID: {COSINE} is better than {FLOW} by 5, but with one seed a side nothing is shown."
+    ]
+
+
+def test_numbers_of_other_data_are_not_put_against_one_another(tmp_path: Path) -> None:
+    other = {"data": "Folder", "count": 2048, "sha256": "e" * 64}
+    found = of(tmp_path, [10.0, 11.0], [5.0, 6.0], reference=other)
+    assert found.sentences == [
+        f"FID of {FLOW} and of {COSINE} cannot be compared: reference pictures differ (bbbbbbbbbbbb and eeeeeeeeeeee)."
+    ]
+    assert found.pairs[0].contrast is None
+    assert found.remarks["fid"] == [[], ["reference pictures differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]]
+
+
+def test_seeds_that_were_measured_differently_are_not_averaged_in_silence(tmp_path: Path) -> None:
+    other = {"count": 100, "sha256": "c" * 64}
+    runs = [
+        made_run(tmp_path / "1", 1, metrics={"fid": 3.0}),
+        made_run(tmp_path / "2", 2, metrics={"fid": 9.0}, provenance={"prompts": other}),
+    ]
+    found = compare([read_run(run) for run in runs])
+    assert found.remarks["fid"] == [["numbers of generated pictures differ (10 and 100)"]]
+
+
+def test_p_values_are_adjusted_for_the_pairs(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": start + noise})
+        for schedule, start in (("Flow", 10.0), ("Cosine", 11.0), ("Linear", 12.0))
+        for seed, noise in enumerate([0.0, 0.3, -0.1 * start])
+    ]
+    found = compare([read_run(run) for run in runs])
+    alone = [pair.contrast.p for pair in found.pairs if pair.contrast is not None and pair.contrast.p is not None]
+    assert len(alone) == 3 and [pair.p for pair in found.pairs] == holm(alone) != alone
+    assert len(found.sentences) == 2  # of the best with each other one
+
+
+def test_neither_other_data_nor_a_lucky_seed_is_the_best_that_sentences_speak_of(tmp_path: Path) -> None:
+    other = {"reference": {"sha256": "e" * 64}}
+    runs = [
+        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": value}, about)
+        for schedule, values, about in (
+            ("Flow", [10.0, 10.1], {}),
+            ("Cosine", [12.0, 12.2], {}),
+            ("Lucky", [1.0], {}),
+            ("Other", [2.0, 2.1], other),
+        )
+        for seed, value in enumerate(values)
+    ]
+    found = compare([read_run(run) for run in runs])
+    assert len(found.sentences) == 3 and all(FLOW in text for text in found.sentences)
+
+
+def test_it_is_plain_data(tmp_path: Path) -> None:
+    found = plain(of(tmp_path, [10.0, 11.0], [5.0]))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["groups"][0]["metrics"]["fid"]["mean"] == 10.5
+    assert found["groups"][1]["settings"] == {"schedule": "Cosine"}
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none of these folders holds a run"):
+        compare([read_run(tmp_path)])

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from ldm.report.comparison import compare
+from ldm.report.figures import _front, plots, save_plots
+from ldm.report.runs import read_run
+from tests.report.made import made_run
+
+
+def test_what_was_logged_and_measured_is_plotted(tmp_path: Path) -> None:
+    numbers = {"fid": 9.0, "sampling_seconds": 2.0, "nfe": 20.0, "training_seconds": 60.0}
+    runs = [made_run(tmp_path / name, 0, name, numbers) for name in ("Flow", "Cosine")]
+    made = plots(compare([read_run(run) for run in runs]))
+    assert [plot.name for plot in made] == [
+        "error_by_noise",
+        "val_shapes_loss_by_images",
+        "val_shapes_loss_by_minutes",
+        "train_loss_by_images",
+        "train_loss_by_minutes",
+        "fid_by_seconds",
+        "fid_by_nfe",
+        "fid_by_training",
+    ]
+    assert "objectives differ" in made[1].note
+    paths = save_plots(made[:1], tmp_path / "figures")
+    assert [path.name for path in paths] == ["error_by_noise.svg", "error_by_noise.pdf"]
+    assert paths[0].read_bytes().startswith(b"<?xml") and paths[1].read_bytes().startswith(b"%PDF")
+
+
+def test_without_curves_and_numbers_there_are_no_plots(tmp_path: Path) -> None:
+    assert plots(compare([read_run(made_run(tmp_path / "run", curves=False))])) == []
+
+
+@pytest.mark.parametrize(("better", "front"), [(-1, [(1, 9), (2, 5)]), (1, [(1, 9), (4, 10)])])
+def test_the_front_holds_what_no_other_beats_in_both(better: int, front: list[tuple[float, float]]) -> None:
+    assert _front([(2, 5), (1, 9), (3, 6), (4, 10)], better) == front

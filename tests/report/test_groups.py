@@ -1,0 +1,39 @@
+from pathlib import Path
+
+from ldm.report.groups import group_runs
+from ldm.report.runs import read_run
+from tests.report.made import made_run
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
+    runs = [
+        read_run(made_run(tmp_path / f"{schedule}{seed}", seed, schedule))
+        for schedule in ("Flow", "Cosine")
+        for seed in (2, 1)
+    ]
+    groups, differences = group_runs(runs)
+    assert [[run.seed for run in group.runs] for group in groups] == [[1, 2], [1, 2]]
+    assert [group.name for group in groups] == ["A: schedule=Flow", "B: schedule=Cosine"]
+    assert [(d.key, d.values) for d in differences] == [("schedule", ["Flow", "Cosine"])]
+
+
+def test_a_setting_in_several_places_is_told_once(tmp_path: Path) -> None:
+    runs = [read_run(made_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
+    (difference,) = group_runs(runs)[1]
+    assert difference.also == ["training.schedule._target_"]
+
+
+def test_another_seed_of_the_evaluation_is_a_difference(tmp_path: Path) -> None:
+    runs = [read_run(made_run(tmp_path / str(seed), seed)) for seed in (1, 2)]
+    runs[1].config["evaluation.seed"] = 7
+    groups, differences = group_runs(runs)
+    assert len(groups) == 2 and [d.key for d in differences] == ["evaluation.seed"]
+
+
+def test_a_run_alone_is_called_by_its_folder(tmp_path: Path) -> None:
+    groups, differences = group_runs([read_run(made_run(tmp_path / "mine"))])
+    assert groups[0].name == "mine" and not differences
+
+
+def test_empty_folders_belong_to_no_group(tmp_path: Path) -> None:
+    assert group_runs([read_run(tmp_path)]) == ([], [])

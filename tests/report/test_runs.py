@@ -1,0 +1,75 @@
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from ldm.report.runs import Curve, read_run, read_scalars
+from tests.report.made import PROVENANCE, made_run
+
+
+def age(folder: Path, seconds: float) -> None:
+    for file in folder.rglob("*"):
+        os.utime(file, (time.time() - seconds,) * 2)
+
+
+def test_a_finished_run_has_numbers_settings_and_curves(tmp_path: Path) -> None:
+    run = read_run(made_run(tmp_path / "run", seed=3, metrics={"fid": 2.5}))
+    assert (run.state, run.note, run.seed, run.batch) == ("finished", "", 3, 4)
+    assert run.metrics == {"fid": 2.5} and run.config["trainer.max_steps"] == 20
+    assert run.scalars["val/shapes/loss"] == Curve([9, 19], [0.5, 0.5])
+    assert run.by_noise["log_snr"] == [2.0, 0.0, -2.0]
+
+
+def test_a_run_without_numbers_is_in_progress_while_it_writes_and_stopped_after(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    assert read_run(folder).state == "in progress" and "step 20 of 20" in read_run(folder).note
+    age(folder, 7200)
+    run = read_run(folder)
+    assert run.state == "stopped" and "last wrote 2 hours ago; go on with resume=auto" in run.note
+
+
+def test_numbers_that_are_none_are_left_out_and_told(tmp_path: Path) -> None:
+    run = read_run(made_run(tmp_path / "run", metrics={"fid": float("nan"), "kid": 1.0}))
+    assert run.metrics == {"kid": 1.0} and run.note == "not numbers: fid"
+
+
+def test_a_run_trained_on_after_it_was_measured_is_told(tmp_path: Path) -> None:
+    run = read_run(made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 7}))
+    assert run.note == "measured at step 7, but trained on to step 20"
+
+
+def test_empty_and_damaged_folders_are_what_they_are(tmp_path: Path) -> None:
+    assert read_run(tmp_path).state == "empty"
+    folder = made_run(tmp_path / "run", metrics={})
+    (folder / "metrics.json").write_text('{"metrics": {')
+    assert read_run(folder).state == "damaged" and "metrics.json cannot be read" in read_run(folder).note
+    (folder / "metrics.json").write_text("[1]")
+    assert "holds no metrics" in read_run(folder).note
+    with pytest.raises(FileNotFoundError, match="there is no run"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_a_file_of_an_evaluation_stands_for_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "steps_20.json"
+    file.write_text(json.dumps({"metrics": {"fid": 1.0}, "provenance": {**PROVENANCE, "seed": 4}}))
+    run = read_run(file)
+    assert (run.state, run.seed, run.metrics) == ("finished", 4, {"fid": 1.0})
+    assert run.config["sampling.steps"] == 20
+
+
+def test_minutes_come_from_the_logged_speeds(tmp_path: Path) -> None:
+    run = read_run(made_run(tmp_path / "run"))
+    assert run.minutes([9, 19]) == pytest.approx([10 * 4 / 120 / 60, 20 * 4 / 120 / 60])
+
+
+def test_tensorboards_files_are_read_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
+    for first, value in ((0, 1.0), (2, 5.0)):  # a run, and its resumption from step 2
+        with SummaryWriter(str(tmp_path / "tensorboard"), filename_suffix=str(first)) as log:
+            for step in range(first, first + 3):
+                log.add_scalar("train/loss", value + step, step)
+    curve = read_scalars(tmp_path)["train/loss"]
+    assert curve.steps == [0, 1, 2, 3, 4]
+    assert curve.values == [1, 2, 7, 8, 9]

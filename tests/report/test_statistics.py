@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from ldm.report.statistics import contrast, holm, mean, quantile, two_sided
+
+A = {1: 9.8, 2: 10.4, 3: 9.1, 4: 10.0, 5: 9.6}
+B = {1: 11.3, 2: 12.6, 3: 10.7, 4: 12.1, 5: 11.0}
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3.7, 30])
+@pytest.mark.parametrize("t", [0.0, 0.5, 2.0, 12.0])
+def test_tails_are_those_of_students_t(t: float, freedom: float) -> None:
+    assert two_sided(t, freedom) == pytest.approx(2 * scipy.stats.t.sf(t, freedom), rel=1e-5)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4.5, 100])
+def test_quantiles_are_those_of_students_t(freedom: float) -> None:
+    assert quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-4)
+
+
+def test_seeds_in_common_are_paired() -> None:
+    found, expected = contrast(A, B), scipy.stats.ttest_rel(list(A.values()), list(B.values()))
+    interval = expected.confidence_interval()
+    assert found.paired and found.count == 5
+    assert found.difference == pytest.approx(np.mean(list(A.values())) - np.mean(list(B.values())))
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-5)
+    assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-4)
+
+
+def test_seeds_apart_are_compared_by_welchs_test() -> None:
+    other = {seed + 100: value for seed, value in B.items() if seed > 1}
+    found = contrast(A, other)
+    expected = scipy.stats.ttest_ind(list(A.values()), list(other.values()), equal_var=False)
+    interval = expected.confidence_interval()
+    assert not found.paired and found.count == 4
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-5)
+    assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-4)
+
+
+def test_one_seed_has_a_difference_and_no_interval() -> None:
+    found = contrast({1: 3.0}, {1: 2.0})
+    assert (found.difference, found.half, found.p) == (1.0, None, None)
+    assert mean([2.0]).half is None
+
+
+def test_the_same_numbers_do_not_differ() -> None:
+    assert contrast(A, dict(A)).p == 1
+    assert contrast({1: 2.0, 2: 2.0}, {3: 2.0, 4: 2.0}).p == 1
+
+
+def test_an_interval_of_a_mean_is_the_textbooks() -> None:
+    values = list(A.values())
+    low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
+    assert mean(values).half == pytest.approx((high - low) / 2, rel=1e-4)
+
+
+def test_holms_procedure_is_his() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1, 1] and holm([]) == []

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.sampling.driver import SAMPLERS, solver_of
+from ldm.sampling.options import options_of
+from ldm.sampling.spacing import SPACINGS, spacing_of
+
+CONF = Path(__file__).parents[2] / "conf" / "sampler"
+
+
+def test_every_sampler_has_a_config_and_every_config_a_sampler():
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*SAMPLERS}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_config_lists_the_sampler_s_options_with_the_defaults_that_it_has(name):
+    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert config["name"] == name and config["spacing"] in SPACINGS
+    assert config["options"] == options_of(SAMPLERS[name])
+    solver_of(name, config["options"])
+    spacing_of(config["spacing"], config["spacing_options"])

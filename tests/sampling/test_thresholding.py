@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from ldm.sampling.thresholding import dynamic, static
+from tests.closed_form import states
+
+X = states(5)
+
+
+def identity(x, t):
+    return x
+
+
+def test_static_thresholding_cuts_x0_off():
+    cut = static(identity, 0.5)(X, 1.0)
+    assert torch.equal(cut, X.clamp(-0.5, 0.5)) and cut.abs().max() == 0.5
+
+
+def test_dynamic_thresholding_brings_each_picture_into_range_by_its_own_bright_share():
+    bright = X * torch.tensor([1, 2, 3, 4, 5]).view(-1, 1, 1, 1)
+    inside = dynamic(identity, share=0.5)(bright, 1.0)
+    assert inside.abs().amax((1, 2, 3)).tolist() == pytest.approx([1.0] * 5)
+    for picture, result in zip(bright, inside, strict=True):
+        bound = max(float(picture.abs().flatten().sort().values[1:3].mean()), 1.0)
+        torch.testing.assert_close(result, picture.clamp(-bound, bound) / bound)
+
+
+def test_dynamic_thresholding_leaves_what_is_in_range_as_it_is():
+    x = X / X.abs().max()
+    torch.testing.assert_close(dynamic(identity)(x, 1.0), x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: static(identity, 0.0), "limit of static thresholding is 0.0, but must be positive"),
+        (lambda: dynamic(identity, share=1.5), "share from 0 to 1 and a limit above 0, not 1.5 and 1.0"),
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

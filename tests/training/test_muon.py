@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.muon import Muon, orthogonal
+
+
+def random_matrices(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
+def test_singular_values_come_near_one_and_singular_vectors_stay(shape):
+    matrices = random_matrices(*shape)
+    made = orthogonal(matrices)
+    u, s, v = torch.linalg.svd(matrices.double(), full_matrices=False)
+    inner = u.mT @ made.double() @ v.mT  # diagonal where the singular vectors are the same
+    values = inner.diagonal(dim1=-2, dim2=-1)
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-4
+    assert values[s > 0.05 * s.amax(-1, keepdim=True)].min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_the_gram_iteration_is_newton_schulz():
+    x = random_matrices(6, 20).double()
+    expected = x / x.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = 3.4445 * expected + (-4.7750 * gram + 2.0315 * gram @ gram) @ expected
+    torch.testing.assert_close(orthogonal(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_vectors_get_what_adamw_gives_them():
+    ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
+    muon = Muon([ours], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    adamw = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(5):
+        for weight, optimizer in ((ours, muon), (theirs, adamw)):
+            weight.grad = torch.linspace(-1, 1, 5) * (step + 1)
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_convolutions_update_has_the_size_of_adamws():
+    weight = nn.Parameter(torch.zeros(16, 8, 3, 3))
+    optimizer = Muon([weight], lr=1.0, weight_decay=0.0)
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    assert 0.1 < float(weight.detach().square().mean().sqrt()) < 0.3
+
+
+def test_it_goes_on_from_its_state_exactly():
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+
+    def train(net: nn.Module, optimizer: Muon, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+
+    whole = network()
+    train(whole, Muon(whole.parameters()), range(6))
+    first = network()
+    optimizer = Muon(first.parameters())
+    train(first, optimizer, range(3))
+    second = network()
+    second.load_state_dict(first.state_dict())
+    resumed = Muon(second.parameters())
+    resumed.load_state_dict(optimizer.state_dict())
+    train(second, resumed, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="momentum in"):
+        Muon([nn.Parameter(torch.ones(2, 2))], momentum=1.0)

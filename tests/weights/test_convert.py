@@ -1,0 +1,177 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldm.weights.convert import format_of, gathered, part, verified, write
+from ldm.weights.find import find
+from tests.tiny import save_tiny_model
+from tests.weights.foreign import ODD, ODD2, SD1, SD2, same, tensors_of, whole_model
+
+FORMATS = {
+    "file": ("m.safetensors", "single"),
+    "checkpoint": ("m.ckpt", "single"),
+    "folder": ("m", "diffusers"),
+    "ldm": ("m", "ldm"),
+}
+
+
+def converted(contents: Any, folder: Path, form: str) -> Path:
+    name, to = FORMATS[form]
+    folder.mkdir()
+    write(verified(gathered(contents)), folder / name, to)
+    return folder / name
+
+
+SECOND = ODD2 | {"text_tower": ODD["text_tower"] | {"activation": "gelu"}}  # all its text layers are read
+INPAINTING = ODD | {"unet": ODD["unet"] | {"in_channels": 9}}
+
+
+@pytest.mark.parametrize("configs", [SECOND, INPAINTING])
+def test_through_all_formats_in_turn_the_bytes_stay_the_same(
+    tmp_path: Path, configs: dict[str, dict[str, Any]]
+) -> None:
+    paths = [converted(whole_model(configs, pad=0), tmp_path / "first", "file")]
+    for form in ("checkpoint", "folder", "ldm", "file"):
+        paths.append(converted(find(paths[-1]), tmp_path / form, form))
+    assert same(tensors_of(paths[0]), tensors_of(paths[-1]))
+    assert same(tensors_of(paths[0]), tensors_of(paths[1]))
+    index = json.loads((tmp_path / "folder" / "m" / "model_index.json").read_text())
+    assert ("Inpaint" in index["_class_name"]) == (configs is INPAINTING)
+    assert ("inpainting" in find(paths[-1]).form) == (configs is INPAINTING)
+
+
+@pytest.mark.parametrize("here, there", [(here, there) for here in FORMATS for there in FORMATS if here != there])
+def test_there_and_back_gives_the_same_bytes(tmp_path: Path, here: str, there: str) -> None:
+    model = whole_model(ODD, prediction="v", pad=0)
+    first = converted(model, tmp_path / "1", here)
+    second = converted(find(first), tmp_path / "2", there)
+    third = converted(find(second), tmp_path / "3", here)
+    assert same(tensors_of(first), tensors_of(third))
+    back = gathered(find(third))
+    assert back.model == model.model and back.pad == 0
+    assert {kind: network.full_config for kind, network in back.networks.items()} == {
+        kind: network.full_config for kind, network in model.networks.items()
+    }
+
+
+def test_text_layers_that_are_never_read_stay_behind_on_the_way_to_diffusers_and_nothing_else(tmp_path: Path) -> None:
+    model = whole_model(ODD2, prediction="v", pad=0)
+    first = converted(model, tmp_path / "1", "file")
+    back = converted(find(converted(find(first), tmp_path / "2", "folder")), tmp_path / "3", "file")
+    before, after = tensors_of(first), tensors_of(back)
+    lost = before.keys() - after.keys()
+    assert lost and all("resblocks.1." in name or name.endswith("text_projection") for name in lost)
+    assert same(after, {name: before[name] for name in after})
+    tokens = torch.tensor([[7, 5, 9]])
+    towers = [find(path).network("text_tower").load() for path in (first, back)]
+    assert torch.equal(towers[0](tokens), towers[1](tokens))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_half_precision_is_an_option_of_every_format(tmp_path: Path, form: str) -> None:
+    name, to = FORMATS[form]
+    write(verified(whole_model(ODD), torch.float16), tmp_path / name, to)
+    network = gathered(find(tmp_path / name)).network("unet")
+    expected = whole_model(ODD).network("unet").load(torch.float16)
+    assert same(network.load(None).state_dict(), expected.state_dict())
+
+
+def test_a_folder_is_cut_into_shards_of_the_size_asked_for(tmp_path: Path) -> None:
+    write(whole_model(ODD), tmp_path / "m", "diffusers", shard=50_000)
+    shards = sorted((tmp_path / "m" / "unet").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert all(sum(t.nbytes for t in load_file(shard).values()) <= 50_000 for shard in shards)
+    whole, network = whole_model(ODD).network("unet"), find(tmp_path / "m").network("unet")
+    assert same(network.load().state_dict(), whole.load().state_dict())
+
+
+@pytest.mark.parametrize(
+    "form, kind", [*((form, "vae") for form in FORMATS), ("file", "unet"), ("folder", "text_tower"), ("ldm", "unet")]
+)
+def test_a_part_goes_alone_and_comes_back(tmp_path: Path, form: str, kind: str) -> None:
+    name, to = FORMATS[form]
+    path = tmp_path / (name if form != "ldm" else "m.safetensors")
+    write(part(whole_model(ODD), kind), path, to)
+    expected = whole_model(ODD).network(kind)
+    assert same(find(path).network(kind).load().state_dict(), expected.load().state_dict())
+    assert find(path).network(kind).full_config == expected.full_config
+
+
+def test_an_image_tower_goes_alone_and_comes_back(tmp_path: Path) -> None:
+    configs = {"image_tower": {"size": 8, "patch": 4, "width": 6, "layers": 2, "heads": 3, "projection": 5}}
+    for form in FORMATS:
+        name, to = FORMATS[form]
+        path = tmp_path / form / (name if form != "ldm" else "m.safetensors")
+        write(replace(whole_model(configs), model={}), path, to)
+        network, expected = find(path).network("image_tower"), whole_model(configs).network("image_tower")
+        assert network.full_config == expected.full_config
+        assert same(network.load().state_dict(), expected.load().state_dict())
+
+
+def test_a_folder_of_our_own_may_be_moved(tmp_path: Path) -> None:
+    converted(whole_model(ODD), tmp_path / "1", "ldm")
+    (tmp_path / "1" / "m").rename(tmp_path / "moved")
+    assert set(gathered(find(tmp_path / "moved")).networks) == {"unet", "vae", "text_tower"}
+
+
+def test_what_is_there_is_not_overwritten_unless_asked_for(tmp_path: Path) -> None:
+    for name, to in FORMATS.values():
+        path, vae = tmp_path / name, part(whole_model(ODD), "vae")
+        if not path.exists():
+            write(vae, path, to)
+        with pytest.raises(FileExistsError, match="is there already; give another name, or --overwrite"):
+            write(vae, path, to)
+        write(vae, path, to, overwrite=True)
+
+
+def test_a_refused_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
+    write(whole_model(SD1), tmp_path / "m.safetensors", "single")
+    state = load_file(tmp_path / "m.safetensors")
+    save_file(state | {"first_stage_model.quant_conv.bias": torch.full((8,), torch.nan)}, tmp_path / "m.safetensors")
+    for name, to in (("x.safetensors", "single"), ("x", "diffusers"), ("y", "ldm")):
+        with pytest.raises(ValueError, match=r"quant_conv\.bias are NaN"):
+            write(verified(find(tmp_path / "m.safetensors")), tmp_path / name, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_tensors_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    state = load_file(tmp_path / "m.safetensors")
+    del state["cond_stage_model.model.ln_final.bias"]
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"another TextTower \(1 missing: ln_final\.bias\)"):
+        verified(find(tmp_path / "m.safetensors"))
+
+
+@pytest.mark.parametrize("form", ["file", "checkpoint", "folder"])
+def test_a_model_that_only_ldm_can_build_is_refused_for_other_tools(tmp_path: Path, form: str) -> None:
+    name, to = FORMATS[form]
+    path = save_tiny_model(tmp_path)
+    with pytest.raises(ValueError, match="no other tool has the tensor known of this text_tower"):
+        write(gathered(find(path)), tmp_path / "out" / name, to)
+
+
+@pytest.mark.parametrize("changes", [{"multipliers": (2, 1, 1)}, {"middle_depth": 0}, {"middle_depth": 2}])
+def test_a_unet_that_diffusers_cannot_build_is_refused_for_its_folder_only(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model = whole_model(ODD | {"unet": ODD["unet"] | changes})
+    with pytest.raises(ValueError, match="a UNet that diffusers cannot build"):
+        write(model, tmp_path / "m", "diffusers")
+    write(model, tmp_path / "m.safetensors", "single")
+    back = find(tmp_path / "m.safetensors").network("unet")
+    assert same(back.load().state_dict(), model.network("unet").load().state_dict())
+
+
+def test_a_name_that_says_no_format_and_a_format_against_the_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.gguf, but weights are written to"):
+        format_of(tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match="is a folder, but --to single writes a file here"):
+        write(whole_model(ODD), tmp_path / "m", "single")
+    with pytest.raises(ValueError, match="is a file, but --to ldm writes a folder here"):
+        write(whole_model(ODD), tmp_path / "m.safetensors", "ldm")
