@@ -1,11 +1,13 @@
 """Muon (Jordan 2024): momentum, with each matrix's update made orthogonal."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 QUINTIC = 3.4445, -4.7750, 2.0315  # of s·(a + b·s² + c·s⁴), which drives singular values towards 1
 
@@ -67,39 +69,51 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            pairs = [(weight, weight.grad) for weight in group["params"] if weight.grad is not None]
-            updates = self._orthogonal(pairs, group) if group["matrices"] else self._adam(pairs, group)
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                update = self._orthogonal if group["matrices"] else self._adamw
+                update(weights, [weight.grad for weight in weights], group)
         return loss
 
-    def _orthogonal(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> list[Tensor]:
-        alike: dict[tuple[int, int], list[int]] = {}
-        directions = []
-        for place, (weight, gradient) in enumerate(pairs):
-            state = self.state[weight]
-            if not state:
-                state["momentum"] = torch.zeros_like(weight)
-            average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            directions.append(gradient.lerp(average, group["momentum"]).flatten(1))  # Nesterov's
-            alike.setdefault((weight.shape[0], weight[0].numel()), []).append(place)
-        updates = list(directions)
-        for shape, places in alike.items():
-            made = orthogonal(torch.stack([directions[place] for place in places]), group["iterations"])
-            for place, update in zip(places, 0.2 * max(shape) ** 0.5 * made, strict=True):
-                updates[place] = update.view_as(pairs[place][0])
-        return updates
+    def _orthogonal(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        alike = defaultdict(list)
+        for weight, direction in zip(weights, directions, strict=True):
+            matrix = direction.flatten(1)
+            alike[matrix.shape].append((weight, matrix))
+        for shape, pairs in alike.items():
+            made = orthogonal(torch.stack([matrix for _, matrix in pairs]), group["iterations"])
+            updates = [update.view_as(weight) for update, (weight, _) in zip(made, pairs, strict=True)]
+            size = 0.2 * max(shape) ** 0.5
+            torch._foreach_sub_([weight for weight, _ in pairs], updates, alpha=group["lr"] * size)
 
-    def _adam(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> list[Tensor]:
-        updates = []
-        for weight, gradient in pairs:
-            state = self.state[weight]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
-            state["step"] += 1
-            (first, second), step = group["betas"], float(state["step"])
-            mean = state["mean"].lerp_(gradient, 1 - first) / (1 - first**step)
-            square = state["square"].lerp_(gradient.square(), 1 - second) / (1 - second**step)
-            updates.append(mean / (square.sqrt() + group["eps"]))
-        return updates
+    def _adamw(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not (state := self.state[weight]):
+                state["step"] = torch.zeros((), device=weight.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        states = [self.state[weight] for weight in weights]
+        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        first, second = group["betas"]
+        adamw(
+            weights,
+            gradients,
+            exp_avgs=means,
+            exp_avg_sqs=squares,
+            max_exp_avg_sqs=[],
+            state_steps=steps,
+            fused=True,
+            amsgrad=False,
+            beta1=first,
+            beta2=second,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
