@@ -14,8 +14,8 @@ from torch import Tensor
 
 from experiments.solvers.oracle import GAUSSIAN, PROBLEMS, Mixture, Problem
 from experiments.solvers.speed import speeds
-from ldm.commands.progress import Progress
 from ldm.diffusion.schedule import Flow, Schedule, scaled_linear
+from ldm.progress import Progress
 from ldm.sampling.driver import SAMPLERS, sample
 from ldm.sampling.grid import Grid, Solver
 from ldm.sampling.multistep import dpmpp_2m, dpmpp_3m, dpmpp_3m_sde, unipc

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.progress import Display, clock
 from ldm.callbacks.sampling import Draw, Trained, drawing, find
 from ldm.callbacks.throughput import Throughput
 from ldm.data.shapes import held_out_prompts, parse
@@ -28,6 +27,7 @@ from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.noise_loss import NoiseLoss, noise_loss
 from ldm.metrics.provenance import Provenance, picture_hash, text_hash
 from ldm.metrics.reference import Reference, reference
+from ldm.progress import Progress, clock
 
 NEIGHBOURS = 3  # of precision and recall
 TILES = 16  # pictures that `ldm compare` puts side by side
@@ -105,7 +105,7 @@ class Evaluation(Callback):
 
     def _draw(self, draw: Draw, module: LightningModule, captions: list[str]) -> tuple[Tensor, dict[str, float]]:
         """Pictures, the seconds that they took, and how often the network was called for each (NFE)."""
-        display, images, calls = Display("sampling: picture", len(captions)), [], [0]
+        progress, images, calls = Progress(len(captions), "pictures", "sampling: "), [], [0]
 
         def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
             calls[0] += len(inputs[0])
@@ -115,11 +115,9 @@ class Evaluation(Callback):
         for start in range(0, len(captions), self.batch_size):
             prompts = captions[start : start + self.batch_size]
             images.append(draw(prompts, [self.seed + start + i for i in range(len(prompts))]).cpu())
-            if display.due(done := start + len(prompts)):
-                display.show(done)
+            progress.step(len(prompts))
         seconds = time.monotonic() - began
         counting.remove()
-        display.close()
         return torch.cat(images), {"sampling_seconds": seconds, "nfe": calls[0] / len(captions)}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ldm.commands.edge import UsageError
-from ldm.commands.progress import Progress
+from ldm.progress import Progress
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
 from ldm.weights.find import READABLE, find
 from ldm.weights.native import KINDS

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ldm.commands.edge import UsageError
-from ldm.commands.progress import Progress
 from ldm.data.encoding import Encode, Job, encode_shards, finish
 from ldm.data.shards import Shards
 from ldm.image import WHITE
+from ldm.progress import Progress
 from ldm.weights.parts import encoder, first_stage
 
 NUMBERS = (

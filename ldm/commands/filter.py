@@ -18,12 +18,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.edge import UsageError
-from ldm.commands.progress import Progress
-from ldm.data.columns import ALIASES, parse_choices
-from ldm.data.rules import Thresholds, rules
+from ldm.data.metadata.columns import ALIASES, parse_choices
+from ldm.data.metadata.rules import Thresholds, rules
+from ldm.progress import Progress
 
 if TYPE_CHECKING:
-    from ldm.data.filtering import Filter, Part
+    from ldm.data.metadata.filtering import Filter, Part
 
 CONFIG = Path(__file__).parents[1] / "assets" / "laion_sd15_filter.yaml"
 NEEDED = ("duckdb", "pyarrow", "matplotlib")
@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     cuts, chosen = thresholds(args), _usage(lambda: parse_choices(args.column))
     from ldm.commands import filter_report
-    from ldm.data.filtering import Filter, database, in_batches, parts
-    from ldm.data.funnel import axes
-    from ldm.data.metadata import find, open_sources
+    from ldm.data.metadata.filtering import Filter, database, in_batches, parts
+    from ldm.data.metadata.funnel import axes
+    from ldm.data.metadata.tables import find, open_sources
 
     began = time.monotonic()
     sources, damaged = open_sources(find(args.inputs))
@@ -177,8 +177,8 @@ def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -
 
 def _predict(work: "Filter", found: "list[Part]", args: argparse.Namespace) -> None:
     from ldm.commands import filter_report
-    from ldm.data.filtering import sample_of
-    from ldm.data.forecast import predicted, statistics
+    from ldm.data.metadata.filtering import sample_of
+    from ldm.data.metadata.forecast import predicted, statistics
 
     sample = sample_of(found, args.sample_rows, work.folder)
     work.begin(sample)

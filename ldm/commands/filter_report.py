@@ -9,9 +9,9 @@ from typing import Any
 
 import duckdb
 
-from ldm.data.filtering import Filter, Part
-from ldm.data.funnel_picture import draw, save
-from ldm.data.rules import Thresholds
+from ldm.data.metadata.filtering import Filter, Part
+from ldm.data.metadata.funnel_picture import draw, save
+from ldm.data.metadata.rules import Thresholds
 from ldm.files import atomic_write, write_json
 
 

@@ -15,12 +15,12 @@ from PIL.Image import Image
 
 from ldm.commands import edge
 from ldm.commands.edge import UsageError
-from ldm.commands.progress import Progress, clear
 from ldm.commands.sample_arguments import Arguments, help_text, parse
 from ldm.commands.sample_sources import CALLED, Source, sources_of
 from ldm.editing import STRENGTH, steps_walked
 from ldm.image import grid, read_metadata, save_png, to_pil
 from ldm.pipeline import Pipeline
+from ldm.progress import Progress, clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import DEFAULT

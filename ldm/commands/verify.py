@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.commands.progress import Progress, clear
 from ldm.data.cache import MANIFEST, read_manifest
 from ldm.data.shards import local_tars
 from ldm.data.verification import cache_problems, shard_problems
+from ldm.progress import Progress, clear
 from ldm.weights.parts import first_stage
 
 

@@ -1,13 +1,13 @@
 """Latents instead of pictures, so that no picture is encoded twice."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
+
+from ldm.progress import Progress
 
 Sample = dict[str, Any]
 
@@ -24,11 +24,12 @@ class InMemory(Dataset[Sample]):
         if count < 1:
             raise ValueError(f"data.count={count}: expected at least 1 sample to encode")
         self.samples: list[Sample] = []
-        moments = []
-        for start in tqdm(range(0, count, batch_size), desc="encoding", unit="batch", disable=not sys.stderr.isatty()):
+        moments, progress = [], Progress(count, "pictures", "encoding: ")
+        for start in range(0, count, batch_size):
             samples = [dataset[index] for index in range(start, min(start + batch_size, count))]
             moments.append(encode(torch.stack([sample.pop("image") for sample in samples])))
             self.samples.extend(samples)
+            progress.step(len(samples))
         self.moments = torch.cat(moments)
 
     def __len__(self) -> int:

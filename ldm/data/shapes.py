@@ -101,7 +101,7 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
     things = list(scene.things)
     first = int(rng.integers(len(things)))
     thing, relation, background = things[first], scene.relation, scene.background
-    change = rng.choice(["color", "shape", "size", "background", "relation", "colors", "shapes"])
+    change = rng.choice(["color", "shape", "size", "background", "relation", "order", "colors", "shapes"])
     if change == "color":
         taken = {other.color for other in things}
         things[first] = replace(thing, color=str(rng.choice([color for color in HUES if color not in taken])))
@@ -113,6 +113,8 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
         background = str(rng.choice(list(BACKGROUNDS)))
     elif relation and change == "relation":
         relation = str(rng.choice(list(RELATIONS)))
+    elif relation and change == "order":
+        things.reverse()
     elif relation:
         one, other = things
         swap = {"color": other.color} if change == "colors" else {"shape": other.shape}

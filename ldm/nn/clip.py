@@ -213,8 +213,8 @@ class ImageTower(nn.Module):
         self.blocks = blocks(width, layers, heads, activation, causal=False)
         self.post_norm = nn.LayerNorm(width)
         self.projection = None if projection is None else nn.Linear(width, projection, bias=False)
-        for parameter in (self.class_embedding, self.position_embedding):
-            nn.init.normal_(parameter, std=width**-0.5)
+        nn.init.normal_(self.class_embedding, std=width**-0.5)
+        nn.init.normal_(self.position_embedding, std=0.5)  # as loud as a patch: else left is told from right late
         if self.projection is not None:
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 

@@ -10,8 +10,8 @@ from PIL import Image
 from ldm.__main__ import main
 from ldm.commands.filter import CONFIG, thresholds
 from tests.data.dumps import dump, rows
-from tests.data.test_filtering import RECIPE
-from tests.data.test_metadata import server, spoilt_group  # noqa: F401 - server is a fixture
+from tests.data.metadata.test_filtering import RECIPE
+from tests.data.metadata.test_tables import server, spoilt_group  # noqa: F401 - server is a fixture
 
 
 def kept(out: Path) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@ from collections import Counter
 
 from PIL import Image
 
-from ldm.data.funnel import BINS, Tally
-from ldm.data.funnel_picture import draw, save
-from ldm.data.rules import Rule
+from ldm.data.metadata.funnel import BINS, Tally
+from ldm.data.metadata.funnel_picture import draw, save
+from ldm.data.metadata.rules import Rule
 
 RULES = [Rule("a", "", ("x",)), Rule("b", "", ("y",)), Rule("c", "", ("t",), text=True)]
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.data.rules import DUPLICATES, Rule, Thresholds
+from ldm.data.metadata.rules import DUPLICATES, Rule, Thresholds
 
 BINS = 60
 

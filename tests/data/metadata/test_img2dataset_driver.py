@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ldm.data.img2dataset_driver import fetch
+from ldm.data.metadata.img2dataset_driver import fetch
 from tests.data.web import jpeg, served
 
 

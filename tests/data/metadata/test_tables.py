@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm.data.metadata import Source, find, mended, open_sources, retried, sampled
+from ldm.data.metadata.tables import Source, find, mended, open_sources, retried, sampled
 from tests.data.dumps import dump
 
 
@@ -109,7 +109,7 @@ def test_a_sample_takes_from_all_over_the_files(tmp_path: Path) -> None:
 
 def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("ldm.data.metadata.time.sleep", waits.append)
+    monkeypatch.setattr("ldm.data.metadata.tables.time.sleep", waits.append)
     tries = iter([OSError("reset"), OSError("reset"), None])
 
     def read() -> int:

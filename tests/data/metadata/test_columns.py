@@ -1,6 +1,6 @@
 import pytest
 
-from ldm.data.columns import parse_choices, resolve
+from ldm.data.metadata.columns import parse_choices, resolve
 
 LAION = ["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity", "AESTHETIC_SCORE"]
 

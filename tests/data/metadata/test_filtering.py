@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm.data.filtering import Filter, database, in_batches, parts
-from ldm.data.funnel import axes
-from ldm.data.metadata import find, open_sources
-from ldm.data.rules import Thresholds, rules
+from ldm.data.metadata.filtering import Filter, database, in_batches, parts
+from ldm.data.metadata.funnel import axes
+from ldm.data.metadata.rules import Thresholds, rules
+from ldm.data.metadata.tables import find, open_sources
 from tests.data.dumps import dump, rows
-from tests.data.test_metadata import server, spoilt_group  # noqa: F401 - server is a fixture
+from tests.data.metadata.test_tables import server, spoilt_group  # noqa: F401 - server is a fixture
 
 RECIPE = Thresholds(
     min_aesthetic=6.5,
@@ -228,7 +228,7 @@ def test_histograms_count_every_value_once_and_no_missing_one(tmp_path: Path) ->
 
 
 def test_histograms_of_many_rows_are_of_one_in_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.data.filtering.SAMPLE_ROWS", 10)
+    monkeypatch.setattr("ldm.data.metadata.filtering.SAMPLE_ROWS", 10)
     done = filtered(dump(tmp_path / "a.parquet", *[{}] * 40))
     assert done.work.one_in == 4 and sum(done.work.tally.histograms["aesthetic score"]) == 10
     assert sum(done.work.tally.histograms["caption length of the rows that reach it"]) == 40

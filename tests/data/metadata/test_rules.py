@@ -1,7 +1,7 @@
 import duckdb
 import pytest
 
-from ldm.data.rules import NORMALISED_URL, Rule, failed, quoted
+from ldm.data.metadata.rules import NORMALISED_URL, Rule, failed, quoted
 
 
 def normalised(url: str) -> str:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from ldm.data.filtering import parts
-from ldm.data.forecast import predicted, statistics
-from ldm.data.metadata import find, open_sources
+from ldm.data.metadata.filtering import parts
+from ldm.data.metadata.forecast import predicted, statistics
+from ldm.data.metadata.tables import find, open_sources
 from tests.data.dumps import dump
 
 
