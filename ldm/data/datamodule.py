@@ -62,6 +62,7 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         limit: int | None = None,
         max_bad_share: float = 0.01,
+        run: int = 1,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -74,6 +75,7 @@ class DataModule(LightningDataModule):
         self.train = Numbered(train, size if limit is None else min(limit, size))
         self.val, self.val_batch_size = val, val_batch_size or batch_size
         self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed
+        self.run = run
         self.seen = 0
         self.bad = BadSamples(max_bad_share, len(self.train))
 
@@ -92,7 +94,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         steps = self.accumulation(world)
-        order = Order(len(self.train), self.batch_size, self.seed, rank, world, steps, start=lambda: self.seen)
+        order = Order(len(self.train), self.batch_size, self.seed, rank, world, steps, lambda: self.seen, self.run)
         return self._loader(self.train, batch_sampler=order)
 
     def val_dataloader(self) -> list[DataLoader[Sample]]:

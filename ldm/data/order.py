@@ -43,7 +43,8 @@ class Order(Sampler[list[tuple[int, int]]]):
     Position p counts samples over all ranks: it is sample permuted(p mod length) of epoch p div length. Rank r takes
     the r-th run of `batch_size` of every `batch_size` · `world`, so all ranks see equally many batches, and `length`
     positions in a row hold every sample once, whatever the number of ranks. A pass holds whole optimizer steps of
-    `accumulation` batches; what is left of the epoch opens the next pass, which asks `start` again.
+    `accumulation` batches; what is left of the epoch opens the next pass, which asks `start` again. What is permuted
+    are runs of `run` samples, which stay together in their order.
     """
 
     def __init__(
@@ -55,8 +56,11 @@ class Order(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         accumulation: int = 1,
         start: Callable[[], int] = lambda: 0,
+        run: int = 1,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        if run < 1 or length % run:
+            raise ValueError(f"{length} training samples are no whole number of data.run={run}: change one of them")
+        self.length, self.batch_size, self.seed, self.run = length, batch_size, seed, run
         self.rank, self.world, self.accumulation, self.start = rank, world, accumulation, start
         if len(self) < 1:
             raise ValueError(
@@ -78,5 +82,7 @@ class Order(Sampler[list[tuple[int, int]]]):
         epochs, within = np.divmod(np.arange(position, position + self.batch_size), self.length)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            within[chosen] = permuted(within[chosen], self.length, self.seed, int(epoch))
+            which, place = np.divmod(within[chosen], self.run)
+            runs = permuted(which, self.length // self.run, self.seed, int(epoch)).astype(np.int64)
+            within[chosen] = runs * self.run + place
         return list(zip(epochs.tolist(), within.tolist(), strict=True))

@@ -5,6 +5,8 @@ import pytest
 from torch.utils.data import Dataset
 
 from ldm.data.mixture import Mixture
+from ldm.data.order import Order
+from ldm.data.shapes import Shapes
 
 
 class Named(Dataset[dict[str, Any]]):
@@ -65,3 +67,12 @@ def test_it_ends() -> None:
 def test_weights_that_do_not_fit_are_refused(weights: list[int]) -> None:
     with pytest.raises(ValueError, match="2 data sets needs as many whole weights"):
         Mixture([Named("a", 1), Named("b", 1)], weights, 10)
+
+
+def test_near_misses_of_a_scene_meet_in_a_batch_of_the_clip_experiment() -> None:
+    shapes, other = Shapes(variants=8), Shapes(seed=1)
+    mixture = Mixture([shapes, other], [7, 1], length=6400)
+    batch = next(iter(Order(6400, 128, run=64)))
+    keys = [mixture[key]["key"].rpartition("-") for key in batch]
+    scenes = [int(index) // 8 for split, _, index in keys if split == "train-0"]
+    assert len(scenes) == 112 and all(scenes.count(scene) == 8 for scene in scenes)

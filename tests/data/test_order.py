@@ -106,3 +106,23 @@ def test_a_pass_holds_whole_optimizer_steps() -> None:
 def test_fewer_samples_than_a_step_needs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"15 training samples, fewer than the 16 .* data.batch_size"):
         Order(15, 4, world=2, accumulation=2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_samples_of_a_run_stay_together_in_their_order(world: int) -> None:
+    batches = [next(iter(Order(120, 20, rank=rank, world=world, run=5))) for rank in range(world)]
+    for batch in batches:
+        indices = np.array([index for _, index in batch]).reshape(4, 5)
+        assert (indices == indices[:, :1] + np.arange(5)).all() and (indices[:, 0] % 5 == 0).all()
+        assert (np.diff(indices[:, 0]) != 5).any()
+
+
+def test_runs_hold_every_sample_once() -> None:
+    indices = [index for batch in walk(60, 6, 1, run=4) for _, index in batch]
+    assert sorted(indices) == list(range(60))
+
+
+@pytest.mark.parametrize("run", [0, 7])
+def test_a_run_that_does_not_divide_the_data_is_refused(run: int) -> None:
+    with pytest.raises(ValueError, match=r"data\.run"):
+        Order(60, 6, run=run)
