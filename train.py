@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,9 +13,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import check_given, check_overrides, is_refusal, save_run, sentence
+from ldm.config import (
+    check_given,
+    check_overrides,
+    check_parallel,
+    hyperparameters,
+    is_refusal,
+    save_run,
+    sentence,
+    sweep_folder,
+)
+from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"
 
@@ -22,12 +34,12 @@ CONF = Path(__file__).parent / "conf"
 def train(config: DictConfig) -> None:
     """Builds what the config says and runs it."""
     import torch
-    from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import LambdaCallback
 
+    from ldm.callbacks.changes import Changes
     from ldm.callbacks.checkpoint import AtomicCheckpointIO
-    from ldm.lint import Setup, contradictions
+    from ldm.callbacks.hyperparameters import Hyperparameters
 
     run_dir = Path(config.run_dir)
     if config.plan:
@@ -35,32 +47,14 @@ def train(config: DictConfig) -> None:
 
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
+    settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
     OmegaConf.resolve(config)
+    check_parallel(config, torch.cuda.is_available())
     quieten()
     torch.set_float32_matmul_precision("high")
     seed_everything(config.seed, verbose=False)
 
-    def build(node: Any, **more: Any) -> Any:
-        return instantiate(node, **more, _convert_="all")
-
-    if "schedule" in config.training:
-        schedule, prediction, weighting = (build(config[name]) for name in ("schedule", "prediction", "weighting"))
-        training, sampler, guidance = config.training, config.sampler, config.guidance
-        setup = Setup(
-            schedule,
-            prediction,
-            weighting,
-            time=training.time,
-            sampler=sampler.name,
-            spacing=sampler.spacing,
-            steps=sampler.steps,
-            guidance=guidance.scale,
-            interval=guidance.interval and tuple(guidance.interval),
-            offset_noise=training.offset_noise,
-            caption_dropout=training.caption_dropout,
-        )
-        if found := contradictions(setup):
-            raise ValueError("; ".join(found))
+    lint(config)
     module = build(config.training)
     data = build(config.data.module)
     resumed = checkpoint(config.resume, run_dir)
@@ -72,9 +66,10 @@ def train(config: DictConfig) -> None:
 
     nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
     callbacks = [build(node) for node in nodes if node and "_target_" in node]  # an option none has no target
+    told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
     trainer = build(
         config.trainer,
-        callbacks=[LambdaCallback(on_fit_start=begin), *callbacks],
+        callbacks=[LambdaCallback(on_fit_start=begin), Changes(settings, config.accept_changes), *callbacks, told],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
@@ -85,13 +80,40 @@ def train(config: DictConfig) -> None:
         print(f"{resumed} has done its {trainer.global_step} steps; raise trainer.max_steps to train further")
 
 
+def build(node: Any, **more: Any) -> Any:
+    """The object that a part of the config describes."""
+    return instantiate(node, **more, _convert_="all")
+
+
+def lint(config: DictConfig) -> None:
+    """Refuses, before any network is built or folder made, settings that contradict one another."""
+    from torch import nn, zeros
+
+    from ldm.lint import Setup, check
+
+    build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
+    evaluation = config.get("evaluation", {})
+    if evaluation.get("prompts") and "_target_" not in evaluation:
+        raise ValueError(
+            f"evaluation.prompts={evaluation.prompts} asks for pictures at the end, which metrics=none does not "
+            "draw: choose metrics=shapes or metrics=pictures, or leave it out"
+        )
+    if "schedule" not in config.training:
+        return
+    parts = [build(config[name]) for name in ("schedule", "prediction", "weighting")]
+    training: Any = OmegaConf.to_container(config.training, resolve=True)
+    told = {name: training[name] for name in ("time", "sampling", "offset_noise", "caption_dropout")}
+    check(Setup(*parts, **told))
+
+
 def checkpoint(resume: str | None, run_dir: Path) -> str | None:
     """The file to go on from: the run's own for auto, if there is one."""
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if resume is None and last.is_file():
+    from ldm.callbacks.checkpoint_file import newest
+
+    if resume is None and list(run_dir.glob("checkpoints/*.ckpt")):
         raise ValueError(f"{run_dir} holds a run already; go on with resume=auto, or give another run_dir")
     if resume in (None, "auto"):
-        return str(last) if last.is_file() else None
+        return str(found) if (found := newest(run_dir / "checkpoints")) else None
     if not Path(str(resume)).is_file():
         raise FileNotFoundError(f"resume={resume}: there is no such checkpoint; give a .ckpt file, or resume=auto")
     return resume
@@ -110,9 +132,13 @@ def quieten() -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweep:
-        OmegaConf.update(config, "run_dir", HydraConfig.get().runtime.output_dir)
+    hydra_config = HydraConfig.get()
+    if sweep := hydra_config.mode == RunMode.MULTIRUN:
+        run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), hydra_config.job.override_dirname)
+        if is_finished(run_dir):
+            return print(f"{run_dir} is finished, and not run again")
+        OmegaConf.update(config, "run_dir", str(run_dir))
+        OmegaConf.update(config, "resume", config.resume or "auto")
     try:
         train(config)
     except KeyboardInterrupt:
@@ -128,6 +154,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # to Hydra a number is no name of an option
+    sys.argv[1:] = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it at an end
     try:
         check_overrides(sys.argv[1:], CONF)

@@ -7,14 +7,18 @@ from importlib import import_module
 from ldm.commands import edge
 
 COMMANDS = {
+    "app": "draw in a browser",
     "bench": "measure something next to its peers, from the checkout",
     "compare": "compare runs: a report with error bars, curves and pictures",
     "download": "fetch the pictures of filtered metadata into shards, with img2dataset",
     "encode": "the pictures of shards as latents, once, for training",
+    "ema": "averages of a run's weights of any length, from its snapshots",
     "emoji": "make the emoji data set from its npm package",
     "convert": "weights from any format to any other",
+    "evaluate": "a model on data: pictures drawn and measured, for one setting or a sweep of many",
     "filter": "keep the rows of metadata that are worth downloading, and say why the others went",
-    "info": "say what a model, a checkpoint or a run is",
+    "info": "say what a model, a checkpoint, a run or a cache is",
+    "status": "what runs are doing: steps, rate, time left, latest numbers, live",
     "verify": "check a cache of latents or shards of pictures",
 }
 

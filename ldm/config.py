@@ -1,25 +1,34 @@
 """What stands between the command line and the objects: checks with nearest names, run folders, one-sentence errors."""
 
 import difflib
+import hashlib
+import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.edge import EXPECTED
 from ldm.files import write_text
+from ldm.report.groups import decisive
+from ldm.report.runs import flatten
 
 
 def check_overrides(arguments: list[str], conf: Path) -> None:
-    """Refuses, with the nearest right name, an option that no group has and a key that the config does not have."""
+    """Refuses an option that no group has, a key that the config does not have, and a value of another type.
+
+    Names are told with the nearest right one, types by the value that is there without the override.
+    """
     try:
         overrides = OverridesParser.create().parse_overrides(get_args(arguments).overrides)
     except HydraException as error:
@@ -38,14 +47,49 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
                 chosen += [f"{name}={option}" for option in options[:1]]
             else:
                 chosen.append(override.input_line or "")
-    keys = _keys(chosen, conf)
+    values = _values(chosen, conf)
     for override in overrides:
         name = override.key_or_group
-        if name in groups or name.startswith("hydra") or override.is_add() or name in keys:
+        if name in groups or name.startswith("hydra"):
             continue
-        if owners := _owners(name, groups, conf):
+        if name in values:
+            _check_type(override, values[name])
+        elif owners := [] if override.is_add() else _owners(name, groups, conf):
             raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
-        raise ValueError(f"there is no key {name}; {nearest(name, sorted(keys | groups.keys()))}")
+        elif not override.is_add():
+            raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
+
+
+def _check_type(override: Override, default: Any) -> None:
+    """Refuses text, and for numbers true and false, where the config has none; fractions where it has a whole number.
+
+    Any key may be null or refer to another one, a list may stand for a number, and a fraction for one of Lightning's,
+    which takes it as a share.
+    """
+    name = override.key_or_group
+    for value in _given(override):
+        if value is None or (isinstance(value, str) and "${" in value):
+            continue
+        if isinstance(default, bool | list):
+            misfit = isinstance(value, str)
+        elif isinstance(default, int | float):
+            fraction = isinstance(value, float) and isinstance(default, int) and not name.startswith("trainer.")
+            misfit = isinstance(value, str | bool) or fraction
+        else:
+            continue
+        if misfit:
+            kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
+            shown = json.dumps(default)
+            raise ValueError(f"{name} is {value}, but must be {kinds[type(default)]}, such as {shown}")
+
+
+def _given(override: Override) -> list[Any]:
+    """The value, or those of a sweep that are listed."""
+    value = override.value()
+    if not override.is_sweep_override():
+        return [value]
+    listed = value.list if isinstance(value, ChoiceSweep) else []
+    return [one.text if isinstance(one, QuotedString) else one for one in listed]
 
 
 def _options(override: Override) -> list[str]:
@@ -64,19 +108,19 @@ def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
     return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
 
 
-def _keys(chosen: list[str], conf: Path) -> set[str]:
-    """Every dotted key of the config with these group options."""
+def _values(chosen: list[str], conf: Path) -> dict[str, Any]:
+    """Every dotted key of the config with these group options, and its value before it is resolved."""
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = compose("train", overrides=[line for line in chosen if line], return_hydra_config=False)
-    return {key for key, _ in _walk(config)}
+    return dict(_walk(OmegaConf.to_container(config)))
 
 
-def _walk(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every dotted key, and whether its value is still to be given."""
-    for name, value in node.items_ex(resolve=False):
-        yield f"{prefix}{name!s}", OmegaConf.is_missing(node, name)
-        if isinstance(value, DictConfig):
-            yield from _walk(value, f"{prefix}{name!s}.")
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key and its value."""
+    for name, value in node.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _walk(value, f"{prefix}{name}.")
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -96,11 +140,43 @@ def save_run(config: DictConfig, run_dir: Path) -> None:
     write_text(run_dir / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
 
 
+def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
+    """A sweep's run by its content: a hash of what decides its result; `label`, for people, is of the first so made."""
+    settings = decisive(flatten(OmegaConf.to_container(config, resolve=True)), config.run_dir)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    readable = re.sub(r"[^\w=.,+-]+", "-", label)[:80]
+    return next(iter(parent.glob(f"*_{digest}")), parent / f"{readable}_{digest}")
+
+
+def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides the result in an unresolved config, by dotted key; what only repeats another setting is left out."""
+    return {key: value for key, value in decisive(flatten(settings)).items() if "${" not in str(value)}
+
+
 def check_given(config: DictConfig) -> None:
     """Refuses a config in which a key that has no default was not given."""
-    for key, missing in _walk(config):
-        if missing:
+    for key, value in _walk(OmegaConf.to_container(config)):
+        if value == MISSING:
             raise ValueError(f"{key} has no default; give it as {key}=…")
+
+
+def check_parallel(config: DictConfig, gpu: bool) -> None:
+    """Refuses what the device, or strategy=fsdp, cannot do."""
+    if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
+        raise ValueError("precision=16-mixed needs a GPU; choose precision=bf16-mixed or precision=fp32")
+    if config.precision.compute and "compute" not in config.training:
+        raise ValueError("precision=bf16-true is for training=diffusion; choose precision=bf16-mixed")
+    if isinstance(config.trainer.strategy, str) or "ModelParallel" not in config.trainer.strategy["_target_"]:
+        return
+    if "compute" not in config.training:
+        raise ValueError("strategy=fsdp is for training=diffusion; choose strategy=ddp")
+    if config.optimizer["_target_"].endswith("Muon"):
+        raise ValueError("optimizer=muon needs whole matrices, and strategy=fsdp cuts them up; choose optimizer=adamw")
+    if config.get("evaluation", {}).get("prompts"):
+        raise ValueError(
+            "with strategy=fsdp no process holds the weights that the evaluation at the end draws with; give "
+            "metrics=none, and measure the run with ldm evaluate"
+        )
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -109,13 +185,16 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong in one line: the innermost cause of what Hydra and OmegaConf wrap."""
+    """What went wrong in one line: the innermost cause of what Hydra and OmegaConf wrap, with its key if need be."""
+    key = re.search(r"full_key: (\S+)", str(error))
     while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}"
     text = " ".join(str(error).split())
-    return text if is_refusal(error) and text else f"{type(error).__name__}: {text}"
+    if is_refusal(error) and text:
+        return text
+    return f"{key[1] + ': ' if key else ''}{type(error).__name__}: {text}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,33 +1,46 @@
 """What image-to-image and inpainting add to a walk from noise: pictures to start from, and masks."""
 
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import interpolate, max_pool2d
 
 from ldm.diffusion.denoiser import Denoise
-from ldm.image import pixels, resize_and_crop
+from ldm.image import from_uint8, pixels, resize_and_crop
 from ldm.items import Item
 
 Size = tuple[int, int]  # height, width
 STRENGTH = 0.8  # unless another is given
+MOST_STEPS = 1000
 
 
-def steps_walked(steps: int, strength: float) -> int:
-    """How many steps, at the end of so many, a strength takes: int(strength · steps), as diffusers does.
+def steps_of(steps: int, strength: float | None, fixed: bool = False) -> tuple[int, int]:
+    """The steps of a whole walk, and how many at its end a strength takes: int(strength · steps), as in diffusers.
 
-    Raises ValueError for a strength outside (0, 1], or of less than one step.
+    With `fixed` they are `steps`, at the end of a finer whole. Raises ValueError for a strength outside (0, 1], or of
+    less than one step.
     """
-    if not isinstance(strength, int | float) or not 0 < strength <= 1:
+    if strength is None:
+        return steps, steps
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
         raise ValueError(f"strength is {strength!r}, but must be above 0 and at most 1")
+    if fixed:
+        whole = ceil(steps / strength)
+        if whole > MOST_STEPS:
+            raise ValueError(
+                f"{steps} fixed steps at strength={strength} are the end of {whole}, but {MOST_STEPS} is the most: "
+                "take fewer steps or more strength"
+            )
+        return whole, steps
     walked = int(strength * steps)
     if walked < 1:
         raise ValueError(
             f"strength={strength} of {steps} steps is less than one step: take one above 1/{steps}, or more steps"
         )
-    return walked
+    return steps, walked
 
 
 def originals_of(items: Sequence[Item], size: Size, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -64,6 +77,17 @@ def keeping(denoise: Denoise, x0: Tensor, repaint: Tensor) -> Denoise:
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
     """Masks (b, 1, h, w) → bool (b, 1, h/factor, w/factor): latents with any pixel that is repainted by half."""
     return max_pool2d(mask, factor) >= 0.5
+
+
+def unmasked(originals: Tensor, masks: Tensor) -> Tensor:
+    """Pictures uint8 (b, 3, h, w) → float in [-1, 1], grey where they are repainted: what inpainting weights see."""
+    return from_uint8(originals) * (masks < 0.5)
+
+
+def small_mask(masks: Tensor, factor: int) -> Tensor:
+    """Masks (b, 1, h, w) → 0 or 1 (b, 1, h/factor, w/factor), each square's first pixel, as inpainting weights
+    were trained."""
+    return interpolate((masks >= 0.5).float(), scale_factor=1 / factor)
 
 
 def paste(drawn: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """Files that are either there in full or not there at all."""
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+LOCK = ".lock"  # in a folder: who works in it holds a lock on this file
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -47,6 +50,18 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def is_locked(folder: str | Path) -> bool:
+    """Whether a process works in the folder now; the lock of one that died is gone with it."""
+    try:
+        with open(Path(folder) / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _named(error: OSError, path: Path) -> OSError:

@@ -91,7 +91,7 @@ def to_uint8(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"expected a float tensor in [-1, 1], got {x.dtype}; from_uint8 goes the other way")
     if x.isnan().any():
-        raise ValueError("the pictures hold NaN: the network or the first stage overflowed; try precision=32")
+        raise ValueError("the pictures hold NaN: the network or the first stage overflowed; try precision=fp32")
     x = x if x.dtype == torch.float64 else x.float()
     return (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 

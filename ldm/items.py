@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -19,22 +19,44 @@ Picture = Image.Image | Tensor  # RGB, or uint8 (3, h, w); a mask is (1, h, w) a
 
 
 @dataclass(frozen=True)
+class Between(Generic[T]):
+    """What lies a share of the way, from 0 to 1, between two prompts or two seeds."""
+
+    first: T
+    second: T
+    share: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
+            raise ValueError(f"the share between two prompts or seeds is {self.share!r}, but must lie from 0 to 1")
+
+
+def ends(values: Sequence[T | Between[T]]) -> tuple[list[T], list[T], list[float]]:
+    """Firsts, seconds and shares; a plain value is both its ends."""
+    pairs = [one if isinstance(one, Between) else Between(one, one, 0.0) for one in values]
+    return [one.first for one in pairs], [one.second for one in pairs], [one.share for one in pairs]
+
+
+@dataclass(frozen=True)
 class Item:
     """Raises ValueError for what is of the wrong type or out of range."""
 
-    prompt: str
+    prompt: str | Between[str]
     negative: str
-    seed: int
+    seed: int | Between[int]
     guidance: float
     image: Image.Image | None = None
     mask: Image.Image | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative"):
-            if not isinstance(text := getattr(self, name), str):
-                raise ValueError(f"a {name} is {text!r}, which is no text: give a str, or a list of them")
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"a seed is {self.seed!r}, but must be a whole number between 0 and {MAX_SEED}")
+        prompts, seeds = (first + second for first, second, _ in (ends([self.prompt]), ends([self.seed])))
+        for name, texts in (("prompt", prompts), ("negative", [self.negative])):
+            for text in texts:
+                if not isinstance(text, str):
+                    raise ValueError(f"a {name} is {text!r}, which is no text: give a str, or a list of them")
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"a seed is {seed!r}, but must be a whole number between 0 and {MAX_SEED}")
         if not isinstance(self.guidance, int | float) or not isfinite(self.guidance):
             raise ValueError(f"a guidance scale is {self.guidance!r}, but must be a finite number")
         if self.mask is not None and self.image is None:
@@ -42,9 +64,9 @@ class Item:
 
 
 def items_of(
-    prompts: Each[str],
+    prompts: Each[str | Between[str]],
     negative: Each[str],
-    seeds: Each[int] | None,
+    seeds: Each[int | Between[int]] | None,
     guidance: Each[float],
     image: Each[Picture] | Tensor | None = None,
     mask: Each[Picture] | Tensor | None = None,

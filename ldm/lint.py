@@ -1,18 +1,18 @@
 """Settings that contradict one another, each with its mend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import Interval, times_of
+from ldm.diffusion.guidance import times_of
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.weighting import Weighting
 from ldm.sampling.driver import solver_of
-from ldm.sampling.grid import Grid, Point
+from ldm.sampling.grid import Grid, Point, Solver
 from ldm.sampling.spacing import spacing_of
 
 NO_WEIGHT, TOO_MUCH_WEIGHT = 1e-12, 1e6
@@ -24,23 +24,19 @@ TRIED = 200  # steps at most in which a sampler is tried, which takes 0.1 s; mor
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run or a model is made of; no rule looks at what is None.
+    """What a run or a model is made of; no rule looks at what is None or missing.
 
-    `time` is the Denoiser's, `interval` one of sigma/alpha. `given` and `taken` are pairs of widths: of the text
-    encoder's context and the first stage's latents, and of those that the UNet takes.
+    `time` is the Denoiser's. `sampling` is handed over whole, as a model's file and the pipeline's Settings name it:
+    sampler, spacing, steps, sampler_options, spacing_options, guidance, guidance_interval (in sigma/alpha), and more
+    that no rule looks at. `given` and `taken` are pairs of widths: of the text encoder's context and the first
+    stage's latents, and of those that the UNet takes.
     """
 
     schedule: Schedule
     prediction: Prediction
     weighting: Weighting | None = None
     time: str | None = None
-    sampler: str | None = None
-    spacing: str | None = None
-    steps: int = 20
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
-    spacing_options: Mapping[str, Any] = field(default_factory=dict)
-    guidance: float | None = None
-    interval: Interval | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     offset_noise: float = 0.0
     caption_dropout: float | None = None
     given: tuple[int, int] | None = None
@@ -61,10 +57,22 @@ class Setup:
 
     def grid(self) -> Grid | None:
         """What a sampler walks along. Raises ValueError where the spacing has no such steps."""
-        if self.spacing is None:
+        if "spacing" not in self.sampling:
             return None
-        spacing = spacing_of(self.spacing, self.spacing_options)
-        return Grid.of(self.schedule, spacing(self.schedule, self.steps))
+        spacing = spacing_of(self.sampling["spacing"], self.sampling.get("spacing_options", {}))
+        return Grid.of(self.schedule, spacing(self.schedule, self.sampling["steps"]))
+
+    def solver(self) -> Solver | None:
+        """Raises ValueError for a sampler, or options of it, that there are not."""
+        if "sampler" not in self.sampling:
+            return None
+        return solver_of(self.sampling["sampler"], self.sampling.get("sampler_options", {}))
+
+
+def check(setup: Setup) -> None:
+    """Raises ValueError for settings that contradict one another."""
+    if found := contradictions(setup):
+        raise ValueError("; ".join(found))
 
 
 def contradictions(setup: Setup) -> list[str]:
@@ -72,15 +80,14 @@ def contradictions(setup: Setup) -> list[str]:
     rules = _prediction, _weighting, _time, _offset_noise, _dropout, _widths
     found = [sentence for rule in rules for sentence in rule(setup)]
     try:
-        grid = setup.grid()
-        solver = setup.sampler and solver_of(setup.sampler, setup.sampler_options)
+        grid, solver = setup.grid(), setup.solver()
+        found += _interval(setup, grid)
     except ValueError as error:
         return [*found, str(error)]
-    found += _interval(setup, grid)
     if grid is not None:
         found += [*_spacing(setup, grid), *_first_step(setup, grid)]
-    if grid is not None and solver:
-        found += _sampler(setup, grid)
+    if grid is not None and solver is not None:
+        found += _sampler(setup, grid, solver)
     return found
 
 
@@ -129,9 +136,10 @@ def _offset_noise(setup: Setup) -> Iterator[str]:
 
 
 def _dropout(setup: Setup) -> Iterator[str]:
-    if setup.caption_dropout == 0 and setup.guidance not in (None, 1):
+    guidance = setup.sampling.get("guidance", 1)
+    if setup.caption_dropout == 0 and guidance != 1:
         yield (
-            f"guidance={setup.guidance:g} needs what the network says without a prompt, which caption_dropout=0 "
+            f"guidance={guidance:g} needs what the network says without a prompt, which caption_dropout=0 "
             "never trains: use caption_dropout=0.1 or a guidance of 1"
         )
 
@@ -146,14 +154,18 @@ def _widths(setup: Setup) -> Iterator[str]:
 
 
 def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
-    if setup.interval is None:
+    interval = setup.sampling.get("guidance_interval")
+    if interval is None:
         return
-    low, high = times_of(setup.schedule, setup.interval)
+    if not isinstance(interval, Sequence) or [isinstance(end, int | float) for end in interval] != [True, True]:
+        yield f"the guidance interval is {interval}, but must be a low and a high sigma/alpha, such as [0.3, 5]"
+        return
+    low, high = times_of(setup.schedule, tuple(interval))
     sampled = [point.time for point in grid.points[:-1]] if grid else []
     outside = not any(low <= t <= high for t in sampled) if grid else high < setup.schedule.t_min
     if outside or low > setup.schedule.t_max:
         yield (
-            f"the guidance interval {setup.interval} holds no time that is sampled on schedule={setup.schedule.name}, "
+            f"the guidance interval {list(interval)} holds no time that is sampled on schedule={setup.schedule.name}, "
             "so there is no guidance: give it in sigma/alpha, such as [0.3, 5]"
         )
 
@@ -161,8 +173,8 @@ def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
 def _spacing(setup: Setup, grid: Grid) -> Iterator[str]:
     if setup.end.alpha == 0 and grid.points[0].alpha > SIGNAL_LEFT_OUT:
         yield (
-            f"spacing={setup.spacing} leaves out the end of schedule={setup.schedule.name}, the only time at which "
-            "a state is pure noise: use spacing=trailing"
+            f"spacing={setup.sampling['spacing']} leaves out the end of schedule={setup.schedule.name}, the only time "
+            "at which a state is pure noise: use spacing=trailing"
         )
 
 
@@ -172,15 +184,19 @@ def _first_step(setup: Setup, grid: Grid) -> Iterator[str]:
     error = abs(s.alpha * t.sigma - s.sigma * t.alpha)  # of DDIM's step, times the divisor, for an output off by 1
     if divisor > 0 and error > AMPLIFIED * divisor:
         yield (
-            f"prediction={setup.prediction.name} under schedule={setup.schedule.name} with spacing={setup.spacing} "
-            f"and steps={setup.steps} makes an error of the network {error / divisor:.0f} times as large in the first "
-            "step: use prediction=v or spacing=leading"
+            f"prediction={setup.prediction.name} under schedule={setup.schedule.name} with {_walk(setup)} makes an "
+            f"error of the network {error / divisor:.0f} times as large in the first step: use prediction=v or "
+            "spacing=leading"
         )
 
 
-def _sampler(setup: Setup, grid: Grid) -> Iterator[str]:
+def _walk(setup: Setup) -> str:
+    return f"spacing={setup.sampling['spacing']} and steps={setup.sampling['steps']}"
+
+
+def _sampler(setup: Setup, grid: Grid, solver: Solver) -> Iterator[str]:
     """Lets the sampler draw data of deviation 1/2 with their exact denoiser."""
-    if setup.steps > TRIED:
+    if setup.sampling["steps"] > TRIED:
         return
     generator = torch.Generator().manual_seed(0)
 
@@ -192,12 +208,12 @@ def _sampler(setup: Setup, grid: Grid) -> Iterator[str]:
         return x * (point.alpha / (point.alpha**2 + 4 * point.sigma**2))
 
     x = grid.start(noise(0))
-    for state in solver_of(str(setup.sampler), setup.sampler_options)(denoise, x, grid, noise):
+    for state in solver(denoise, x, grid, noise):
         x = state.x
     wider = float(x.std()) / 0.5
     if not wider < WIDE:
         yield (
-            f"sampler={setup.sampler} with spacing={setup.spacing} and steps={setup.steps} cannot take the first step "
-            f"of schedule={setup.schedule.name}, and gives data {wider:.3g} times too wide: use sampler=dpmpp_2m, "
+            f"sampler={setup.sampling['sampler']} with {_walk(setup)} cannot take the first step of "
+            f"schedule={setup.schedule.name}, and gives data {wider:.3g} times too wide: use sampler=dpmpp_2m, "
             "spacing=leading or more steps"
         )

@@ -1,59 +1,40 @@
 """Prompts → pictures, from noise or from other pictures."""
 
-import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ldm import remarks
-from ldm.diffusion.denoiser import Denoise, Denoiser
-from ldm.diffusion.guidance import classifier_free, times_of
+from ldm.diffusion.denoiser import Conditional, Denoise, Denoiser
+from ldm.diffusion.guidance import autoguidance, classifier_free, times_of
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
-from ldm.editing import STRENGTH, keeping, latent_mask, originals_of, paste, steps_walked
+from ldm.editing import STRENGTH, keeping, latent_mask, originals_of, paste, small_mask, steps_of, unmasked
 from ldm.image import from_uint8, to_uint8
-from ldm.items import Each, Item, Picture, items_of
-from ldm.lint import Setup, contradictions
+from ldm.items import Between, Each, Item, Picture, ends, items_of
+from ldm.lint import Setup, check
+from ldm.memory import Offload, choose_device, in_batches
 from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.random import normal
+from ldm.noise import START, noise_of
 from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import spacing_of
+from ldm.sampling.thresholding import thresholding_of
+from ldm.settings import Settings, plain
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
 
+PREVIEW = 16  # latents on a side, which take a sixteenth of the time of Stable Diffusion's 64
 OnStep = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to walk from noise to a picture of `size` (height, width).
-
-    `sampler_options` and `spacing_options` are arguments of the sampler's and the spacing's function.
-    Guidance acts while sigma/alpha lies in `guidance_interval`, and `guidance_rescale` is a share, see `rescaled`.
-    `clip_skip` leaves out the text encoder's last layers; a prompt may fill `chunks` times its context; with `tile`
-    pictures are decoded one at a time, in tiles of that many pixels.
-    """
-
-    size: tuple[int, int]
-    sampler: str = "dpmpp_2m"
-    spacing: str = "trailing"
-    steps: int = 20
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
-    spacing_options: Mapping[str, Any] = field(default_factory=dict)
-    guidance: float = 2.0
-    guidance_interval: tuple[float, float] | None = None
-    guidance_rescale: float = 0.0
-    clip_skip: int = 0
-    chunks: int = 1
-    tile: int = 0
+OnPreview = Callable[[int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -65,9 +46,12 @@ class Result:
 
 
 class Pipeline:
-    """Draws prompts with networks that already are where, and of the type, that they shall run in.
+    """Draws prompts with networks that already are of the type that they shall run in.
 
-    `settings` are what a call uses unless it says otherwise. Raises ValueError for parts that do not fit.
+    They are also where they shall run, unless `offload` says otherwise. `settings` are what a call uses unless it says
+    otherwise. With a `weak` pipeline, of a worse model of the same data, guidance leads away from what its UNet gives
+    for the same prompt, instead of from the negative one. A UNet of 2z + 1 channels is taken for inpainting weights:
+    it sees the mask and the latents of what is kept. Raises ValueError for parts that do not fit.
     """
 
     def __init__(
@@ -80,52 +64,85 @@ class Pipeline:
         prediction: Prediction,
         settings: Settings,
         time: str | None = None,
+        weak: "Pipeline | None" = None,
+        offload: Offload | None = None,
     ) -> None:
         self.unet, self.first_stage, self.text_encoder = unet, first_stage, text_encoder
-        self.tokenizer, self.settings = tokenizer, settings
+        self.tokenizer, self.settings, self.weak = tokenizer, settings, weak
+        self.offload = offload or Offload(unet.conv_in.weight.device)
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
-        _refuse(
-            contradictions(
-                Setup(
-                    schedule,
-                    prediction,
-                    time=self.denoiser.time,
-                    given=(text_encoder.config["width"], first_stage.latent_channels),
-                    taken=(unet.config["context_width"], unet.config["in_channels"]),
-                )
+        latents, channels = first_stage.latent_channels, unet.config["in_channels"]
+        self.inpaints = channels == 2 * latents + 1
+        check(
+            Setup(
+                schedule,
+                prediction,
+                time=self.denoiser.time,
+                given=(text_encoder.config["width"], channels if self.inpaints else latents),
+                taken=(unet.config["context_width"], channels),
             )
         )
 
     @classmethod
-    def load(cls, path: str = DEFAULT, device: str = "auto", dtype: torch.dtype = torch.float32) -> "Pipeline":
-        """The model at `path`, see `read_model`."""
-        return cls.of(read_model(path), device, dtype)
+    def load(
+        cls,
+        path: str = DEFAULT,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        offload: str = "none",
+        weak: str | None = None,
+    ) -> "Pipeline":
+        """The model at `path`, see `read_model`; `offload` is a mode of `Offload`, `weak` the path of a worse model."""
+        home: str | torch.device = choose_device(device) if offload == "none" else "cpu"
+        models = [read_model(one, dtype, device=home, channels_last=True) for one in (path, weak) if one is not None]
+        return cls.of(models[0], device, dtype, offload, *models[1:])
 
     @classmethod
-    def of(cls, model: Model, device: str = "auto", dtype: torch.dtype = torch.float32) -> "Pipeline":
-        """`model`, moved to the device; its UNet and text encoder in `dtype`, its first stage in float32."""
-        about, where = model.about["model"], choose_device(device)
+    def of(
+        cls,
+        model: Model,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        offload: str = "none",
+        weak: Model | None = None,
+    ) -> "Pipeline":
+        """`model` for the device; its UNet and text encoder in `dtype`, its first stage in float32."""
+        working = Offload(choose_device(device), offload)
+        home = working.device if offload == "none" else torch.device("cpu")
         last = torch.channels_last
-        return cls(
-            unet=model.unet.to(where, dtype, memory_format=last),  # type: ignore[call-overload]
-            first_stage=model.first_stage.network.to(where, memory_format=last),  # type: ignore[call-overload]
-            text_encoder=model.text_encoder.network.to(where, dtype),
-            tokenizer=model.text_encoder.tokenizer,
-            schedule=from_config(about["schedule"]),
-            prediction=Prediction(about["prediction"]),
-            settings=Settings(size=tuple(about["size"]), **about["sampling"]),
-            time=about["time"],
-        )
+        stage = model.first_stage.network.to(home, memory_format=last)  # type: ignore[call-overload]
+        text = model.text_encoder.network.to(home, dtype)
+
+        def assembled(one: Model, weak: Pipeline | None) -> Pipeline:
+            about = one.about["model"]
+            return cls(
+                unet=one.unet.to(home, dtype, memory_format=last),  # type: ignore[call-overload]
+                first_stage=stage,
+                text_encoder=text,
+                tokenizer=model.text_encoder.tokenizer,
+                schedule=from_config(about["schedule"]),
+                prediction=Prediction(about["prediction"]),
+                settings=Settings(size=tuple(about["size"]), **about["sampling"]),
+                time=about["time"],
+                weak=weak,
+                offload=working,
+            )
+
+        if weak is None:
+            return assembled(model, None)
+        _check_weak(model, weak)
+        return assembled(model, assembled(weak, None))
 
     @torch.no_grad()
     def __call__(
         self,
-        prompts: Each[str],
+        prompts: Each[str | Between[str]],
         negative: Each[str] = "",
         image: Each[Picture] | Tensor | None = None,
         mask: Each[Picture] | Tensor | None = None,
         strength: float | None = None,
         steps: int | None = None,
+        fixed_steps: bool | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
         sampler_options: Mapping[str, Any] | None = None,
@@ -133,73 +150,96 @@ class Pipeline:
         guidance: Each[float] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float | None = None,
+        thresholding: str | None = None,
+        thresholding_options: Mapping[str, Any] | None = None,
         size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
         chunks: int | None = None,
         tile: int | None = None,
-        seeds: Each[int] | None = None,
+        noise: str | None = None,
+        seeds: Each[int | Between[int]] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        on_estimate: OnPreview | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Result:
         """One picture a prompt; the prompt and its seed decide it, to 1/255, at any batch size.
 
         With an `image` they start from it, scaled and cropped to the size, and take the last int(strength · steps)
-        steps only (0.8 of them by default). With a `mask` they differ from it only where that is white.
-        Prompts, negatives, guidance scales, seeds, images and masks are one for all, or a list with one a picture.
-        What is None is the model's own; its options go with its own sampler and spacing only. Seeds are 0, 1, … by
-        default. `on_step(done, total)` counts the steps of all batches. Warns of text that the text encoder cannot
-        read and of pictures that are scaled. Raises ValueError for what the model cannot draw with.
+        steps only (0.8 of them by default; all with inpainting weights). With a `mask` they differ from it only where
+        that is white. Prompts, negatives, guidance scales, seeds, images and masks are one for all, or a list with one
+        a picture; a prompt or seed may lie `Between` two. What is None is the model's own; its options go with its own
+        sampler, spacing and thresholding only. Seeds are 0, 1, … by default. Where memory does not suffice for
+        `batch_size` pictures fewer are drawn at a time.
+
+        `on_step(done, total)` counts the steps of all batches; `on_preview(first, step, small)` shows the estimates of
+        a batch, whose first picture is that of the call, as small pictures uint8 (b, 3, h, w), and
+        `on_estimate(first, step, x0)` hands them out as they are, latents; Cancelled is raised between two steps once
+        `cancelled()` says so. Warns of text that the text encoder cannot read and of pictures that are scaled. Raises
+        ValueError for what the model cannot draw with, MemoryError where one picture is too many.
         """
-        if sampler_options is None and sampler not in (None, self.settings.sampler):
-            sampler_options = {}
-        if spacing_options is None and spacing not in (None, self.settings.spacing):
-            spacing_options = {}
-        chosen = dict(
-            steps=steps,
-            sampler=sampler,
-            spacing=spacing,
-            sampler_options=sampler_options,
-            spacing_options=spacing_options,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            size=size,
-            clip_skip=clip_skip,
-            chunks=chunks,
-            tile=tile,
+        settings = self.settings.changed(
+            {
+                "size": size,
+                "sampler": sampler,
+                "spacing": spacing,
+                "steps": steps,
+                "fixed_steps": fixed_steps,
+                "sampler_options": sampler_options,
+                "spacing_options": spacing_options,
+                "guidance_interval": guidance_interval,
+                "guidance_rescale": guidance_rescale,
+                "thresholding": thresholding,
+                "thresholding_options": thresholding_options,
+                "clip_skip": clip_skip,
+                "chunks": chunks,
+                "tile": tile,
+                "noise": noise,
+            }
         )
-        settings = replace(self.settings, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
         items = items_of(prompts, negative, seeds, settings.guidance if guidance is None else guidance, image, mask)
         if image is None and strength is not None:
             raise ValueError(f"strength is {strength}, but there is no image to start from: give one, or no strength")
-        strength = STRENGTH if strength is None and image is not None else strength
-        self._check(items, settings, batch_size)
+        if strength is None and image is not None:
+            strength = 1.0 if self.inpaints else STRENGTH
+        self._check(settings, batch_size)
         for remark in self._remarks(items, settings):
             warnings.warn(remark, stacklevel=3)  # 3: no_grad's wrapper lies between
-        grid = self._grid(settings, strength)
-        starts = range(0, len(items), batch_size)
-        walked = len(grid.points) - 1
-        images, told = [], []
-        for index, start in enumerate(starts):
-            batch = items[start : start + batch_size]
-            images.append(self._draw(batch, settings, grid, _counter(on_step, index * walked, walked * len(starts))))
-            told += [_record(settings, strength, batch, position) for position in range(len(batch))]
-        return Result(torch.cat(images), told)
+
+        def draw(batch: list[Item], first: int, done: int, batches: int) -> Tensor:
+            step = on_step and (lambda step, steps: on_step(done * steps + step + 1, batches * steps))
+
+            def shown(step: int, x0: Tensor) -> None:
+                if on_preview is not None:
+                    on_preview(first, step, self._small(x0))
+                if on_estimate is not None:
+                    on_estimate(first, step, x0)
+
+            return self._draw(batch, settings, strength, step, shown if on_preview or on_estimate else None, cancelled)
+
+        images, records = [], []
+        for batch, drawn in in_batches(items, batch_size, draw):
+            images.append(drawn)
+            records += [settings.record(item, strength) | _batch_record(batch, k) for k, item in enumerate(batch)]
+        return Result(torch.cat(images), records)
 
     def _remarks(self, items: list[Item], settings: Settings) -> list[str]:
-        texts = list(dict.fromkeys([item.prompt for item in items] + [item.negative for item in items]))
+        prompts, others, _ = ends([item.prompt for item in items])
+        texts = list(dict.fromkeys(prompts + others + [item.negative for item in items]))
         found = remarks.of_text(self.tokenizer, self.text_encoder, texts, settings.chunks)
         return list(dict.fromkeys([*found, *remarks.of_sizes(items, settings.size)]))
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+        return self.offload.device
 
     @property
     def multiple(self) -> int:
         """Of which a picture's height and width must be multiples; the UNet itself takes latents of any size."""
         return self.first_stage.factor
 
-    def _check(self, items: list[Item], settings: Settings, batch_size: int) -> None:
+    def _check(self, settings: Settings, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be 1 or more")
         height, width = settings.size
@@ -212,93 +252,124 @@ class Pipeline:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
         self.text_encoder.layers(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
-        _refuse(
-            contradictions(
-                Setup(
-                    self.denoiser.schedule,
-                    self.denoiser.prediction,
-                    sampler=settings.sampler,
-                    spacing=settings.spacing,
-                    steps=settings.steps,
-                    sampler_options=settings.sampler_options,
-                    spacing_options=settings.spacing_options,
-                    guidance=next((item.guidance for item in items if item.guidance != 1), 1.0),
-                    interval=settings.guidance_interval,
-                )
-            )
-        )
+        thresholding_of(settings.thresholding, settings.thresholding_options)
+        check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)))
 
     def _grid(self, settings: Settings, strength: float | None) -> Grid:
         """The whole walk, or its end where the strength of a change to a picture is given."""
-        schedule = self.denoiser.schedule
-        times = spacing_of(settings.spacing, settings.spacing_options)(schedule, settings.steps)
-        return Grid.of(schedule, times if strength is None else times[-steps_walked(len(times), strength) :])
+        schedule, spacing = self.denoiser.schedule, spacing_of(settings.spacing, settings.spacing_options)
+        whole, walked = steps_of(settings.steps, strength, settings.fixed_steps)
+        return Grid.of(schedule, spacing(schedule, whole)[-walked:])
 
-    def _draw(self, items: list[Item], settings: Settings, grid: Grid, on_step: OnStep | None) -> Tensor:
-        ids = torch.tensor([item.seed for item in items], device=self.device)
-        factor = self.first_stage.factor
+    def _draw(
+        self,
+        items: list[Item],
+        settings: Settings,
+        strength: float | None,
+        on_step: Callable[[int, int], object] | None,
+        on_preview: Callable[[int, Tensor], object] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> Tensor:
+        grid, factor = self._grid(settings, strength), self.multiple
         shape = (self.first_stage.latent_channels, settings.size[0] // factor, settings.size[1] // factor)
-
-        def noise(draw: int) -> Tensor:
-            return normal(0, "step noise", ids, draw, shape)
-
-        denoise, x0 = self._guided(items, settings), None
+        noise = noise_of(settings.noise, [item.seed for item in items], shape, self.device)
         originals, masks = originals_of(items, settings.size, self.device)
-        if originals is not None:
-            x0 = self.first_stage.encode(from_uint8(originals), tile=settings.tile)
-            denoise = denoise if masks is None else keeping(denoise, x0, latent_mask(masks, factor))
-        x = grid.start(normal(0, "initial noise", ids, 0, shape), x0)
-        x = sample(solver_of(settings.sampler, settings.sampler_options), denoise, x, grid, noise, on_step)
-        drawn = to_uint8(self.first_stage.decode(x, settings.tile))
+        denoise, x0 = self._guided(items, settings, self._hint(len(items), originals, masks, settings)), None
+        if originals is not None and not (self.inpaints and strength == 1):
+            with self.offload.using(self.first_stage):
+                x0 = self.first_stage.encode(from_uint8(originals), tile=settings.tile)
+            if masks is not None and not self.inpaints:
+                denoise = keeping(denoise, x0, latent_mask(masks, factor))
+        x = grid.start(noise(START), x0)
+        solver = solver_of(settings.sampler, settings.sampler_options)
+        with self.offload.using(self.unet, *([] if self.weak is None else [self.weak.unet])):
+            x = sample(solver, denoise, x, grid, noise, on_step, on_preview, cancelled=cancelled)
+        with self.offload.using(self.first_stage):
+            drawn = to_uint8(self.first_stage.decode(x, settings.tile))
         return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()
 
-    def _guided(self, items: list[Item], settings: Settings) -> Denoise:
+    def _hint(self, count: int, originals: Tensor | None, masks: Tensor | None, settings: Settings) -> Tensor | None:
+        """What inpainting weights see beside x (b, 1 + z, h, w); without a mask all is repainted."""
+        if not self.inpaints:
+            return None
+        if originals is None:
+            originals = torch.zeros(count, 3, *settings.size, dtype=torch.uint8, device=self.device)
+        if masks is None:
+            masks = torch.ones(count, 1, *settings.size, device=self.device)
+        with self.offload.using(self.first_stage):
+            seen = self.first_stage.encode(unmasked(originals, masks), tile=settings.tile)
+        return torch.cat((small_mask(masks, self.multiple), seen), dim=1)
+
+    def _guided(self, items: list[Item], settings: Settings, hint: Tensor | None) -> Denoise:
         negatives = list(dict.fromkeys(item.negative for item in items))
-        context = self._context([*(item.prompt for item in items), *negatives], settings)  # (b + …, chunks·n, d)
-        negative = context[len(items) :][[negatives.index(item.negative) for item in items]]
-        scales = [item.guidance for item in items]
+        prompts, others, shares = ends([item.prompt for item in items])
+        context = self._context(prompts + negatives, settings)  # (b + …, chunks·n, d)
+        positive, scales = context[: len(items)], [item.guidance for item in items]
+        if any(shares):
+            share = torch.tensor(shares, device=self.device).view(-1, 1, 1)
+            positive = torch.lerp(positive, self._context(others, settings), share.to(positive.dtype))
         scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=self.device)
         interval = settings.guidance_interval and times_of(self.denoiser.schedule, settings.guidance_interval)
-        return classifier_free(
-            self.denoiser, context[: len(items)], negative, scale, interval, rescale=settings.guidance_rescale
-        )
+        denoiser = self._seeing(hint)
+        if self.weak is None:
+            negative = context[len(items) :][[negatives.index(item.negative) for item in items]]
+            guided = classifier_free(denoiser, positive, negative, scale, interval, rescale=settings.guidance_rescale)
+        else:
+            strong, weak = (_bound(one, positive) for one in (denoiser, self.weak._seeing(hint)))
+            guided = autoguidance(strong, weak, scale, interval, settings.guidance_rescale)
+        return thresholding_of(settings.thresholding, settings.thresholding_options)(guided)
+
+    def _seeing(self, hint: Tensor | None) -> Denoiser:
+        if hint is None:
+            return self.denoiser
+
+        def network(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+            return self._network(torch.cat((x, hint.repeat(len(x) // len(hint), 1, 1, 1)), dim=1), time, context)
+
+        return Denoiser(network, self.denoiser.schedule, self.denoiser.prediction, self.denoiser.time)
 
     def _context(self, captions: list[str], settings: Settings) -> Tensor:
         tokens = self.tokenizer(captions, settings.chunks).to(self.device)  # (b, chunks·n)
-        states = self.text_encoder(tokens.unflatten(1, (settings.chunks, -1)).flatten(0, 1), settings.clip_skip)
+        with self.offload.using(self.text_encoder):
+            states = self.text_encoder(tokens.unflatten(1, (settings.chunks, -1)).flatten(0, 1), settings.clip_skip)
         return states.unflatten(0, (len(captions), -1)).flatten(1, 2)  # (b, chunks·n, d)
 
     def _network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         return self.unet(x.to(self.unet.conv_in.weight.dtype), time, context)
 
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} GPUs): use device=cpu")
-    return device
+    def _small(self, latents: Tensor) -> Tensor:
+        """What the decoder makes of latents that are averaged to at most PREVIEW on a side."""
+        square = -(-max(latents.shape[2:]) // PREVIEW)
+        with self.offload.using(self.first_stage):
+            return to_uint8(self.first_stage.decode(avg_pool2d(latents, square, ceil_mode=True))).cpu()
 
 
-def _record(settings: Settings, strength: float | None, batch: list[Item], position: int) -> dict[str, Any]:
-    """Names the batch too: in another one convolutions round differently, so not every bit comes again."""
-    item = batch[position]
+def _bound(denoiser: Conditional, context: Tensor) -> Denoise:
+    return lambda x, t: denoiser(x, t, context)
+
+
+def _batch_record(batch: list[Item], position: int) -> dict[str, Any]:
+    """The batch decides a picture's every bit: in another one convolutions round differently."""
     varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
     varied = {name: values for name, values in varied.items() if len(set(values)) > 1}
-    beside = {"prompts": [one.prompt for one in batch], "seeds": [one.seed for one in batch], "position": position}
-    own = {"prompt": item.prompt, "negative": item.negative, "seed": item.seed}
-    drawn = asdict(settings) | {"guidance": item.guidance, "size": list(settings.size)}
-    return own | drawn | ({"strength": strength} if strength else {}) | {"batch": beside | varied}
+    each = {"prompts": [plain(one.prompt) for one in batch], "seeds": [plain(one.seed) for one in batch]}
+    return {"batch": each | {"position": position} | varied}
 
 
-def _counter(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
-    return None if on_step is None else lambda step, _steps: on_step(done + step + 1, total)
+def _check_weak(model: Model, weak: Model) -> None:
+    """Raises ValueError for a weak model that does not know the same noisy latents and prompts."""
+    for name, facts in _facts(model).items():
+        if _facts(weak)[name] != facts:
+            raise ValueError(
+                f"the weak model {weak.source} has another {name} than {model.source}: give one that has the same"
+            )
 
 
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("; ".join(problems))
+def _facts(model: Model) -> dict[str, Any]:
+    about = model.about["model"]
+    return {
+        "schedule": about["schedule"],
+        "first stage": about["first_stage"]["fingerprint"],
+        "text encoder": about["text_encoder"]["fingerprint"],
+        "number of input channels": model.unet.config["in_channels"],
+    }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.cost import Cost, Forward, measure, measure_training
 from ldm.nn.clip import CLIP, TextTower
-from ldm.nn.unet import UNet
+from ldm.nn.unet import Stage, UNet
 from ldm.nn.vae import VAE
 from ldm.weights.find import find as find_weights
 from ldm.weights.native import build as build_network
@@ -30,6 +30,7 @@ ROOM = 0.9  # of a GPU's memory, the rest being for CUDA, workspaces and fragmen
 CAPTION = 100  # bytes, assumed
 ONE_DTYPE = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+LATENTS = ("ldm.data.latents.InMemory", "ldm.data.cache.CachedLatents")  # data sets of moments
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     trainer, batch = config["trainer"], config["data"]["batch_size"]
     parts, notes = parts_of(config)
     trained, others = parts[0], [part.network for part in parts[1:]]
-    low, gpus = AUTOCAST.get(trainer["precision"]), count_gpus(trainer)
+    low, gpus, sharded = AUTOCAST.get(trainer["precision"]), count_gpus(trainer), is_sharded(trainer)
+    held, other = (memory(config, trained.network, others, gpus, fsdp) for fsdp in (sharded, not sharded))
+    trained.network.to(compute(config))  # which the weights are cast to as they are gathered
     costs = {
         part.name: measure_training(part.network, part.forward, low)
         if part is trained
@@ -61,8 +64,8 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
         for part in parts
         if part.forward
     }
-    held = memory(config, trained.network, others, gpus)
-    held["activations"] = costs[trained.name].saved
+    held["activations"] = other["activations"] = costs[trained.name].saved
+    need = sum(held.values())
     images = config["data"]["global_batch"] or batch * gpus
     flops = sum(cost.forward + cost.backward for cost in costs.values()) * images // batch
 
@@ -73,12 +76,15 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     yield from operations(costs)
     each = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
     yield row("a step", amount(flops), each)
-    yield f"memory a GPU (strategy {trainer['strategy']}, precision {trainer['precision']}, batch {batch})"
-    for name, size in (held | {"all": sum(held.values())}).items():
+    names = ("ddp", "fsdp") if not sharded else ("fsdp", "ddp")
+    yield f"memory a GPU (strategy {names[0]}, precision {precision_of(config)}, batch {batch})"
+    for name, size in (held | {"all": need}).items():
         yield row(name, amount(size, 1024, "B"))
+    if gpus > 1:
+        yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
     yield "  as if all were there at once; without workspaces, and without what torch.compile saves"
     yield from cache(trained)
-    yield from hours(trainer, flops, sum(held.values()), gpus)
+    yield from hours(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
 
 
@@ -93,7 +99,7 @@ def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
     name = next(name for name in ("unet", "vae", "clip") if name in training)
     network = build(training[name], notes).to("meta", dtype)
     if isinstance(network, UNet):
-        return diffusion_parts(config, network, dtype, notes), notes
+        return diffusion_parts(config, network, compute(config), notes), notes
     if isinstance(network, CLIP):
         return [clip_part(config, network, dtype)], notes
     return [autoencoder_part(config, network, dtype)], notes
@@ -131,7 +137,7 @@ def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, note
     x = x.contiguous(memory_format=torch.channels_last)
     parts = [Part("UNet", channels_last(unet), partial(unet, x, time, context), "trained")]
     if isinstance(vae, VAE):
-        cached = config["data"]["module"]["train"]["_target_"].startswith("ldm.data.latents.")
+        cached = any(target in LATENTS for target in targets(config["data"]["module"]["train"]))
         encode = None if cached else partial(vae.moments, pictures(config, (height, width), torch.float32))
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
         parts.append(Part("first stage", vae, encode, note))
@@ -159,6 +165,14 @@ def find(node: Any, key: str) -> Any:
     return next((found for child in children if (found := find(child, key)) is not None), None)
 
 
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in nested dictionaries and lists."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(child)
+
+
 def build(node: Any, notes: list[str]) -> Any:
     """The network of a config node, on the meta device; an argument made of no network keeps its default."""
     if not isinstance(node, dict) or "_target_" not in node:
@@ -181,6 +195,8 @@ def named(target: str) -> Any:
 def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
     """The network its weights file describes, else the node's `config`; None with a note if neither."""
     try:
+        if not node["weights"]:
+            raise FileNotFoundError("its weights are not given")
         network = find_weights(node["weights"]).network(kind).build()
     except (FileNotFoundError, ValueError) as error:
         if "config" not in node:
@@ -190,21 +206,50 @@ def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.M
     return channels_last(network.requires_grad_(False).to("meta"))
 
 
-def memory(config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int) -> dict[str, int]:
+def memory(
+    config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
+) -> dict[str, int]:
     """Bytes that a GPU holds all the time, by what they are."""
-    strategy, parameters = str(config["trainer"]["strategy"]).lower(), list(trained.parameters())
+    strategy, parameters = config["trainer"]["strategy"], list(trained.parameters())
     weights = size(parameters)
     state = {"weights": weights, "gradients": weights}
     state["optimizer"] = optimizer_state(config["optimizer"], parameters)
-    if config["ema"]:
-        state["EMA"] = 4 * sum(p.numel() for p in parameters)  # float32 whatever the weights are
-    if "fsdp" in strategy or "modelparallel" in strategy:
+    if (ema := config["ema"]) and ema.get("device") != "cpu":
+        each = getattr(torch, ema.get("dtype", "float32")).itemsize * len(ema.get("lengths", [None]))
+        state["EMA"] = each * sum(p.numel() for p in parameters)  # in its own type, whatever that of the weights
+    if sharded:
         state = {f"{name}, sharded": -(-held // gpus) for name, held in state.items()}
-    elif gpus > 1:
+        state["gathered"] = gathered(trained, compute(config))
+    elif gpus > 1 and not find(strategy, "gradient_as_bucket_view"):
         state["buckets of DDP"] = weights
     if frozen:
         state["frozen networks"] = sum(size(network.parameters()) for network in frozen)
     return state
+
+
+def gathered(trained: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the weights that FSDP2 has whole at its peak: those in no stage, of the largest stage, and of the next.
+
+    Whole gradients of a stage come later, when old ones have gone.
+    """
+    everywhere = sum(p.numel() for p in trained.parameters())
+    stages = [sum(p.numel() for p in m.parameters()) for m in trained.modules() if isinstance(m, Stage)] or [0]
+    return dtype.itemsize * (everywhere - sum(stages) + 2 * max(stages))
+
+
+def is_sharded(trainer: dict[str, Any]) -> bool:
+    return any("ModelParallel" in target for target in targets(trainer["strategy"]))
+
+
+def compute(config: dict[str, Any]) -> torch.dtype:
+    """What the trained network's weights are when it is called."""
+    named = config["training"].get("compute")
+    return getattr(torch, named) if named else ONE_DTYPE.get(config["trainer"]["precision"], torch.float32)
+
+
+def precision_of(config: dict[str, Any]) -> str:
+    named = config["training"].get("compute")
+    return f"{named} from float32 weights" if named else config["trainer"]["precision"]
 
 
 def size(tensors: Iterable[Tensor]) -> int:
@@ -246,15 +291,17 @@ def cache(trained: Part) -> Iterator[str]:
         yield row("a million", amount(held * 10**6, 1024, "B"))
 
 
-def hours(trainer: dict[str, Any], flops: int, need: int, gpus: int) -> Iterator[str]:
-    """Time for all steps on each of `GPUS`, and whether the memory is enough."""
-    steps, half = trainer["max_steps"], str(trainer["precision"]).startswith("32")
+def hours(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
+    """Time for all steps on each of `GPUS`, and up to which batch size memory is enough; an image adds `image`."""
+    trainer, batch = config["trainer"], config["data"]["batch_size"]
+    steps, single = trainer["max_steps"], precision_of(config).startswith("32")
     yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILISATION:.0%} (assumed) of the dense peak"
     for name, held, peak in GPUS:
-        peak = peak / 2 if half else peak  # TF32
+        peak = peak / 2 if single else peak  # TF32
         duration = flops * steps / (gpus * peak * 1e12 * UTILISATION) / 3600
-        fits = "fits" if need < ROOM * held * 2**30 else f"does not fit in {ROOM:.0%} of {held} GiB"
-        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if half else 'bf16'}, {fits}")
+        most = int((ROOM * held * 2**30 - need) / image + batch)  # images of a batch
+        fits = f"fits a batch up to {most}" if most > 0 else f"does not fit in {ROOM:.0%} of {held} GiB"
+        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if single else 'bf16'}, {fits}")
     if trainer["devices"] in ("auto", "-1", -1):
         yield "trainer.devices=auto counts as one GPU a node: set trainer.devices=N for N"
 

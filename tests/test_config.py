@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from pathlib import Path
 
@@ -6,9 +7,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import check_given, check_overrides, is_refusal, nearest, save_run, sentence
+from ldm.config import (
+    check_given,
+    check_overrides,
+    check_parallel,
+    hyperparameters,
+    is_refusal,
+    nearest,
+    save_run,
+    sentence,
+    sweep_folder,
+)
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 
@@ -72,6 +83,52 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 620"),
+        ("data.batch_size=x", "data.batch_size is x, but must be a whole number, such as 64"),
+        ("data.batch_size=1.5", "data.batch_size is 1.5, but must be a whole number"),
+        ("data.batch_size=true", "data.batch_size is True, but must be a whole number"),
+        ("optimizer.lr=fast", "optimizer.lr is fast, but must be a number, such as 0.004"),
+        ("optimizer.lr='1e-3'", "optimizer.lr is 1e-3, but must be a number"),
+        ("ema.decay=true", "ema.decay is True, but must be a number"),
+        ("model.multipliers=wide", "model.multipliers is wide, but must be a list, such as [1, 2]"),
+        ("training.stratified=maybe", "training.stratified is maybe, but must be true or false, such as false"),
+        ("++sampler.steps=many", "sampler.steps is many, but must be a whole number"),
+        ("-m data.batch_size=8,x", "data.batch_size is x, but must be a whole number"),
+        ("lr=linear lr.hold=x", "lr.hold is x, but must be a number, such as 0.5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_key(line: str, told: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        check_overrides(line.split(), CONF)
+    assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "optimizer.lr=1",
+        "optimizer.lr=1e-3",
+        "trainer.gradient_clip_val=null",
+        "data.workers=${data.batch_size}",
+        "model.heads=[1,2]",
+        "trainer.deterministic=warn",
+        "trainer.fast_dev_run=3",
+        "experiment=shapes_vae data.shards=x trainer.val_check_interval=0.5",
+        "trainer.devices=2",
+        "-m data.batch_size=8,16",
+        "-m seed=range(3)",
+        "-m optimizer.lr=interval(0,1)",
+        "evaluation.prompts=0 metrics=none",
+        "+trainer.extra=x",
+    ],
+)
+def test_a_value_that_may_be_meant_is_let_through(line: str) -> None:
+    check_overrides(line.split(), CONF)
+
+
 CHOICES = [(e, g, o) for e in options("experiment") for g in ("lr", "ema", "optimizer") for o in options(g)]
 
 
@@ -80,7 +137,7 @@ def test_an_experiment_sets_nothing_that_another_option_of_the_group_would_not_t
     experiment: str, group: str, option: str
 ) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = compose("train", overrides=[f"experiment={experiment}", f"{group}={option}"])[group]
+        node = compose("train", overrides=[f"experiment={experiment}", f"{group}={option}", "run_dir=x"])[group]
     if "_target_" in (node or {}):
         built = instantiate(node, _convert_="all")
         if isinstance(built, partial):
@@ -147,6 +204,13 @@ def test_what_hydra_wraps_is_told_as_it_was_said() -> None:
     assert sentence(error) == "the flow schedule's shift is -1, but must be positive"
 
 
+def test_an_error_that_was_not_written_for_people_is_told_with_its_key() -> None:
+    node = OmegaConf.create({"schedule": {"_target_": "ldm.diffusion.schedule.Flow", "shift": "far"}})
+    with pytest.raises(InstantiationException) as error:
+        instantiate(node.schedule)
+    assert sentence(error.value).startswith("schedule: TypeError: '<=' not supported")
+
+
 def test_a_setting_that_a_class_does_not_have_is_named() -> None:
     assert "'speed'" in sentence(error_of("ldm.diffusion.schedule.Flow", speed=2))
 
@@ -162,3 +226,56 @@ def test_a_sentence_is_one_line() -> None:
 def test_only_messages_written_for_people_go_without_a_traceback(error: Exception, refusal: bool) -> None:
     assert is_refusal(error) == refusal
     assert sentence(error) == ("x" if refusal else "KeyError: 'x'")
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=["name=test", "run_dir=runs/a", *overrides])
+
+
+def test_a_sweeps_run_is_named_by_what_decides_its_result(tmp_path: Path) -> None:
+    def name(*overrides: str, label: str = "seed=1") -> str:
+        return sweep_folder(composed(*overrides), tmp_path, label).name
+
+    same = name("seed=1")
+    assert re.fullmatch(r"seed=1_[0-9a-f]{12}", same)
+    elsewhere = "run_dir=runs/b", "logger=csv", "resume=auto", "callbacks.checkpoint.every_n_train_steps=7"
+    assert name("seed=1", *elsewhere, "data.workers=2") == same
+    others = name("seed=2"), name("seed=1", "schedule=cosine"), name("seed=1", "evaluation.prompts=7")
+    assert len({same, *others}) == 4
+
+
+def test_a_run_that_is_there_already_is_found_by_its_content_and_not_its_label(tmp_path: Path) -> None:
+    folder = sweep_folder(composed("seed=1"), tmp_path, "seed=1")
+    folder.mkdir()
+    assert sweep_folder(composed("seed=1"), tmp_path, "schedule=flow,seed=1") == folder
+    assert sweep_folder(composed(), tmp_path, "a/b[c],d='e f'").name.startswith("a-b-c-,d=-e-f-_")
+
+
+def test_hyperparameters_are_what_was_chosen_and_each_is_told_once() -> None:
+    config = composed("schedule=cosine", "seed=3")
+    told = hyperparameters(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    assert told["seed"] == 3 and told["schedule._target_"] == "ldm.diffusion.schedule.cosine"
+    assert "training.seed" not in told and "run_dir" not in told
+    assert not [key for key in told if key.startswith("callbacks")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("precision=16-mixed", "precision=16-mixed needs a GPU"),
+        ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true is for training=diffusion"),
+        ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp is for training=diffusion"),
+        ("strategy=fsdp metrics=none", "optimizer=muon needs whole matrices"),
+        ("strategy=fsdp optimizer=adamw", "give metrics=none, and measure the run with ldm evaluate"),
+    ],
+)
+def test_what_the_device_or_sharding_cannot_do_is_refused(overrides: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_parallel(composed(*overrides.split()), gpu=False)
+
+
+@pytest.mark.parametrize("overrides", ["", "strategy=fsdp optimizer=adamw metrics=none precision=bf16-true"])
+def test_what_they_can_do_is_not(overrides: str) -> None:
+    check_parallel(composed(*overrides.split()), gpu=False)
+    check_parallel(composed("precision=16-mixed", *overrides.replace("precision=bf16-true", "").split()), gpu=True)

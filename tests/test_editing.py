@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from ldm.diffusion.schedule import Flow, Schedule, scaled_linear
-from ldm.editing import fit, fit_mask, keeping, latent_mask, paste, steps_walked
+from ldm.editing import fit, fit_mask, keeping, latent_mask, paste, steps_of
 from ldm.image import to_pil
 from ldm.sampling.driver import SAMPLERS, sample
 from ldm.sampling.grid import Grid
@@ -43,19 +43,19 @@ def test_what_is_kept_has_its_own_noise_at_every_step(sampler: str) -> None:
 
 @pytest.mark.parametrize("steps, strength, walked", [(20, 1.0, 20), (20, 0.5, 10), (50, 0.75, 37), (3, 0.34, 1)])
 def test_strength_is_the_share_of_the_steps_rounded_down(steps: int, strength: float, walked: int) -> None:
-    assert steps_walked(steps, strength) == walked
+    assert steps_of(steps, strength) == (steps, walked)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.01, -0.5, float("nan")])
 def test_a_strength_that_is_no_share_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match="must be above 0 and at most 1"):
-        steps_walked(20, strength)
+        steps_of(20, strength)
 
 
 def test_a_strength_of_less_than_one_step_is_refused_with_the_least() -> None:
     with pytest.raises(ValueError, match=r"strength=0\.04 of 20 steps is less than one step: take one above 1/20"):
-        steps_walked(20, 0.04)
-    assert steps_walked(20, 0.05) == 1
+        steps_of(20, 0.04)
+    assert steps_of(20, 0.05) == (20, 1)
 
 
 def test_a_picture_of_the_right_size_is_taken_as_it_is() -> None:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from ldm.image import to_pil
-from ldm.items import Item, items_of
+from ldm.items import Between, Item, items_of
 
 PIXELS = torch.arange(2 * 3 * 2 * 4, dtype=torch.uint8).view(2, 3, 2, 4)
 
@@ -34,6 +34,7 @@ def test_pictures_may_be_tensors_or_pil() -> None:
         ({"seeds": [-1]}, "a seed is -1, but must be a whole number between 0 and 9223372036854775807"),
         ({"seeds": 2**63}, "but must be a whole number between 0 and 9223372036854775807"),
         ({"seeds": 0.5}, "a seed is 0.5"),
+        ({"seeds": True}, "a seed is True"),
         ({"guidance": float("nan")}, "a guidance scale is nan, but must be a finite number"),
         ({"guidance": "high"}, "a guidance scale is 'high'"),
         ({"image": "cat.png"}, r"the image is 'cat.png', but must be a PIL picture or a uint8 tensor \(3, h, w\)"),
@@ -47,3 +48,9 @@ def test_pictures_may_be_tensors_or_pil() -> None:
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(call: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         items_of(**({"prompts": "a", "negative": "", "seeds": None, "guidance": 1.0} | call))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "half"])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    with pytest.raises(ValueError, match=r"share between two prompts or seeds is .*, but must lie from 0 to 1"):
+        Between(1, 2, share)

@@ -9,11 +9,15 @@ import torch
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
 from ldm.image import from_uint8, to_pil, to_uint8
+from ldm.items import Between
 from ldm.nn.clip import TextTower
-from ldm.pipeline import Pipeline, Settings, choose_device
+from ldm.nn.unet import UNet
+from ldm.pipeline import Pipeline
 from ldm.random import normal
-from ldm.sampling.driver import SAMPLERS
-from tests.tiny import SAMPLING, save_tiny_model, tiny_text_tower, tiny_unet, tiny_vae
+from ldm.sampling.driver import SAMPLERS, Cancelled
+from ldm.settings import Settings
+from ldm.weights.model import read_model
+from tests.tiny import SAMPLING, randomised, save_tiny_model, tiny_text_tower, tiny_unet, tiny_vae
 
 PICTURE = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PROMPTS = ["a red circle", "a blue square", "a square on a red background", "white circle", "red"]
@@ -294,6 +298,12 @@ def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> 
         ({"image": PICTURE, "strength": 0}, "strength is 0, but must be above 0 and at most 1"),
         ({"image": PICTURE, "strength": 1.5}, "strength is 1.5, but must be above 0 and at most 1"),
         ({"image": PICTURE, "strength": 0.1}, "strength=0.1 of 3 steps is less than one step"),
+        ({"image": PICTURE, "strength": 0.01, "fixed_steps": True, "steps": 20}, "the end of 2000, but 1000 is the"),
+        ({"noise": "numpy"}, "noise is 'numpy', but must be one of ldm, diffusers"),
+        ({"prompts": "red", "seeds": Between(1, -2, 0.5)}, "a seed is -2, but must be a whole number"),
+        ({"prompts": Between("red", 3, 0.5)}, "a prompt is 3, which is no text"),
+        ({"thresholding": "hard"}, "thresholding is 'hard', but must be one of none, static, dynamic"),
+        ({"thresholding": "static", "thresholding_options": {"limit": 0}}, "limit of thresholding is 0, but must be"),
         ({"image": "cat.png"}, "the image is 'cat.png', but must be a PIL picture"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"steps": 0}, "steps is 0, but must lie between 1 and 1000"),
@@ -341,9 +351,141 @@ def test_settings_have_a_size_and_the_rest_by_default() -> None:
     assert Settings(size=(64, 64)).sampler in SAMPLERS
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "must be auto, cpu, cuda"), ("cuda:99", "there is no device cuda:99")]
-)
-def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        choose_device(name)
+def inpainting(pipeline: Pipeline) -> Pipeline:
+    config = pipeline.unet.config | {"in_channels": 9}
+    return assembled(pipeline, unet=randomised(UNet(**config), 3, std=0.3))
+
+
+def test_inpainting_weights_see_the_mask_and_what_is_kept(pipeline: Pipeline) -> None:
+    seen = []
+    inpaint = inpainting(pipeline)
+    hook = inpaint.unet.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[..., 8:] = True
+    images = inpaint(PROMPTS[:2], image=PICTURE, mask=mask, steps=2).images
+    hook.remove()
+    kept = from_uint8(PICTURE[None]) * ~mask
+    expected = torch.cat((mask[None, :, ::2, ::2].float(), pipeline.first_stage.encode(kept)), dim=1)
+    torch.testing.assert_close(seen[0][:, 4:], expected.expand(4, -1, -1, -1))
+    assert torch.equal(images[..., :8], PICTURE[..., :8].expand(2, 3, 16, 8))
+
+
+def test_inpainting_weights_draw_from_noise_where_there_is_no_picture_or_a_strength_of_1(pipeline: Pipeline) -> None:
+    inpaint, white = inpainting(pipeline), torch.ones(1, 16, 16, dtype=torch.bool)
+    drawn = inpaint("red").images
+    assert torch.equal(inpaint("red", image=PICTURE, mask=white).images, drawn)
+    assert torch.equal(inpaint("red", image=PICTURE, strength=1.0).images, drawn)
+    half = {"strength": 0.5, "fixed_steps": True}
+    assert (
+        distance(inpaint("red", image=PICTURE, **half).images, inpaint("red", image=255 - PICTURE, **half).images) > 1
+    )
+
+
+def test_fixed_steps_are_as_many_from_where_the_strength_begins(pipeline: Pipeline) -> None:
+    times = []
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: times.append(float(args[1][0])))
+    result = pipeline("red", image=PICTURE, strength=0.5, steps=4, fixed_steps=True, guidance=1.0)
+    hook.remove()
+    assert times == pytest.approx([500, 375, 250, 125])
+    assert result.settings[0]["fixed_steps"] is True and result.settings[0]["steps"] == 4
+    without = pipeline("red", fixed_steps=True).images
+    assert torch.equal(without, pipeline("red").images)  # from noise nothing changes
+
+
+def test_thresholding_bounds_what_is_decoded(pipeline: Pipeline) -> None:
+    decoded = []
+    hook = pipeline.first_stage.post_quant.register_forward_pre_hook(lambda module, args: decoded.append(args[0]))
+    scale = float(pipeline.first_stage.scale)
+    for name, options in (("static", {"limit": 0.1}), ("dynamic", {"share": 0.9, "limit": 0.1})):
+        pipeline("red", thresholding=name, thresholding_options=options)
+    hook.remove()
+    assert [float(x.abs().max() * scale) for x in decoded] == pytest.approx([0.1, 0.1])
+
+
+def test_with_a_weak_model_guidance_leads_away_from_what_that_gives(pipeline: Pipeline) -> None:
+    weak = assembled(pipeline, unet=tiny_unet(seed=7))
+    guided = assembled(pipeline, weak=weak)
+    plain = {"guidance": 1.0, "steps": 1, "sampler": "euler"}
+    strong_x0, weak_x0 = (latents_of(one, **plain) for one in (pipeline, weak))
+    torch.testing.assert_close(latents_of(guided, **plain), strong_x0)
+    expected = weak_x0 + 3 * (strong_x0 - weak_x0)
+    torch.testing.assert_close(latents_of(guided, **(plain | {"guidance": 3.0})), expected, rtol=1e-4, atol=1e-4)
+
+
+def latents_of(pipeline: Pipeline, **call: Any) -> torch.Tensor:
+    seen = []
+    hook = pipeline.first_stage.post_quant.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    pipeline("red", **call)
+    hook.remove()
+    return seen[0]
+
+
+def test_a_weak_model_of_other_parts_is_refused(tmp_path: Path) -> None:
+    paths = [save_tiny_model(tmp_path / name) for name in ("a", "b")]
+    strong, other = read_model(paths[0]), read_model(paths[1])
+    other.about["model"]["schedule"] = {"name": "flow", "shift": 3.0}
+    with pytest.raises(ValueError, match=r"weak model .* has another schedule than"):
+        Pipeline.of(strong, "cpu", weak=other)
+    Pipeline.load(str(paths[0]), "cpu", weak=str(paths[1]))
+
+
+@pytest.mark.parametrize("mode", ["idle", "sequential"])
+def test_where_networks_wait_changes_no_picture(pipeline: Pipeline, mode: str, tmp_path: Path) -> None:
+    waiting = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", offload=mode)
+    call: dict[str, Any] = {"image": PICTURE, "mask": PICTURE[:1], "seeds": [1, 2], "tile": 16}
+    assert torch.equal(waiting(PROMPTS[:2], **call).images, pipeline(PROMPTS[:2], **call).images)
+
+
+def test_too_many_pictures_for_the_memory_are_drawn_in_smaller_batches(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    seen: list[tuple[int, int]] = []
+    hook = pipeline.unet.register_forward_pre_hook(small)
+    with pytest.warns(UserWarning, match="memory does not suffice for 5 pictures at a time") as caught:
+        result = pipeline(PROMPTS, steps=2, on_step=lambda *news: seen.append(news))
+    hook.remove()
+    assert len(caught) == 1 and [len(one["batch"]["seeds"]) for one in result.settings] == [2, 2, 2, 2, 1]
+    assert seen == [(done, 6) for done in range(1, 7)]
+    assert torch.equal(result.images, pipeline(PROMPTS, steps=2, batch_size=2).images)
+
+
+def test_pictures_lie_between_two_prompts_or_seeds(pipeline: Pipeline) -> None:
+    prompts = [Between("a red circle", "blue", share) for share in (0.0, 0.5, 1.0)]
+    seeds = [Between(1, 2, share) for share in (0.0, 0.5, 1.0)]
+    result = pipeline(prompts, seeds=seeds)
+    one, other = pipeline("a red circle", seeds=1).images, pipeline("blue", seeds=2).images
+    assert distance(result.images[:1], one) <= 1 and distance(result.images[2:], other) <= 1
+    assert min(distance(result.images[1:2], end) for end in (one, other)) > 1
+    assert result.settings[1]["prompt"] == {"first": "a red circle", "second": "blue", "share": 0.5}
+    assert result.settings[0]["batch"]["seeds"][1] == {"first": 1, "second": 2, "share": 0.5}
+
+
+def test_a_seed_may_mean_the_noise_of_diffusers(pipeline: Pipeline) -> None:
+    drawn = pipeline(["red", "blue"], seeds=[5, 6], noise="diffusers", sampler="ddpm")
+    alone = pipeline("blue", seeds=6, noise="diffusers", sampler="ddpm")
+    assert distance(drawn.images[1:], alone.images) <= 1
+    assert distance(drawn.images[1:], pipeline("blue", seeds=6, sampler="ddpm").images) > 1
+
+
+def test_estimates_are_shown_by_step(pipeline: Pipeline) -> None:
+    seen: list[tuple[int, int, torch.Tensor]] = []
+    images = pipeline(PROMPTS[:3], batch_size=2, on_preview=lambda *news: seen.append(news)).images
+    assert [news[:2] for news in seen] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
+    assert torch.equal(torch.cat((seen[2][2], seen[5][2])), images)  # the last step leads to its estimate
+
+
+def test_estimates_of_large_pictures_are_shown_small(pipeline: Pipeline) -> None:
+    seen: list[torch.Tensor] = []
+    pipeline("red", size=(40, 70), steps=1, on_preview=lambda first, step, small: seen.append(small))
+    assert [small.shape for small in seen] == [(1, 3, 14, 24)]  # latents of 20x35, averaged by threes
+
+
+def test_a_call_can_be_cancelled_between_two_steps(pipeline: Pipeline) -> None:
+    steps: list[int] = []
+    with pytest.raises(Cancelled):
+        pipeline("red", on_step=lambda done, total: steps.append(done), cancelled=lambda: len(steps) == 2)
+    assert steps == [1, 2]

@@ -1,14 +1,21 @@
+import gc
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
+from ldm.callbacks.ema import EMA
 from ldm.cost import measure
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.plan import memory, parts_of, plan
 from ldm.weights.native import save_network
+from tests.tiny import save_part, tiny_text_tower, tiny_vae
+from tests.training.tiny import diffusion, fit
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 UNET = {
@@ -46,9 +53,9 @@ def config(unet=UNET, size=SIZE, **trainer):
     }  # fmt: skip
 
 
-def rows(config):
+def rows(config, sharded=False):
     (trained, *frozen), _ = parts_of(config)
-    return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"])
+    return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"], sharded)
 
 
 def test_parameters_are_those_of_the_network():
@@ -62,9 +69,16 @@ def test_memory_of_weights_gradients_adam_and_average():
     steps = 4 * len(list(UNet(**UNET).parameters()))  # Adam counts each tensor's steps
     assert [held[name] for name in ("weights", "gradients", "EMA")] == [4 * n] * 3
     assert held["optimizer"] == 8 * n + steps
-    assert rows(config(devices=4, strategy="fsdp"))["optimizer, sharded"] == -(-held["optimizer"] // 4)
+    assert rows(config(devices=4), sharded=True)["optimizer, sharded"] == -(-held["optimizer"] // 4)
     half = rows(config(devices=1, precision="bf16-true"))
     assert half["weights"] == 2 * n and half["EMA"] == 4 * n
+
+
+def test_memory_of_an_average_is_as_it_is_set():
+    setting, n = config(devices=1), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    for ema, expected in (({"dtype": "bfloat16"}, 2 * n), ({"lengths": [0.05, 0.1]}, 8 * n), ({"device": "cpu"}, None)):
+        setting["ema"] = ema
+        assert rows(setting).get("EMA") == expected
 
 
 def test_another_width_gives_other_figures():
@@ -94,8 +108,43 @@ def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
     assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
     assert sum(p.numel() for p in first_stage.network.parameters()) == sum(p.numel() for p in vae.parameters())
     assert measure(first_stage.forward, grad=False).forward > 0
-    setting["data"]["module"]["train"]["_target_"] = "ldm.data.latents.InMemory"
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"_target_": "ldm.data.latents.InMemory", "dataset": {"_target_": "ldm.data.shapes.Shapes"}},
+        {"_target_": "ldm.data.split.Split", "dataset": {"_target_": "ldm.data.cache.CachedLatents"}},
+    ],
+)
+def test_a_step_on_latents_does_not_call_the_first_stage(train, tmp_path):
+    setting = config()
+    setting["training"]["first_stage"] = save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    assert parts_of(setting)[0][1].forward is not None
+    setting["data"]["module"]["train"] = train
     assert parts_of(setting)[0][1].forward is None
+
+
+@pytest.mark.parametrize(("checkpointing", "sharded"), [(False, False), (True, False), (True, True)])
+def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
+    unet = {**UNET, "width": 64, "checkpointing": checkpointing}
+    setting = config(unet, size=32, devices=1)
+    vae, text = save_part(tmp_path / "v.safetensors", "vae", tiny_vae()), tmp_path / "t.safetensors"
+    setting["training"] |= {"first_stage": vae, "text_encoder": save_part(text, "text_tower", tiny_text_tower())}
+    setting["data"]["module"]["train"] = {"_target_": "ldm.data.latents.InMemory"}
+    strategy = "auto"
+    if sharded:
+        setting["trainer"]["strategy"] = {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}
+        strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+    planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
+    gc.collect()  # else what earlier tests left would be freed meanwhile
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fit(tmp_path, diffusion(unet=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
+    if sharded:
+        torch.distributed.destroy_process_group()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert float(planned[0]) * {"KiB": 2**10, "MiB": 2**20}[planned[1]] == pytest.approx(peak, rel=0.1)
 
 
 def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_to_be_left_out():

@@ -126,20 +126,24 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None
         torch.testing.assert_close(other["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails(tmp_path: Path) -> None:
-    sweep = "-m", "model.context_width=17,128", f"hydra.sweep.dir={tmp_path}"
-    run = finish(start(*TINY, "trainer.max_steps=1", "metrics=none", *sweep))
+def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finished_one_again(tmp_path: Path) -> None:
+    joblib = "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", f"hydra.sweep.dir={tmp_path}"
+    sweep = *TINY, "-m", "model.context_width=17,128", "trainer.max_steps=1", "metrics=none", *joblib
+    run = finish(start(*sweep))
     assert run.returncode == 1
-    assert f"error: {tmp_path}/0: text_encoder gives a context of width 128" in run.stderr
+    assert re.search(rf"error: {tmp_path}/\S+: text_encoder gives a context of width 128", run.stderr), run.stderr
     assert "Traceback" not in run.stderr
-    assert not (tmp_path / "0" / "checkpoints").exists() and read(tmp_path / "1")["global_step"] == 1
+    (folder,) = (path.parent for path in tmp_path.glob("*/config.yaml"))
+    assert read(folder)["global_step"] == 1
+    again = finish(start(*sweep))
+    assert again.returncode == 1 and f"{folder} is finished, and not run again" in again.stdout
 
 
 def test_settings_that_contradict_each_other_are_refused_in_one_line(tmp_path: Path) -> None:
     run = finish(start("schedule=flow", "prediction=eps", f"run_dir={tmp_path}/run"))
     assert run.returncode == 1 and not run.stdout
     assert run.stderr.startswith("error: prediction=eps") and run.stderr.count("\n") == 1
-    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_key_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
@@ -188,6 +192,10 @@ def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_wa
         (("data.global_batch=6",), "data.global_batch=6 is no multiple of data.batch_size=4 x 1 ranks"),
         (("first_stage.weights={}/none.safetensors",), "there is no model .*none.safetensors"),
         (("text_encoder.weights=assets:vae.safetensors",), "is a vae of ldm and holds no text_tower"),
+        (("sampler.spacing=custom", "+sampler.spacing_options.times=[0.5,0.9]"), "times of spacing=custom must be"),
+        (("optimizer.lr=-1",), "lr >= 0.* not \\(-1|Invalid learning rate: -1"),
+        (("evaluation.prompts=8",), "evaluation.prompts=8 asks for pictures at the end, which metrics=none does not"),
+        (("+sampler.options.eat=1",), "sampler=dpmpp_2m has no option 'eat'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(

@@ -1,93 +1,249 @@
-"""Checkpoints that are whole at every moment, and one of them always recent."""
+"""When a run's state is saved: on time, when it is asked to stop, and without holding training up."""
 
-import errno
-import pickle
-import warnings
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
-from ldm.callbacks.steps import ending
-from ldm.files import atomic_write
+from ldm.callbacks import checkpoint_file
+from ldm.callbacks.full_disk import survived
+from ldm.callbacks.interruption import Interruption, say
+from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
+from ldm.callbacks.steps import ending, stepped
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the old file and renames; reads nothing but tensors and plain data.
+    """Writes beside the old file and renames; reads nothing but undamaged tensors and plain data."""
 
-    Where the disk is full the old file stays, a warning is given and training goes on.
-    """
+    def __init__(self) -> None:
+        self.held: dict[str, Any] | None = None
+        self._holding: str | None = None
+        self._memory: list[Tensor] = []
+
+    @contextmanager
+    def holding(self, copy: bool = True) -> Iterator[None]:
+        """Within it a save only copies the state, to `held`: training goes on while the copy is written.
+
+        copy=False holds the state itself, where nothing is trained before it is written.
+        """
+        self._holding = "copy" if copy else "itself"
+        try:
+            yield
+        finally:
+            self._holding = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        try:
-            atomic_write(path, lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:
-            if not _disk_is_full(error):
-                raise
-            kept = "the older checkpoint there is kept" if Path(path).exists() else "THERE IS NO OLDER ONE"
-            warnings.warn(
-                f"THE CHECKPOINT OF STEP {checkpoint['global_step']} WAS NOT SAVED, because the disk of "
-                f"{path} is full: {kept} and training goes on; free some space before the next save",
-                stacklevel=2,
-            )
+        if self._holding:
+            self.held = self._copy(checkpoint) if self._holding == "copy" else checkpoint
+        else:
+            checkpoint_file.write(path, checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}; give a .ckpt file, or resume=auto")
-        try:
-            return dict(torch.load(path, map_location=map_location, weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no checkpoint, is cut short, or holds more than plain data ({error})"
-            ) from error
+        return checkpoint_file.read(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
+    def _copy(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """In the memory of the last copy, since fetching new memory takes longer than copying."""
+        old, memory = iter(self._memory), []
+
+        def copy(tensor: Tensor) -> Tensor:
+            place = next(old, None)
+            if place is None or (place.shape, place.stride(), place.dtype) != (
+                tensor.shape,
+                tensor.stride(),
+                tensor.dtype,
+            ):
+                place = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            memory.append(place.copy_(tensor, non_blocking=True))
+            return place
+
+        held: dict[str, Any] = apply_to_collection(checkpoint, Tensor, lambda tensor: copy(tensor.detach()))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._memory = memory
+        return held
+
 
 class Checkpoint(lightning_callbacks.Checkpoint):
-    """Keeps `folder`/last.ckpt: every n optimizer steps and at the end.
+    """Keeps `folder`/last.ckpt: every n optimizer steps, before a validation, at the end, and on a signal.
 
-    It saves at the end of a batch, not of an epoch or of the run, because there resuming is exact. Lightning
-    runs it after all other callbacks, so that the EMA has taken in the step.
+    The newest `keep` stay as step_N.ckpt, too, and for good those of every `keep_every`-th step. The state is copied
+    at the end of a batch, where resuming is exact, and written in the background once the step is logged. A full disk
+    is told and costs only this checkpoint. On Ctrl-C, SIGTERM or SIGUSR1, to whichever rank, the step is finished and
+    saved, and the process exits with 128 + the signal. Lightning runs it after all other callbacks, so that
+    the EMA has taken in the step; it needs the plugin AtomicCheckpointIO.
     """
 
-    def __init__(self, folder: str | Path, every_n_train_steps: int = 1000) -> None:
-        if every_n_train_steps < 1:
+    def __init__(
+        self, folder: str | Path, every_n_train_steps: int = 1000, keep: int = 2, keep_every: int | None = None
+    ) -> None:
+        if every_n_train_steps < 1 or keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(
-                f"callbacks.checkpoint.every_n_train_steps is {every_n_train_steps}, but must be 1 or more"
+                f"callbacks.checkpoint.every_n_train_steps is {every_n_train_steps}, keep {keep} and keep_every "
+                f"{keep_every}, but each must be 1 or more, or keep_every null"
             )
-        self.path = Path(folder) / "last.ckpt"
-        self.every_n_train_steps = every_n_train_steps
-        self._saved = 0  # the step of the file
+        self.path = Path(folder) / checkpoint_file.LAST
+        self.every_n_train_steps, self.keep, self.keep_every = every_n_train_steps, keep, keep_every
+        self.interruption = Interruption()
+        self._copied = self._written = 0  # steps: of the last copy, and of the last file
+        self._stopped_by: signal.Signals | None = None  # on any rank
+        self._writer: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dealing"] = dealing(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        align(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved = trainer.global_step
+        self._copied = self._written = trainer.global_step
+        self._stopped_by = None
+        if trainer.is_global_zero:
+            for left in self.path.parent.glob(".*.ckpt.*.tmp"):  # by a process killed while it wrote
+                left.unlink()
+        self.interruption.watch()
+        validate_again(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if ending(trainer) or trainer.global_step % self.every_n_train_steps == 0:
-            self._save(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
+            return
+        self.interruption.patient = not ending(trainer)
+        self._stopped_by = self._any_signal(trainer)
+        on_time = trainer.global_step % self.every_n_train_steps == 0
+        if on_time or ending(trainer) or self._stopped_by or validation_due(trainer):
+            self._copy(trainer)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.interruption.patient:  # else the run would count as finished without this validation
+            self._write(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._stopped_by = self._any_signal(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._write(trainer)
+        if ending(trainer):  # what is written then are the weights themselves, in whose place others soon put averages
+            self._wait()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """For runs that end elsewhere than after a batch, such as by early stopping."""
-        self._save(trainer)
+        """Also for runs that end elsewhere than after a batch, such as by early stopping."""
+        self._copy(trainer)
+        self._write(trainer)
+        self._wait()
+        self.interruption.restore()
 
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step == self._saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._join()
+        self.interruption.restore()
+
+    def _any_signal(self, trainer: Trainer) -> signal.Signals | None:
+        """The signal that this rank, or else another one, was sent."""
+        ours = self.interruption.signal
+        asked = trainer.strategy.reduce_boolean_decision(ours is not None, all=False)
+        return (ours or signal.SIGTERM) if asked else None
+
+    def _copy(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._copied or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._saved = trainer.global_step
-        trainer.save_checkpoint(self.path, weights_only=False)
+        self._wait()
+        self._copied = trainer.global_step
+        with self._io(trainer).holding(copy=not ending(trainer)):
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _write(self, trainer: Trainer) -> None:
+        """Starts to write the copy, now that all that belongs to its step is logged; stops where that was asked."""
+        io = self._io(trainer)
+        if io.held is not None:
+            with survived("THE LOG"):
+                for logger in trainer.loggers:
+                    logger.save()
+            held, io.held = io.held, None
+            self._writer = threading.Thread(target=self._publish, args=(held,), name="checkpoint")
+            self._writer.start()
+        self._stop_if_asked(trainer)
+
+    def _publish(self, checkpoint: dict[str, Any]) -> None:
+        """Runs beside the training."""
+        step = checkpoint["global_step"]
+        own = self.path.with_name(f"step_{step:08}.ckpt")
+        kept = f"the older {self.path} is kept" if self.path.exists() else "THERE IS NO OLDER ONE"
+        try:
+            with survived(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
+                checkpoint_file.write(own, checkpoint)
+                _also_as(own, self.path)
+                self._written = step
+                self._prune(step)
+        except Exception as error:  # raised again where training waits for this thread
+            self._failure = error
+
+    def _prune(self, step: int) -> None:
+        steps = sorted(
+            int(found[1])
+            for file in self.path.parent.iterdir()
+            if (found := re.fullmatch(r"step_(\d+)\.ckpt", file.name)) and int(found[1]) <= step
+        )
+        for old in steps[: -self.keep]:
+            if not self.keep_every or old % self.keep_every:
+                self.path.with_name(f"step_{old:08}.ckpt").unlink()
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _wait(self) -> None:
+        """For the last write. Raises what it failed with."""
+        self._join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if self._stopped_by is None:
+            return
+        self._wait()
+        trainer.strategy.barrier("checkpoint")  # whoever launched the ranks may end all when one ends
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            saved = "" if self._written == step else ", which could not be saved"
+            say(f"stopped by {self._stopped_by.name} after step {step}{saved}: resume={self.path} goes on from there")
+        raise SystemExit(128 + self._stopped_by)
+
+    def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, AtomicCheckpointIO):
+            raise TypeError("Checkpoint needs the plugin AtomicCheckpointIO: give the trainer plugins=[…] with it")
+        return io
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind the error: torch.save hides it behind its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _also_as(file: Path, name: Path) -> None:
+    """Makes `name` another name of the same file, or a copy where the file system has no links."""
+    link = name.with_name(f".{name.name}.link.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(file)
+    except OSError:
+        copyfile(file, link)
+    link.replace(name)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the UNet's weights."""
+"""Moving averages of the UNet's weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,31 +8,60 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from ldm.sharding import spread_like, whole
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 class EMA(Callback):
-    """average ← average + (1 - decay)·(weight - average) after each optimizer step, in float32.
+    """average ← average + (1 - decay)·(weight - average) after each optimizer step, computed in float32.
 
     With `warmup` the decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first weights
-    are soon forgotten. Averages are used in validation and tests, and lie in checkpoints as
-    "ema": {parameter of the UNet: tensor}; a checkpoint without them starts the average at its weights.
+    are soon forgotten. The average may lie on another `device`, such as cpu, and in bfloat16. It is used in validation
+    and tests, and lies in checkpoints as "ema": {parameter of the UNet: tensor}; a checkpoint without it
+    starts the average at its weights.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
+    def __init__(
+        self, decay: float = 0.9999, warmup: bool = True, device: str | None = None, dtype: str = "float32"
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay is {decay}, but must lie in [0, 1); ema=none does without an average")
+        if dtype not in DTYPES:
+            raise ValueError(f"ema.dtype is {dtype}, but must be one of {', '.join(DTYPES)}")
         self.decay, self.warmup = decay, warmup
+        self.device, self.dtype = device, DTYPES[dtype]
         self.updates = 0
-        self.averages: dict[str, Tensor] = {}
+        self.tracks: list[dict[str, Tensor]] = [{}]
         self._step = 0  # the optimizer step of the last update
         self._weights: list[Tensor] = []  # the training weights, while the averages are in their place
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """By parameter; where several are tracked, the first."""
+        return self.tracks[0]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates}
+
+    def decays(self) -> list[float]:
+        """Of each track, at this update, counted from 1."""
+        return [min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay]
 
     @torch.no_grad()
     def update(self, unet: nn.Module) -> None:
         """Takes in the UNet's present weights."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        weights = [weight.float() for weight in unet.parameters()]
-        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+        weights = [weight.detach().to(self.device, torch.float32) for weight in unet.parameters()]
+        for track, decay in zip(self.tracks, self.decays(), strict=True):
+            averages = list(track.values())
+            if self.dtype == torch.float32:
+                torch._foreach_lerp_(averages, weights, 1 - decay)
+            else:
+                draw = torch.Generator(averages[0].device).manual_seed(self.updates)
+                for average, weight in zip(averages, weights, strict=True):
+                    average.copy_(round_randomly(average.float().lerp_(weight, 1 - decay), draw))
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
@@ -44,12 +73,12 @@ class EMA(Callback):
             self._swap_out(module)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Puts the averages on the weights' device: here they have reached it under every strategy."""
+        """Puts the averages where the weights are: here they have reached it under every strategy."""
         self._step = trainer.global_step
-        self.averages = {
-            name: self.averages.get(name, weight).detach().to(weight.device, torch.float32, copy=True)
-            for name, weight in unet_of(module).named_parameters()
-        }
+        for track in self.tracks:
+            for name, weight in unet_of(module).named_parameters():
+                start = spread_like(track[name].to(weight.device), weight) if name in track else weight.detach()
+                track[name] = start.to(self.device or weight.device, self.dtype, copy=True)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step != self._step:  # the others only accumulate gradients
@@ -80,10 +109,12 @@ class EMA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._weights:
             raise RuntimeError("no checkpoint can be saved while the averages stand in for the training weights")
-        checkpoint["ema"] = dict(self.averages)
+        first, *others = ({name: whole(average) for name, average in track.items()} for track in self.tracks)
+        checkpoint |= {"ema": first, "ema_others": others}
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.averages = dict(checkpoint.get("ema", {}))
+        saved = [checkpoint.get("ema", {}), *checkpoint.get("ema_others", [])]
+        self.tracks = [dict(track) for track in (*saved, *self.tracks[len(saved) :])][: len(self.tracks)]
 
     @torch.no_grad()
     def _swap_in(self, module: LightningModule) -> None:
@@ -100,6 +131,13 @@ class EMA(Callback):
         for parameter, weight in zip(unet_of(module).parameters(), self._weights, strict=False):
             parameter.copy_(weight)
         self._weights = []
+
+
+def round_randomly(value: Tensor, draw: torch.Generator) -> Tensor:
+    """float32 → bfloat16, up or down with the odds that make the mean right: else small steps would all be lost."""
+    low = torch.randint(1 << 16, value.shape, generator=draw, device=value.device, dtype=torch.int32)
+    bits = value.contiguous().view(torch.int32) + low
+    return (bits & ~0xFFFF).view(torch.float32).bfloat16()  # bits beyond bfloat16's are cut off
 
 
 def unet_of(module: LightningModule) -> nn.Module:

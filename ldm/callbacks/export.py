@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldm.callbacks.ema import EMA
 from ldm.files import write_json
+from ldm.sharding import whole
 from ldm.weights.native import save_network
 
 
@@ -22,17 +23,16 @@ class Export(Callback):
         self.folder, self.dtype, self.metrics = Path(folder), getattr(torch, dtype), metrics
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
         with ema.swapped(module) if ema else nullcontext():
             for part in module.parts():  # type: ignore[operator]
                 state = {
-                    name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+                    name: whole(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
                     for name, tensor in part.network.state_dict().items()
                 }
-                save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)
-        if self.metrics and trainer.callback_metrics:  # none where a finished run had nothing left to do
+                if trainer.is_global_zero:
+                    save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)
+        if self.metrics and trainer.is_global_zero and trainer.callback_metrics:  # a finished run has none
             self._write_metrics(trainer)
 
     def _write_metrics(self, trainer: Trainer) -> None:

@@ -1,53 +1,148 @@
-"""What tells whether a run is well: learning rate, gradient norm, and a loss that is a number."""
+"""What tells whether a run is well, and what keeps a bad batch from spoiling it."""
 
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ldm.callbacks.steps import logs, stepped
+from ldm.files import write_json
+from ldm.sharding import whole
+
+NVML = find_spec("pynvml") is not None  # what torch asks about the GPU
 
 
 class Health(Callback):
-    """Logs every `trainer.log_every_n_steps` steps; raises FloatingPointError if a loss was not finite.
+    """Leaves out optimizer steps whose loss or gradient is not finite on any rank, and logs how training goes.
 
-    Losses are looked at then and before each save, so that no step waits for the device and no broken
-    state is ever saved.
+    A step left out is counted, and what its batches held goes into `folder`/step_N_rank_R.json; the `max_skipped`-th
+    raises FloatingPointError. Overflows that a scaler of float16 gradients deals with do not count. Every
+    `trainer.log_every_n_steps` steps it logs the learning rate, the norms of gradient (before clipping), weights and
+    update, the share of time that the GPU works (with nvidia-ml-py installed), and the mean loss since then in
+    `buckets` equal parts of the times, for modules whose steps give "times" and "losses" (b,).
     """
 
-    def __init__(self) -> None:
-        self._broken: Tensor | None = None  # the first step with a loss that is no number, else infinity
+    def __init__(self, folder: str | Path, max_skipped: int = 10, buckets: int = 10) -> None:
+        if max_skipped < 1 or buckets < 1:
+            raise ValueError(
+                f"callbacks.health.max_skipped is {max_skipped} and buckets {buckets}, but both must be 1 or more"
+            )
+        self.folder, self.max_skipped = Path(folder), max_skipped
+        self.skipped = 0
+        self._buckets = torch.zeros(2, buckets, dtype=torch.float64)  # sums of losses, and how many
+        self._batches: list[dict[str, Any]] = []  # of this optimizer step
+        self._losses: list[Tensor] = []
+        self._values: dict[str, Any] = {}  # to be logged with this step
+        self._before: list[Tensor] = []  # the weights, until the update is measured
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if saved := checkpoint.get("health"):
+            self.skipped, buckets = saved["skipped"], saved["buckets"]
+            self._buckets = buckets if trainer.is_global_zero else torch.zeros_like(buckets)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["health"] = {"skipped": self.skipped, "buckets": self._of_all_ranks(trainer).cpu()}
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batches.append({name: batch[name] for name in ("key", "id", "draw") if name in batch})
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """The norm is that before clipping, which Lightning does after this."""
-        if logs(trainer, trainer.global_step + 1):
-            groups = optimizer.param_groups
-            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-            module.log("train/grad_norm", get_total_norm(gradients))
-            module.log("train/lr", groups[0]["lr"])
+        losses, batches = torch.stack(self._losses).float(), self._batches
+        self._losses, self._batches = [], []
+        norm = _norm([weight.grad for weight in _weights(optimizer) if weight.grad is not None])
+        precision = trainer.precision_plugin
+        scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+        finite = bool((losses.sum() + (0 if scaled else norm)).isfinite())
+        if trainer.strategy.reduce_boolean_decision(not finite, all=False):
+            self._skip(trainer, optimizer, losses, batches)
+        elif logs(trainer, trainer.global_step + 1):
+            self._values["grad_norm"] = norm
+            self._before = [weight.detach().clone() for weight in _weights(optimizer)]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach()
-        if self._broken is None:
-            self._broken = torch.full((), torch.inf, device=loss.device)
-        self._broken = torch.where(loss.isfinite(), self._broken, self._broken.clamp(max=trainer.global_step))
-        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
-            self._raise_if_broken(trainer)
+        if "times" in outputs:
+            self._count(outputs["times"], outputs["losses"])
+        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+            return
+        optimizer = trainer.optimizers[0]
+        values, self._values = self._values, {}
+        values |= {"lr": optimizer.param_groups[0]["lr"], "skipped": self.skipped}
+        values["weight_norm"] = _norm([weight.detach() for weight in _weights(optimizer)])
+        if self._before:
+            after = [weight.detach() for weight in _weights(optimizer)]
+            values["update_norm"] = _norm(torch._foreach_sub(after, self._before))
+            self._before = []
+        if module.device.type == "cuda" and NVML:
+            values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
+        values |= self._bucket_means(trainer)
+        for logger in trainer.loggers:  # not by module.log, which repeats old values of what a step does not have
+            logger.log_metrics({f"train/{name}": float(v) for name, v in values.items()}, trainer.global_step - 1)
 
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._raise_if_broken(trainer)
-
-    def _raise_if_broken(self, trainer: Trainer) -> None:
-        broken = self._broken is not None and bool(self._broken.isfinite())
-        if trainer.strategy.reduce_boolean_decision(broken, all=False):
-            where = f"of step {int(self._broken)}" if broken and self._broken is not None else "on another rank"
+    def _skip(
+        self, trainer: Trainer, optimizer: torch.optim.Optimizer, losses: Tensor, batches: list[dict[str, Any]]
+    ) -> None:
+        """An optimizer does nothing to weights without gradients."""
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        step = trainer.global_step + 1
+        file = self.folder / f"step_{step:08}_rank_{trainer.global_rank}.json"
+        held = [{name: _plain(values) for name, values in batch.items()} for batch in batches]
+        write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": held})
+        if self.skipped >= self.max_skipped:
             raise FloatingPointError(
-                f"the loss {where} is not finite: lower optimizer.lr, train with precision=32, or look at "
-                "the data; the last checkpoint is from before"
+                f"the loss or gradient of {self.skipped} steps was not finite, the last of them step {step}: lower "
+                f"optimizer.lr, train with precision=fp32, or look at the samples listed in {self.folder}; the "
+                "weights are as they were before that step"
             )
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"STEP {step} WAS LEFT OUT, because its loss or gradient was not finite ({self.skipped} of at most "
+                f"{self.max_skipped - 1}): its samples are listed in {file}",
+                stacklevel=2,
+            )
+
+    def _count(self, times: Tensor, losses: Tensor) -> None:
+        count = self._buckets.shape[1]
+        which = (times * count).long().clamp(0, count - 1)
+        member = (which == torch.arange(count, device=which.device)[:, None]) & losses.isfinite()  # (buckets, b)
+        sums = losses.double().where(member, 0.0).sum(1)
+        self._buckets = self._buckets.to(losses.device) + torch.stack((sums, member.sum(1)))
+
+    def _of_all_ranks(self, trainer: Trainer) -> Tensor:
+        total = trainer.strategy.reduce(self._buckets.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _bucket_means(self, trainer: Trainer) -> dict[str, float]:
+        """Of those parts of the times that any sample fell into since the last time."""
+        count = self._buckets.shape[1]
+        sums, counts = self._of_all_ranks(trainer).tolist()
+        self._buckets = torch.zeros_like(self._buckets)
+        return {f"loss_at_{i / count:.2f}": sums[i] / counts[i] for i in range(count) if counts[i]}
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Of all together, over all ranks where each holds a part."""
+    return whole(get_total_norm(tensors))
+
+
+def _plain(values: Any) -> Any:
+    return values.tolist() if isinstance(values, Tensor) else values

@@ -16,7 +16,8 @@ from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.pipeline import Pipeline, Settings
+from ldm.pipeline import Pipeline
+from ldm.settings import Settings
 
 Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
 C = TypeVar("C", bound=Callback)

@@ -1,6 +1,7 @@
 """How fast a run trains, and how much of that time it waits for data."""
 
 import time
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,13 +12,17 @@ from ldm.callbacks.steps import logs, stepped
 class Throughput(Callback):
     """Logs images a second (of all ranks) and the share of time spent waiting for data.
 
-    `images` and `seconds` are of this process's training so far, without what comes after a `pause`.
+    Warns where that share is above `alarm` over `window` seconds. `images` and `seconds` are of this process's training
+    so far, without what comes after a `pause`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alarm: float = 0.05, window: float = 60.0) -> None:
+        self.alarm, self.window = alarm, window
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
         self._logged = (0, 0.0, 0.0)  # the same at the last logging
         self._since: float | None = None  # when the time last looked at the clock
+        self._judged = (0.0, 0.0)  # seconds and those waited when the share was last compared with the alarm
+        self._alarmed = False
 
     def pause(self) -> None:
         """The time from the last batch to the next one is not training's."""
@@ -37,9 +42,24 @@ class Throughput(Callback):
             module.log("train/images_per_second", (self.images - images) / passed)
             module.log("train/data_wait", (self.waited - waited) / passed)
             self._logged = (self.images, self.seconds, self.waited)
+            self._warn(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.pause()
+
+    def _warn(self, trainer: Trainer) -> None:
+        """Once each time that the share becomes too much."""
+        seconds, waited = self.seconds - self._judged[0], self.waited - self._judged[1]
+        if seconds < self.window:
+            return
+        self._judged = (self.seconds, self.waited)
+        if waited > self.alarm * seconds and not self._alarmed:
+            warnings.warn(
+                f"rank {trainer.global_rank} waits for data {waited / seconds:.0%} of its time (step "
+                f"{trainer.global_step}): raise data.workers, or train from cached latents (ldm encode)",
+                stacklevel=2,
+            )
+        self._alarmed = waited > self.alarm * seconds
 
     def _lap(self) -> float:
         now = time.perf_counter()

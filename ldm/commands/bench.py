@@ -1,18 +1,25 @@
 """`ldm bench`: measures something next to its peers. It runs from the checkout, where the studies are."""
 
 import argparse
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from ldm.commands.edge import UsageError
 from ldm.files import write_json
 
 CHECKOUT = Path(__file__).parents[2]
 BENCHES = {
+    "faults": ("experiments.benchmark.faults", "runs killed over and over, beside the run that never was"),
     "fid": ("experiments.benchmark.fid", "the Fréchet distance at 2,048 features, beside scipy's sqrtm"),
     "filter": ("experiments.benchmark.filter", "`ldm filter` on 10 M rows, beside pandas and bare reading"),
+    "generate": ("experiments.benchmark.generate", "drawing with Stable Diffusion 1.5 at 512x512, beside diffusers"),
+    "layouts": ("experiments.layouts.measure", "loss curves of one training, split over ranks in several ways"),
     "load": ("experiments.benchmark.load", "loading Stable Diffusion's weights, beside diffusers and safetensors"),
     "loader": ("experiments.benchmark.loader", "cached latents a second, next to webdataset"),
+    "train": ("experiments.benchmark.train", "a training step by the Trainer, beside loops written by hand"),
+    "scale": ("experiments.benchmark.scale", "opening and reading 10 to 100,000 shards"),
     "solvers": ("experiments.solvers.measure", "samplers' errors against exact answers, and what a step costs"),
 }
 
@@ -22,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"Measure, and write the numbers as JSON.\n\nnames:\n{listing}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", choices=BENCHES, metavar="NAME", help="what to measure")
-    parser.add_argument("--json", required=True, type=Path, metavar="FILE", help="where the numbers go")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go (default: printed)")
+    parser.add_argument("--kills", type=int, metavar="N", help="of faults: how often to kill (50)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,5 +41,10 @@ def run(args: argparse.Namespace) -> None:
         )
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    write_json(args.json, import_module(module).measure())
+    if args.kills is not None and (args.name != "faults" or args.kills < 1):
+        raise UsageError(f"--kills is for `ldm bench faults`, and 1 or more, not {args.kills} for {args.name}")
+    numbers = import_module(module).measure(*([] if args.kills is None else [args.kills]))
+    if args.json is None:
+        return print(json.dumps(numbers, indent=2))
+    write_json(args.json, numbers)
     print(args.json)

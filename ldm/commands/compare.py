@@ -9,7 +9,7 @@ from ldm.report.comparison import compare, plain
 from ldm.report.figures import plots, save_plots
 from ldm.report.page import html, markdown
 from ldm.report.pictures import side_by_side
-from ldm.report.runs import read_run
+from ldm.report.runs import read_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if len({Path(path).resolve() for path in args.runs}) < len(args.runs):
         raise UsageError("a run is given twice; give each once")
-    comparison = compare([read_run(path) for path in args.runs])
+    comparison = compare([run for path in args.runs for run in read_runs(path)])
     made = plots(comparison)
     rows, remarks = side_by_side(comparison.groups)
     write_text(args.out / "report.html", html(comparison, made, rows, remarks))

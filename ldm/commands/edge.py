@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-EXPECTED = (ValueError, OSError, FloatingPointError)  # whose message is written for people
+EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # whose message is written for people
 
 
 class UsageError(ValueError):

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from ldm.commands.edge import UsageError
+from ldm.data.buckets import bucket_sizes
 from ldm.data.encoding import Encode, Job, encode_shards, finish
-from ldm.data.shards import Shards
+from ldm.data.shards import Shards, find_tars
 from ldm.image import WHITE
 from ldm.progress import Progress
 from ldm.weights.parts import encoder, first_stage
 
 NUMBERS = (
     ("size", 64, 1, "pixels a side; the short side is scaled to it, the long side cropped around the centre"),
+    (
+        "buckets",
+        0,
+        0,
+        "step in pixels of the sides of aspect-ratio buckets, such as 64; 0 makes squares of all pictures",
+    ),
     ("batch", 32, 1, "pictures a batch"),
     ("workers", 0, 0, "processes that decode pictures while others are encoded; 0 takes turns"),
 )
@@ -56,22 +63,30 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--size {args.size}: expected a multiple of {stage.network.factor}, the factor of its latents"
         )
+    if args.buckets % stage.network.factor:
+        raise UsageError(f"--buckets {args.buckets}: expected a multiple of {stage.network.factor}, or 0")
+    sizes = bucket_sizes(args.size, args.buckets) if args.buckets else []
     settings = {
         "first_stage": stage.source["fingerprint"],
         "scale": stage.network.config["scale"],
         "resolution": [args.size, args.size],
+        **({"buckets": [list(size) for size in sizes]} if sizes else {}),
         "crop": "center",
         "background": list(WHITE),
         "dtype": "float16",
         "version": _version(),
     }
-    job = Job(Shards(args.shards, args.size), args.out, settings, rank, world)
+    files = find_tars(args.shards)
+    own = files[rank::world]
+    if not own:
+        print(f"rank {rank} of {world} has nothing to do: there are {len(files)} shards")
+        return
+    job = Job(files, Shards(own, args.size, buckets=sizes), args.out, settings)
     todo = job.todo()
-    own = len(range(rank, len(job.shards.paths), world))
-    if len(todo) < own:
-        print(f"going on after {own - len(todo)} of {own} shards", flush=True)
+    if len(todo) < len(own):
+        print(f"going on after {len(own) - len(todo)} of {len(own)} shards", flush=True)
     encode, began = Timed(encoder(stage)), time.monotonic()
-    progress = Progress(sum(len(job.samples(shard)) for shard in todo), "pictures")
+    progress = Progress(sum(len(job.shards.rows(shard)) for shard in todo), "pictures")
     for count in encode_shards(job, encode, args.batch, args.workers):
         progress.step(count)
     if progress.done:
@@ -84,6 +99,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"rank {rank} of {world} is done; the last rank writes the manifest")
         return
     print(f"{manifest['samples']:,} latents in {len(manifest['shards'])} shards of {args.out}")
+    if sizes:
+        print("train on them with data.bucketed=true and data.global_batch=N")
     if manifest["quarantined"]:
         print(f"{manifest['quarantined']:,} samples could not be used: see {args.out}/*.quarantine.jsonl")
 

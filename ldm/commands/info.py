@@ -1,10 +1,9 @@
-"""`ldm info`: what a model file, a checkpoint or a run's folder holds, without reading its tensors."""
+"""`ldm info`: what a model file, a checkpoint, a run's folder or a cache holds, without reading its tensors."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
 from ldm.diffusion.prediction import Prediction
@@ -16,12 +15,16 @@ from ldm.weights.find import READABLE, find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Say what a model is, without reading its tensors."
-    parser.add_argument("model", help=f"{READABLE}; also a part alone, such as an autoencoder")
+    parser.description = "Say what a model, a run or a cache of latents is, without reading its tensors."
+    parser.add_argument(
+        "path",
+        metavar="MODEL|RUN|CACHE",
+        help=f"{READABLE}; also a part alone, such as an autoencoder, and what ldm encode wrote",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    lines = describe(args.model)
+    lines = describe(args.path)
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
@@ -29,6 +32,11 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(path: str) -> dict[str, str]:
     """Name → value, for people. Raises FileNotFoundError or ValueError as `find` does."""
+    if (folder := Path(path).expanduser()).is_dir():
+        from ldm.commands.info_cache import describe_cache, is_cache  # not for a file, which is told in half the time
+
+        if is_cache(folder):
+            return describe_cache(folder)
     contents = find(path)
     lines = _networks(contents)
     if not (model := contents.model):
@@ -47,24 +55,17 @@ def describe(path: str) -> dict[str, str]:
 
 def setup(path: str, model: dict[str, Any]) -> Setup:
     """What the linter looks at: how the model is sampled, and how it was trained if `path` is a run's folder."""
-    sampling = model["sampling"]
-    return Setup(
-        from_config(model["schedule"]),
-        Prediction(model["prediction"]),
-        time=model["time"],
-        sampler=sampling["sampler"],
-        spacing=sampling["spacing"],
-        steps=sampling["steps"],
-        guidance=sampling["guidance"],
-        interval=sampling.get("guidance_interval"),
-        **_trained(Path(path).expanduser() / "config.yaml"),
-    )
+    trained = _trained(Path(path).expanduser() / "config.yaml")
+    schedule, prediction = from_config(model["schedule"]), Prediction(model["prediction"])
+    return Setup(schedule, prediction, time=model["time"], sampling=model["sampling"], **trained)
 
 
 def _trained(config: Path) -> dict[str, Any]:
     """The settings of training that the linter knows, from a run's config, of which nothing is instantiated."""
     if not config.is_file():
         return {}
+    from omegaconf import OmegaConf  # which only a run's folder needs
+
     tree = {"training": {}, "weighting": {}} | dict(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
     training, weighting = tree["training"], dict(tree["weighting"])
     name = weighting.pop("_target_", "").rpartition(".")[2]

@@ -77,6 +77,10 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def yes_or_no(text: str) -> bool:
+    return one_of("true", "false")(text) == "true"
+
+
 def options(text: str) -> dict[str, Any]:
     """name=value,name=value; a value may be a list in brackets."""
     pairs = re.findall(r"(\w+)=(\[[^\]]*\]|[^,\[\]]+)(?:,|$)", text)
@@ -112,22 +116,37 @@ KEYS = {
     "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
     "guidance_interval": Key(low_and_high, "LOW,HIGH of sigma/alpha between which there is guidance (the model's own)"),
     "guidance_rescale": Key(number, "0 to 1: how much of the contrast that guidance adds is undone (the model's own)"),
+    "weak": Key(named, "a worse model of the same kind: guidance leads away from it, not from negative (none)"),
+    "thresholding": Key(one_of("none", "static", "dynamic"), "how estimates are kept within a range (none)"),
+    "thresholding_options": Key(options, "such as limit=4 for static or share=0.99,limit=4 for dynamic"),
     "init": Key(named, "a picture to start from, scaled and cropped to the size"),
-    "strength": Key(share, "the share of the steps that change init: near 0 little, 1 nearly all (0.8)"),
+    "strength": Key(
+        share, "share of the steps that change init: near 0 little, 1 nearly all (0.8; inpainting weights: 1)"
+    ),
+    "fixed_steps": Key(yes_or_no, "true takes all steps from where strength begins, instead of its share (false)"),
     "mask": Key(named, "a picture that is white where init is repainted"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
     "clip_skip": Key(whole(0), "last layers of the text encoder that are left out (0)"),
     "chunks": Key(whole(1), "how many times the text encoder's context a prompt may fill (1)"),
     "tile": Key(whole(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
-    "prompts_file": Key(named, "a .txt with one prompt a line"),
+    "noise": Key(
+        one_of("ldm", "diffusers"), "whose numbers a seed means; diffusers' are those of its CPU generator (ldm)"
+    ),
+    "prompts_file": Key(
+        named, "a .txt with a prompt a line; a .csv or .jsonl with prompt, negative, seed, guidance, n"
+    ),
     "from": Key(named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"),
-    "out": Key(named, "folder for 0000.png … and grid.png (samples/<date>_<time>)"),
+    "out": Key(named, "folder for 0000.png … and grid.png; if some are there, the rest (samples/<date>_<time>)"),
+    "preview": Key(
+        one_of("gif", "terminal"), "gif keeps the estimates by step beside each picture; terminal shows them"
+    ),
     "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
     "precision": Key(one_of("32", "bf16", "16"), "bits of the UNet and text encoder: 32, bf16 or 16 (32)"),
-    "batch_size": Key(whole(1), "pictures at a time; less takes less memory (8)"),
+    "offload": Key(
+        one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
+    ),
+    "batch_size": Key(whole(1), "pictures at a time; fewer where memory does not suffice (8)"),
 }
-NOT_YET = ("offload",)
-
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
 
@@ -139,6 +158,8 @@ after -- all are prompts. The paths of the pictures go to the standard output.
   python sample.py "a cat" init=dog.jpg mask=head.png
   python sample.py from=pets/0003.png               draws that picture again, bit for bit on the same machine
   python sample.py from=pets/0003.png guidance=5    the same noise, more guidance
+  python sample.py prompts_file=pets.csv out=pets   goes on where it was stopped
+  torchrun --nproc-per-node 8 sample.py prompts_file=pets.csv out=pets    on eight GPUs
 
 keys (default):
 {keys}
@@ -189,9 +210,7 @@ def _refuse_misspelt(name: str, equals: str, text: str) -> None:
     word = name.lstrip("-").lower().replace("-", "_")
     if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
         return
-    if word in NOT_YET:
-        raise UsageError(f"{word}= is not supported yet; leave it out, or put a prompt that reads so after --")
-    if close := get_close_matches(word, [*KEYS, *NOT_YET], n=1, cutoff=0.75):
+    if close := get_close_matches(word, KEYS, n=1, cutoff=0.75):
         raise UsageError(
             f"{text!r} looks like {close[0]}={text[len(name) + 1 :]}; write that, or put it after -- if it is a prompt"
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.data.cache import MANIFEST, read_manifest
-from ldm.data.shards import local_tars
+from ldm.data.shards import find_tars
 from ldm.data.verification import cache_problems, shard_problems
 from ldm.progress import Progress, clear
 from ldm.weights.parts import first_stage
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         wanted = first_stage(args.first_stage).source["fingerprint"] if args.first_stage else None
         total, checks, what = _shards(cache) + 1, cache_problems(cache, wanted), "files"
     else:
-        tars = local_tars(args.path)
+        tars = find_tars(args.path)
         total, checks, what = len(tars), ((tar.name, shard_problems(tar)) for tar in tars), "shards"
     found = _tell(checks, Progress(total, what))
     if found:

@@ -2,37 +2,39 @@
 
 NAME.safetensors holds, of the n readable samples of NAME.tar in their order, `moments` (n, 2z, h, w) float16,
 `keys` and `captions` as UTF-8 one after the other, and where each ends, `key_ends` and `caption_ends` (n,) int64;
-its metadata holds the shard's record. One file, so that one rename makes all of a shard visible; a fixed stride, so
-that a sample is a slice of the mapped file, shared by all workers through the page cache; no parsing of captions to
-open it, no library but safetensors, nothing that unpickles. manifest.json comes last: without it a cache is not whole.
+its metadata holds the shard's record. One file, so that one rename makes all of a shard visible. hashes.npy holds the
+CRC-32 of every key, so that samples are split without opening the shards. manifest.json comes last: without it a
+cache is not whole.
 """
 
 import hashlib
 import json
-import math
+import os
+import warnings
+import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.mapped import map_arrays, write_arrays
+from ldm.data.mapped import read_record as read_record  # of a shard of the cache
 from ldm.data.picture import draw_and_index
-from ldm.files import atomic_write
 from ldm.image import to_uint8
+from ldm.progress import Progress
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-TYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+MANIFEST, HASHES = "manifest.json", "hashes.npy"
 ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends")
 OPEN = 1000  # shards mapped at once: a process may have 65,530 mappings
-_MAX_HEADER = 1 << 20
 
 
 class LatentSample(TypedDict):
@@ -81,11 +83,9 @@ def write_shard(
     path: Path, moments: np.ndarray, keys: Sequence[str], captions: Sequence[str], record: dict[str, Any]
 ) -> None:
     """Atomically; the same samples and record give the same bytes."""
-    columns = (moments, *_column(keys), *_column(captions))  # safetensors stores bytes as they lie
-    arrays = {name: np.ascontiguousarray(column) for name, column in zip(ARRAYS, columns, strict=True)}
-    record = {**record, "samples": len(keys), "sha256": digest(arrays)}
-    data = save(arrays, {"ldm": json.dumps(record, sort_keys=True)})
-    atomic_write(path, lambda file: file.write(data))
+    columns = (moments, *_column(keys), *_column(captions))
+    arrays = dict(zip(ARRAYS, columns, strict=True))
+    write_arrays(path, arrays, {**record, "samples": len(keys), "sha256": digest(arrays)})
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -98,41 +98,16 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """What a shard says of itself, from its header alone; ValueError for a file that is no shard of a cache."""
-    return _read_header(path)[0]
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The record, the header's entries and where the data begins."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        return json.loads(header.pop("__metadata__")["ldm"]), header, 8 + length
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no shard of cached latents, or is damaged; run ldm encode again") from error
-
-
 def map_shard(path: Path) -> Shard:
     """Maps a shard into memory, of which pages are read when they are used. Raises ValueError if it is cut."""
-    record, header, start = _read_header(path)
-    # Copy-on-write, because torch warns of arrays that cannot be written to.
-    data = np.memmap(path, np.uint8, "c").view(np.ndarray)[start:]
-    try:
-        arrays = {name: _view(data, header[name]) for name in ARRAYS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is cut short or damaged; run ldm encode again") from error
+    arrays, record = map_arrays(path, ARRAYS)
     return Shard(**arrays, record=record)
 
 
-def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    kind, (begin, end) = TYPES[entry["dtype"]], entry["data_offsets"]
-    if end - begin != kind.itemsize * math.prod(entry["shape"]):
-        raise ValueError("the offsets do not fit the shape")
-    return data[begin:end].view(kind).reshape(entry["shape"])
+def key_hashes(cache: Path, names: Sequence[str]) -> np.ndarray:
+    """The CRC-32 of every key in the shards named, (n,) uint32."""
+    shards = (map_shard(cache / f"{name}.safetensors") for name in names)
+    return np.array([zlib.crc32(s.key(row).encode()) for s in shards for row in range(len(s.key_ends))], np.uint32)
 
 
 def read_manifest(cache: Path) -> dict[str, Any]:
@@ -154,21 +129,63 @@ def read_manifest(cache: Path) -> dict[str, Any]:
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 
-    Refused with ValueError where another first stage, scale or size made it than the run's. There is no `flip`, and
-    no random crop: a mirrored latent is not the latent of the mirrored picture.
+    Refused with ValueError where another first stage, scale or size made it than the run's. Of a cache that holds
+    several sizes those of the run's size are used, with a warning, or all if the batches are `bucketed`. They are
+    `mapped`, and so come through the page cache, or lie in `memory`, all read at the start. There is no `flip`, and no
+    random crop: a mirrored latent is not the latent of the mirrored picture.
     """
 
-    def __init__(self, cache: str | Path, first_stage: FirstStage, size: Sequence[int]) -> None:
+    def __init__(
+        self,
+        cache: str | Path,
+        first_stage: FirstStage,
+        size: Sequence[int],
+        bucketed: bool = False,
+        load: Literal["mapped", "memory"] = "mapped",
+    ) -> None:
         self.cache = Path(cache)
         manifest = read_manifest(self.cache)
         config = first_stage.network.config
         run = {"first_stage": first_stage.source["fingerprint"], "scale": config["scale"], "resolution": list(size)}
         check_settings(self.cache, manifest["settings"], run)
-        self.names = [shard["name"] for shard in manifest["shards"]]
-        self.starts = [0, *accumulate(shard["samples"] for shard in manifest["shards"])]
+        shards = manifest["shards"]
+        self.counts = np.array([shard["samples"] for shard in shards], np.int64)
+        self.used = np.array([bucketed or shard.get("size", [*size]) == [*size] for shard in shards], bool)
+        self.names = [shard["name"] for shard, used in zip(shards, self.used, strict=True) if used]
+        self.sizes = [tuple(s.get("size", size)) for s, used in zip(shards, self.used, strict=True) if used]
+        self.starts = [0, *accumulate(self.counts[self.used].tolist())]
         self.mapped: dict[int, tuple[Tensor, Shard]] = {}
+        if len(self) < self.counts.sum():
+            warnings.warn(
+                f"of the {self.counts.sum()} samples in {self.cache}, {len(self)} are {size[0]}x{size[1]} and used; "
+                "data.bucketed=true trains on all",
+                stacklevel=2,
+            )
         if not len(self):
             raise ValueError(f"the cache {self.cache} holds no samples")
+        if load not in ("mapped", "memory"):
+            raise ValueError(f"data.load={load}: expected mapped or memory")
+        if load == "memory":
+            self._fill()
+
+    def _fill(self) -> None:
+        """Reads all shards, several at once. Raises ValueError where there is not the memory for them."""
+        needed = sum((self.cache / f"{name}.safetensors").stat().st_size for name in self.names)
+        free = available_memory()
+        if needed > free:
+            raise ValueError(
+                f"{self.cache} takes {needed / 2**30:.1f} GiB in memory, of which {free / 2**30:.1f} GiB is free: "
+                "set data.load=mapped"
+            )
+        progress = Progress(len(self), "latents", "loading: ")
+        with ThreadPoolExecutor(8) as pool:
+            for number, shard in enumerate(pool.map(self._read, range(len(self.names)))):
+                self.mapped[number] = torch.from_numpy(shard.moments), shard
+                progress.step(len(shard.moments))
+
+    def _read(self, index: int) -> Shard:
+        shard = self._open(index)
+        return Shard(**{name: np.array(getattr(shard, name)) for name in ARRAYS}, record=shard.record)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -187,22 +204,52 @@ class CachedLatents(Dataset[LatentSample]):
         shard = self._shard(index)
         return self._map(shard)[1].key(index - self.starts[shard])
 
+    @property
+    def hashes(self) -> np.ndarray:
+        """The CRC-32 of every key, (n,) uint32: as ldm encode has kept them, or else read from the shards."""
+        path = self.cache / HASHES
+        if not path.is_file():
+            return key_hashes(self.cache, self.names)
+        hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        if len(hashes) != self.counts.sum():
+            raise ValueError(f"{path} is not of this cache's samples; delete it and run ldm encode again")
+        return hashes if self.used.all() else hashes[np.repeat(self.used, self.counts)]
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """The number of every sample's size, (n,)."""
+        numbers = {size: number for number, size in enumerate(sorted(set(self.sizes)))}
+        return np.repeat([numbers[size] for size in self.sizes], np.diff(self.starts))
+
     def _shard(self, position: int) -> int:
         return bisect_right(self.starts, position) - 1
 
     def _map(self, index: int) -> tuple[Tensor, Shard]:
         if index not in self.mapped:
-            shard = map_shard(self.cache / f"{self.names[index]}.safetensors")
-            expected = self.starts[index + 1] - self.starts[index]
-            if len(shard.moments) != expected:
-                raise ValueError(
-                    f"{self.names[index]} in {self.cache} holds {len(shard.moments)} samples, its manifest says "
-                    f"{expected}; run ldm encode again"
-                )
+            shard = self._open(index)
             if len(self.mapped) >= OPEN:
                 del self.mapped[next(iter(self.mapped))]
             self.mapped[index] = torch.from_numpy(shard.moments), shard
         return self.mapped[index]
+
+    def _open(self, index: int) -> Shard:
+        shard = map_shard(self.cache / f"{self.names[index]}.safetensors")
+        expected = self.starts[index + 1] - self.starts[index]
+        if len(shard.moments) != expected:
+            raise ValueError(
+                f"{self.names[index]} in {self.cache} holds {len(shard.moments)} samples, its manifest says "
+                f"{expected}; run ldm encode again"
+            )
+        return shard
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; all of the machine's where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_settings(cache: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

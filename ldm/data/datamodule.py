@@ -1,15 +1,17 @@
 """Batches for training and validation, and where in the data a run stands."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ldm.data.order import Order
+from ldm.data.order import BucketOrder, Order
 from ldm.data.tolerant import BadSamples
 
 Sample = dict[str, Any]
@@ -25,16 +27,27 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 
 class Numbered(Dataset[Sample]):
-    """The first `length` of a data set, asked by (epoch, index); the epoch is "draw", which keys the randomness."""
+    """The first `length` of a data set, asked by (epoch, index); the epoch is "draw", which keys the randomness.
 
-    def __init__(self, dataset: Dataset[Sample], length: int) -> None:
-        self.dataset, self.length = dataset, length
+    `same` are the samples of every epoch if so, which those of a mixture or with random crops otherwise are not.
+    With `readers` the samples of a batch are read at once, so that what each waits for, it waits for together.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], length: int, same: bool = False, readers: int = 0) -> None:
+        self.dataset, self.length, self.same, self.readers = dataset, length, same, readers
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        return {**self.dataset[key], "draw": key[0]}
+        draw, index = key
+        return {**self.dataset[0 if self.same else draw, index], "draw": draw}
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
+        if not self.readers:
+            return [self[key] for key in keys]
+        with ThreadPoolExecutor(self.readers) as pool:
+            return list(pool.map(self.__getitem__, keys))
 
 
 def _ignore_signals(worker: int) -> None:
@@ -47,8 +60,9 @@ class DataModule(LightningDataModule):
     """`train` in a shuffled order that resumes to the sample; each of `val`, by name, in its own order.
 
     `batch_size` is a rank's; `global_batch`, if given, must be a multiple of batch_size · ranks and is reached by
-    accumulating gradients. `limit` trains on the first so many samples only. The state is one integer: how many
-    samples all ranks together have trained on.
+    accumulating gradients. `limit` trains on the first so many samples only, and on the same pictures of them. Each of
+    `workers` processes reads two batches ahead, with `readers` threads (for object storage). The state is one integer:
+    how many samples all ranks together have trained on. If `bucketed`, every optimizer step is of pictures of one size.
     """
 
     def __init__(
@@ -59,23 +73,31 @@ class DataModule(LightningDataModule):
         global_batch: int | None = None,
         val_batch_size: int | None = None,
         workers: int = 0,
+        readers: int = 0,
         seed: int = 0,
         limit: int | None = None,
         max_bad_share: float = 0.01,
+        bucketed: bool = False,
         run: int = 1,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
+        if bucketed and (global_batch is None or limit is not None or run > 1):
+            raise ValueError(
+                "data.bucketed=true makes every optimizer step of one size, whatever the number of GPUs: give "
+                "data.global_batch, and neither data.limit nor data.run"
+            )
         size = len(train)  # type: ignore[arg-type]
         if size == 0:
             raise ValueError(
                 "the training data set is empty; give data.shards=, data.root= or data.cache= with samples"
             )
-        self.train = Numbered(train, size if limit is None else min(limit, size))
+        self.train = Numbered(train, size if limit is None else min(limit, size), limit is not None, readers)
         self.val, self.val_batch_size = val, val_batch_size or batch_size
         self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed
         self.run = run
+        self.bucketed = bucketed
         self.seen = 0
         self.bad = BadSamples(max_bad_share, len(self.train))
 
@@ -94,11 +116,21 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         steps = self.accumulation(world)
-        order = Order(len(self.train), self.batch_size, self.seed, rank, world, steps, lambda: self.seen, self.run)
-        return self._loader(self.train, batch_sampler=order)
+        how = (self.batch_size, self.seed, rank, world, steps, lambda: self.seen)
+        if self.bucketed:
+            buckets = self.train.dataset.buckets  # type: ignore[attr-defined]
+            return self._loader(self.train, batch_sampler=BucketOrder(buckets, *how))
+        return self._loader(self.train, batch_sampler=Order(len(self.train), *how, self.run))
 
     def val_dataloader(self) -> list[DataLoader[Sample]]:
-        return [self._loader(dataset, batch_size=self.val_batch_size) for dataset in self.val.values()]
+        return [self._val_loader(dataset) for dataset in self.val.values()]
+
+    def _val_loader(self, dataset: Any) -> DataLoader[Sample]:
+        if not self.bucketed:
+            return self._loader(dataset, batch_size=self.val_batch_size)
+        alike = [np.flatnonzero(dataset.buckets == bucket).tolist() for bucket in np.unique(dataset.buckets)]
+        batches = [m[k : k + self.val_batch_size] for m in alike for k in range(0, len(m), self.val_batch_size)]
+        return self._loader(dataset, batch_sampler=batches)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what is trained on here, because workers fetch ahead of it."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.cache import FORMAT, MANIFEST, check_settings, read_record, write_shard
+from ldm.data.buckets import Size
+from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings, key_hashes, write_shard
+from ldm.data.mapped import read_record
 from ldm.data.shards import Shards
+from ldm.data.storage import File
 from ldm.files import atomic_write, write_json
 
 Encode = Callable[[Tensor], Tensor]  # uint8 pictures (b, 3, h, w) → moments (b, 2z, h/f, w/f)
@@ -35,53 +38,65 @@ class _Readable(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to encode, into `out`; rank r of `world` takes each `world`-th shard from the r-th on.
+    """What there is to encode into `out`: of the `files` of all ranks, this rank's `shards`, which it alone indexes.
 
-    `settings` say what decides the latents, and are the manifest's. Raises ValueError for shards of one name, and
-    for a cache in `out` that other settings or other shards made.
+    `settings` say what decides the latents, and are the manifest's. Of each shard there is a file for each bucket that
+    the shards have, be it empty. Raises ValueError for files of one name, and for a cache in `out` that other settings
+    or other files made.
     """
 
+    files: Sequence[File]
     shards: Shards
     out: Path
     settings: dict[str, Any]
-    rank: int = 0
-    world: int = 1
 
     def __post_init__(self) -> None:
-        names = [path.stem for path in self.shards.paths]
+        names = [file.stem for file in self.files]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"two of the shards are named {twice}: encode them into two folders")
-        others = sorted({path.stem for path in self.out.glob("*.safetensors")} - set(names))
+        ours = {path.stem for file in self.files for path in self.targets(file).values()}
+        others = sorted({path.stem for path in self.out.glob("*.safetensors")} - ours)
         if others:
             raise ValueError(f"{self.out} already holds {others[0]}.safetensors, which is not of these shards")
 
-    def target(self, shard: int) -> Path:
-        return self.out / f"{self.shards.paths[shard].stem}.safetensors"
+    def targets(self, file: File) -> dict[Size, Path]:
+        """What a tar becomes, for each size of pictures."""
+        framing = self.shards.framing
+        if not framing.buckets:
+            return {(framing.size, framing.size): self.out / f"{file.stem}.safetensors"}
+        return {(h, w): self.out / f"{file.stem}.{h}x{w}.safetensors" for h, w in framing.buckets}
 
     def source(self, shard: int) -> dict[str, Any]:
         """What tells whether the tar is still the one that was encoded: which bytes of it are which sample's."""
-        path, index = self.shards.paths[shard], self.shards.indices[shard]
-        digest = hashlib.sha256(index.keys.tobytes() + index.spans.tobytes()).hexdigest()
-        return {"name": path.name, "bytes": path.stat().st_size, "index": digest}
+        index, rows = self.shards.index, self.shards.rows(shard)
+        inside = slice(rows.start, rows.stop)
+        digest = hashlib.sha256(index.hashes[inside].tobytes() + index.spans[inside].tobytes()).hexdigest()
+        return {**_known(self.shards.files[shard]), "index": digest}
 
-    def record(self, shard: int) -> dict[str, Any] | None:
-        """The record of a shard that is done, and was made of the tar as it is now."""
-        try:
-            record = read_record(self.target(shard))
-        except (FileNotFoundError, ValueError):  # a damaged one is made anew
-            return None
-        wanted = {name: value for name, value in self.settings.items() if name != "version"}
-        check_settings(self.target(shard), record["settings"], wanted)
-        return record if record["source"] == self.source(shard) else None
+    def records(self, file: File, source: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The records of what a tar became, if all of it is there and was made of the same `source`."""
+        records = []
+        for target in self.targets(file).values():
+            try:
+                record = read_record(target)
+            except (FileNotFoundError, ValueError):  # a damaged one is made anew
+                return None
+            wanted = {name: value for name, value in self.settings.items() if name != "version"}
+            check_settings(target, record["settings"], wanted)
+            if not source.items() <= record["source"].items():
+                return None
+            records.append({"name": target.stem, **record})
+        return records
 
     def todo(self) -> list[int]:
         """This rank's shards that are not done."""
-        own = range(self.rank, len(self.shards.paths), self.world)
-        return [shard for shard in own if self.record(shard) is None]
+        return [k for k, file in enumerate(self.shards.files) if self.records(file, self.source(k)) is None]
 
-    def samples(self, shard: int) -> range:
-        return range(self.shards.starts[shard], self.shards.starts[shard + 1])
+
+def _known(file: File) -> dict[str, Any]:
+    """What is known of a tar without its index."""
+    return {"name": file.name, "bytes": file.size}
 
 
 def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -> Iterator[int]:
@@ -91,7 +106,7 @@ def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -
     """
     _sweep(job)
     todo = job.todo()
-    plan = {shard: [[*r] for r in _batches(job.samples(shard), batch_size)] for shard in todo}
+    plan = {shard: [[*r] for r in _batches(job.shards.rows(shard), batch_size)] for shard in todo}
     loader = DataLoader(
         _Readable(job.shards),
         batch_sampler=[batch for shard in todo for batch in plan[shard]],
@@ -101,60 +116,95 @@ def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -
     )
     batches = iter(loader)
     for shard in todo:
-        good: list[dict[str, Any]] = []
-        bad: list[Bad] = [{"key": None, "reason": loss} for loss in [job.shards.indices[shard].loss] if loss]
+        made: dict[Size, _Latents] = {size: _Latents() for size in job.targets(job.shards.files[shard])}
+        bad: list[Bad] = [{"key": None, "reason": loss} for k, loss in job.shards.index.losses.items() if k == shard]
         for _ in plan[shard]:
-            samples, pictures = next(batches)
-            moments = encode(pictures).half().numpy() if pictures is not None else np.empty(0)
-            _sort(samples, moments, good, bad)
-            yield len(samples)
-        _write(job, shard, good, bad)
+            arrived, unreadable = next(batches)
+            bad += unreadable
+            for size, (samples, pictures) in arrived.items():
+                made[size].take(samples, pictures)
+                made[size].encode(encode, batch_size, least=batch_size)
+            yield len(unreadable) + sum(len(samples) for samples, _ in arrived.values())
+        for latents in made.values():
+            latents.encode(encode, batch_size, least=1)
+            bad += latents.bad
+        _write(job, shard, made, bad)
+
+
+class _Latents:
+    """Samples of one size: those whose pictures wait until they fill a batch, and those that are encoded."""
+
+    def __init__(self) -> None:
+        self.waiting: list[dict[str, Any]] = []
+        self.pictures: list[Tensor] = []
+        self.good: list[dict[str, Any]] = []
+        self.moments: list[np.ndarray] = []
+        self.bad: list[Bad] = []
+
+    def take(self, samples: list[dict[str, Any]], pictures: Tensor) -> None:
+        self.waiting += samples
+        self.pictures.append(pictures)
+
+    def encode(self, encode: Encode, batch_size: int, least: int) -> None:
+        """What waits, batch by batch, while there are at least so many."""
+        while len(self.waiting) >= least:
+            pictures = torch.cat(self.pictures) if len(self.pictures) > 1 else self.pictures[0]
+            for sample, moments in zip(self.waiting, encode(pictures[:batch_size]).half().numpy(), strict=False):
+                if np.isfinite(moments).all():
+                    self.good.append(sample)
+                    self.moments.append(moments)
+                else:
+                    self.bad.append({"key": sample["key"], "reason": "its latents are not finite in float16"})
+            self.waiting = self.waiting[batch_size:]
+            self.pictures = [pictures[batch_size:]] if self.waiting else []
 
 
 def _batches(samples: range, size: int) -> Iterator[range]:
     return (samples[k : k + size] for k in range(0, len(samples), size))
 
 
-def _collate(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tensor | None]:
-    pictures = [sample.pop("image") for sample in samples if "image" in sample]
-    return samples, torch.stack(pictures) if pictures else None
-
-
-def _sort(samples: list[dict[str, Any]], moments: np.ndarray, good: list[dict[str, Any]], bad: list[Bad]) -> None:
-    """Adds the samples to the good, with their moments, or to the bad, with the reason."""
-    rows = iter(moments)
+def _collate(samples: list[dict[str, Any]]) -> tuple[dict[Size, tuple[list[dict[str, Any]], Tensor]], list[Bad]]:
+    """Samples and pictures (b, 3, h, w) by size, and the unreadable."""
+    bad = [sample for sample in samples if "reason" in sample]
+    pictures: dict[Size, list[Tensor]] = {}
+    texts: dict[Size, list[dict[str, Any]]] = {}
     for sample in samples:
-        if "reason" in sample:
-            bad.append(sample)
-        elif np.isfinite(row := next(rows)).all():
-            good.append({**sample, "moments": row})
-        else:
-            bad.append({"key": sample["key"], "reason": "its latents are not finite in float16"})
+        if "image" in sample:
+            size = tuple(sample["image"].shape[1:])
+            pictures.setdefault(size, []).append(sample.pop("image"))
+            texts.setdefault(size, []).append(sample)
+    return {size: (texts[size], torch.stack(pictures[size])) for size in texts}, bad
 
 
-def _write(job: Job, shard: int, good: list[dict[str, Any]], bad: list[Bad]) -> None:
-    """The quarantine first, since the shard's own file says that it is done."""
-    target = job.target(shard)
-    quarantine = target.with_suffix(".quarantine.jsonl")
-    lines = [json.dumps({"shard": job.shards.paths[shard].name, **one}, ensure_ascii=False) for one in bad]
+def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad]) -> None:
+    """The quarantine first, since the shard's own files say that it is done."""
+    file = job.shards.files[shard]
+    quarantine = job.out / f"{file.stem}.quarantine.jsonl"
+    lines = [json.dumps({"shard": file.name, **one}, ensure_ascii=False) for one in bad]
     if lines:
         data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         atomic_write(quarantine, lambda file: file.write(data))
     else:
         quarantine.unlink(missing_ok=True)
-    moments = np.stack([sample["moments"] for sample in good]) if good else np.empty((0, 0, 0, 0), np.float16)
-    record = {"settings": job.settings, "source": job.source(shard), "quarantined": len(bad)}
-    write_shard(target, moments, [s["key"] for s in good], [s["caption"] for s in good], record)
+    for number, (size, target) in enumerate(job.targets(file).items()):
+        latents = made[size]
+        moments = np.stack(latents.moments) if latents.moments else np.empty((0, 0, 0, 0), np.float16)
+        keys, captions = ([sample[name] for sample in latents.good] for name in ("key", "caption"))
+        quarantined = 0 if number else len(bad)  # counted once, whatever the size that a sample would have had
+        record = {"settings": job.settings, "source": job.source(shard), "quarantined": quarantined, "size": size}
+        write_shard(target, moments, keys, captions, record)
 
 
 def _sweep(job: Job) -> None:
     """Removes the temporary files that a killed run of this rank left."""
-    stems = [job.target(shard).stem for shard in range(job.rank, len(job.shards.paths), job.world)]
-    names = [f"{stem}{ending}" for stem in stems for ending in (".safetensors", ".quarantine.jsonl")]
+    names = []
+    for file in job.shards.files:
+        names += [*(path.name for path in job.targets(file).values()), f"{file.stem}.quarantine.jsonl"]
     left = {path.name: path for path in job.out.glob(".*.tmp")}
     if not left:
         return
-    ours = {*names, *([MANIFEST] if job.world == 1 else [])}  # another rank may be writing the manifest now
+    alone = len(job.files) == len(job.shards.files)  # otherwise another rank may be writing the manifest now
+    ours = {*names, *([MANIFEST, HASHES] if alone else [])}
     for name, path in left.items():
         if name[1:].rsplit(".", 2)[0] in ours:
             path.unlink()
@@ -162,14 +212,12 @@ def _sweep(job: Job) -> None:
 
 def finish(job: Job) -> dict[str, Any] | None:
     """Writes the manifest if the shards of all ranks are done: the last rank does it. None if they are not."""
-    records = [job.record(shard) for shard in range(len(job.shards.paths))]
-    done = [record for record in records if record is not None]
-    if len(done) < len(records):
+    found = [job.records(file, _known(file)) for file in job.files]
+    if any(records is None for records in found):
         return None
-    shards = [
-        {"name": job.target(k).stem, **{name: r[name] for name in ("source", "samples", "quarantined", "sha256")}}
-        for k, r in enumerate(done)
-    ]
+    done = [record for records in found for record in records or ()]
+    told = ("name", "source", "samples", "quarantined", "sha256", "size")
+    shards = [{name: record[name] for name in told} for record in done]
     manifest = {
         "format": FORMAT,
         "settings": done[0]["settings"],
@@ -177,5 +225,7 @@ def finish(job: Job) -> dict[str, Any] | None:
         "quarantined": sum(shard["quarantined"] for shard in shards),
         "shards": shards,
     }
+    hashes = key_hashes(job.out, [shard["name"] for shard in shards])
+    atomic_write(job.out / HASHES, lambda file: np.save(file, hashes, allow_pickle=False))
     write_json(job.out / MANIFEST, manifest)
     return manifest

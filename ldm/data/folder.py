@@ -3,9 +3,11 @@
 import json
 import os
 import warnings
+import zlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.picture import EXTENSIONS, Framing, Sample, caption_in, draw_and_index, read_caption
@@ -57,6 +59,11 @@ class Folder(Dataset[Sample]):
 
     def key(self, index: int) -> str:
         return self.keys[index]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The CRC-32 of every key, (n,) uint32."""
+        return np.array([zlib.crc32(key.encode()) for key in self.keys], np.uint32)
 
     def group(self, index: int) -> range:
         """The samples that may stand in for a bad one: all."""

@@ -79,10 +79,61 @@ class Order(Sampler[list[tuple[int, int]]]):
 
     def batch(self, position: int) -> list[tuple[int, int]]:
         """The (epoch, index) of `batch_size` positions from `position` on."""
-        epochs, within = np.divmod(np.arange(position, position + self.batch_size), self.length)
+        epochs, indices = self.shuffled(position, self.length)
+        return list(zip(epochs.tolist(), indices.tolist(), strict=True))
+
+    def shuffled(self, position: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs and indices, each (batch_size,), from `position` on of passes through `length` samples."""
+        epochs, within = np.divmod(np.arange(position, position + self.batch_size), length)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             which, place = np.divmod(within[chosen], self.run)
-            runs = permuted(which, self.length // self.run, self.seed, int(epoch)).astype(np.int64)
+            runs = permuted(which, length // self.run, self.seed, int(epoch)).astype(np.int64)
             within[chosen] = runs * self.run + place
-        return list(zip(epochs.tolist(), within.tolist(), strict=True))
+        return epochs, within
+
+
+class BucketOrder(Order):
+    """An order in which each optimizer step is of one bucket; `buckets` (n,) numbers the bucket of each sample.
+
+    Each bucket goes round by itself, shuffled anew each time, and is cut into steps of g samples: by the end of
+    epoch e a bucket of n samples has had (e + 1)·n // g of them. The steps that an epoch adds come in random order,
+    those of all buckets mixed. So every (epoch, index) comes once, less than a step of each bucket is left for the
+    next epoch, and the stream depends on g alone: not on how it is shared among ranks and accumulated batches.
+    """
+
+    def __init__(
+        self,
+        buckets: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        super().__init__(len(buckets), batch_size, seed, rank, world, accumulation, start)
+        self.step = self.batch_size * self.world * self.accumulation
+        self.members = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
+        self.sizes = np.array([len(members) for members in self.members])
+
+    def batch(self, position: int) -> list[tuple[int, int]]:
+        step, offset = divmod(position, self.step)
+        bucket, turn = self._bucket(step)
+        epochs, places = self.shuffled(turn * self.step + offset, len(self.members[bucket]))
+        return list(zip(epochs.tolist(), self.members[bucket][places].tolist(), strict=True))
+
+    def _bucket(self, step: int) -> tuple[int, int]:
+        """The bucket of a step, and how many steps that bucket had before it."""
+        epoch = step * self.step // self.length
+        while self._before(epoch + 1).sum() <= step:
+            epoch += 1
+        before, after = self._before(epoch), self._before(epoch + 1)
+        added = after - before
+        place = int(permuted(np.array([step - before.sum()]), int(added.sum()), self.seed, epoch)[0])
+        bucket = int(np.searchsorted(np.cumsum(added), place, "right"))
+        return bucket, int(before[bucket]) + place - int(added[:bucket].sum())
+
+    def _before(self, epoch: int) -> np.ndarray:
+        """How many steps each bucket has had when an epoch begins."""
+        return epoch * self.sizes // self.step

@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from torch import Tensor
 
+from ldm.data.buckets import Size, nearest
 from ldm.image import load_image, pixels, resize_and_crop
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -23,8 +24,9 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Framing:
-    """Bytes of a picture → a uint8 square of `size`; crop and flip depend on (seed, id, draw) and nothing else.
+    """Bytes of a picture → a uint8 square of `size`, or that of `buckets` which is nearest in aspect ratio.
 
+    Crop and flip depend on (seed, id, draw) and nothing else.
     A random `crop` keeps the scale and moves the window; `flip` is the probability of a mirror image, which a
     caption that says left or right never gets. Raises ValueError for settings that make no sense.
     """
@@ -34,6 +36,7 @@ class Framing:
     crop: Literal["center", "random"]
     flip: float
     seed: int
+    buckets: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -46,11 +49,12 @@ class Framing:
             raise ValueError(f"seed={self.seed}: expected a whole number from 0 up")
 
     def __call__(self, data: bytes, caption: str, name: str, id: int, draw: int) -> Tensor:
-        """uint8 (3, size, size); raises ValueError that names the picture where it cannot be decoded."""
+        """uint8 (3, h, w); raises ValueError that names the picture where it cannot be decoded."""
         keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
         u, v, mirror = (float(x) for x in keyed.random(3))
         image = load_image(data, self.background, name=name)
-        image = resize_and_crop(image, self.size, (u, v) if self.crop == "random" else (0.5, 0.5))
+        size = nearest(*image.size, self.buckets) if self.buckets else self.size
+        image = resize_and_crop(image, size, (u, v) if self.crop == "random" else (0.5, 0.5))
         x = pixels(image)
         return x.flip(-1) if mirror < self.flip and not _SIDES.search(caption) else x
 

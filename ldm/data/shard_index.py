@@ -1,76 +1,136 @@
-"""The samples of one shard: which bytes are the picture and which the caption. Scanned once, then cached."""
+"""The samples of shards: which bytes are the picture and which the caption. Scanned once, then kept on disk."""
 
 import hashlib
 import os
 import re
 import warnings
-import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ldm.data.mapped import map_arrays, read_record, write_arrays
 from ldm.data.picture import EXTENSIONS
+from ldm.data.storage import File
 from ldm.data.tar import Member, members
-from ldm.files import atomic_write
+from ldm.progress import Progress
 
-VERSION = 1
+VERSION = 2
 CAPTIONS = ("txt", "json")
+ARRAYS = ("starts", "spans", "captions", "hashes", "keys", "key_ends")
 # The rule of webdataset: the key is everything up to the first dot of the last part of the name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """A row a sample: keys (n,) and spans (n, 4) int64 of picture offset, size, caption offset, size.
+class Index:
+    """A row a sample, shard after shard; shard k has the rows from starts[k] (s + 1,) to before starts[k + 1].
 
-    An offset of -1 says that the shard has no such member. `extensions` (n,) is the caption's, "txt" or "json".
-    `loss` says in words what could not be read of the tar, or is empty.
+    spans (n, 4) int64 are picture offset, size, caption offset, size, an offset of -1 where the shard has none;
+    captions (n,) uint8 are places in `CAPTIONS`; hashes (n,) uint32 are the keys' CRC-32; keys are UTF-8, one after
+    the other, each to before key_ends (n,). losses say in words what could not be read of a shard, by its number.
     """
 
-    keys: np.ndarray
+    starts: np.ndarray
     spans: np.ndarray
-    extensions: np.ndarray
-    loss: str
+    captions: np.ndarray
+    hashes: np.ndarray
+    keys: np.ndarray
+    key_ends: np.ndarray
+    losses: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def shard(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, "right")) - 1
+
+    def key(self, row: int) -> str:
+        return self.keys[self.key_ends[row - 1] if row else 0 : self.key_ends[row]].tobytes().decode()
 
 
-def load_index(shard: Path) -> ShardIndex:
-    """From the cache file beside the shard, or in ~/.cache/ldm/index, while the shard has not changed."""
-    stat = shard.stat()
-    stamp = np.array([VERSION, stat.st_size, stat.st_mtime_ns])
-    cache = _cache_file(shard)
+def load_index(shards: Sequence[File]) -> Index:
+    """Of all shards, mapped from one file in ~/.cache/ldm/index while none of them has changed.
+
+    Otherwise put together from each one's own index, in a file beside the shard, or in that folder where the shard
+    lies in object storage or where its own cannot be written.
+    """
+    if len(shards) == 1:
+        return _shard_index(shards[0])
+    stamp = _digest(*(f"{shard} {shard.size} {shard.stamp}" for shard in shards))
+    return _kept(_folder() / f"{len(shards)}-shards.{stamp[:32]}.safetensors", stamp, lambda: _joined(shards))
+
+
+def _shard_index(shard: File) -> Index:
+    return _kept(_beside(shard), f"{shard.size} {shard.stamp}", lambda: scan(shard))
+
+
+def _kept(path: Path, stamp: str, make: Callable[[], Index]) -> Index:
+    """What lies at `path`, if it has the stamp; otherwise what `make` gives, kept there for the next time."""
+    stamp = f"{VERSION} {stamp}"
     try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if np.array_equal(stored["stamp"], stamp):
-                return ShardIndex(stored["keys"], stored["spans"], stored["extensions"], str(stored["loss"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent, or cut: it is made anew
-    index = scan(shard)
-    fields: dict[str, Any] = {"stamp": stamp, **vars(index)}
+        if read_record(path)["stamp"] == stamp:
+            arrays, record = map_arrays(path, ARRAYS)
+            return Index(**arrays, losses={int(shard): loss for shard, loss in record["losses"].items()})
+    except (OSError, ValueError, KeyError):
+        pass  # absent, or damaged: it is made anew
+    index = make()
     try:
-        atomic_write(cache, lambda file: np.savez(file, **fields))
+        write_arrays(path, {name: getattr(index, name) for name in ARRAYS}, {"stamp": stamp, "losses": index.losses})
     except OSError as error:
-        warnings.warn(f"the index of {shard} is not kept, so each start scans the tar again: {error}", stacklevel=2)
+        warnings.warn(f"an index is not kept, so each start scans the shards again: {error}", stacklevel=3)
     return index
 
 
-def _cache_file(shard: Path) -> Path:
+def _joined(shards: Sequence[File]) -> Index:
+    progress, indices = Progress(len(shards), "shards", "indexing: "), []
+    with ThreadPoolExecutor(16) as pool:  # for object storage: reading tars' headers from disk keeps one core busy
+        for index in pool.map(_in_memory, shards):
+            indices.append(index)
+            progress.step()
+    columns = {name: [getattr(index, name) for index in indices] for name in ARRAYS}
+    samples = np.cumsum([0, *map(len, indices)])
+    letters = np.cumsum([0, *map(len, columns["keys"])])
+    columns["starts"] = [samples]
+    columns["key_ends"] = [ends + before for ends, before in zip(columns["key_ends"], letters, strict=False)]
+    losses = {shard: index.losses[0] for shard, index in enumerate(indices) if index.losses}
+    return Index(**{name: np.concatenate(arrays) for name, arrays in columns.items()}, losses=losses)
+
+
+def _in_memory(shard: File) -> Index:
+    """Copied, because a process may have no more than 65,530 mapped files."""
+    index = _shard_index(shard)
+    return Index(**{name: np.array(getattr(index, name)) for name in ARRAYS}, losses=index.losses)
+
+
+def _folder() -> Path:
+    return Path.home() / ".cache" / "ldm" / "index"
+
+
+def _beside(shard: File) -> Path:
     """Root may write anywhere, so the folder's own permission bits are asked as well."""
-    shard = shard.resolve()
-    folder = shard.parent
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
-        return folder / f"{shard.name}.index.npz"
-    digest = hashlib.sha256(os.fsencode(shard)).hexdigest()[:16]
-    return Path.home() / ".cache" / "ldm" / "index" / f"{shard.name}.{digest}.npz"
+    if shard.path:
+        path = shard.path.resolve()
+        if os.access(path.parent, os.W_OK) and path.parent.stat().st_mode & 0o222:
+            return path.with_name(f"{path.name}.index")
+    address = str(shard.path.resolve() if shard.path else shard)
+    return _folder() / f"{shard.stem[:100]}.{_digest(address)[:16]}.safetensors"
 
 
-def scan(shard: Path) -> ShardIndex:
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def scan(shard: File) -> Index:
     """Group the members by key, whatever their order; the last of two members of one name counts, as in tar.
 
-    Of a tar cut short, the last sample is left out where it lost a member, and `loss` says so.
+    Of a tar cut short, the last sample is left out where it lost a member, and the loss says so.
     """
-    found, loss = members(shard)
+    with shard.open() as file:
+        found, loss = members(file, shard.size, shard.url)
     groups: dict[str, dict[str, Member]] = {}
     for member in found:
         match = _KEY_AND_EXTENSION.fullmatch(member.name)
@@ -78,12 +138,16 @@ def scan(shard: Path) -> ShardIndex:
             groups.setdefault(match[1], {})[match[2].lower()] = member
     if loss and groups and not _complete(groups[last := next(reversed(groups))]):
         del groups[last]
+    keys = [key.encode("utf-8", "replace") for key in groups]
     rows = [_row(group) for group in groups.values()]
-    return ShardIndex(
-        keys=np.array([key.encode("utf-8", "replace") for key in groups], dtype=bytes),
-        spans=np.array([row[0] for row in rows], dtype=np.int64).reshape(-1, 4),
-        extensions=np.array([row[1] for row in rows], dtype="U4"),
-        loss=f"{loss}: its {len(groups)} samples before that are used" if loss else "",
+    return Index(
+        starts=np.array([0, len(keys)]),
+        spans=np.array([row[0] for row in rows], np.int64).reshape(-1, 4),
+        captions=np.array([row[1] for row in rows], np.uint8),
+        hashes=np.array([zlib.crc32(key) for key in keys], np.uint32),
+        keys=np.frombuffer(b"".join(keys), np.uint8),
+        key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
+        losses={0: f"{loss}: its {len(groups)} samples before that are used"} if loss else {},
     )
 
 
@@ -91,9 +155,8 @@ def _complete(group: dict[str, Member]) -> bool:
     return any(e in group for e in EXTENSIONS) and any(e in group for e in CAPTIONS)
 
 
-def _row(group: dict[str, Member]) -> tuple[tuple[int, int, int, int], str]:
+def _row(group: dict[str, Member]) -> tuple[tuple[int, int, int, int], int]:
     nothing = Member("", -1, 0)
     picture = next((group[e] for e in EXTENSIONS if e in group), nothing)
-    extension = next((e for e in CAPTIONS if e in group), "")
-    caption = group.get(extension, nothing)
-    return (picture.offset, picture.size, caption.offset, caption.size), extension
+    kind, caption = next(((k, group[e]) for k, e in enumerate(CAPTIONS) if e in group), (0, nothing))
+    return (picture.offset, picture.size, caption.offset, caption.size), kind

@@ -1,19 +1,19 @@
 """WebDataset tars of captioned pictures, read at random without unpacking them."""
 
 import glob
-import os
 import re
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset
 
+from ldm.data.buckets import Size
 from ldm.data.picture import EXTENSIONS, Framing, Sample, draw_and_index, read_caption
-from ldm.data.shard_index import load_index
+from ldm.data.shard_index import CAPTIONS, load_index
+from ldm.data.storage import File, local_file, remote_files
 from ldm.image import WHITE
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -22,73 +22,80 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class Shards(Dataset[Sample]):
     """Samples KEY.png (jpg, jpeg, webp) with KEY.txt, or KEY.json with "caption", in the order of the tars.
 
-    `urls` is a path, a pattern such as emoji-{00000..00003}.tar or emoji-*.tar, a folder, or a list of these.
-    `shards[index]` or `shards[draw, index]`; a sample that lacks a member or cannot be read raises ValueError
-    when it is asked for. A tar cut short is used as far as it goes, with a warning.
+    `urls` is a path, a pattern such as emoji-{00000..00003}.tar or emoji-*.tar, a folder, an address that fsspec
+    opens, such as s3://bucket/folder, or a list of these. `shards[index]` or `shards[draw, index]`; a sample that
+    lacks a member or cannot be read raises ValueError or OSError when it is asked for. A tar cut short is used as far
+    as it goes, with a warning.
     """
 
     def __init__(
         self,
-        urls: str | Path | Sequence[str | Path],
+        urls: str | Path | Sequence[str | Path | File],
         size: int,
         background: tuple[int, int, int] = WHITE,
         crop: Literal["center", "random"] = "center",
         flip: float = 0.0,
         seed: int = 0,
+        buckets: Sequence[Size] = (),
     ) -> None:
-        self.framing = Framing(size, background, crop, flip, seed)
-        self.paths = local_tars(urls)
-        self.indices = [load_index(path) for path in self.paths]
-        self.starts = [0, *accumulate(len(index.keys) for index in self.indices)]
-        for path, index in zip(self.paths, self.indices, strict=True):
-            if index.loss:
-                warnings.warn(f"{path} is cut short or damaged: {index.loss}", stacklevel=2)
-        if not any((index.spans[:, 0] >= 0).any() for index in self.indices):
+        self.framing = Framing(size, background, crop, flip, seed, tuple(buckets))
+        self.files = find_tars(urls)
+        self.index = load_index(self.files)
+        for shard, loss in self.index.losses.items():
+            warnings.warn(f"{self.files[shard]} is cut short or damaged: {loss}", stacklevel=2)
+        if not (self.index.spans[:, 0] >= 0).any():
             raise ValueError(f"{urls} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self.index)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
-        shard = self._shard(position)
-        path, entries, row = self.paths[shard], self.indices[shard], position - self.starts[shard]
-        key = entries.keys[row].decode()
-        picture_at, picture_size, caption_at, caption_size = entries.spans[row].tolist()
+        file, key = self.files[self.index.shard(position)], self.key(position)
+        picture_at, picture_size, caption_at, caption_size = self.index.spans[position].tolist()
         if picture_at < 0 or caption_at < 0:
-            raise ValueError(f"{path} has no {'picture' if picture_at < 0 else '.txt or .json'} for {key}")
-        # Opened anew each time: a descriptor would not survive pickling into a spawned worker, and costs 10 µs.
-        with open(path, "rb") as file:
-            picture = os.pread(file.fileno(), picture_size, picture_at)
-            text = os.pread(file.fileno(), caption_size, caption_at)
-        extension = str(entries.extensions[row])
-        caption = read_caption(text, extension, f"{key}.{extension} in {path}")
-        image = self.framing(picture, caption, f"{key} in {path}", position, draw)
+            raise ValueError(f"{file} has no {'picture' if picture_at < 0 else '.txt or .json'} for {key}")
+        picture, text = file.read((picture_at, picture_size), (caption_at, caption_size))
+        extension = CAPTIONS[self.index.captions[position]]
+        caption = read_caption(text, extension, f"{key}.{extension} in {file}")
+        image = self.framing(picture, caption, f"{key} in {file}", position, draw)
         return {"image": image, "caption": caption, "key": key, "id": position}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "index": None}  # a spawned worker maps it itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, index=load_index(state["files"]))
+
     def key(self, index: int) -> str:
-        shard = self._shard(index)
-        return self.indices[shard].keys[index - self.starts[shard]].decode()
+        return self.index.key(index)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The CRC-32 of every key, (n,) uint32."""
+        return self.index.hashes
 
     def group(self, index: int) -> range:
         """The samples that may stand in for a bad one: those of its shard."""
-        shard = self._shard(index)
-        return range(self.starts[shard], self.starts[shard + 1])
+        return self.rows(self.index.shard(index))
 
-    def _shard(self, position: int) -> int:
-        return bisect_right(self.starts, position) - 1
+    def rows(self, shard: int) -> range:
+        """The samples of a shard."""
+        return range(int(self.index.starts[shard]), int(self.index.starts[shard + 1]))
 
 
-def local_tars(urls: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Every tar that `urls` stands for; patterns and folders in the order of their names.
+def find_tars(urls: str | Path | File | Sequence[str | Path | File]) -> list[File]:
+    """Every tar that `urls` stands for; patterns and folders in the order of their names, files as they are.
 
-    Raises ValueError for what is not a local path, FileNotFoundError for what is not there.
+    Raises ValueError for an address that cannot be opened, FileNotFoundError for what is not there.
     """
+    if isinstance(urls, File):
+        return [urls]
     if isinstance(urls, (str, Path)):
-        return [path for text in _expand(str(urls)) for path in _tars_at(text)]
+        return [file for text in _expand(str(urls)) for file in _tars_at(text)]
     if not urls:
         raise ValueError("no shards were given: expected a path, a pattern, a folder or a list of these")
-    return [path for url in urls for path in local_tars(url)]
+    return [file for url in urls for file in find_tars(url)]
 
 
 def _expand(pattern: str) -> list[str]:
@@ -103,13 +110,16 @@ def _expand(pattern: str) -> list[str]:
     return [text for n in numbers for text in _expand(pattern[: match.start()] + n + pattern[match.end() :])]
 
 
-def _tars_at(text: str) -> list[Path]:
+def _tars_at(text: str) -> list[File]:
+    if text.lower().startswith("pipe:"):
+        raise ValueError(f"{text} would run a command, which no data may: give a path or an address")
     path = Path(text)
-    if re.match(r"pipe:|[a-z0-9+.-]+://", text, re.IGNORECASE):
-        raise ValueError(f"{text} is not a local path: download the shards first and give their folder")
-    if path.is_file():
-        return [path]
-    found = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(text))]
+    if "://" in text:
+        found = remote_files(text)
+    elif path.is_file():
+        found = [local_file(path)]
+    else:
+        found = [local_file(p) for p in sorted(glob.glob(f"{glob.escape(text)}/*.tar" if path.is_dir() else text))]
     if not found:
         expected = "no .tar lies in that folder" if path.is_dir() else "no such file, and no file matches it"
         raise FileNotFoundError(f"no shards at {text}: {expected}")

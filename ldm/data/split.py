@@ -1,8 +1,8 @@
 """Training and validation samples of one data set."""
 
-import zlib
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch.utils.data import Dataset
 
 Sample = dict[str, Any]
@@ -13,11 +13,17 @@ class Keyed(Protocol):
 
     def __getitem__(self, index: int | tuple[int, int]) -> Any: ...
 
+    @property
+    def hashes(self) -> np.ndarray: ...
+
     def key(self, index: int) -> str: ...
 
 
 class Split(Dataset[Sample]):
-    """The samples of `part`; a hash of the key decides, so none changes sides when shards are added or reordered."""
+    """The samples of `part`; a hash of the key decides, so none changes sides when shards are added or reordered.
+
+    What it holds in memory is 8 bytes a sample.
+    """
 
     def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], one_in: int = 16) -> None:
         if part not in ("train", "held_out"):
@@ -25,12 +31,8 @@ class Split(Dataset[Sample]):
         if one_in < 2:
             raise ValueError(f"data.one_in={one_in}: expected 2 or more, to leave both parts some samples")
         self.dataset = dataset
-        self.indices = [
-            index
-            for index in range(len(dataset))
-            if (zlib.crc32(dataset.key(index).encode()) % one_in == 0) == (part == "held_out")
-        ]
-        if not self.indices:
+        self.indices = np.flatnonzero((dataset.hashes % np.uint32(one_in) == 0) == (part == "held_out"))
+        if not len(self.indices):
             mend = "lower" if part == "held_out" else "raise"
             raise ValueError(
                 f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.one_in={one_in}"
@@ -41,10 +43,15 @@ class Split(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
-        return self.dataset[draw, self.indices[index]]
+        return self.dataset[draw, int(self.indices[index])]
 
     def key(self, index: int) -> str:
-        return self.dataset.key(self.indices[index])
+        return self.dataset.key(int(self.indices[index]))
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """The number of every sample's size, (n,), of a data set that has several."""
+        return np.asarray(self.dataset.buckets)[self.indices]  # type: ignore[attr-defined]
 
     def group(self, index: int) -> range:
         """The samples that may stand in for a bad one: all of this part."""

@@ -1,8 +1,7 @@
 """Where each file in an uncompressed tar lies, read from the headers alone (POSIX.1-2001 pax, and GNU)."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 BLOCK = 512
 _FILE, _GNU_NAME, _GNU_LINK, _PAX = (b"0", b"\0", b"7"), b"L", b"K", b"x"
@@ -15,38 +14,41 @@ class Member:
     size: int
 
 
-def members(path: Path) -> tuple[list[Member], str]:
-    """All regular files in the tar in order, and why that is not the whole tar ("" where it is).
+def members(file: BinaryIO, length: int, tar: str) -> tuple[list[Member], str]:
+    """All regular files in the tar of `length` bytes in order, and why that is not the whole tar ("" where it is).
 
     Raises ValueError for a file that does not begin like a tar.
     """
     found: list[Member] = []
-    with open(path, "rb") as file:
-        fd, length, at = file.fileno(), os.fstat(file.fileno()).st_size, 0
-        name, size_override = "", ""  # from the headers that precede a member's own
-        while at < length:
-            header = os.pread(fd, BLOCK, at)
-            if not any(header):
-                whole = len(header) == BLOCK and os.pread(fd, BLOCK, at + BLOCK) == bytes(BLOCK)
-                return found, "" if whole else f"the end-of-archive marker at byte {at} is cut or damaged"
-            try:
-                kind, size = _kind_and_size(header, size_override)
-                if at + BLOCK + size > length:
-                    return found, f"the member at byte {at} goes beyond the end of the file"
-                if kind == _GNU_NAME:
-                    name = _text(os.pread(fd, size, at + BLOCK))
-                elif kind == _PAX:
-                    records = _pax(os.pread(fd, size, at + BLOCK))
-                    name, size_override = records.get("path", name), records.get("size", "")
-            except ValueError as error:
-                if at == 0:
-                    raise ValueError(f"{path} is not an uncompressed tar: {error}") from error
-                return found, f"the header at byte {at} is damaged"
-            if kind in _FILE:
-                found.append(Member(name or _name(header), at + BLOCK, size))
-            if kind not in (_GNU_NAME, _GNU_LINK, _PAX):
-                name, size_override = "", ""
-            at += BLOCK + -(-size // BLOCK) * BLOCK
+    at, name, size_override = 0, "", ""  # the latter two from the headers that precede a member's own
+
+    def read(size: int, offset: int) -> bytes:
+        file.seek(offset)
+        return file.read(size)
+
+    while at < length:
+        header = read(BLOCK, at)
+        if not any(header):
+            whole = len(header) == BLOCK and read(BLOCK, at + BLOCK) == bytes(BLOCK)
+            return found, "" if whole else f"the end-of-archive marker at byte {at} is cut or damaged"
+        try:
+            kind, size = _kind_and_size(header, size_override)
+            if at + BLOCK + size > length:
+                return found, f"the member at byte {at} goes beyond the end of the file"
+            if kind == _GNU_NAME:
+                name = _text(read(size, at + BLOCK))
+            elif kind == _PAX:
+                records = _pax(read(size, at + BLOCK))
+                name, size_override = records.get("path", name), records.get("size", "")
+        except ValueError as error:
+            if at == 0:
+                raise ValueError(f"{tar} is not an uncompressed tar: {error}") from error
+            return found, f"the header at byte {at} is damaged"
+        if kind in _FILE:
+            found.append(Member(name or _name(header), at + BLOCK, size))
+        if kind not in (_GNU_NAME, _GNU_LINK, _PAX):
+            name, size_override = "", ""
+        at += BLOCK + -(-size // BLOCK) * BLOCK
     return found, "it has no end-of-archive marker"
 
 

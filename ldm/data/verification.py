@@ -8,10 +8,16 @@ import numpy as np
 
 from ldm.data.cache import ARRAYS, MANIFEST, check_settings, digest, map_shard, read_manifest
 from ldm.data.shard_index import scan
+from ldm.data.storage import File
 
 
-def cache_problems(cache: Path, first_stage: str | None = None) -> Iterator[tuple[str, list[str]]]:
-    """(file, problems) of the manifest and then of each shard; `first_stage` is the fingerprint asked for."""
+def cache_problems(
+    cache: Path, first_stage: str | None = None, glance: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """(file, problems) of the manifest and then of each shard; `first_stage` is the fingerprint asked for.
+
+    A `glance` reads the headers of the shards only, and so sees neither changed bytes nor NaN.
+    """
     try:
         manifest = read_manifest(cache)
     except (OSError, ValueError) as error:
@@ -19,7 +25,8 @@ def cache_problems(cache: Path, first_stage: str | None = None) -> Iterator[tupl
         return
     yield MANIFEST, list(_of_the_whole(cache, manifest, first_stage))
     for shard in manifest["shards"]:
-        yield shard["name"], list(_of_a_shard(cache / f"{shard['name']}.safetensors", shard, manifest["settings"]))
+        path = cache / f"{shard['name']}.safetensors"
+        yield shard["name"], list(_of_a_shard(path, shard, manifest["settings"], glance))
 
 
 def _of_the_whole(cache: Path, manifest: dict[str, Any], first_stage: str | None) -> Iterator[str]:
@@ -37,7 +44,7 @@ def _of_the_whole(cache: Path, manifest: dict[str, Any], first_stage: str | None
             yield str(error)
 
 
-def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], glance: bool) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is in the manifest but not there; run ldm encode again"
         return
@@ -53,6 +60,8 @@ def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any]) -> 
         yield f"{path} holds {len(shard.moments)} latents, {len(shard.key_ends)} keys and " + (
             f"{len(shard.caption_ends)} captions, where the manifest says {entry['samples']}"
         )
+    if glance:
+        return
     if digest({name: getattr(shard, name) for name in ARRAYS}) != entry["sha256"]:
         yield f"{path} does not have the checksum of the manifest: it was changed or damaged; delete it, encode again"
     step = max(1, (1 << 24) // max(1, shard.moments[:1].size))
@@ -64,14 +73,14 @@ def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any]) -> 
         yield f"{path} holds {bad} latents with NaN or infinity; delete it and encode again"
 
 
-def shard_problems(tar: Path) -> list[str]:
+def shard_problems(tar: File) -> list[str]:
     """A tar that is cut, samples without picture or caption, empty pictures; pictures are not decoded."""
     try:
         index = scan(tar)
     except (OSError, ValueError) as error:
         return [str(error)]
-    told = [f"{tar} is cut short or damaged: {index.loss}"] if index.loss else []
-    keys = [key.decode() for key in index.keys]
+    told = [f"{tar} is cut short or damaged: {loss}" for loss in index.losses.values()]
+    keys = [index.key(row) for row in range(len(index))]
     for column, what in ((0, "picture"), (2, "caption (.txt or .json)")):
         lacking = [key for key, span in zip(keys, index.spans, strict=True) if span[column] < 0]
         if lacking:

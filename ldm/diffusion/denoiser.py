@@ -36,7 +36,7 @@ class Denoiser:
                 f"schedule={schedule.name} has no indices: tell the network time=thousand or time=log_sigma"
             )
         self.network, self.schedule, self.prediction, self.time = network, schedule, prediction, time
-        self._known: dict[float, tuple[float, float]] = {}
+        self._known: dict[float, tuple[float, float, float]] = {}
 
     def output(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """What the network says about x (b, c, h, w) at times t (b,), given context (b, n, d)."""
@@ -44,18 +44,19 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
         """The estimate of x0 (b, c, h, w), in the type of x, at one time or at times (b,)."""
-        times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
-        out = self.output(x, times, context)
         if isinstance(t, Tensor):
+            times = t.to(x.device, torch.float64).expand(len(x))
+            out = self.output(x, times, context)
             return self.prediction.to_x0(x, out, self.schedule.alpha(times), self.schedule.sigma(times))
-        of_x, of_out = self._factors(t)
+        time, of_x, of_out = self._numbers(t)
+        out = self.network(x, torch.full((len(x),), time, dtype=torch.float32, device=x.device), context)
         return (of_x * x).add_(out, alpha=of_out)  # one new tensor, and numbers that no device is asked for
 
-    def _factors(self, t: float) -> tuple[float, float]:
-        """x0 = of_x·x + of_out·out at a time: plain numbers, kept, since samplers come back to the same times."""
+    def _numbers(self, t: float) -> tuple[float, float, float]:
+        """The network's time and x0 = of_x·x + of_out·out: kept, since samplers come back to the same times."""
         if t not in self._known:
             one = torch.ones((), dtype=torch.float64)
             levels = self.schedule.alpha(t * one), self.schedule.sigma(t * one)
             of_x, of_out = (self.prediction.to_x0(*pair, *levels) for pair in ((one, 0 * one), (0 * one, one)))
-            self._known[t] = float(of_x), float(of_out)
+            self._known[t] = float(NETWORK_TIMES[self.time](self.schedule, t * one)), float(of_x), float(of_out)
         return self._known[t]

@@ -1,7 +1,6 @@
 """CLIP score: how well pictures fit their captions (Hessel et al. 2021)."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +8,10 @@ from torch.nn.functional import cosine_similarity
 from torchmetrics import Metric
 
 from ldm.metrics.features import ClipFeatures, clip_features
-from ldm.nn.clip import CLIP, TextTower
+from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
-from ldm.weights.native import fingerprint, load_network, read_about
+from ldm.weights.native import fingerprint
+from ldm.weights.parts import text_encoder
 
 
 class ClipSimilarity(nn.Module):
@@ -34,12 +34,8 @@ class ClipSimilarity(nn.Module):
 
 
 def clip_similarity(image: str, text: str | None = None) -> ClipSimilarity:
-    """From a file of ours that holds a whole CLIP, or from those of its two towers."""
-    if text is not None:
-        return ClipSimilarity(cast(TextTower, load_network(text, "text_tower")), clip_features(image))
-    if (kind := read_about(image)["kind"]) != "clip":
-        raise ValueError(f"{image} holds a {kind}, but the score needs both towers: give text= the text tower's file")
-    return ClipSimilarity(cast(CLIP, load_network(image, "clip")).text, clip_features(image))
+    """From the path of a whole CLIP, see `ldm.weights.find`, or from those of its two towers."""
+    return ClipSimilarity(text_encoder(image if text is None else text).network, clip_features(image))
 
 
 class ClipScore(Metric):

@@ -68,6 +68,9 @@ class Verdict:
         return all(astuple(self))
 
 
+PARTS = ("accuracy", *(part.name for part in fields(Verdict)))  # the whole, and each part of a caption
+
+
 @dataclass(frozen=True)
 class Patches:
     """m components, each in its window of WINDOW × WINDOW pixels, everything 0 where another component is."""
@@ -86,11 +89,15 @@ def check(image: Tensor, scene: Scene) -> Verdict:
 
 def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their caption: the whole ("accuracy") and by part."""
+    return dict(zip(PARTS, verdicts(images, captions).double().mean(dim=0).tolist(), strict=True))
+
+
+def verdicts(images: Tensor, captions: Sequence[str]) -> Tensor:
+    """Which of PARTS each of uint8 (n, 3, 64, 64) pictures fulfils of its caption: bool (n, parts)."""
     if len(images) != len(captions) or not captions:
         raise ValueError(f"accuracy needs a caption for each picture, not {len(captions)} for {len(images)}")
-    verdicts = [compare(seen, parse(caption)) for seen, caption in zip(see(images), captions, strict=True)]
-    shares = np.mean([(verdict.ok, *astuple(verdict)) for verdict in verdicts], axis=0)
-    return dict(zip(["accuracy", *(part.name for part in fields(Verdict))], shares.tolist(), strict=True))
+    found = [compare(seen, parse(caption)) for seen, caption in zip(see(images), captions, strict=True)]
+    return torch.tensor([(verdict.ok, *astuple(verdict)) for verdict in found])
 
 
 def see(images: Tensor) -> list[Seen]:

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ldm.image import from_uint8
-from ldm.nn.clip import CLIP, ImageTower
-from ldm.weights.native import fingerprint, load_network, read_about
+from ldm.nn.clip import ImageTower
+from ldm.weights.native import fingerprint
+from ldm.weights.parts import image_encoder
 
 HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 
 
 def tensorflow_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,15 +102,7 @@ class ClipFeatures(Features):
         return self.network.embed(self.prepare(images))
 
 
-def clip_features(weights: str | Path, mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> ClipFeatures:
-    """The features of the image tower in a file of ours, which holds it alone or with its text tower.
-
-    Towers trained by ldm read [-1, 1], the default; OpenAI's read CLIP_MEAN and CLIP_STD.
-    """
-    return ClipFeatures(_image_tower(weights), mean, std)
-
-
-def _image_tower(weights: str | Path) -> ImageTower:
-    if read_about(weights)["kind"] == "clip":
-        return cast(CLIP, load_network(weights, "clip")).image
-    return cast(ImageTower, load_network(weights, "image_tower"))
+def clip_features(weights: str | Path) -> ClipFeatures:
+    """The features of the image tower of ldm's or anyone's CLIP at a path, see `ldm.weights.find`."""
+    encoder = image_encoder(str(weights))
+    return ClipFeatures(encoder.network, encoder.pixels.mean, encoder.pixels.std)

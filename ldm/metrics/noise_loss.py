@@ -4,14 +4,19 @@ What a model trained with another schedule, prediction or weighting minimises is
 a log-SNR is not, so its curves can be compared, and pair by pair, because nothing in them is drawn anew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
+from ldm.image import from_uint8
+from ldm.nn.clip import TextTower
+from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.vae import VAE
 from ldm.random import normal
 
 LEVELS = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0)  # log-SNR, reached by every schedule
@@ -38,6 +43,31 @@ class NoiseLoss:
     def standard_errors(self) -> list[float]:
         """Of the means over samples; paired differences between models vary less."""
         return list((self.errors.std(dim=0) / len(self.errors) ** 0.5).tolist())
+
+
+class Encodes(Protocol):
+    """The parts of a model that turn pictures into latents and captions into context."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def first_stage(self) -> VAE: ...
+    @property
+    def text_encoder(self) -> TextTower: ...
+
+
+@torch.no_grad()
+def encoded(
+    model: Encodes, samples: Iterable[dict[str, Any]], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What `noise_loss` reads, of samples with an "image" and a "caption": the means of the latents' posteriors."""
+    rest, start = iter(samples), 0
+    while part := list(islice(rest, batch_size)):
+        moments = model.first_stage.moments(from_uint8(torch.stack([s["image"] for s in part]).to(device)))
+        x0 = model.first_stage.latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]))
+        tokens = model.tokenizer([s["caption"] for s in part]).to(device)
+        yield x0, model.text_encoder(tokens), torch.arange(start, start + len(part), device=device)
+        start += len(part)
 
 
 @torch.no_grad()

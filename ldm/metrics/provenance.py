@@ -56,14 +56,16 @@ class Provenance:
     sampling: dict[str, Any]  # sampler, spacing, steps, guidance, size
     size: list[int]  # of the pictures, height and width
     ema: dict[str, Any] | None
-    steps: int  # of training
-    seed: int  # of training
-    ranks: int  # that trained
+    steps: int | None  # of training; None where a model does not tell
+    seed: int | None  # of training
+    ranks: int | None  # that trained
     dtype: str
     device: str
     finished: str
     clip: str | None = None  # fingerprint of what measured the CLIP score
     validation: dict[str, Any] | None = None  # of the loss by noise level
+    model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes"}
+    identity: str | None = None  # of `ldm evaluate`: hash of all that decides the numbers
     torch: str = torch.__version__
     commit: str | None = field(default_factory=lambda: commit())
 

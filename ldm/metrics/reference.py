@@ -1,7 +1,7 @@
 """Features of the real pictures, which many evaluations share: measured once, kept in a file with their provenance."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ldm.files import atomic_write
 from ldm.metrics.features import Features
@@ -23,6 +24,19 @@ class Reference:
     features: Tensor
     ids: Tensor
     about: dict[str, Any]
+
+
+def data_about(dataset: Dataset[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Plain data that names the first `count` samples; their first pictures tell data sets of one kind apart."""
+    first = torch.stack([dataset[i]["image"] for i in range(min(4, count))])
+    return {"data": type(dataset).__name__, "count": count, "begins": f"{picture_hash(first):064x}"}
+
+
+def pictures_of(dataset: Dataset[dict[str, Any]], count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `count` pictures in batches, with their ids."""
+    for start in range(0, count, batch_size):
+        ids = range(start, min(start + batch_size, count))
+        yield torch.stack([dataset[i]["image"] for i in ids]), torch.tensor(ids)
 
 
 def reference(

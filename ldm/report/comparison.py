@@ -96,6 +96,13 @@ class Comparison:
 
 def compare(runs: list[Run]) -> Comparison:
     """Raises ValueError where no run has anything to compare."""
+    found = means_of(runs)
+    pairs = [pair for metric in found.metrics if metric.better for pair in _pairs(metric, found.groups)]
+    return replace(found, pairs=pairs)
+
+
+def means_of(runs: list[Run]) -> Comparison:
+    """Without the pairs, of which there are many where there are many groups."""
     groups, differences = group_runs(runs)
     if not groups:
         raise ValueError(
@@ -104,8 +111,7 @@ def compare(runs: list[Run]) -> Comparison:
     metrics = _metrics(groups)
     means = {m.key: [mean(list(v.values())) if (v := g.values(m.key)) else None for g in groups] for m in metrics}
     remarks = {metric.key: _remarks(metric, groups) for metric in metrics}
-    pairs = [pair for metric in metrics if metric.better for pair in _pairs(metric, groups)]
-    return Comparison(runs, groups, differences, metrics, means, remarks, pairs)
+    return Comparison(runs, groups, differences, metrics, means, remarks, [])
 
 
 def _metrics(groups: list[Group]) -> list[Metric]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ldm.files import atomic_write
 from ldm.metrics.provenance import incomparable
 from ldm.report.comparison import Comparison, Metric
-from ldm.report.groups import Group
+from ldm.report.groups import Group, label_of
 from ldm.report.runs import Curve, Run
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ def plots(comparison: Comparison) -> list[Plot]:
     found += [_curve(comparison, name, over) for name in _scalars(comparison) for over in ("images", "minutes")]
     headline = next((metric for metric in comparison.metrics if metric.headline), None)
     if headline is not None:
-        found += [_pareto(comparison, headline, *axis) for axis in COSTS]
+        found += paretos(comparison, headline)
     return [plot for plot in found if plot is not None]
 
 
-def save_plots(made: Sequence[Plot], folder: Path) -> list[Path]:
+def save_plots(made: Sequence[Plot], folder: Path, prefix: str = "") -> list[Path]:
     """Each as SVG and PDF."""
-    paths = [folder / f"{plot.name}.{suffix}" for plot in made for suffix in FORMATS]
+    paths = [folder / f"{prefix}{plot.name}.{suffix}" for plot in made for suffix in FORMATS]
     for path, plot in zip(paths, [plot for plot in made for _ in FORMATS], strict=True):
         atomic_write(path, partial(plot.figure.savefig, format=path.suffix[1:]))
     return paths
@@ -172,36 +173,67 @@ COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
 )
 
 
+def paretos(comparison: Comparison, metric: Metric) -> list[Plot]:
+    """Quality against each cost that is known of two runs or more."""
+    found = [_pareto(comparison, metric, *axis) for axis in COSTS]
+    return [plot for plot in found if plot is not None]
+
+
 def _pareto(
     comparison: Comparison, metric: Metric, name: str, label: str, cost: Callable[[Run], float | None]
 ) -> Plot | None:
-    """Every run's quality against what it costs; a line joins those that none beats in both."""
-    figure, axes = _axes(label, metric.title)
-    points: list[tuple[float, float]] = []
-    shown = 0
-    for index, group in enumerate(comparison.groups):
-        if comparison.remarks[metric.key][index]:
+    """Quality against what it costs: means, and faintly each run; a line joins those that none beats in both."""
+    figure, axes = _axes(label, f"{metric.title}, %" if metric.percent else metric.title)
+    scale = 100 if metric.percent else 1
+    means: list[tuple[float, float]] = []
+    shown = count = 0
+    for title, groups in _series(comparison, metric):
+        values = [
+            [(c, scale * r.metrics[metric.key]) for r in _measured(group, metric) if (c := cost(r))] for group in groups
+        ]
+        if not (runs := [point for found in values for point in found]):
             continue
-        found = [(c, run.metrics[metric.key]) for run in group.runs if metric.key in run.metrics and (c := cost(run))]
-        if found:
-            marker = MARKERS[index % len(MARKERS)]
-            x, y = zip(*found, strict=True)
-            axes.scatter(x, y, s=26, marker=marker, color=_style(index)["color"], label=_name(group))
-            points, shown = points + found, shown + 1
-    if len(points) < 2:
+        color, marker = COLORS[shown % len(COLORS)], MARKERS[shown % len(MARKERS)]
+        middles = sorted((fmean(c for c, _ in found), fmean(v for _, v in found)) for found in values if found)
+        axes.plot(*zip(*middles, strict=True), lw=1, color=color, marker=marker, ms=5, label=title)
+        if len(runs) > len(middles):
+            axes.scatter([c for c, _ in runs], [v for _, v in runs], s=9, color=color, alpha=0.4, linewidths=0)
+        means, shown, count = means + middles, shown + 1, count + len(runs)
+    if count < 2:
         return None
-    front = _front(points, metric.better)
-    axes.plot(*map(list, zip(*front, strict=True)), lw=0.8, color="#888888", zorder=0)
+    costs = [cost for cost, _ in means]
+    if max(costs) > 5 * min(costs):
+        axes.set_xscale("log")
+    unbeaten = front(means, metric.better)
+    axes.plot(*zip(*unbeaten, strict=True), lw=6, color="#888888", alpha=0.3, zorder=0, solid_capstyle="round")
     _legend(axes, shown)
     left_out = sum(map(bool, comparison.remarks[metric.key]))
-    note = "The line joins the runs that no other beats in both."
+    note = "Small dots are runs. The broad line joins the means that no other beats in both."
     note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
     return Plot(f"{metric.key}_by_{name}", f"{metric.title} against {label}", note, figure)
 
 
-def _front(points: list[tuple[float, float]], better: int) -> list[tuple[float, float]]:
-    front: list[tuple[float, float]] = []
+def _measured(group: Group, metric: Metric) -> list[Run]:
+    return [run for run in group.runs if metric.key in run.metrics]
+
+
+def _series(comparison: Comparison, metric: Metric) -> list[tuple[str, list[Group]]]:
+    """Comparable groups; those that differ only in their number of sampling steps together, in a line."""
+    others = [d for d in comparison.differences if d.key.rpartition(".")[2] != "steps"]
+    found: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(comparison.groups)):
+        if not comparison.remarks[metric.key][index]:
+            found.setdefault(tuple(d.values[index] for d in others), []).append(index)
+    told = [d for d in others if "_options." not in d.key]
+    titles = {key: label_of(told, members[0], 34) for key, members in found.items()}
+    chosen = {key: [comparison.groups[i] for i in members] for key, members in found.items()}
+    return [(titles[key] if len(groups) > 1 else _name(groups[0]), groups) for key, groups in chosen.items()]
+
+
+def front(points: list[tuple[float, float]], better: int) -> list[tuple[float, float]]:
+    """The (cost, value) that no other beats in both, by cost."""
+    found: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -better * point[1])):
-        if not front or better * value > better * front[-1][1]:
-            front.append((cost, value))
-    return front
+        if not found or better * value > better * found[-1][1]:
+            found.append((cost, value))
+    return found

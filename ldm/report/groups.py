@@ -8,7 +8,10 @@ from typing import Any
 from ldm.report.runs import Run
 
 # Where results lie and what is shown on the way decides no result.
-NEUTRAL = ("run_dir", "resume", "plan", "name", "callbacks.", "logger", "evaluation.cache", "trainer.log_every_n_steps")
+NEUTRAL = (
+    *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
+    *("data.workers", "data.module.workers", "trainer.log_every_n_steps"),
+)
 ABSENT = "–"
 
 
@@ -53,27 +56,27 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
     groups = []
     for position, indices in enumerate(members.values()):
         chosen = sorted((runs[i] for i in indices), key=lambda run: (run.seed is None, run.seed))
-        label = _label(differences, position) or chosen[0].path.name
+        label = label_of(differences, position) or chosen[0].path.name
         if not differences and len(chosen) > 1:
             label += f" and {len(chosen) - 1} more"
         groups.append(Group(_letters(position) if len(members) > 1 else "", label, chosen))
     return groups, differences
 
 
+def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
+    """A run's settings, by dotted key, without its folder and what is neutral."""
+    return {
+        key: value.replace(folder, "RUN") if isinstance(value, str) else value
+        for key, value in config.items()
+        if not key.startswith(NEUTRAL)
+    }
+
+
 def _decisive(runs: list[Run]) -> list[dict[str, Any]]:
-    """Each run's settings without its seed, its folder and what is neutral."""
-    kept = []
+    """Each run's without its seed."""
     follows = _seed_keys(runs)
-    for run in runs:
-        folder = str(run.config.get("run_dir", run.path))
-        kept.append(
-            {
-                key: value.replace(folder, "RUN") if isinstance(value, str) else value
-                for key, value in run.config.items()
-                if key not in follows and not key.startswith(NEUTRAL)
-            }
-        )
-    return kept
+    kept = [decisive(run.config, str(run.config.get("run_dir", run.path))) for run in runs]
+    return [{key: value for key, value in one.items() if key not in follows} for one in kept]
 
 
 def _seed_keys(runs: list[Run]) -> set[str]:
@@ -107,7 +110,8 @@ def _text(value: Any) -> str:
     return text.rpartition(".")[2] if text.startswith(("ldm.", "torch.")) else text
 
 
-def _label(differences: list[Difference], position: int, most: int = 60) -> str:
+def label_of(differences: list[Difference], position: int, most: int = 60) -> str:
+    """The settings of a group among those that differ."""
     leaves = [d.key.rpartition(".")[2] for d in differences]
     names = [d.key if leaves.count(leaf) > 1 else leaf for d, leaf in zip(differences, leaves, strict=True)]
     values = [d.values[position] for d in differences]

@@ -5,14 +5,16 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-SILENCE = 600  # seconds without a write after which an unfinished run counts as stopped
+from ldm.files import LOCK, is_locked
+
+SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
 SPEED = "train/images_per_second"
 
 
@@ -62,6 +64,29 @@ class Run:
         return [_between(ends, step + 1) for step in steps]
 
 
+def read_runs(path: str | Path) -> list[Run]:
+    """The run at a path, or every evaluation of a sweep of `ldm evaluate`, where the noise is what is seeded."""
+    file = Path(path)
+    reports = _sweep(file) if file.is_file() else []
+    runs = [_evaluated(file.with_name(f"{file.name}[{i}]"), one) for i, one in enumerate(reports)]
+    return [replace(run, config=run.config | {"seed": _noise(run)}) for run in runs] or [read_run(path)]
+
+
+def _sweep(file: Path) -> list[dict[str, Any]]:
+    try:
+        held = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):  # which `read_run` tells
+        return []
+    reports = held.get("evaluations") if isinstance(held, dict) else None
+    return reports if isinstance(reports, list) else []
+
+
+def _noise(run: Run) -> int:
+    """Which noise was drawn from: the first picture's seed, counted in whole evaluations."""
+    prompts = run.provenance["prompts"]
+    return int(prompts["seeds"][0]) // int(prompts["count"])
+
+
 def read_run(path: str | Path) -> Run:
     """A run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError for nothing there."""
     path = Path(path)
@@ -84,11 +109,15 @@ def read_run(path: str | Path) -> Run:
 
 
 def _evaluation(path: Path) -> Run:
-    """A file of metrics; what was sampled and how stands in for the settings."""
     try:
-        numbers = _numbers(_report(path))
+        return _evaluated(path, _report(path))
     except ValueError as error:
         return Run(path, "damaged", str(error))
+
+
+def _evaluated(path: Path, report: dict[str, Any]) -> Run:
+    """A report of metrics; what was sampled and how stands in for the settings."""
+    numbers = _numbers(report)
     kept = {key: numbers["provenance"].get(key) for key in ("model", "sampling", "ema", "seed")}
     return Run(path, "finished", config=flatten({k: v for k, v in kept.items() if v is not None}), **numbers)
 
@@ -145,19 +174,26 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end: its weights are written out last."""
+    return any(folder.glob("*.safetensors"))
+
+
 def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
     steps, last = config.get("trainer.max_steps"), max((c.steps[-1] + 1 for c in scalars.values()), default=0)
-    if report:
+    if report and not is_locked(path):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
         measured = report["provenance"].get("steps")
         notes = [f"not numbers: {', '.join(broken)}"] if broken else []
         if is_number(measured) and last > measured:
             notes.append(f"measured at step {measured}, but trained on to step {last}")
         return "finished", "; ".join(notes)
+    if is_finished(path) and not is_locked(path):
+        return "finished", "it measured nothing"
     files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
     age = max(0.0, time.time() - max(files))
     where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
-    if age < SILENCE:
+    if is_locked(path) if (path / LOCK).is_file() else age < SILENCE:
         return "in progress", f"{where}, last wrote {_ago(age)} ago"
     return "stopped", f"{where}, last wrote {_ago(age)} ago; go on with resume=auto"
 
@@ -172,12 +208,18 @@ def _ago(seconds: float) -> str:
 def read_scalars(folder: Path) -> dict[str, Curve]:
     """Every scalar of the CSV log, else of TensorBoard's; where a resumed run repeats a step, the later counts."""
     points: dict[str, dict[int, float]] = {}
-    log = folder / "csv" / "metrics.csv"
-    for name, step, value in _csv(log) if log.is_file() else _events(folder / "tensorboard"):
+    logs = [*folder.glob("csv/metrics.csv"), *sorted(folder.glob("csv/version_*/metrics.csv"), key=_version)]
+    found = chain.from_iterable(map(_csv, logs)) if logs else _events(folder / "tensorboard")
+    for name, step, value in found:
         if math.isfinite(value):
             points.setdefault(name, {})[step] = value
     ordered = {name: sorted(curve.items()) for name, curve in points.items()}
     return {name: Curve([s for s, _ in curve], [v for _, v in curve]) for name, curve in ordered.items()}
+
+
+def _version(file: Path) -> int:
+    """A resumed run logs into the next folder."""
+    return int(file.parent.name.rpartition("_")[2])
 
 
 def _csv(file: Path) -> Iterable[tuple[str, int, float]]:

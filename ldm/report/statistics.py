@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 LEVEL = 0.05
 
@@ -70,6 +71,7 @@ def two_sided(t: float, freedom: float, points: int = 4000) -> float:
     return tail / (tail + body)
 
 
+@cache
 def quantile(freedom: float, level: float = LEVEL) -> float:
     """The t beyond which, on both sides, lies `level`."""
     low, high = 0.0, 1.0

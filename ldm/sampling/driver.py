@@ -69,23 +69,23 @@ def sample(
     at previews and at the end only, so that no other step waits for the device.
     """
     total = len(grid.points) - 1
-    ends: list[Tensor] = []  # the least and the greatest number of each state, which show whether it is finite
+    sums: list[Tensor] = []  # of each state: finite if it is, at half the price of looking at every number
     for state in solver(denoise, x, grid, noise):
         x = state.x
-        ends += x.aminmax()
+        sums.append(x.sum(dtype=torch.float32))
         if on_step is not None:
             on_step(state.step, total)
         if on_preview is not None and (state.step + 1) % preview_every == 0:
-            _refuse_broken(ends, grid)
+            _refuse_broken(sums, grid)
             on_preview(state.step, state.x0)
         if cancelled is not None and cancelled():
             raise Cancelled(f"sampling was cancelled after step {state.step + 1} of {total}")
-    _refuse_broken(ends, grid)
+    _refuse_broken(sums, grid)
     return x
 
 
-def _refuse_broken(ends: list[Tensor], grid: Grid) -> None:
-    finite = torch.stack(ends).isfinite().view(-1, 2).all(1).tolist()  # waits for the device
+def _refuse_broken(sums: list[Tensor], grid: Grid) -> None:
+    finite = torch.stack(sums).isfinite().tolist()  # waits for the device
     if all(finite):
         return
     step = finite.index(False)

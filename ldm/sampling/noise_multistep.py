@@ -13,6 +13,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, Point, State
 from ldm.sampling.step import BELOW, check_choice, check_range, eps_of, first_order, noise_weights, order_at
 
+History = list[tuple[Point, Tensor]]  # points and sigma·eps there, the latest first
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -46,38 +47,35 @@ def pndm(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, prk: bool = True
     The first three steps are Runge-Kutta's, of four calls each. With prk=False the first one alone is of two
     calls: the PLMS of Stable Diffusion, whose first step diffusers repeats as skip_prk_steps.
     """
-    history: list[Tensor] = []
+    history: History = []
     for step, (t, s) in enumerate(pairwise(grid.points)):
         x0 = denoise(x, t.time)
-        ahead = first_order(x, t, s, x0)
         if t.alpha > 0:
-            eps = eps_of(x, x0, t)
-            history = [eps, *history[:3]]
-            if s.sigma > 0 and prk and len(history) < 4:
-                change = _runge_kutta(denoise, x, x0, eps, t, grid.at((t.time + s.time) / 2), s)
-                ahead = torch.add(ahead, change, alpha=_lever(t, s))
-            elif s.sigma > 0 and len(history) == 1:
-                change = eps_of(ahead, denoise(ahead, s.time), s).sub_(eps)
-                ahead = torch.add(ahead, change, alpha=_lever(t, s) / 2)
-            else:
-                _shift(ahead, _lever(t, s), ADAMS_BASHFORTH[len(history) - 1], history)
-        x = ahead
+            history = [(t, torch.sub(x, x0, alpha=t.alpha)), *history[:3]]
+        if t.alpha == 0:
+            x = first_order(x, t, s, x0)
+        elif s.sigma > 0 and prk and len(history) < 4:
+            change = _runge_kutta(denoise, x, x0, t, grid.at((t.time + s.time) / 2), s)
+            x = first_order(x, t, s, x0).add_(change, alpha=_lever(t, s))
+        elif s.sigma > 0 and len(history) == 1:
+            x = first_order(x, t, s, x0).add_(_heun(denoise, x, x0, t, s), alpha=_lever(t, s))
+        else:
+            x = _extrapolated(x0, s, _lever(t, s), ADAMS_BASHFORTH[len(history) - 1], history)
         yield State(step, x, x0)
 
 
 def _adams_bashforth(
     denoise: Denoise, x: Tensor, grid: Grid, order: int, variable: str, lower_order_final: bool
 ) -> Iterator[State]:
-    history: list[tuple[Point, Tensor]] = []
+    history: History = []
     for step, (t, s) in enumerate(pairwise(grid.points)):
         x0 = denoise(x, t.time)
-        ahead = first_order(x, t, s, x0)
         if t.alpha > 0 and (s.sigma > 0 or variable == "ratio"):
-            history = [(t, eps_of(x, x0, t)), *history[: order - 1]]
+            history = [(t, torch.sub(x, x0, alpha=t.alpha)), *history[: order - 1]]
             used = history if s.sigma == 0 else history[: order_at(step, grid, order, lower_order_final)]
-            weights = noise_weights(variable, grid, t, s, [point for point, _ in used])
-            _shift(ahead, s.alpha, weights, [eps for _, eps in used])
-        x = ahead
+            x = _extrapolated(x0, s, s.alpha, noise_weights(variable, grid, t, s, [point for point, _ in used]), used)
+        else:
+            x = first_order(x, t, s, x0)
         yield State(step, x, x0)
 
 
@@ -86,8 +84,25 @@ def _lever(t: Point, s: Point) -> float:
     return s.sigma - s.alpha * t.ratio
 
 
-def _runge_kutta(denoise: Denoise, x: Tensor, x0: Tensor, eps: Tensor, t: Point, middle: Point, s: Point) -> Tensor:
+def _extrapolated(x0: Tensor, s: Point, factor: float, weights: Sequence[float], history: History) -> Tensor:
+    """DDIM's step, and factor·(the weighted eps of the history, less as much of the latest)."""
+    amounts = [factor * weight for weight in weights]
+    amounts[0] += s.sigma - sum(amounts)
+    ahead = s.alpha * x0
+    for amount, (point, noise) in zip(amounts, history, strict=True):
+        ahead.add_(noise, alpha=amount / point.sigma)
+    return ahead
+
+
+def _heun(denoise: Denoise, x: Tensor, x0: Tensor, t: Point, s: Point) -> Tensor:
+    """By how much the mean of eps at both ends of the step differs from that at its start; one more call."""
+    ahead = first_order(x, t, s, x0)
+    return eps_of(ahead, denoise(ahead, s.time), s).sub_(eps_of(x, x0, t)).div_(2)
+
+
+def _runge_kutta(denoise: Denoise, x: Tensor, x0: Tensor, t: Point, middle: Point, s: Point) -> Tensor:
     """By how much the mean of eps over the step differs from that at its start; three more calls."""
+    eps = eps_of(x, x0, t)
 
     def there(point: Point, change: Tensor) -> Tensor:
         state = first_order(x, t, point, x0).add_(change, alpha=_lever(t, point))
@@ -97,9 +112,3 @@ def _runge_kutta(denoise: Denoise, x: Tensor, x0: Tensor, eps: Tensor, t: Point,
     third = there(middle, second)
     fourth = there(s, third)
     return (second + third).mul_(2).add_(fourth).div_(6)
-
-
-def _shift(ahead: Tensor, factor: float, weights: Sequence[float], history: list[Tensor]) -> None:
-    """Adds the weighted eps of `history` to `ahead`, which holds as much of the first one already."""
-    for weight, eps in zip((weights[0] - sum(weights), *weights[1:]), history, strict=True):
-        ahead.add_(eps, alpha=factor * weight)

@@ -1,25 +1,34 @@
-"""Keeping x0 within the range of pictures: a function from a denoiser to a denoiser.
+"""Keeping x0 within the range of data: a function from a denoiser to a denoiser.
 
-For diffusion in pixel space (Saharia et al. 2022, section 2.3): latents have no such range.
+Made for diffusion in pixel space (Saharia et al. 2022, section 2.3): latents have no such range, so a limit for them
+is a number of their deviations, such as 4.
 """
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
 
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
+from ldm.sampling.options import choose
+
+
+def none(denoise: Denoise) -> Denoise:
+    return denoise
 
 
 def static(denoise: Denoise, limit: float = 1.0) -> Denoise:
     """x0 cut off at ±limit."""
-    if not limit > 0:
-        raise ValueError(f"the limit of static thresholding is {limit}, but must be positive")
+    _check("limit", limit, inf)
     return lambda x, t: denoise(x, t).clamp(-limit, limit)
 
 
 def dynamic(denoise: Denoise, share: float = 0.995, limit: float = 1.0) -> Denoise:
     """x0 cut off, in each picture, below which this share of its absolute values lies, and divided by that if it
     exceeds the limit."""
-    if not (0 < share <= 1 and limit > 0):
-        raise ValueError(f"dynamic thresholding needs a share from 0 to 1 and a limit above 0, not {share} and {limit}")
+    _check("share", share, 1.0)
+    _check("limit", limit, inf)
 
     def thresholded(x: Tensor, t: float) -> Tensor:
         x0 = denoise(x, t)
@@ -28,3 +37,19 @@ def dynamic(denoise: Denoise, share: float = 0.995, limit: float = 1.0) -> Denoi
         return x0.clamp(-bound, bound) * (limit / bound)
 
     return thresholded
+
+
+THRESHOLDINGS: dict[str, Callable[[Denoise], Denoise]] = {"none": none, "static": static, "dynamic": dynamic}
+
+
+def thresholding_of(name: str, options: Mapping[str, Any] | None = None) -> Callable[[Denoise], Denoise]:
+    """A thresholding with its options. Raises ValueError for those that there are not, and for values out of range."""
+    chosen = choose("thresholding", THRESHOLDINGS, name, options or {})
+    chosen(lambda x, t: x)
+    return chosen
+
+
+def _check(name: str, value: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        bounds = "above 0" if most == inf else f"above 0 and at most {most:g}"
+        raise ValueError(f"the {name} of thresholding is {value!r}, but must be a number {bounds}")

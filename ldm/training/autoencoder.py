@@ -1,5 +1,7 @@
 """Training of the first stage: reconstruct, stay near a normal distribution, and decode noisy latents too."""
 
+from typing import Any
+
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -8,8 +10,10 @@ from torch import Tensor
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.fitting import check_fits
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
-from ldm.weights.native import fill, load_network
+from ldm.weights.native import fill
+from ldm.weights.parts import first_stage
 
 
 class AutoencoderTraining(LightningModule):
@@ -17,8 +21,9 @@ class AutoencoderTraining(LightningModule):
 
     Latents of half of the pictures reach the decoder with extra noise, of a random size up to `noise` times their
     own deviation: what a diffusion model draws is never exact, and the decoder so learns to draw sharp pictures
-    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is a file to take weights
-    from; with `decoder_only` its encoder stays as it is, and so do all latents made with it.
+    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is an autoencoder to take
+    weights from, see `ldm.weights.find`; with `decoder_only` its encoder stays as it is, and so do all latents made
+    with it.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class AutoencoderTraining(LightningModule):
     ) -> None:
         super().__init__()
         if start is not None:
-            fill(vae, load_network(start, "vae").state_dict(), start)
+            fill(vae, first_stage(start).network.state_dict(), start)
         if decoder_only and start is None:
             raise ValueError("training.decoder_only trains the decoder of a file: say which by training.start=FILE")
         if decoder_only:
@@ -50,6 +55,9 @@ class AutoencoderTraining(LightningModule):
             self.curve,
             self.trainer,
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(self, checkpoint)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         image, ids, draw = as_float(batch["image"]), batch["id"], batch["draw"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.fitting import check_fits
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 
 
@@ -29,6 +30,9 @@ class ClipTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer(self.clip.parameters()), self.curve, self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(self, checkpoint)
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.denoiser import Denoiser, Network
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
@@ -19,10 +20,14 @@ from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
+from ldm.sharding import shard
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.weights.find import find
+from ldm.weights.native import fill
 from ldm.weights.parts import FirstStage, TextEncoder
 
 Batch = dict[str, Any]
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class DiffusionTraining(LightningModule):
 
     The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw",
     and in training "stratum" (b, 2), each sample's own part of the times if they are `stratified`.
-    All randomness is keyed by (seed, stream, id, draw). `model` is plain data about the model, for its checkpoints.
+    All randomness is keyed by (seed, stream, id, draw). `start` is a model whose UNet's weights to start from;
+    `compile` one of COMPILE_MODES; `compute` the type that strategy=fsdp casts float32 weights to.
     """
 
     def __init__(
@@ -60,6 +66,9 @@ class DiffusionTraining(LightningModule):
         offset_noise: float = 0.0,
         huber: float | None = None,
         time: str | None = None,
+        start: str | None = None,
+        compile: str | None = None,
+        compute: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -82,6 +91,12 @@ class DiffusionTraining(LightningModule):
                 f"first_stage makes {channels} latent channels, but the UNet takes "
                 f"model.in_channels={unet.config['in_channels']}; make them equal"
             )
+        if compile is not None and compile not in COMPILE_MODES:
+            raise ValueError(
+                f"training.compile={compile} is no mode of torch's; choose {', '.join(COMPILE_MODES)} or null"
+            )
+        if start is not None:
+            fill(unet, find(start).network("unet").load().state_dict(), start)
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
         for network in self.frozen:
@@ -89,11 +104,14 @@ class DiffusionTraining(LightningModule):
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
         self.tokenizer = text_encoder.tokenizer
         self.schedule, self.prediction, self.weighting, self.times = schedule, prediction, weighting, times
-        self.denoiser = Denoiser(self.unet, schedule, prediction, time)
+        predict: Network = self.unet if compile is None else compiled(self.unet, compile)
+        self.denoiser = Denoiser(predict, schedule, prediction, time)
         self.make_optimizer, self.curve = optimizer, lr
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
         self.stratified, self.offset_noise, self.huber = stratified, offset_noise, huber
+        self.compute = None if compute is None else getattr(torch, compute)
+        self._losses: list[Tensor] = []  # of the batches of this optimizer step
 
     @property
     def first_stage(self) -> VAE:
@@ -102,6 +120,14 @@ class DiffusionTraining(LightningModule):
     @property
     def text_encoder(self) -> TextTower:
         return self.frozen[1]  # type: ignore[return-value]
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.unet, self.compute)
+        elif self.compute is not None:
+            raise ValueError(
+                "precision=bf16-true keeps float32 weights only with strategy=fsdp; choose it, or precision=bf16-mixed"
+            )
 
     def on_fit_start(self) -> None:  # not in setup, when the module is still on the CPU
         for network in self.frozen:
@@ -135,12 +161,18 @@ class DiffusionTraining(LightningModule):
             eps += self.offset_noise * normal(self.seed, "offset noise", ids, draw, (len(x0[0]), 1, 1))
         return t, diffusion_loss(self.denoiser, x0, eps, t, self.context(captions), self.weighting, self.huber)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
         captions = ["" if drop else text for drop, text in zip(dropped.tolist(), batch["caption"], strict=True)]
-        loss = self.losses(batch, captions)[1].mean()
-        self.log("train/loss", loss)
-        return loss
+        times, losses = self.losses(batch, captions)
+        loss = losses.mean()
+        self._losses.append(loss.detach())
+        return {"loss": loss, "times": times, "losses": losses.detach()}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the loss of the global batch, however it was split into batches and over ranks."""
+        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
+        self._losses = []
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
         """Fixed times and noise for each sample, so that two runs' curves can be compared point by point."""
@@ -199,6 +231,15 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
             sync_dist=True,
             add_dataloader_idx=False,
         )
+
+
+def compiled(unet: UNet, mode: str) -> Network:
+    """The UNet, compiled where gradients are kept: there shapes stay the same, so that it is compiled once.
+
+    Validation and drawing, whose shapes change, call it as it is.
+    """
+    fast = torch.compile(unet, mode=mode, dynamic=False)
+    return lambda *inputs: (fast if torch.is_grad_enabled() else unet)(*inputs)
 
 
 def as_float(image: Tensor) -> Tensor:

@@ -17,6 +17,17 @@ PAD = 49407  # of CLIP and Stable Diffusion 1.x; 2.x has 0
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """What a network wants pictures of [0, 1] brought to mean 0 and deviation 1 from, by channel."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+OPENAI = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # and OpenCLIP's
+
+
+@dataclass(frozen=True)
 class StoredNetwork:
     """One network on disk: its architecture, and its tensors under the names of a layout of `keymaps`."""
 
@@ -59,21 +70,39 @@ class StoredNetwork:
             ],
         )
 
-    def load(self, dtype: torch.dtype | None = torch.float32) -> nn.Module:
-        """The network in evaluation mode; tensors of this `dtype` already (all, for None) stay mapped to the file.
+    def load(
+        self, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu", channels_last: bool = False
+    ) -> nn.Module:
+        """The network in evaluation mode, in this `dtype` (the file's, for None), on the device.
 
-        Raises ValueError for tensors that do not fit, or that hold NaN or infinity.
+        Tensors that are as they shall be stay mapped to the file; the others never lie in memory twice, but for a
+        chunk. Raises ValueError for tensors that do not fit, or that hold NaN or infinity.
         """
         self.check()
         network, state = self.build(), {}
-        for group in chunks({entry.theirs: self.tensors[entry.theirs] for entry in self.entries}):
-            values = self.tensors.read(group)
-            for name, tensor in to_ours([entry for entry in self.entries if entry.theirs in values], values).items():
-                state[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-                check_finite(name, state[name], self.tensors.source)
-            values.clear()  # before the next is read, so that what was cast does not stay resident
+        stored = {entry.theirs: self.tensors[entry.theirs] for entry in self.entries}
+        floats = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
+        as_stored = torch.device(device).type == "cpu" and not channels_last and (dtype is None or floats <= {dtype})
+        for group in [list(stored)] if as_stored else chunks(stored):  # in one piece it takes one mapping of the file
+            for name, tensor in self._values(set(group), dtype, torch.device(device), channels_last).items():
+                check_finite(name, tensor, self.tensors.source)
+                state[name] = tensor
         network.load_state_dict(state, assign=True)
         return network.eval()
+
+    def _values(
+        self, names: set[str], dtype: torch.dtype | None, device: torch.device, channels_last: bool
+    ) -> dict[str, Tensor]:
+        """Nothing that was read outlives the call, unless it is returned."""
+        read = to_ours([entry for entry in self.entries if entry.theirs in names], self.tensors.read(names))
+        return {
+            name: tensor.to(
+                device,
+                dtype if dtype and tensor.is_floating_point() else tensor.dtype,
+                memory_format=torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format,
+            )
+            for name, tensor in read.items()
+        }
 
     def arranged(self, layout: str) -> Tensors:
         """The tensors under the names, and in the shapes, of another layout."""
@@ -107,6 +136,7 @@ class Contents:
     networks: dict[str, StoredNetwork]
     model: dict[str, Any] = field(default_factory=dict)  # {"schedule", "prediction", "time", "size", "sampling"}
     pad: int = PAD  # the token that fills captions up
+    pixels: Pixels = OPENAI  # what an image tower reads
     notes: tuple[str, ...] = ()  # what was chosen or guessed, for people
 
     def network(self, kind: str) -> StoredNetwork:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -93,6 +93,8 @@ def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> No
     network = contents.networks[kind]
     if kind == "text_tower":
         about |= {"pad": contents.pad}
+    if kind == "image_tower":
+        about |= {"pixels": asdict(contents.pixels)}
     write_network(path, kind, network.full_config, network.arranged(NATIVE), **about)
 
 

@@ -13,7 +13,7 @@ from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights import diffusers_config as configs
-from ldm.weights.contents import PAD, Contents, StoredNetwork
+from ldm.weights.contents import OPENAI, PAD, Contents, Pixels, StoredNetwork
 from ldm.weights.keymaps import canonical
 from ldm.weights.scheduler_config import scheduler_from, scheduler_to
 from ldm.weights.tensors import Tensors, open_tensors, write_safetensors
@@ -26,6 +26,7 @@ PIPELINES = {
     "StableDiffusionInpaintPipelineLegacy",
 }
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PREPROCESSOR = "preprocessor_config.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 GUIDANCE, STEPS = 7.5, 50  # StableDiffusionPipeline's defaults
 
@@ -87,7 +88,7 @@ def part_contents(source: Path, networks: dict[str, StoredNetwork]) -> Contents:
         place for place in (folder, folder.parent / "tokenizer") if (place / "tokenizer_config.json").is_file()
     ]
     pad = tokenizer_pad(tokenizers[0]) if tokenizers and "text_tower" in networks else PAD
-    return Contents(source, f"a {' and a '.join(networks)} alone", networks, pad=pad)
+    return Contents(source, f"a {' and a '.join(networks)} alone", networks, pad=pad, pixels=_pixels(folder))
 
 
 def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> None:
@@ -99,6 +100,8 @@ def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> 
             raise ValueError(
                 f"{source} holds {' and '.join(contents.networks)}; only one of them, or a whole model, makes a folder"
             )
+        if network.kind == "image_tower":
+            write_json(folder / PREPROCESSOR, _preprocessor(network.config["size"], contents.pixels))
         return _write_network(folder, network, shard, _sample_size(contents), contents.pad)
     text = for_diffusers(contents.network("text_tower"))
     scheduler = scheduler_to(contents.model, source)
@@ -118,6 +121,21 @@ def for_diffusers(text: StoredNetwork) -> StoredNetwork:
     """The tower without what its `skip` leaves out, and without projection: diffusers knows neither."""
     config = text.full_config
     return text.without(layers=config["layers"] - config["skip"], skip=0, projection=None)
+
+
+def _pixels(folder: Path) -> Pixels:
+    told = read_config(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    return Pixels(tuple(told.get("image_mean", OPENAI.mean)), tuple(told.get("image_std", OPENAI.std)))
+
+
+def _preprocessor(size: int, pixels: Pixels) -> Config:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+    }
 
 
 def weights_file(folder: Path, variant: str | None = None) -> Path:

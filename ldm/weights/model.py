@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """The networks on the CPU; about["model"] says how to sample."""
+    """The networks; about["model"] says how to sample."""
 
     source: str
     about: dict[str, Any]
@@ -68,13 +68,16 @@ def read_model(
     path: str | Path = DEFAULT,
     dtype: torch.dtype | None = torch.float32,
     choices: Choices = Choices(),  # noqa: B008 - a constant
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
 ) -> Model:
-    """The model at `path`, see `find`; its UNet in `dtype`, None for the file's, its frozen parts in float32.
+    """The model at `path`, see `find`; its UNet in `dtype`, None for the file's, and as `StoredNetwork.load` puts it.
 
+    Its frozen parts are in float32 on the CPU, as their fingerprints are taken.
     Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
     """
     contents = find_model(path, choices)
-    unet = cast(UNet, contents.network("unet").load(dtype))
+    unet = cast(UNet, contents.network("unet").load(dtype, device, channels_last))
     stage, text = frozen_parts(contents)
     sources = {"first_stage": stage.source, "text_encoder": text.source}
     about = {"kind": "unet", "config": unet.config, "model": sources | contents.model}

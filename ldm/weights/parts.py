@@ -1,5 +1,6 @@
 """The frozen parts of a latent diffusion model, each with a record of where its weights came from."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,9 +12,11 @@ from ldm.image import from_uint8
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents
+from ldm.weights.contents import Contents, Pixels
 from ldm.weights.find import find
-from ldm.weights.native import fingerprint
+from ldm.weights.native import KINDS, fingerprint
+
+UNTRAINED = "untrained"  # in place of a path: random weights
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,20 @@ class TextEncoder:
     source: dict[str, Any]
 
 
-def first_stage(weights: str) -> FirstStage:
-    """The autoencoder at a path, see `find`: alone, or in a whole model. Raises FileNotFoundError or ValueError."""
+@dataclass(frozen=True)
+class ImageEncoder:
+    network: ImageTower
+    pixels: Pixels
+
+
+def first_stage(weights: str, config: dict[str, Any] | None = None) -> FirstStage:
+    """The autoencoder at a path, see `find`: alone, or in a whole model. Raises FileNotFoundError or ValueError.
+
+    "untrained" gives one of this `config` with random weights, to rehearse a run with.
+    """
+    if weights == UNTRAINED:
+        network = cast(VAE, untrained("first_stage", "vae", config))
+        return FirstStage(network, _source(network, weights))
     return first_stage_in(find(weights), weights)
 
 
@@ -51,24 +66,43 @@ def encoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
     return encode
 
 
-def text_encoder(weights: str) -> TextEncoder:
-    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's does."""
+def text_encoder(weights: str, config: dict[str, Any] | None = None) -> TextEncoder:
+    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's does.
+
+    "untrained" gives one of this `config` with random weights, to rehearse a run with.
+    """
+    if weights == UNTRAINED:
+        network = cast(TextTower, untrained("text_encoder", "text_tower", config))
+        return TextEncoder(network, Tokenizer(context=network.context), _source(network, weights))
     return text_encoder_in(find(weights), weights)
 
 
 def text_encoder_in(contents: Contents, weights: str = "") -> TextEncoder:
-    network = cast(TextTower, contents.network("text_tower").load())
+    network = cast(TextTower, _tower(contents, "text_tower"))
     return TextEncoder(
         network, Tokenizer(context=network.context, pad=contents.pad), _source(network, weights or str(contents.source))
     )
 
 
-def image_tower(weights: str) -> ImageTower:
+def image_encoder(weights: str) -> ImageEncoder:
     """CLIP's image tower at a path, see `find`, alone or beside its text tower."""
     contents = find(weights)
-    if "clip" in contents.networks:
-        return cast(CLIP, contents.network("clip").load()).image
-    return cast(ImageTower, contents.network("image_tower").load())
+    return ImageEncoder(cast(ImageTower, _tower(contents, "image_tower")), contents.pixels)
+
+
+def _tower(contents: Contents, kind: str) -> nn.Module:
+    if "clip" not in contents.networks:
+        return contents.network(kind).load()
+    clip = cast(CLIP, contents.network("clip").load())
+    return clip.text if kind == "text_tower" else clip.image
+
+
+def untrained(part: str, kind: str, config: dict[str, Any] | None) -> nn.Module:
+    """A network with random weights, the same each time."""
+    warnings.warn(f"{part}.weights=untrained: it is random, which is good for a rehearsal only", stacklevel=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return KINDS[kind](**(config or {})).eval()
 
 
 def _source(network: nn.Module, weights: str) -> dict[str, Any]:

@@ -28,9 +28,18 @@ SAMPLERS: dict[
     "unipc": ("UniPCMultistepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
 }
+RESCALING = (  # which know rescale_betas_zero_snr; the others pass over it
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
 LEADING = ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler")  # whose spacing is that where none is given
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+ZERO_SNR = "zero_terminal_snr"
 COSINE = {"offset": 0.008, "beta_max": 0.999}  # the only one that diffusers has
 
 
@@ -40,7 +49,8 @@ def scheduler_from(given: Config, source: Path) -> tuple[Config, str, Config]:
     if name.startswith("FlowMatch"):
         sampler = {"sampler": "heun" if "Heun" in name else "euler", "spacing": "trailing"}
         return {"name": "flow", "shift": float(given.get("shift", 1.0))}, "flow", sampler
-    fixed = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}
+    zero_snr = name in RESCALING and given.get("rescale_betas_zero_snr", False)
+    fixed = {"trained_betas": None, "rescale_betas_zero_snr": zero_snr, "thresholding": False}
     refuse_unknown(given, fixed, source)
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     betas = {theirs: ours for ours, theirs in BETAS.items()}
@@ -57,24 +67,27 @@ def scheduler_from(given: Config, source: Path) -> tuple[Config, str, Config]:
     for flag, ours in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")):
         spacing = ours if given.get(flag) else spacing
     sampler = {"sampler": _sampler(given, source), "spacing": spacing}
-    return {"name": betas[schedule], **made, **steps}, predictions[prediction], sampler
+    table = {"name": betas[schedule], **made, **steps}
+    return {"name": ZERO_SNR, "schedule": table} if zero_snr else table, predictions[prediction], sampler
 
 
 def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
     """The scheduler_config.json of our settings. Raises ValueError for those that diffusers does not have."""
     schedule, prediction, sampling = dict(model["schedule"]), model["prediction"], model["sampling"]
+    zero_snr = schedule["name"] == ZERO_SNR
+    schedule = dict(schedule["schedule"]) if zero_snr else schedule
     name = schedule.pop("name")
     if name == "flow" and prediction == "flow" and model["time"] in (None, "thousand"):
         kind = "FlowMatchHeunDiscreteScheduler" if sampling["sampler"] == "heun" else "FlowMatchEulerDiscreteScheduler"
         return {"_class_name": kind, "num_train_timesteps": 1000, "shift": schedule["shift"]}
     steps = schedule.pop("steps", None)
+    kind, own = SAMPLERS.get(sampling["sampler"], ("", {}))
     known = name in BETAS and prediction in PREDICTIONS and model["time"] in (None, "index")
-    if not known or (name == "cosine" and schedule != COSINE) or sampling["sampler"] not in SAMPLERS:
+    if not known or (name == "cosine" and schedule != COSINE) or not kind or (zero_snr and kind not in RESCALING):
         raise ValueError(
-            f"{source} has schedule={name} {schedule}, prediction={prediction}, time={model['time']}, "
+            f"{source} has schedule={model['schedule']}, prediction={prediction}, time={model['time']}, "
             f"sampler={sampling['sampler']}, for which diffusers has no scheduler; convert it to a single file instead"
         )
-    kind, own = SAMPLERS[sampling["sampler"]]
     spacing = sampling["spacing"]
     flags = {"karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True}}
     return {
@@ -83,6 +96,7 @@ def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
         "beta_schedule": BETAS[name],
         **({} if name == "cosine" else schedule),
         "prediction_type": PREDICTIONS[prediction],
+        **({"rescale_betas_zero_snr": True} if zero_snr else {}),
         **flags.get(spacing, {"timestep_spacing": spacing}),
         "steps_offset": 1,
         **({"clip_sample": False, "set_alpha_to_one": False} if kind in LEADING else {}),

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ldm.files import atomic_write
 from ldm.weights.architecture import infer
-from ldm.weights.contents import PAD, Contents, StoredNetwork, native
+from ldm.weights.contents import OPENAI, PAD, Contents, Pixels, StoredNetwork, native
 from ldm.weights.keymaps import canonical
 from ldm.weights.native import KINDS, refuse_misfits
 from ldm.weights.tensors import PICKLED, Tensors, held, open_tensors, write_safetensors
@@ -77,7 +77,8 @@ def read_file(path: Path, choices: Choices = Choices()) -> Contents:
         )
     text = networks.get("text_tower")
     pad = 0 if text and text.layout == "openclip" else PAD  # as SD 2.x, whose tower it is
-    return Contents(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad))
+    pixels = _pixels(about, OPENAI)
+    return Contents(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad), pixels=pixels)
 
 
 def whole(contents: Contents) -> tuple[dict[tuple[str, str], Tensors], dict[str, Any]]:
@@ -86,6 +87,7 @@ def whole(contents: Contents) -> tuple[dict[tuple[str, str], Tensors], dict[str,
     about = {
         "configs": {kind: network.full_config for kind, network in contents.networks.items()},
         "pad": contents.pad,
+        "pixels": asdict(contents.pixels),
     }
     return arranged, about | ({"model": contents.model} if contents.model else {})
 
@@ -138,11 +140,16 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choice
     kind, model = about["kind"], about.get("model", {})
     if path.suffix != ".ckpt":
         network = native(tensors, kind, about["config"])
-        return Contents(path, f"a {kind} of ldm", {kind: network}, model, about.get("pad", PAD), ("as saved",))
+        pad, pixels = about.get("pad", PAD), _pixels(about, Pixels())
+        return Contents(path, f"a {kind} of ldm", {kind: network}, model, pad, pixels, ("as saved",))
     averages = tensors.metadata.get("ema") if choices.ema else None
     own = held(path, averages) if averages else tensors.under("unet.")
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"
     return Contents(path, "a run of ldm", {kind: native(own, kind, about["config"])}, model, notes=(note,))
+
+
+def _pixels(about: dict[str, Any], others: Pixels) -> Pixels:
+    return Pixels(**{name: tuple(values) for name, values in about["pixels"].items()}) if "pixels" in about else others
 
 
 def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> StoredNetwork | None:
@@ -169,7 +176,7 @@ def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices
     model, more = _model(path, tensors, about, unet, choices)
     second = unet.get("linear_projection", False)
     form = f"a single file of Stable Diffusion {'2.x' if second else '1.x'}{_inputs(unet['in_channels'])}"
-    return Contents(path, form, networks, model, about.get("pad", 0 if second else PAD), (*notes, *more))
+    return Contents(path, form, networks, model, about.get("pad", 0 if second else PAD), notes=(*notes, *more))
 
 
 def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ldm.files import atomic_write
 from ldm.weights.pickled import read_pickled
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-CHUNK = 2**28  # bytes that are read, cast or written at once
+CHUNK = 2**26  # bytes that are read, cast or written at once
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

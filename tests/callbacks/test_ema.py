@@ -133,3 +133,25 @@ def test_no_checkpoint_is_saved_while_the_averages_stand_in_for_the_weights(tmp_
 def test_a_decay_that_forgets_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="decay is 1"):
         EMA(decay=1)
+
+
+def test_an_average_in_bfloat16_on_the_cpu_follows_the_one_in_float32_though_each_step_is_below_its_rounding() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(100, 100)
+    exact, low = EMA(0.999, warmup=False), EMA(0.999, warmup=False, device="cpu", dtype="bfloat16")
+    for ema in (exact, low):
+        ema.tracks = [{name: w.detach().to(ema.dtype, copy=True) for name, w in network.named_parameters()}]
+    nn.init.constant_(network.weight, 1.0)
+    naive = low.averages["weight"].clone()
+    for _ in range(500):
+        naive = naive.float().lerp(network.weight, 1e-3).bfloat16()
+        exact.update(network)
+        low.update(network)
+    way = (exact.averages["weight"] - naive.float()).mean()  # what rounding to the nearest loses
+    left = (exact.averages["weight"] - low.averages["weight"].float()).mean()
+    assert way > 0.1 and abs(left) < 0.01 * way
+
+
+def test_a_type_that_averages_cannot_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ema\.dtype is int8"):
+        EMA(dtype="int8")

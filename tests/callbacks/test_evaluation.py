@@ -12,6 +12,7 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
 from ldm.callbacks.throughput import Throughput
 from ldm.data.shapes import Shapes, held_out_prompts, parse
+from ldm.files import write_json
 from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy
 from ldm.metrics.features import ClipFeatures
@@ -121,7 +122,7 @@ def test_a_table_and_a_grid_come_last(
     names = [line.split()[0] for line in told.out.splitlines()]
     parts = ["color", "shape", "size", "relation", "background", "count", "seen", "unseen"]
     assert names == ["accuracy", *parts, "FID", "training", "sampling", "files"]
-    assert "sampling: picture 16/16" in told.err
+    assert "sampling: 16/16 pictures" in told.err
     with Image.open(tmp_path / "samples" / "final.png") as sheet:
         assert sheet.width > 4 * 64
 
@@ -135,6 +136,18 @@ def test_a_run_stopped_before_its_evaluation_is_evaluated_when_resumed(tmp_path:
     assert json.loads((tmp_path / "metrics.json").read_text())["provenance"]["steps"] == 4
     averages = torch.cat([average.flatten() for average in ema.averages.values()])
     assert torch.equal(painter.calls[0][2], averages)
+
+
+def test_the_numbers_of_an_earlier_step_do_not_keep_the_last_one_from_being_measured(
+    tmp_path: Path, painter: type[Painter]
+) -> None:
+    trainer(tmp_path, Checkpoint(tmp_path)).fit(Model(), Batches())
+    for measured, drawn in ((2, 1), (4, 0)):
+        write_json(tmp_path / "metrics.json", {"metrics": {}, "provenance": {"steps": measured}})
+        painter.calls.clear()
+        evaluation = Evaluation(tmp_path, Shapes(0, "held_out", length=4), features(), prompts=2)
+        trainer(tmp_path, evaluation).fit(Model(), Batches(), ckpt_path=tmp_path / "last.ckpt")
+        assert len(painter.calls) == drawn
 
 
 def test_without_prompts_nothing_is_drawn_or_written(tmp_path: Path, painter: type[Painter]) -> None:

@@ -1,3 +1,4 @@
+import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.health import Health
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
@@ -42,22 +44,114 @@ class Norms(Callback):
 
 def test_it_logs_the_gradient_norm_before_clipping_and_the_learning_rate(tmp_path: Path) -> None:
     logger, norms = Logged(), Norms()
-    run = trainer(tmp_path, Health(), norms, logger=logger, gradient_clip_val=1e-3, log_every_n_steps=2)
+    health = Health(tmp_path)
+    run = trainer(tmp_path, health, norms, logger=logger, gradient_clip_val=1e-3, log_every_n_steps=2)
     run.fit(Tiny(), Batches())
     assert list(logger.rows) == [1, 3]  # Lightning's numbers of the second and fourth step
     assert [row["train/grad_norm"] for row in logger.rows.values()] == pytest.approx(norms.seen[1::2])
     assert all(row["train/lr"] == pytest.approx(0.1) for row in logger.rows.values())
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_its_step(tmp_path: Path) -> None:
-    run = trainer(tmp_path, Health(), max_steps=6, log_every_n_steps=5)
-    with pytest.raises(FloatingPointError, match="loss of step 3 is not finite"):
-        run.fit(Tiny(broken_at=2), Batches())
-    assert run.global_step == 5  # no step waits for the device, so it is seen when logs are due
+def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Path) -> None:
+    class Weights(Callback):
+        def on_train_start(self, _: Any, module: Any) -> None:
+            seen.append(module.weights())
+
+        def on_train_batch_end(self, _: Any, module: Any, *__: Any) -> None:
+            seen.append(module.weights())
+
+    seen: list[Tensor] = []
+    logger = Logged()
+    trainer(tmp_path, Health(tmp_path), Weights(), logger=logger).fit(Tiny(), Batches())
+    for row, before, after in zip(logger.rows.values(), seen[:-1], seen[1:], strict=True):
+        assert row["train/weight_norm"] == pytest.approx(after.norm().item())
+        assert row["train/update_norm"] == pytest.approx((after - before).norm().item(), rel=1e-4)
 
 
-def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
-    run = trainer(tmp_path, Health(), Checkpoint(tmp_path, every_n_train_steps=2), log_every_n_steps=50)
-    with pytest.raises(FloatingPointError, match="loss of step 4"):
-        run.fit(Tiny(broken_at=3), Batches())
-    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+class Timed(Tiny):
+    """Says of each sample its time and loss, as diffusion does."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
+        losses = (self.unet(batch["x"]) - 1).square().mean(1)
+        times = torch.tensor([0.1, 1.0]) if index % 2 else torch.tensor([0.3, 0.6])
+        self.seen += zip(times.tolist(), losses.tolist(), strict=True)
+        return {"loss": losses.mean(), "times": times, "losses": losses.detach()}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[float, float]] = []
+
+
+def test_it_logs_the_mean_loss_of_each_part_of_the_times_since_the_last_time_also_over_a_resume(tmp_path: Path) -> None:
+    def fit(steps: int, resume: Path | None = None) -> tuple[dict[str, float], list[tuple[float, float]]]:
+        logger, module = Logged(), Timed()
+        callbacks = Health(tmp_path, buckets=2), Checkpoint(tmp_path)
+        run = trainer(tmp_path, *callbacks, logger=logger, log_every_n_steps=4, max_steps=steps)
+        run.fit(module, Batches(), ckpt_path=resume)
+        return logger.rows.get(3, {}), module.seen
+
+    _, before = fit(3)
+    row, after = fit(4, tmp_path / "last.ckpt")
+    for name, chosen in (("0.00", lambda t: t < 0.5), ("0.50", lambda t: t >= 0.5)):
+        losses = [loss for time, loss in before + after if chosen(time)]
+        assert row[f"train/loss_at_{name}"] == pytest.approx(sum(losses) / len(losses))
+
+
+def test_a_step_whose_loss_is_no_number_changes_nothing_and_is_counted_told_and_its_samples_listed(
+    tmp_path: Path,
+) -> None:
+    class Skipping(Tiny):
+        """The same without the step."""
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if self.trainer.global_step == 2:
+                optimizer.zero_grad()
+
+    module, other, logger = Tiny(broken_at=2), Skipping(), Logged()
+    with pytest.warns(UserWarning, match="STEP 3 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path / "skipped"), logger=logger).fit(module, Batches())
+    trainer(tmp_path).fit(other, Batches())
+    assert torch.equal(module.weights(), other.weights())
+    assert [row["train/skipped"] for row in logger.rows.values()] == [0, 0, 1, 1]
+    held = json.loads((tmp_path / "skipped" / "step_00000003_rank_0.json").read_text())
+    assert held == {"step": 3, "finite": [False], "batches": [{"id": [0, 1]}]}
+
+
+def test_one_bad_batch_of_an_accumulated_step_leaves_the_step_out(tmp_path: Path) -> None:
+    health = Health(tmp_path)
+    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+        trainer(tmp_path, health, accumulate_grad_batches=3, max_steps=2).fit(Tiny(broken_at=4), Batches())
+    held = json.loads((tmp_path / "step_00000002_rank_0.json").read_text())
+    assert held["finite"] == [True, False, True] and len(held["batches"]) == 3
+
+
+def test_a_gradient_that_is_no_number_is_noticed_though_the_loss_is_one(tmp_path: Path) -> None:
+    class Steep(Tiny):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+            return super().training_step(batch, index) + (self.unet.weight * 0).sum().sqrt()
+
+    module = Steep()
+    with pytest.warns(UserWarning, match="STEP 1 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path), max_steps=2).fit(module, Batches())
+    assert torch.equal(module.weights(), Tiny().weights())
+
+
+def test_after_so_many_it_stops_and_counts_those_before_a_resume(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"1 of at most 1"):
+        trainer(tmp_path, Health(tmp_path, 2), Checkpoint(tmp_path)).fit(Tiny(broken_at=1), Batches())
+    run = trainer(tmp_path, Health(tmp_path, 2), max_steps=6)
+    with pytest.raises(FloatingPointError, match="of 2 steps was not finite, the last of them step 6"):
+        run.fit(Tiny(broken_at=5), Batches(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_part_of_the_times_without_samples_has_no_loss_and_a_step_left_out_no_norms(tmp_path: Path) -> None:
+    class Once(Timed):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
+            out = super().training_step(batch, 0)
+            return out if index == 0 else out | {"times": torch.full((2,), 0.9), "loss": out["loss"] * torch.nan}
+
+    logger = Logged()
+    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path, buckets=2), logger=logger, max_steps=2).fit(Once(), Batches())
+    assert {"train/loss_at_0.00", "train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
+    assert not {"train/loss_at_0.00", "train/grad_norm", "train/update_norm"} & logger.rows[1].keys()

@@ -12,7 +12,8 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.nn.tokenizer import Tokenizer
-from ldm.pipeline import Pipeline, Settings
+from ldm.pipeline import Pipeline
+from ldm.settings import Settings
 from tests.callbacks.tiny import Batches, Tiny, trainer
 from tests.tiny import SAMPLING, tiny_text_tower, tiny_unet, tiny_vae
 

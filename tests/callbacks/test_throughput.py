@@ -1,3 +1,4 @@
+import warnings
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,12 @@ def test_validation_is_not_counted(tmp_path: Path) -> None:
     speed = Throughput()
     trainer(tmp_path, speed, val_check_interval=2).fit(Validated(), Batches(), Batches())
     assert (speed.seconds, speed.waited) == (6, 2)  # of the three waits, that for the third batch
+
+
+def test_waiting_beyond_the_alarm_is_told_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="rank 0 waits for data") as told:
+        trainer(tmp_path, Throughput(alarm=0.4, window=2), max_steps=6).fit(Tiny(), Batches())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer(tmp_path, Throughput(alarm=0.6, window=2)).fit(Tiny(), Batches())
+    assert len([one for one in told if "waits for data" in str(one.message)]) == 1

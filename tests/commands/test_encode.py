@@ -8,7 +8,7 @@ from ldm.__main__ import main
 from ldm.commands.encode import ranks
 from ldm.data.cache import CachedLatents, read_manifest
 from ldm.weights.parts import first_stage
-from tests.data.tars import samples, write_tar
+from tests.data.tars import picture, samples, write_tar
 from tests.tiny import save_part, tiny_vae
 
 
@@ -35,7 +35,9 @@ def test_the_cache_is_of_the_given_first_stage_and_what_was_bad_is_told(
     assert main(arguments) == 0 and "going on after 1 of 1 shards" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [["--size", "7"], ["--size", "0"], ["--batch", "0"], ["--workers", "-1"]])
+@pytest.mark.parametrize(
+    "wrong", [["--size", "7"], ["--size", "0"], ["--buckets", "7"], ["--batch", "0"], ["--workers", "-1"]]
+)
 def test_numbers_that_make_no_sense_are_usage_errors(wrong: list[str], arguments: list[str]) -> None:
     assert main([*arguments, *wrong]) == 2
 
@@ -53,3 +55,15 @@ def test_torchrun_and_slurm_say_the_rank(
     monkeypatch.setenv(names[0], "8")
     with pytest.raises(ValueError, match="a rank below"):
         ranks()
+
+
+def test_buckets_make_a_cache_of_several_sizes_that_says_how_to_train_on_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares = {f"{key}.png": picture(9, (9, 9)) for key in "ab"} | {f"{key}.txt": b"" for key in "ab"}
+    write_tar(tmp_path / "x.tar", samples(3) | squares)
+    assert main([*arguments, "--size", "64", "--buckets", "16"]) == 0
+    assert "5 latents in 3 shards" in (told := capsys.readouterr().out) and "data.bucketed=true" in told
+    shards = read_manifest(tmp_path / "out")["shards"]
+    assert {tuple(shard["size"]): shard["samples"] for shard in shards} == {(48, 80): 3, (64, 64): 2, (80, 48): 0}
+    assert main(["verify", str(tmp_path / "out")]) == 0

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.commands import sample
+from ldm.commands import sample, sample_job
 from ldm.image import read_metadata, save_png, to_pil
+from ldm.pipeline import Pipeline
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -74,9 +77,13 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "guidance_interval": None,
         "guidance_rescale": 0.0,
         "size": [8, 16],
+        "fixed_steps": False,
+        "thresholding": "none",
+        "thresholding_options": {},
         "clip_skip": 0,
         "chunks": 1,
         "tile": 0,
+        "noise": "ldm",
         "batch": {"prompts": ["red", "blue"], "seeds": [0, 0], "position": 1},
         "model": model.removeprefix("model="),
         "device": "cpu",
@@ -103,7 +110,14 @@ def test_a_changed_picture_names_those_that_it_is_made_of_and_is_made_again(
     init.save(tmp_path / "init.png")
     mask.save(tmp_path / "mask.png")
     sources = [f"init={tmp_path / 'init.png'}", f"mask={tmp_path / 'mask.png'}", "strength=0.5"]
-    guided = ["guidance_interval=0.3,5", "guidance_rescale=0.5"]
+    guided = [
+        "guidance_interval=0.3,5",
+        "guidance_rescale=0.5",
+        "fixed_steps=true",
+        f"weak={tmp_path / 'weak.safetensors'}",
+    ]
+    guided += ["thresholding=dynamic", "thresholding_options=share=0.9,limit=2"]
+    (tmp_path / "weak.safetensors").symlink_to(Path(model.removeprefix("model=")))
     assert sample.main(["red", "blue", "steps=4", "device=cpu", model, *sources, *guided, f"out={out}"]) == 0
     told = read_metadata(out / "0001.png")
     assert told["strength"] == 0.5 and told["init"]["path"] == str(tmp_path / "init.png")
@@ -114,8 +128,7 @@ def test_a_changed_picture_names_those_that_it_is_made_of_and_is_made_again(
 
 def test_a_picture_from_before_there_were_such_settings_is_made_again(model: str, out: Path, tmp_path: Path) -> None:
     assert sample.main(["red", "steps=2", "device=cpu", model, f"out={out}"]) == 0
-    new = ("guidance_interval", "guidance_rescale", "clip_skip", "chunks", "tile", "sampler_options", "spacing_options")
-    old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in new}
+    old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in sample_job.UNRECORDED}
     save_png(Image.open(out / "0000.png"), tmp_path / "old.png", old)
     assert sample.main([f"from={tmp_path / 'old.png'}", f"out={tmp_path / 'again'}"]) == 0
     assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
@@ -142,9 +155,84 @@ def test_a_picture_of_a_model_that_has_changed_is_refused_unless_a_model_is_give
 
 
 def test_prompts_come_from_a_file_after_those_of_the_command_line(model: str, out: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\ufeffsteps=3\n\n  a blue square \n", encoding="utf-8")
-    assert sample.main(["red", f"prompts_file={tmp_path / 'prompts.txt'}", "steps=1", model, f"out={out}"]) == 0
-    assert read_metadata(out / "0002.png")["batch"]["prompts"] == ["red", "steps=3", "a blue square"]
+    rows = [{"prompt": "a blue square", "seed": 7, "n": 2, "guidance": 1, "negative": "red"}, {"prompt": "steps=3"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = ["red", f"prompts_file={tmp_path / 'p.jsonl'}", "steps=1", "negative=white", "seed=2", model, f"out={out}"]
+    assert sample.main(argv) == 0
+    told = [read_metadata(out / f"000{k}.png") for k in range(4)]
+    assert [tuple(one[name] for name in ("prompt", "seed", "negative", "guidance")) for one in told] == [
+        ("red", 2, "white", 2.0), ("a blue square", 7, "red", 1.0), ("a blue square", 8, "red", 1.0),
+        ("steps=3", 2, "white", 2.0),
+    ]  # fmt: skip
+    again = [f"from={out / '0001.png'}", f"out={tmp_path / 'again'}", "device=cpu"]
+    assert sample.main(again) == 0
+    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_job_goes_on_where_it_was_killed_and_ends_in_the_same_files(
+    model: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["red", "blue", "n=3", "batch_size=2", "steps=3", "guidance_interval=0.1,9", "device=cpu", model]
+    assert sample.main([*argv, f"out={tmp_path / 'whole'}"]) == 0
+    shutil.copytree(tmp_path / "whole", out)
+    for name in ("0003.png", "0004.png", "0005.png", "grid.png"):  # of the second batch one picture is there
+        (out / name).unlink()
+    (out / ".0004.png.0a1b2c3d.tmp").write_bytes(b"half")
+    drawn, draw = [], Pipeline.__call__
+
+    def noted(self: Pipeline, prompts: list[str], **call: object) -> object:
+        drawn.append(prompts)
+        return draw(self, prompts, **call)
+
+    monkeypatch.setattr(Pipeline, "__call__", noted)
+    capsys.readouterr()
+    assert sample.main([*argv, f"out={out}"]) == 0
+    assert files(out) == files(tmp_path / "whole") and drawn == [["red", "blue"], ["blue", "blue"]]
+    assert "1 of 3 batches are in" in capsys.readouterr().err
+    assert sample.main([*argv, f"out={out}"]) == 0 and len(drawn) == 2
+
+
+@pytest.mark.parametrize("change", ["steps=2", "seed=1", "negative=blue", "guidance=3", "precision=bf16"])
+def test_pictures_of_another_job_are_not_taken_for_this_ones(
+    change: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["red", model, f"out={out}"]
+    assert sample.main(argv) == 0
+    assert "which is not of this job" in error(capsys, 1, *argv, change)
+
+
+def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Path) -> None:
+    argv = ["red", "blue", "white", "n=2", "batch_size=2", "steps=1", "device=cpu", model]
+    assert sample.main([*argv, f"out={tmp_path / 'one'}"]) == 0
+    command = [sys.executable, "sample.py", *argv, f"out={tmp_path / 'two'}"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    places = [{"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]  # as torchrun sets them
+    started = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | threads | place, stdout=subprocess.PIPE, text=True)
+        for place in places
+    ]
+    printed = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert [text.count(f"{tmp_path / 'two'}{os.sep}0") for text in printed] == [4, 2]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_processes_need_a_folder_that_is_named(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "give out=" in error(capsys, 2, "red", model)
+
+
+def test_estimates_by_step_are_kept_as_a_film(model: str, out: Path) -> None:
+    assert sample.main(["red", "blue", "steps=3", "preview=gif", model, f"out={out}"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["0000.gif", "0000.png", "0001.gif", "0001.png", "grid.png"]
+    with Image.open(out / "0001.gif") as film:
+        assert film.size == (16, 16) and 2 <= film.n_frames <= 4
 
 
 def test_text_that_is_not_read_is_warned_of_once_a_prompt(
@@ -172,12 +260,12 @@ def test_pictures_are_never_overwritten(model: str, out: Path, capsys: pytest.Ca
     out.mkdir()
     (out / "0001.png").write_bytes(b"mine")
     told = error(capsys, 1, "red", "blue", model, f"out={out}")
-    assert "already holds 0001.png; give another folder" in told
+    assert "already holds 0001.png, which is not of this job: give another folder" in told
     assert (out / "0001.png").read_bytes() == b"mine"
 
 
 def test_of_many_pictures_the_grid_shows_the_first(model: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "GRID_MOST", 2)
+    monkeypatch.setattr(sample_job, "GRID_MOST", 2)
     assert sample.main(["red", "n=3", "steps=1", model, f"out={out}"]) == 0
     assert read_metadata(out / "grid.png") == {"grid": 2}
 
@@ -185,14 +273,14 @@ def test_of_many_pictures_the_grid_shows_the_first(model: str, out: Path, monkey
 def test_ctrl_c_keeps_the_pictures_that_are_finished(
     model: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = sample.Pipeline.__call__
+    draw = Pipeline.__call__
 
-    def interrupted(self: sample.Pipeline, prompts: list[str], **call: object) -> object:
+    def interrupted(self: Pipeline, prompts: list[str], **call: object) -> object:
         if prompts == ["blue"]:
             raise KeyboardInterrupt
         return draw(self, prompts, **call)
 
-    monkeypatch.setattr(sample.Pipeline, "__call__", interrupted)
+    monkeypatch.setattr(Pipeline, "__call__", interrupted)
     assert sample.main(["red", "blue", "white", "batch_size=1", "steps=1", model, f"out={out}"]) == 130
     assert [file.name for file in out.iterdir()] == ["0000.png"]
     assert f"stopped: 1 of 3 pictures are in {out}" in capsys.readouterr().err
@@ -211,6 +299,7 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
         (["red", "init=x.png", "strength=0"], "strength must be a number above 0 and at most 1"),
         (["from=x.png", "prompts_file=x.txt"], "leave out prompts_file="),
         (["from=x.png", "red", "blue"], "give at most one prompt"),
+        (["red", "preview=terminal"], "which is no terminal here"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +314,7 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys
         (["red", "steps=1001"], "steps is 1001, but must lie between 1 and 1000"),
         (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
-        (["prompts_file=x.csv"], "is of a kind that cannot be read yet; give a .txt"),
+        (["prompts_file=x.xlsx"], "is none of the kinds that can be read: .txt, .csv, .jsonl"),
         (["prompts_file=nowhere.txt"], "there is no prompts_file nowhere.txt"),
         (["red", "init=nowhere.png"], "nowhere.png: No such file or directory"),
         (["red", "init=README.md"], "README.md cannot be read as a picture"),
@@ -238,15 +327,6 @@ def test_work_that_cannot_be_done_exits_with_1(
     given = {arg.partition("=")[0] for arg in argv}
     assert message in error(capsys, 1, *argv, *[model] * ("model" not in given), f"out={out}")
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "holds no prompt"), ("é".encode("latin-1"), "is not UTF-8 text")]
-)
-def test_a_prompts_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "p.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        sample.read_prompts(str(tmp_path / "p.txt"))
 
 
 @pytest.mark.parametrize(

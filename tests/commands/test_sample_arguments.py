@@ -65,12 +65,6 @@ def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> 
         parse([text])
 
 
-@pytest.mark.parametrize("name", ["offload"])
-def test_keys_of_later_versions_are_refused_as_such(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name}= is not supported yet"):
-        parse([f"{name}=x.png"])
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -88,6 +82,9 @@ def test_keys_of_later_versions_are_refused_as_such(name: str) -> None:
         ("size=64 x 64", "HEIGHTxWIDTH"),
         ("precision=64", "one of 32, bf16, 16"),
         ("model=", "a name or path"),
+        ("fixed_steps=yes", "one of true, false"),
+        ("offload=disk", "one of none, idle, sequential"),
+        ("preview=png", "one of gif, terminal"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_what_was_given(text: str, expected: str) -> None:

@@ -1,6 +1,7 @@
 """Cached latents: what was written is read, and a cache of another run is refused."""
 
 import pickle
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ldm.data.cache import CachedLatents, Decoded, FirstStage, map_shard, read_record, write_shard
+from ldm.data.cache import CachedLatents, Decoded, FirstStage, map_shard, read_manifest, read_record, write_shard
 from ldm.files import write_json
 from tests.tiny import tiny_vae
 
@@ -54,6 +55,53 @@ def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
         assert torch.equal(sample.pop("moments"), torch.from_numpy(moments(3, shard)[: (3, 0, 2)[shard]][row]))  # type: ignore[misc]
         assert sample == {"caption": CAPTIONS[row], "key": f"{shard}-{row}", "id": index}
         assert latents.key(index) == sample["key"]
+
+
+def test_latents_in_memory_are_those_that_are_mapped_and_need_no_file_any_more(tmp_path: Path) -> None:
+    mapped = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
+    loaded = CachedLatents(tmp_path, stage(), (16, 16), load="memory")
+    for index in range(5):
+        one, other = mapped[index], loaded[index]
+        assert torch.equal(one.pop("moments"), other.pop("moments")) and one == other  # type: ignore[misc]
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    assert [sample["key"] for sample in loaded] == ["0-0", "0-1", "0-2", "2-0", "2-1"]  # type: ignore[attr-defined]
+
+
+def test_more_than_the_memory_holds_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.data.cache.available_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"takes .* GiB in memory, of which 0.0 GiB is free: set data.load=mapped"):
+        CachedLatents(write_cache(tmp_path), stage(), (16, 16), load="memory")
+    with pytest.raises(ValueError, match="expected mapped or memory"):
+        CachedLatents(tmp_path, stage(), (16, 16), load="disk")  # type: ignore[arg-type]
+
+
+def test_the_hashes_are_kept_or_else_those_of_the_keys(tmp_path: Path) -> None:
+    latents = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
+    expected = [zlib.crc32(latents.key(index).encode()) for index in range(5)]
+    assert latents.hashes.tolist() == expected
+    np.save(tmp_path / "hashes.npy", np.arange(5, dtype=np.uint32))
+    assert latents.hashes.tolist() == [0, 1, 2, 3, 4]
+    np.save(tmp_path / "hashes.npy", np.arange(4, dtype=np.uint32))
+    with pytest.raises(ValueError, match="is not of this cache's samples"):
+        latents.hashes  # noqa: B018
+
+
+def test_of_a_cache_of_several_sizes_the_runs_own_are_used_or_all_in_bucketed_batches(tmp_path: Path) -> None:
+    write_cache(tmp_path)
+    manifest = read_manifest(tmp_path)
+    for shard, size in zip(manifest["shards"], ((8, 32), (16, 16), (16, 16)), strict=True):
+        shard["size"] = size
+    write_json(tmp_path / "manifest.json", manifest)
+    whole = CachedLatents(tmp_path, stage(), (16, 16), bucketed=True)
+    assert len(whole) == 5 and whole.buckets.tolist() == [0, 0, 0, 1, 1]
+    np.save(tmp_path / "hashes.npy", whole.hashes)
+    with pytest.warns(UserWarning, match=r"of the 5 samples in .*, 2 are 16x16 and used; data.bucketed=true"):
+        squares = CachedLatents(tmp_path, stage(), (16, 16))
+    assert [squares.key(index) for index in range(2)] == ["2-0", "2-1"]
+    assert squares.hashes.tolist() == whole.hashes[3:].tolist()
 
 
 def test_arrays_that_do_not_lie_in_order_are_stored_in_order(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -197,3 +198,34 @@ def test_each_rank_and_each_accumulated_batch_has_strata_from_low_to_high() -> N
     for rank in range(8):
         which = module._strata(8, rank)[:, 0].sort().values
         assert which[0] < 16 and which[-1] >= 48 and which.diff().max() <= 16
+
+
+class Shaped(Counted):
+    """Every third sample is wide."""
+
+    @property
+    def buckets(self) -> Any:
+        return np.arange(self.length) % 3 == 0
+
+    def __getitem__(self, key: int | Key) -> dict[str, Any]:
+        sample = super().__getitem__(key)
+        return {**sample, "x": torch.full((2, 4) if sample["id"] % 3 == 0 else (3, 3), float(sample["id"]))}
+
+
+def test_bucketed_batches_stack_and_a_run_of_them_goes_on_exactly(tmp_path: Path) -> None:
+    def bucketed() -> DataModule:
+        return DataModule(Shaped(29), {"held_out": Shaped(7)}, 2, global_batch=4, val_batch_size=3, bucketed=True)
+
+    straight = fit(tmp_path / "straight", bucketed(), 12, val_check_interval=4)
+    first = fit(tmp_path / "two", bucketed(), 5)
+    second = fit(tmp_path / "two", bucketed(), 12, resume=True)
+    assert first.batches + second.batches == straight.batches
+    keys = [key for batch in straight.batches for key in batch]
+    assert len(set(keys)) == len(keys) == 48
+    assert straight.validated % 7 == 0 and straight.validated
+
+
+@pytest.mark.parametrize("how", [{}, {"global_batch": 4, "limit": 8}])
+def test_buckets_without_a_global_batch_or_with_a_limit_are_refused(how: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"give data.global_batch, and neither data.limit"):
+        DataModule(Shaped(29), {}, 2, bucketed=True, **how)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import ldm.files
-from ldm.data.cache import map_shard
+from ldm.data.cache import map_shard, read_manifest
 from ldm.data.encoding import Job, encode_shards, finish
-from ldm.data.shards import Shards
-from tests.data.tars import samples, write_tar
+from ldm.data.shards import Shards, find_tars
+from tests.data.tars import picture, samples, write_tar
 
 SETTINGS = {"first_stage": "f", "resolution": [8, 8], "version": "1"}
-MOMENTS = 11  # seven batches, and the renames of one quarantine, two shards and the manifest
+MOMENTS = 11  # six batches, and the renames of one quarantine, two shards, the hashes and the manifest
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,9 @@ def encode(pictures: torch.Tensor) -> torch.Tensor:
     return pictures[:, [0, 1, 2, 0], ::4, ::4].float()
 
 
-def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, **ranks: int) -> Job:
-    return Job(Shards(shards, 8), out, settings, **ranks)
+def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int = 0, world: int = 1) -> Job:
+    files = find_tars(shards)
+    return Job(files, Shards(files[rank::world], 8), out, settings)
 
 
 def work(job: Job, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
@@ -108,7 +109,7 @@ def test_killed_at_any_moment_it_shows_whole_shards_only_and_ends_with_the_same_
 
 def test_killed_again_and_again_it_gets_on_shard_by_shard(folder: Path, tmp_path: Path) -> None:
     work(job(folder, tmp_path / "whole"))
-    for moment in (2, 5, 6, 1, 0, 3):
+    for moment in (2, 5, 3, 1, 0, 4):
         die_at(moment, job(folder, tmp_path / "out"))
     work(job(folder, tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -122,10 +123,36 @@ def test_a_finished_shard_is_not_done_again_unless_its_tar_changed(folder: Path,
 
 def test_ranks_share_the_shards_and_the_last_writes_the_manifest_of_one(folder: Path, tmp_path: Path) -> None:
     work(job(folder, tmp_path / "one"))
-    assert work(job(folder, tmp_path / "two", rank=1, world=2)) == 5
+    second = job(folder, tmp_path / "two", rank=1, world=2)
+    assert len(second.shards) == 5 and work(second) == 5  # it does not even index the others' shards
     assert not (tmp_path / "two" / "manifest.json").exists()
     assert work(job(folder, tmp_path / "two", rank=0, world=2)) == 7
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_pictures_go_to_the_bucket_of_their_shape_whole_and_resumable(tmp_path: Path) -> None:
+    shapes = {"a": (12, 8), "b": (8, 12), "c": (9, 9), "d": (8, 13), "e": (30, 5)}
+    members = {f"{key}.png": picture(k, shape) for k, (key, shape) in enumerate(shapes.items())}
+    write_tar(tmp_path / "x.tar", {"bad.png": b"", "bad.txt": b""} | members | {f"{key}.txt": b"" for key in shapes})
+    sizes = [(8, 16), (12, 12), (16, 8)]
+
+    def bucketed(out: Path) -> Job:
+        files = find_tars(tmp_path / "x.tar")
+        return Job(files, Shards(files, 12, buckets=sizes), out, SETTINGS)
+
+    assert work(bucketed(tmp_path / "out")) == 6 and work(bucketed(tmp_path / "out")) == 0
+    found = {path.stem: map_shard(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))}
+    assert {name: [s.key(k) for k in range(len(s.moments))] for name, s in found.items()} == {
+        "x.8x16": ["a", "e"], "x.12x12": ["c"], "x.16x8": ["b", "d"]
+    }  # fmt: skip
+    assert [found[f"x.{h}x{w}"].moments.shape[2:] for h, w in sizes] == [(2, 4), (3, 3), (4, 2)]
+    assert found["x.16x8"].moments[:, 0, 0, 0].tolist() == [1, 3]
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest["samples"], manifest["quarantined"], len(manifest["shards"])) == (5, 1, 3)
+    os.unlink(tmp_path / "out" / "x.16x8.safetensors")
+    whole = contents(tmp_path / "out")
+    assert work(bucketed(tmp_path / "out")) == 6
+    assert whole.items() < contents(tmp_path / "out").items()
 
 
 def test_latents_that_float16_does_not_hold_go_to_quarantine(folder: Path, tmp_path: Path) -> None:
@@ -141,4 +168,5 @@ def test_another_first_stage_other_shards_and_two_of_a_name_are_refused(folder: 
     with pytest.raises(ValueError, match=r"already holds x-1.safetensors, which is not of these"):
         job(folder / "x-0.tar", tmp_path / "out")
     with pytest.raises(ValueError, match="two of the shards are named x-0"):
-        Job(Shards([folder / "x-0.tar", folder / "x-0.tar"], 8), tmp_path / "out", SETTINGS)
+        twice = find_tars([folder / "x-0.tar", folder / "x-0.tar"])
+        Job(twice, Shards(twice, 8), tmp_path / "out", SETTINGS)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
+from ldm.data.datamodule import DataModule
 from ldm.data.mixture import Mixture
 from ldm.data.order import Order
 from ldm.data.shapes import Shapes
@@ -48,6 +49,13 @@ def test_a_short_member_starts_again_with_another_draw() -> None:
 
 def test_the_next_epoch_goes_on_where_the_last_one_ended() -> None:
     assert keys(mixture(12), 0) + keys(mixture(12), 1) == keys(mixture(24), 0)
+
+
+def test_a_limit_trains_on_the_same_samples_in_every_epoch() -> None:
+    module = DataModule(mixture(12), {}, batch_size=4, limit=4)
+    epochs = [[module.train[epoch, index]["key"] for index in range(4)] for epoch in range(3)]
+    assert epochs == [keys(mixture(4))] * 3
+    assert module.train[2, 0]["draw"] == 2  # so that the noise is another
 
 
 def test_ids_are_the_mixtures_own() -> None:

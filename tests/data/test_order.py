@@ -1,10 +1,11 @@
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 
-from ldm.data.order import Order, permuted
+from ldm.data.order import BucketOrder, Order, permuted
 
 LENGTHS = [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 100, 255, 257, 1000, 4097]
 
@@ -126,3 +127,44 @@ def test_runs_hold_every_sample_once() -> None:
 def test_a_run_that_does_not_divide_the_data_is_refused(run: int) -> None:
     with pytest.raises(ValueError, match=r"data\.run"):
         Order(60, 6, run=run)
+
+
+BUCKETS = np.random.default_rng(0).choice([3, 5, 9, 11], 101, p=[0.6, 0.25, 0.1, 0.05])
+
+
+def bucketed(steps: int, batch_size: int, world: int, accumulation: int, seen: int = 0) -> list[list[tuple[int, int]]]:
+    """The keys of each optimizer step, over its accumulated batches and ranks."""
+    found = []
+    for step in range(steps):
+        start = partial(int, seen + step * batch_size * world * accumulation)
+        ranks = [
+            BucketOrder(BUCKETS, batch_size, 0, rank, world, accumulation, start).__iter__() for rank in range(world)
+        ]
+        found.append([key for _ in range(accumulation) for rank in ranks for key in next(rank)])
+    return found
+
+
+def test_every_step_is_of_one_bucket_and_each_epoch_holds_each_sample_once() -> None:
+    steps = bucketed(101, 6, 1, 1)  # six epochs of 101 samples
+    assert all(len({BUCKETS[index] for _, index in step}) == 1 for step in steps)
+    assert sorted(key for step in steps for key in step) == [*product(range(6), range(101))]
+
+
+def test_less_than_a_step_of_each_bucket_is_left_for_the_next_epoch() -> None:
+    sizes = np.unique(BUCKETS, return_counts=True)[1]
+    steps = bucketed(int((sizes // 6).sum()), 6, 1, 1)
+    assert {epoch for step in steps for epoch, _ in step} == {0}
+    left = BUCKETS[sorted(set(range(101)) - {index for step in steps for _, index in step})]
+    assert np.unique(left, return_counts=True)[1].max() < 6
+
+
+def test_the_steps_do_not_depend_on_ranks_and_accumulation_nor_on_where_a_run_was_resumed() -> None:
+    whole = bucketed(40, 8, 1, 1)
+    for batch_size, world, accumulation in [(1, 8, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2)]:
+        assert bucketed(40, batch_size, world, accumulation) == whole
+    assert bucketed(20, 2, 2, 2, seen=20 * 8) == whole[20:]
+
+
+def test_buckets_are_mixed_over_an_epoch() -> None:
+    kinds = [BUCKETS[step[0][1]] for step in bucketed(50, 2, 1, 1)]
+    assert 20 < sum(one != other for one, other in pairwise(kinds)) < 45

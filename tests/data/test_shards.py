@@ -12,7 +12,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from ldm.data.shards import Shards, local_tars
+from ldm.data.shards import Shards, find_tars
 from tests.data.tars import picture, sample, samples, write_tar
 
 EMOJI = Path(__file__).parents[3] / "shared" / "data" / "emoji"
@@ -55,20 +55,20 @@ def test_a_pattern_a_glob_a_list_and_a_folder_are_the_same_shards(folder: Path) 
         [f"{folder}/x-0000{{0..1}}.tar", paths[2]],
     ]
     for urls in spellings:
-        assert local_tars(urls) == paths
-    assert local_tars([*reversed(paths)]) == paths[::-1]
+        assert [file.path for file in find_tars(urls)] == paths
+    assert [file.path for file in find_tars([*reversed(paths)])] == paths[::-1]
 
 
 def test_braces_keep_leading_zeros_and_multiply(tmp_path: Path) -> None:
     for name in ("a8-1", "a8-2", "a9-1", "a9-2", "a10-1", "a10-2", "b08", "b09", "b10"):
         write_tar(tmp_path / f"{name}.tar", {})
-    names = [p.stem for p in local_tars([f"{tmp_path}/a{{8..10}}-{{1..2}}.tar", f"{tmp_path}/b{{08..10}}.tar"])]
+    names = [file.stem for file in find_tars([f"{tmp_path}/a{{8..10}}-{{1..2}}.tar", f"{tmp_path}/b{{08..10}}.tar"])]
     assert names == ["a8-1", "a8-2", "a9-1", "a9-2", "a10-1", "a10-2", "b08", "b09", "b10"]
 
 
-@pytest.mark.parametrize("url", ["pipe:cat x.tar", "s3://bucket/x.tar", "https://host/{0..3}.tar", "file:///x.tar"])
-def test_what_is_not_a_local_path_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is not a local path"):
+@pytest.mark.parametrize("url", ["pipe:cat x.tar", "PIPE:curl http://host/{0..3}.tar"])
+def test_a_command_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="would run a command"):
         Shards(url, 8)
 
 
@@ -194,7 +194,7 @@ def test_keys_and_captions_are_those_that_webdataset_reads(format: int, tmp_path
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji shards are not beside this checkout")
 def test_the_emoji_shards_are_read_as_webdataset_reads_them() -> None:
     shards = Shards(f"{EMOJI}/emoji-{{00000..00003}}.tar", 16)
-    theirs = list(webdataset_samples([str(path) for path in shards.paths]))
+    theirs = list(webdataset_samples([file.url for file in shards.files]))
     assert len(shards) == 1906 == len(theirs)
     assert [shards.key(k) for k in range(1906)] == [s["__key__"] for s in theirs]
     for k in range(0, 1906, 61):

@@ -1,5 +1,7 @@
+import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ldm.data.split import Split
@@ -16,6 +18,10 @@ class Named:
 
     def __getitem__(self, key: Any) -> Any:
         return key[0], self.names[key[1]]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        return np.array([zlib.crc32(name.encode()) for name in self.names], np.uint32)
 
     def key(self, index: int) -> str:
         return self.names[index]

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.tar import BLOCK, members
+from ldm.data import tar
+from ldm.data.tar import BLOCK, Member
 from tests.data.tars import write_tar
 
 LONG = "folder/" * 20 + "x" * 120 + ".png"  # 264 characters: more than ustar's 100, and than prefix and name
 UNICODE = "café/🍵.txt"
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+def members(path: Path) -> tuple[list[Member], str]:
+    with open(path, "rb") as file:
+        return tar.members(file, path.stat().st_size, str(path))
 
 
 def read(path: Path) -> dict[str, bytes]:
@@ -36,10 +42,10 @@ def test_the_ustar_prefix_is_put_before_the_name(tmp_path: Path) -> None:
 
 
 def test_a_pax_size_overrides_the_header(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         header = tarfile.TarInfo("a.txt")
         header.size, header.pax_headers = 3, {"size": "3", "comment": "kept out of the way"}
-        tar.addfile(header, io.BytesIO(b"abc"))
+        archive.addfile(header, io.BytesIO(b"abc"))
     raw = bytearray((tmp_path / "a.tar").read_bytes())
     at = raw.index(b"a.txt\0")
     raw[at + 124 : at + 135] = b"00000000000"
@@ -60,14 +66,14 @@ def test_a_size_in_base_256_is_understood(tmp_path: Path) -> None:
 
 
 def test_folders_links_and_devices_are_passed_over(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             header = tarfile.TarInfo("d" * 150)
             header.type, header.linkname = kind, "l" * 150
-            tar.addfile(header)
+            archive.addfile(header)
         header = tarfile.TarInfo("a.txt")
         header.size = 3
-        tar.addfile(header, io.BytesIO(b"abc"))
+        archive.addfile(header, io.BytesIO(b"abc"))
     assert read(tmp_path / "a.tar") == {"a.txt": b"abc"}
 
 
@@ -100,11 +106,11 @@ def test_a_damaged_header_ends_the_list_and_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("records", [b"0 path=x\n", b"-9 path=x\n", b"99 path=x\n", b"path=x\n", b"11 size=-9\n"])
 def test_a_senseless_extended_header_is_damage_and_no_endless_loop(records: bytes, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, kind, data in (("0.txt", b"0", b"abc"), ("pax", b"x", records), ("1.txt", b"0", b"abc")):
             header = tarfile.TarInfo(name)
             header.type, header.size = kind, len(data)
-            tar.addfile(header, io.BytesIO(data))
+            archive.addfile(header, io.BytesIO(data))
     found, loss = members(tmp_path / "a.tar")
     assert [m.name for m in found] == ["0.txt"] and "damaged" in loss
 

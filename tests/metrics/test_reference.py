@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.data.shapes import Shapes
 from ldm.metrics.features import Features
 from ldm.metrics.provenance import picture_hash
-from ldm.metrics.reference import reference
+from ldm.metrics.reference import data_about, pictures_of, reference
 
 IMAGES = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 DATA = {"data": "pictures", "count": 5}
@@ -62,3 +63,15 @@ def test_no_pictures_and_pictures_of_several_sizes_are_refused() -> None:
     sizes = [(torch.zeros(1, 3, n, n, dtype=torch.uint8), torch.tensor([n])) for n in (4, 8)]
     with pytest.raises(ValueError, match="several sizes"):
         reference(None, network(), sizes, DATA)
+
+
+def test_the_first_pictures_come_in_batches_with_their_ids() -> None:
+    shapes = Shapes(0, length=9)
+    images, ids = zip(*pictures_of(shapes, 7, 3), strict=True)
+    assert [part.tolist() for part in ids] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert torch.equal(torch.cat(images)[6], shapes[6]["image"])
+
+
+def test_data_are_told_apart_by_their_first_pictures_and_their_count() -> None:
+    told = [data_about(Shapes(seed, length=9), count) for seed, count in ((0, 5), (0, 6), (1, 5), (0, 5))]
+    assert told[0] == told[3] and told[0] not in told[1:3]

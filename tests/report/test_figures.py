@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ldm.report.comparison import compare
-from ldm.report.figures import _front, plots, save_plots
+from ldm.report.figures import front, plots, save_plots
 from ldm.report.runs import read_run
 from tests.report.made import made_run
 
@@ -32,6 +32,6 @@ def test_without_curves_and_numbers_there_are_no_plots(tmp_path: Path) -> None:
     assert plots(compare([read_run(made_run(tmp_path / "run", curves=False))])) == []
 
 
-@pytest.mark.parametrize(("better", "front"), [(-1, [(1, 9), (2, 5)]), (1, [(1, 9), (4, 10)])])
-def test_the_front_holds_what_no_other_beats_in_both(better: int, front: list[tuple[float, float]]) -> None:
-    assert _front([(2, 5), (1, 9), (3, 6), (4, 10)], better) == front
+@pytest.mark.parametrize(("better", "expected"), [(-1, [(1, 9), (2, 5)]), (1, [(1, 9), (4, 10)])])
+def test_the_front_holds_what_no_other_beats_in_both(better: int, expected: list[tuple[float, float]]) -> None:
+    assert front([(2, 5), (1, 9), (3, 6), (4, 10)], better) == expected

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import time
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from ldm.files import LOCK
 from ldm.report.runs import Curve, read_run, read_scalars
 from tests.report.made import PROVENANCE, made_run
 
@@ -73,3 +75,28 @@ def test_tensorboards_files_are_read_and_a_repeated_step_counts_once(tmp_path: P
     curve = read_scalars(tmp_path)["train/loss"]
     assert curve.steps == [0, 1, 2, 3, 4]
     assert curve.values == [1, 2, 7, 8, 9]
+
+
+def test_the_csv_logs_of_a_run_and_its_resumptions_are_one_curve(tmp_path: Path) -> None:
+    for version, first, value in ((0, 0, 1.0), (2, 2, 5.0), (10, 4, 9.0)):
+        log = tmp_path / "csv" / f"version_{version}" / "metrics.csv"
+        log.parent.mkdir(parents=True)
+        log.write_text("step,train/loss\n" + "".join(f"{step},{value}\n" for step in range(first, first + 3)))
+    assert read_scalars(tmp_path)["train/loss"] == Curve([0, 1, 2, 3, 4, 5, 6], [1, 1, 5, 5, 9, 9, 9])
+
+
+def test_a_lock_tells_a_run_that_lives_from_one_that_died_however_long_it_is_silent(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    (folder / LOCK).touch()
+    assert read_run(folder).state == "stopped"
+    age(folder, 7200)
+    with open(folder / LOCK, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_run(folder).state == "in progress"
+
+
+def test_a_run_that_measured_nothing_is_finished_once_its_weights_are_written_out(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    (folder / "unet.safetensors").touch()
+    run = read_run(folder)
+    assert (run.state, run.note) == ("finished", "it measured nothing")

@@ -33,8 +33,11 @@ def test_dynamic_thresholding_leaves_what_is_in_range_as_it_is():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: static(identity, 0.0), "limit of static thresholding is 0.0, but must be positive"),
-        (lambda: dynamic(identity, share=1.5), "share from 0 to 1 and a limit above 0, not 1.5 and 1.0"),
+        (lambda: static(identity, 0.0), "limit of thresholding is 0.0, but must be a number above 0"),
+        (
+            lambda: dynamic(identity, share=1.5),
+            "share of thresholding is 1.5, but must be a number above 0 and at most 1",
+        ),
     ],
 )
 def test_thresholds_that_cannot_be_are_refused(make, message):

@@ -10,7 +10,10 @@ from ldm.nn.vae import VAE
 from ldm.random import normal
 from ldm.training.autoencoder import AutoencoderTraining, psnr
 from ldm.training.optim import constant
+from ldm.weights.contents import Contents, native
+from ldm.weights.convert import write
 from ldm.weights.native import load_network, save_network
+from ldm.weights.tensors import held
 from tests.tiny import save_part, tiny_vae
 from tests.training.tiny import ADAM, Pictures, batch, fit, logged
 
@@ -104,9 +107,13 @@ def test_validation_measures_decoded_pictures(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.callback_metrics["val/pictures/psnr"], expected.detach(), rtol=1e-4, atol=0)
 
 
-def test_it_can_start_from_a_file(tmp_path: Path) -> None:
-    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae(seed=7))
-    module = training(start=str(tmp_path / "vae.safetensors"))
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
+def test_it_can_start_from_a_file_or_folder(tmp_path: Path, name: str) -> None:
+    vae = tiny_vae(seed=7)
+    save_part(tmp_path / "vae.safetensors", "vae", vae)
+    stored = {"vae": native(held(tmp_path, vae.state_dict()), "vae", vae.config)}
+    write(Contents(tmp_path, "in memory", stored), tmp_path / "vae", "diffusers")
+    module = training(start=str(tmp_path / name))
     assert torch.equal(module.vae.encoder.conv_in.weight, tiny_vae(seed=7).encoder.conv_in.weight)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
@@ -14,7 +15,7 @@ from ldm.random import normal
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import FirstStage
-from tests.tiny import save_part, tiny_vae
+from tests.tiny import save_part, save_tiny_model, tiny_unet, tiny_vae
 from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit, logged
 
 SD = scaled_linear()
@@ -239,3 +240,42 @@ def test_the_time_that_the_network_is_told_is_a_setting_that_its_checkpoints_hol
 def test_settings_of_the_loss_that_make_no_sense_are_refused(how: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(how))):
         diffusion(**how)
+
+
+def test_a_compiled_unet_is_compiled_once_whatever_validation_asks_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unet, mode, dynamic: compile_(unet, backend=counter, dynamic=dynamic))
+    module = diffusion(compile="default")
+    counts: list[int] = []
+    step = module.training_step
+    module.training_step = lambda *a: (step(*a), counts.append(counter.frame_count))[0]  # type: ignore[method-assign]
+    fit(tmp_path, module, steps=5, val_check_interval=1)
+    assert len(counts) == 5 and counts[0] > 0 and set(counts) == {counts[0]} == {counter.frame_count}
+    assert module.state_dict().keys() == diffusion().state_dict().keys()
+
+
+def test_the_loss_that_is_logged_is_that_of_the_global_batch(tmp_path: Path) -> None:
+    whole, halves = (fit(tmp_path, diffusion(), 3, None, size, accumulate_grad_batches=4 // size) for size in (4, 2))
+    for name in ("train/loss", "val/pictures/loss"):
+        torch.testing.assert_close(whole.callback_metrics[name], halves.callback_metrics[name], rtol=1e-5, atol=1e-6)
+
+
+def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    module = diffusion(unet=tiny_unet(seed=5), start=str(model))
+    assert all(map(torch.equal, module.unet.state_dict().values(), tiny_unet().state_dict().values()))
+    wider = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
+    with pytest.raises(ValueError, match="are those of another UNet"):
+        diffusion(unet=wider, start=str(model))
+
+
+def test_a_compile_mode_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"training\.compile=fastest is no mode of torch's; choose default, reduce"):
+        diffusion(compile="fastest")
+
+
+def test_float32_masters_of_bfloat16_need_sharding(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision=bf16-true keeps float32 weights only with strategy=fsdp"):
+        fit(tmp_path, diffusion(compute="bfloat16"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -20,6 +20,10 @@ def curve_of(curve: Curve, total: int) -> list[float]:
 @pytest.mark.parametrize("curve", [constant(9), cosine(9), linear(9, hold=0.1)])
 def test_the_warm_up_is_a_line_that_starts_above_zero_and_ends_at_one(curve: Curve) -> None:
     assert curve_of(curve, 100)[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+
+
+def test_the_warm_up_may_start_elsewhere() -> None:
+    assert curve_of(cosine(500, 0.01, first=0.01), 1000)[:501:250] == pytest.approx([0.01, 0.505, 1.0])
 
 
 def test_constant_stays_at_one() -> None:
@@ -51,6 +55,14 @@ def test_linear_holds_its_rate_before_it_falls() -> None:
 @pytest.mark.parametrize("curve", [constant(10), cosine(10), linear(10)])
 def test_a_run_shorter_than_its_warm_up_still_has_a_rate(curve: Curve) -> None:
     assert all(0 < factor <= 1 for factor in curve_of(curve, 3))
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0])
+def test_a_rate_with_which_nothing_is_learned_is_refused(lr: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match=r"optimizer\.lr is .*, but nothing is learned unless it is positive"):
+        with_curve(optimizer, constant(), Trainer())
 
 
 class Rates(LightningModule):

@@ -26,11 +26,11 @@ CAPTIONS = ["a red circle", "blue square on white background", "a white square",
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """Random pictures (3, 8, 8), each with one of four captions."""
+    """Random pictures (3, side, side), each with one of four captions."""
 
-    def __init__(self, length: int = 8, seed: int = 0) -> None:
+    def __init__(self, length: int = 8, seed: int = 0, side: int = 8) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.images = torch.randint(256, (length, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        self.images = torch.randint(256, (length, 3, side, side), generator=generator, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,7 +71,15 @@ def diffusion(**how: Any) -> DiffusionTraining:
     return DiffusionTraining(**(settings | how))
 
 
-def fit(folder: Path, module: LightningModule, steps: int = 2, resume: Path | None = None, **how: Any) -> Trainer:
+def fit(
+    folder: Path,
+    module: LightningModule,
+    steps: int = 2,
+    resume: Path | None = None,
+    batch_size: int = 4,
+    side: int = 8,
+    **how: Any,
+) -> Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -83,9 +91,17 @@ def fit(folder: Path, module: LightningModule, steps: int = 2, resume: Path | No
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
     }
     trainer = Trainer(**(settings | how))
-    trainer.fit(module, DataModule(Pictures(), {"pictures": Pictures(6, seed=1)}, batch_size=4), ckpt_path=resume)
+    data = DataModule(
+        Pictures(side=side),
+        {"pictures": Pictures(6, seed=1, side=side)},
+        batch_size,
+        global_batch=batch_size * trainer.accumulate_grad_batches,
+        val_batch_size=4,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
     return trainer
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from ldm.nn.clip import CLIP
+from ldm.weights.contents import OPENAI, Pixels
 from ldm.weights.convert import part, verified, write
 from ldm.weights.native import save_network
-from ldm.weights.parts import first_stage, image_tower, text_encoder
+from ldm.weights.parts import first_stage, image_encoder, text_encoder
 from tests.weights.foreign import ODD, networks, same, whole_model, without_metadata
 
 
@@ -59,5 +60,37 @@ def test_an_image_tower_is_read_from_a_clip_of_others_and_of_ours(tmp_path: Path
     clip = CLIP(*networks(configs).values())  # type: ignore[arg-type]
     save_network(tmp_path / "ours.safetensors", "clip", clip.config, clip.state_dict())
     for name in ("theirs", "ours"):
-        found = image_tower(str(tmp_path / f"{name}.safetensors"))
+        found = image_encoder(str(tmp_path / f"{name}.safetensors")).network
         assert same(found.state_dict(), clip.image.state_dict()) and found.config == clip.image.config
+
+
+def test_a_text_tower_is_read_from_a_whole_clip_of_ours(tmp_path: Path) -> None:
+    text = {"width": 6, "layers": 1, "heads": 2, "context": 5, "vocab_size": 9, "projection": 4}
+    image = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2, "projection": 4}
+    clip = CLIP(*networks({"text_tower": text, "image_tower": image}).values())  # type: ignore[arg-type]
+    save_network(tmp_path / "clip.safetensors", "clip", clip.config, clip.state_dict())
+    found = text_encoder(str(tmp_path / "clip.safetensors"))
+    assert same(found.network.state_dict(), clip.text.state_dict()) and found.tokenizer.context == 5
+
+
+PIXELS = Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(("name", "to"), [("m.safetensors", "single"), ("m.safetensors", "ldm"), ("m", "diffusers")])
+@pytest.mark.parametrize("pixels", [Pixels(), OPENAI, PIXELS])
+def test_what_an_image_tower_reads_stays_known_through_every_format(
+    tmp_path: Path, name: str, to: str, pixels: Pixels
+) -> None:
+    tower = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2}
+    write(replace(whole_model({"image_tower": tower}), model={}, pixels=pixels), tmp_path / name, to)
+    assert image_encoder(str(tmp_path / name)).pixels == pixels
+
+
+def test_towers_that_do_not_say_what_they_read_are_openai_s_but_for_those_that_ldm_trained(tmp_path: Path) -> None:
+    tower = {"size": 8, "patch": 4, "width": 64, "layers": 1, "heads": 1}
+    path = tmp_path / "m.safetensors"
+    write(replace(whole_model({"image_tower": tower}), model={}, pixels=PIXELS), path, "single")
+    assert image_encoder(str(without_metadata(path))).pixels == OPENAI
+    network = networks({"image_tower": tower})["image_tower"]
+    save_network(path, "image_tower", network.config, network.state_dict())  # type: ignore[arg-type]
+    assert image_encoder(str(path)).pixels == Pixels()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ldm.weights.scheduler_config import SAMPLERS, scheduler_from, scheduler_to
+from ldm.weights.scheduler_config import RESCALING, SAMPLERS, scheduler_from, scheduler_to
 
 HERE = Path("scheduler_config.json")
 # As published with runwayml/stable-diffusion-v1-5.
@@ -40,6 +40,17 @@ def test_spacings_and_schedules_come_back(spacing: str, schedule: dict[str, Any]
     sampling = {"sampler": "dpmpp_2m", "spacing": spacing}
     model = {"schedule": schedule, "prediction": "v", "time": None, "sampling": sampling}
     assert scheduler_from(scheduler_to(model, HERE), HERE) == (schedule, "v", sampling)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_terminal_snr_comes_back_where_diffusers_has_it(sampler: str) -> None:
+    model = {"schedule": {"name": "zero_terminal_snr", "schedule": SCHEDULE}, "prediction": "v", "time": "index"}
+    model["sampling"] = sampling = {"sampler": sampler, "spacing": "trailing"}
+    if SAMPLERS[sampler][0] in RESCALING:
+        assert scheduler_from(scheduler_to(model, HERE), HERE) == (model["schedule"], "v", sampling)
+        return
+    with pytest.raises(ValueError, match="for which diffusers has no scheduler"):
+        scheduler_to(model, HERE)
 
 
 def test_a_flow_comes_back() -> None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from ldm.data.metadata.columns import ALIASES, NUMBERS, TYPES, resolve
 from ldm.data.metadata.funnel import BINS, Axis, Tally
 from ldm.data.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failed, identifier, quoted
-from ldm.data.metadata.tables import Damaged, Source, is_local, mended, protocol, retried, sampled
+from ldm.data.metadata.tables import Damaged, Source, mended, sampled
+from ldm.data.storage import is_local, protocol, retried
 
 MEMORY = "1000MB"  # of DuckDB, which spills to disk beyond it; the process around it takes some 300 MB
 BATCH_ROWS = 4_000_000

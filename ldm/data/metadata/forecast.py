@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from ldm.data.metadata.columns import NUMBERS
 from ldm.data.metadata.filtering import Part
-from ldm.data.metadata.tables import retried
+from ldm.data.storage import retried
 
 # LAION-5B stored 5.85 G pictures of 384 x 384 in 240 TB (its announcement, laion.ai/blog/laion-5b).
 JPEG_BYTES_PER_PIXEL = 240e12 / 5.85e9 / 384**2

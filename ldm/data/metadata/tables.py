@@ -1,19 +1,18 @@
 """Parquet metadata wherever it lies: a file, a folder, a glob, or any address that fsspec opens."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-Result = TypeVar("Result")
-TRIES = 4  # of a read from object storage, the pauses between them doubling from one second
+from ldm.data.storage import in_one_line, is_local, retried
+
 BATCH_BYTES = 64 << 20
 
 
@@ -65,7 +64,7 @@ def _files_of(given: str) -> list[tuple[AbstractFileSystem, str]]:
     try:
         filesystem, path = fsspec.url_to_fs(given)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {given}: {_line(error)}") from error
+        raise ValueError(f"cannot open {given}: {in_one_line(error)}") from error
 
     def listed() -> list[str]:
         if filesystem.isfile(path):
@@ -94,34 +93,9 @@ def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
     try:
         metadata, schema, size = retried(footer, path, filesystem)
     except pa.ArrowInvalid as error:
-        return Damaged(path, 0, _line(error))
+        return Damaged(path, 0, in_one_line(error))
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     return Source(filesystem, path, schema, groups, size)
-
-
-def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
-    """`work()`; on object storage again after errors of the network, then OSError that names `what`."""
-    for attempt in range(TRIES):
-        try:
-            return work()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            if is_local(filesystem):
-                raise
-            if attempt == TRIES - 1:
-                raise OSError(f"{what} could not be read in {TRIES} tries: {_line(error)}") from error
-            time.sleep(2**attempt)
-    raise AssertionError
-
-
-def is_local(filesystem: AbstractFileSystem) -> bool:
-    return protocol(filesystem) in ("file", "local")
-
-
-def protocol(filesystem: AbstractFileSystem) -> str:
-    names = filesystem.protocol
-    return names if isinstance(names, str) else str(names[0])
 
 
 def batches(source: Source, columns: list[str], group: int) -> Iterator[pa.RecordBatch]:
@@ -182,7 +156,7 @@ def mended(source: Source, columns: list[str], out: Path) -> tuple[Source, list[
                     done += len(clean)
                     spoilt = {name: n + counts.get(name, 0) for name, n in spoilt.items()}
             except (OSError, pa.ArrowException) as error:
-                lost.append(Damaged(source.path, rows - done, _line(error)))
+                lost.append(Damaged(source.path, rows - done, in_one_line(error)))
             kept += done
     local = fsspec.filesystem("file")
     return Source(local, str(out), schema, (kept,), out.stat().st_size), lost, spoilt
@@ -212,7 +186,3 @@ def _plain(field: pa.Field) -> pa.Field:
     if pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         kind = pa.string()
     return pa.field(field.name, kind)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm.data.metadata.tables import Source, find, mended, open_sources, retried, sampled
+from ldm.data.metadata.tables import Source, find, mended, open_sources, sampled
 from tests.data.dumps import dump
 
 
@@ -105,25 +105,6 @@ def test_a_sample_takes_from_all_over_the_files(tmp_path: Path) -> None:
     sample = sampled(sources, ["WIDTH"], 20, tmp_path / "sample")
     assert pq.read_table(sample.path)["WIDTH"].to_pylist() == [100 * i + j for i in range(4) for j in range(5)]
     assert sample.rows == 20
-
-
-def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("ldm.data.metadata.tables.time.sleep", waits.append)
-    tries = iter([OSError("reset"), OSError("reset"), None])
-
-    def read() -> int:
-        if error := next(tries):
-            raise error
-        return 7
-
-    assert retried(read, "s3://b/x", fsspec.filesystem("memory")) == 7 and waits == [1, 2]
-
-    def broken() -> int:
-        raise OSError("connection reset")
-
-    with pytest.raises(OSError, match=r"s3://b/x could not be read in 4 tries: connection reset"):
-        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):

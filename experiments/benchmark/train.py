@@ -1,0 +1,192 @@
+"""What a training step costs by the Trainer, next to loops written by hand around the same UNet and diffusers' one.
+
+    ldm bench train --json FILE
+
+The Trainer runs as `python train.py` does: keyed noise, batches by a DataLoader, gradient clipping, EMA, logging,
+progress. The loops do what cannot be left out: encode captions, add noise, forward, backward, clip, AdamW. On a CPU
+processor time is measured, in one thread, since other jobs may share the machine; on a GPU the clock.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldm.callbacks.checkpoint import AtomicCheckpointIO
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.health import Health
+from ldm.callbacks.progress import Progress
+from ldm.callbacks.throughput import Throughput
+from ldm.data.datamodule import DataModule, collate
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Flow
+from ldm.diffusion.time_sampling import Uniform
+from ldm.diffusion.weighting import uniform
+from ldm.nn.unet import UNet
+from ldm.random import normal
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.optim import constant
+from ldm.weights.parts import first_stage, text_encoder
+
+BATCH, SIDE, STEPS, SKIPPED, ROUNDS = 8, 32, 14, 4, 3
+ARCHITECTURE = {"width": 64, "multipliers": (1, 2, 4), "blocks": 1, "depth": (1, 1, 1), "heads": 4, "groups": 32}
+OPTIMIZER = partial(torch.optim.AdamW, lr=1e-4, fused=True)
+SAMPLING = {"sampler": "dpmpp_2m", "spacing": "trailing", "steps": 20, "guidance": 2.0}
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+def now() -> float:
+    if ON_GPU:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+class Latents(Dataset[dict[str, Any]]):
+    """Random moments, each with a caption."""
+
+    def __init__(self, count: int) -> None:
+        self.moments = torch.randn(count, 8, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).half()
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index = key[1] if isinstance(key, tuple) else key
+        return {"moments": self.moments[index], "caption": f"a red circle, number {index}", "id": index}
+
+
+class Times(Callback):
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.began.append(now())
+
+
+def ours(module: DiffusionTraining, data: Latents, folder: Path) -> list[float]:
+    """Seconds of each step of a run."""
+    times = Times()
+    trainer = Trainer(
+        accelerator="gpu" if ON_GPU else "cpu",
+        devices=1,
+        max_steps=STEPS + 1,
+        gradient_clip_val=1.0,
+        log_every_n_steps=10,
+        callbacks=[times, Progress(), Throughput(), Health(folder), EMA()],
+        logger=TensorBoardLogger(folder),
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, DataModule(data, {}, batch_size=BATCH))
+    return [end - begin for begin, end in pairwise(times.began)]
+
+
+def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTraining, data: Latents) -> list[float]:
+    """Seconds of each step of the shortest loop; `predict` is (x, times, context) → velocity."""
+    unet.to(DEVICE)
+    optimizer, times = OPTIMIZER(unet.parameters()), []
+    for step in range(STEPS):
+        began = now()
+        batch = collate([data[index] for index in range(step * BATCH, (step + 1) * BATCH)])
+        mean, log_variance = batch["moments"].to(DEVICE).float().chunk(2, dim=1)
+        x0 = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        eps, t = torch.randn_like(x0), torch.rand(BATCH, device=DEVICE)
+        x = x0.lerp(eps, t.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        context = module.context(batch["caption"])
+        loss = F.mse_loss(predict(x, 1000 * t, context), eps - x0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        times.append(now() - began)
+    return times
+
+
+def peer(context_width: int) -> nn.Module:
+    """diffusers' UNet of the same architecture."""
+    levels = len(ARCHITECTURE["multipliers"])  # type: ignore[arg-type]
+    library: Any = diffusers  # whose calls bear no types
+    unet = library.UNet2DConditionModel(
+        sample_size=SIDE,
+        block_out_channels=tuple(64 * multiplier for multiplier in ARCHITECTURE["multipliers"]),  # type: ignore[attr-defined]
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        attention_head_dim=4,
+        cross_attention_dim=context_width,
+        norm_num_groups=32,
+    )
+    network: nn.Module = unet.to(memory_format=torch.channels_last)
+    return network
+
+
+def noise_seconds() -> float:
+    """Of the keyed numbers of one step: posterior and noise."""
+    ids, draw = torch.arange(BATCH, device=DEVICE), torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
+    times = []
+    for _ in range(20):
+        began = now()
+        for stream in ("posterior", "noise"):
+            normal(0, stream, ids, draw, (4, SIDE, SIDE))
+        times.append(now() - began)
+    return median(times)
+
+
+def measure() -> dict[str, Any]:
+    """Median seconds a step of each over interleaved rounds, whose first steps are not counted."""
+    torch.set_num_threads(1)
+    data, schedule, text = Latents(BATCH * (STEPS + 1)), Flow(), text_encoder("assets:text_tower.safetensors")
+    width = text.network.config["width"]
+    module = DiffusionTraining(
+        UNet(**ARCHITECTURE, context_width=width),  # type: ignore[arg-type]
+        first_stage("assets:vae.safetensors"),
+        text,
+        schedule,
+        Prediction("flow"),
+        uniform(),
+        Uniform(schedule),
+        OPTIMIZER,
+        constant(),
+        SAMPLING,
+        (8 * SIDE, 8 * SIDE),
+    )
+    theirs = peer(width)
+    found: dict[str, list[float]] = {"trainer": [], "loop": [], "diffusers": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(ROUNDS):
+            found["trainer"] += ours(module, data, Path(folder))[SKIPPED:]
+            found["loop"] += by_hand(module.unet, module.unet, module, data)[SKIPPED:]
+            found["diffusers"] += by_hand(lambda *a: theirs(*a).sample, theirs, module, data)[SKIPPED:]
+    seconds = {name: median(times) for name, times in found.items()}
+    for name, value in seconds.items():
+        print(f"{name:<10} {1000 * value:9.1f} ms a step, {value / seconds['loop']:.3f} of the loop's")
+    return {
+        "seconds_a_step": seconds,
+        "trainer_over_loop": seconds["trainer"] / seconds["loop"],
+        "diffusers_over_loop": seconds["diffusers"] / seconds["loop"],
+        "keyed_noise_share": noise_seconds() / seconds["loop"],
+        "parameters": sum(parameter.numel() for parameter in module.unet.parameters()),
+        "settings": {**ARCHITECTURE, "batch": BATCH, "latents": [4, SIDE, SIDE], "steps": ROUNDS * (STEPS - SKIPPED)},
+        "device": torch.cuda.get_device_name() if ON_GPU else "CPU, one thread, processor time",
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }

@@ -1,0 +1,72 @@
+"""Finished runs of the study → results.json and the tables of the README, a row a schedule, a column a prediction.
+
+    python experiments/compare_schedules/collect.py runs/compare_schedules/*/
+
+From the checkout. A cell is the mean over seeds with its 95 % interval, or why `train.py` refuses the combination.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+import train  # noqa: E402 - found by the line before
+from ldm.config import sentence  # noqa: E402
+from ldm.files import write_json  # noqa: E402
+from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
+from ldm.report.runs import Run, read_run  # noqa: E402
+from ldm.report.statistics import mean  # noqa: E402
+from ldm.report.sweep import aligned  # noqa: E402
+
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "flow")
+PREDICTIONS = ("eps", "v", "x0", "flow")
+SHOWN = ("accuracy", "fid", "noise_loss")
+
+
+def refusal(schedule: str, prediction: str) -> str | None:
+    """What train.py says against the combination, if anything."""
+    with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
+        config = compose("train", [f"schedule={schedule}", f"prediction={prediction}", "name=_", "run_dir=_"])
+    try:
+        train.lint(config)
+    except ValueError as error:
+        return sentence(error)
+    return None
+
+
+def cell_of(run: Run) -> tuple[str, str]:
+    schedule, prediction = str(run.config["schedule._target_"]), str(run.config["prediction.name"])
+    return schedule.rpartition(".")[2].lower(), prediction
+
+
+def table(metric: Metric, runs: list[Run], refused: dict[tuple[str, str], str]) -> str:
+    def text(cell: tuple[str, str]) -> str:
+        values = [run.metrics[metric.key] for run in runs if cell_of(run) == cell and metric.key in run.metrics]
+        found = mean(values) if values else None
+        return metric.write(found.value, found.half) if found else "refused" if cell in refused else "not run"
+
+    rows = [[schedule, *(text((schedule, prediction)) for prediction in PREDICTIONS)] for schedule in SCHEDULES]
+    return aligned([metric.title, *PREDICTIONS], rows)
+
+
+def main(folders: list[str]) -> None:
+    runs = [read_run(folder) for folder in folders]
+    refused = {(s, p): why for s in SCHEDULES for p in PREDICTIONS if (why := refusal(s, p))}
+    measured = [run for run in runs if run.metrics]
+    report: dict[str, Any] = plain(compare(measured)) if measured else {}
+    report["refused"] = [{"schedule": s, "prediction": p, "reason": why} for (s, p), why in refused.items()]
+    write_json(HERE / "results.json", report)
+    for metric in KNOWN:
+        if metric.key in SHOWN:
+            print(table(metric, measured, refused), end="\n\n")
+    for (schedule, prediction), why in refused.items():
+        print(f"- `{schedule}` with `{prediction}`: {why}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,72 @@
+"""Whether a resumed run still has the settings that it began with."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+SILENT = ("run_dir", "resume", "accept_changes", "name", "plan")  # of this start, not of the run
+# Decides no weight: where results lie, what is shown and measured on the way, and how the work is dealt out. Of the
+# frozen parts the module compares the weights themselves, of the batch this compares the samples of a step.
+NEUTRAL = (
+    *("callbacks", "logger", "metrics", "evaluation", "debug"),
+    *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
+    *("data.workers", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
+)
+DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_steps")
+
+
+class Changes(Callback):
+    """Keeps the `settings`, nested plain data, in checkpoints, and shows what differs from those resumed from.
+
+    Raises ValueError for changes that would lead elsewhere than the run that was never stopped, unless `accepted`.
+    """
+
+    def __init__(self, settings: dict[str, Any], accepted: bool = False) -> None:
+        self.settings, self.accepted = settings, accepted
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "settings" not in checkpoint:
+            _tell("the checkpoint is of an older layout without settings, so that they cannot be compared")
+            return
+        found = differences(checkpoint["settings"], self.settings)
+        decisive = [line for key, line in found.items() if decides(key, self.settings)]
+        if decisive and not self.accepted:
+            raise ValueError(
+                f"the checkpoint was trained with other settings ({'; '.join(decisive)}), so that going on would not "
+                "lead where the run was bound for: put them back, or accept it with accept_changes=true"
+            )
+        if found:
+            _tell(f"settings changed since the checkpoint of step {checkpoint['global_step']}:", *found.values())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """By dotted key, what changed; a key that is new and null changes nothing."""
+    before, after = _flat(old), _flat(new)
+    names = (before.keys() | after.keys()) - set(SILENT)
+    keys = sorted(key for key in names if before.get(key) != after.get(key))
+    return {key: f"{key} {before.get(key)} → {after.get(key)}" for key in keys}
+
+
+def decides(key: str, settings: dict[str, Any]) -> bool:
+    """Whether another value leads to other weights."""
+    if key == "trainer.max_steps":  # to whose number the other curves are stretched
+        return not str(settings["lr"]["_target_"]).endswith(".constant")
+    return key in DECISIVE or not any(f"{key}.".startswith(f"{neutral}.") for neutral in NEUTRAL)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+@rank_zero_only
+def _tell(*lines: str) -> None:
+    print(*lines, sep="\n  ", flush=True)

@@ -1,0 +1,59 @@
+"""A checkpoint as a file: written whole or not at all, and known to be undamaged before it is used."""
+
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.files import atomic_write
+
+LAST = "last.ckpt"
+
+
+def write(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Beside the old file, then in its place. Each tensor goes with its CRC-32, as in every zip archive."""
+    atomic_write(path, lambda file: torch.save(checkpoint, file))
+
+
+def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Nothing but tensors and plain data. Raises FileNotFoundError or ValueError, in one sentence."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give a .ckpt file, or resume=auto")
+    if found := damage(path):
+        raise ValueError(f"{path} is no checkpoint, is cut short or damaged, or holds more than plain data ({found})")
+    return dict(torch.load(path, map_location=map_location, weights_only=True))
+
+
+def damage(path: str | Path) -> str | None:
+    """What keeps the file from being used: every checksum is computed, and its structure is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                return f"the checksum of {broken} does not hold"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The newest undamaged checkpoint in `folder`, None where there is none; damaged ones are told.
+
+    Raises ValueError where all are damaged.
+    """
+    folder, spoiled = Path(folder), set()
+    files = [file for file in folder.glob("*.ckpt") if not file.name.startswith(".")]
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), reverse=True)
+    for file in files:
+        if file.stat().st_ino in spoiled:  # last.ckpt and the step's own name are one file
+            continue
+        if (found := damage(file)) is None:
+            return file
+        spoiled.add(file.stat().st_ino)
+        warnings.warn(f"THE CHECKPOINT {file} IS DAMAGED ({found}): trying the one before it", stacklevel=2)
+    if files:
+        raise ValueError(f"every checkpoint in {folder} is damaged; give resume=PATH, or another run_dir to start anew")
+    return None

@@ -1,0 +1,84 @@
+"""`ldm ema`: averages of a run's weights over any share of its training, from the snapshots of ema=power."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.commands.edge import UsageError
+from ldm.profiles import coefficients, exponent
+from ldm.progress import Progress
+from ldm.weights.native import read_about, save_network
+from ldm.weights.tensors import open_tensors
+
+OFF = 0.05  # of a profile's norm, beyond which the result is no good approximation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make averages of a run's weights over any share of its training, as if they had been tracked, from the "
+        "snapshots that ema=power wrote. Each is a model: python sample.py model=RUN/ema_0.070.safetensors"
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that was trained with ema=power")
+    parser.add_argument(
+        "--length",
+        required=True,
+        metavar="L,L,…",
+        help="standard deviations of the averages, as shares of the training; above 0 and below 0.288",
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="where the averages end (default: the last snapshot)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the models go (default: RUN)")
+
+
+def run(args: argparse.Namespace) -> None:
+    lengths = _lengths(args.length)
+    snapshots = read_snapshots(args.run)
+    last = max(about["ema"]["step"] for about in snapshots.values())
+    step = last if args.step is None else args.step
+    snapshots = {file: about for file, about in snapshots.items() if about["ema"]["step"] <= step}
+    if not 0 < step <= last or not snapshots:
+        raise ValueError(f"the snapshots of {args.run} end at step {last}: none makes an average of step {step}")
+    for length in lengths:
+        state, off = reconstruct(snapshots, step, length)
+        name = (args.out or args.run) / f"ema_{length:.3f}.safetensors"
+        about = next(iter(snapshots.values())) | {"ema": {"length": length, "step": step}}
+        save_network(name, state=state, **about)
+        print(f"{name}: the average's profile is off by {off:.2%}{_advice(off)}")
+
+
+def read_snapshots(run: Path) -> dict[Path, dict[str, Any]]:
+    """What the snapshots of a run say of themselves. Raises FileNotFoundError where there are none."""
+    files = sorted((run / "ema").glob("step_*_length_*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"there are no snapshots in {run / 'ema'}; train with ema=power to have them written")
+    return {file: read_about(file) for file in files}
+
+
+def reconstruct(snapshots: dict[Path, dict[str, Any]], step: int, length: float) -> tuple[dict[str, Tensor], float]:
+    """The averaged weights in float32, and how far their profile is off."""
+    told = [about["ema"] for about in snapshots.values()]
+    steps, gammas = [one["step"] for one in told], [exponent(one["length"]) for one in told]
+    factors, off = coefficients(steps, gammas, step, exponent(length))
+    progress = Progress(len(snapshots), "snapshots", f"length {length:g}: ")
+    total: dict[str, Tensor] = {}
+    for file, factor in zip(snapshots, factors.tolist(), strict=True):
+        tensors = open_tensors(file)
+        for name, tensor in tensors.read(tensors).items():
+            total.setdefault(name, torch.zeros(tensor.shape)).add_(tensor.float(), alpha=factor)
+        progress.step()
+    return total, off
+
+
+def _lengths(text: str) -> list[float]:
+    try:
+        lengths = [float(part) for part in text.split(",")]
+        [exponent(length) for length in lengths]
+    except ValueError as error:
+        raise UsageError(f"--length {text}: {error}") from error
+    return lengths
+
+
+def _advice(off: float) -> str:
+    return "" if off <= OFF else ", too much: choose a length nearer to those tracked, or write snapshots more often"

@@ -1,0 +1,62 @@
+"""Named arrays with a record of what they are, in one file that is mapped rather than read.
+
+The format is safetensors, the record JSON in its metadata: a fixed layout, so that a row is a slice of the mapped
+file, shared by all processes through the page cache; nothing to parse but a header, and nothing that unpickles.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ldm.files import atomic_write
+
+TYPES = {name: np.dtype(kind) for name, kind in {"F16": "<f2", "I64": "<i8", "U32": "<u4", "U8": "u1"}.items()}
+_MAX_HEADER = 1 << 20
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
+    """Atomically; the same arrays and record give the same bytes."""
+    ordered = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors stores bytes as is
+    data = save(ordered, {"ldm": json.dumps(record, sort_keys=True)})
+    atomic_write(path, lambda file: file.write(data))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record alone, from the header; ValueError for a file that `write_arrays` did not write."""
+    return _read_header(path)[0]
+
+
+def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, whose pages are read when they are used, and the record. Raises ValueError if the file is cut."""
+    record, header, start = _read_header(path)
+    # Copy-on-write, because torch warns of arrays that cannot be written to.
+    data = np.memmap(path, np.uint8, "c").view(np.ndarray)[start:]
+    try:
+        return {name: _view(data, header[name]) for name in names}, record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is cut short or damaged; make it anew") from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The record, the header's entries and where the data begins."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        return json.loads(header.pop("__metadata__")["ldm"]), header, 8 + length
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no arrays of ldm's, or is damaged; make it anew") from error
+
+
+def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    kind, (begin, end) = TYPES[entry["dtype"]], entry["data_offsets"]
+    if end - begin != kind.itemsize * math.prod(entry["shape"]):
+        raise ValueError("the offsets do not fit the shape")
+    return data[begin:end].view(kind).reshape(entry["shape"])

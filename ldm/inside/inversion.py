@@ -1,0 +1,98 @@
+"""From a picture back to the noise that DDIM draws it from (Song et al. 2021, section 4.3)."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoise
+from ldm.editing import originals_of
+from ldm.image import from_uint8, to_uint8
+from ldm.inside.walk import grid_of
+from ldm.items import Picture, items_of
+from ldm.pipeline import Pipeline
+from ldm.sampling.driver import sample
+from ldm.sampling.grid import Grid
+from ldm.sampling.one_step import ddim
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The noise (1, z, h, w) of a picture, and what DDIM draws from it; pictures are uint8 (3, H, W).
+
+    `psnr` (dB) compares the reconstruction with the original; `first_stage_psnr`, that of the first stage's round
+    trip, is what an inversion without any error would reach.
+    """
+
+    noise: Tensor
+    original: Tensor
+    reconstruction: Tensor
+    psnr: float
+    first_stage_psnr: float
+
+
+@torch.no_grad()
+def ddim_inversion(
+    pipeline: Pipeline, image: Picture, prompt: str = "", steps: int = 50, refinements: int = 0
+) -> Inversion:
+    """Walks a picture, scaled and cropped to the pipeline's size, to its noise and back, without guidance.
+
+    A prompt that describes the picture helps. See `inverted` for `refinements`.
+    """
+    items = items_of(prompt, "", None, 1.0, image)
+    originals, _ = originals_of(items, pipeline.settings.size, pipeline.device)
+    if originals is None:
+        raise ValueError("there is no image to invert: give a PIL picture or a uint8 tensor (3, h, w)")
+    with _in_use(pipeline):
+        x0 = pipeline.first_stage.encode(from_uint8(originals))
+        ceiling = to_uint8(pipeline.first_stage.decode(x0))
+        noise = inverted(_denoise(pipeline, prompt), x0, grid_of(pipeline, steps), refinements)
+    drawn = drawn_from(pipeline, noise, prompt, steps)
+    return Inversion(noise, originals[0].cpu(), drawn, _psnr(drawn, originals[0]), _psnr(ceiling[0], originals[0]))
+
+
+@torch.no_grad()
+def drawn_from(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
+    """What DDIM draws from latent noise (1, z, h, w) without guidance, uint8 (3, H, W).
+
+    From a picture's own noise and another prompt that is the picture, edited.
+    """
+    with _in_use(pipeline):
+        x0 = sample(ddim, _denoise(pipeline, prompt), noise, grid_of(pipeline, steps))
+        return to_uint8(pipeline.first_stage.decode(x0))[0].cpu()
+
+
+@torch.no_grad()
+def inverted(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> Tensor:
+    """The state at the grid's first point from which DDIM walks to x, the state at its last.
+
+    A step back from s to t asks for the slope at its end, which is unknown: x itself is the first guess, and each
+    refinement evaluates again where the last one led (Pan et al. 2023). The error of the way there and back is of
+    order 1 + refinements in the step, each of which costs one call of the denoiser a step.
+    """
+    if refinements < 0:
+        raise ValueError(f"refinements is {refinements}, but must be 0 or more")
+    for s, t in pairwise(reversed(grid.points)):
+        y = ahead = x / s.scale  # DDIM is Euler on y = x / (alpha + sigma): dy/dtau = (y - x0) / tau, see `euler`
+        for _ in range(1 + refinements):
+            slope = (ahead - denoise(ahead * t.scale, t.time)) / t.tau
+            ahead = y + (t.tau - s.tau) * slope
+        x = ahead * t.scale
+    return x
+
+
+def _in_use(pipeline: Pipeline) -> AbstractContextManager[None]:
+    return pipeline.offload.using(pipeline.text_encoder, pipeline.unet, pipeline.first_stage)
+
+
+def _denoise(pipeline: Pipeline, prompt: str) -> Denoise:
+    context = pipeline.text_encoder(pipeline.tokenizer([prompt]).to(pipeline.device))  # (1, n, d)
+    return lambda x, t: pipeline.denoiser(x, t, context)
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 pictures."""
+    error = (a.cpu().double() - b.cpu().double()).square().mean()
+    return float(10 * torch.log10(255**2 / error))

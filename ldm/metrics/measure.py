@@ -1,0 +1,127 @@
+"""Generated pictures measured: a row of numbers a picture, and the metrics that all rows together give."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.shapes import parse
+from ldm.metrics.clip_score import ClipScore, ClipSimilarity
+from ldm.metrics.composition import PARTS, verdicts
+from ldm.metrics.distances import distances
+from ldm.metrics.features import Features
+from ldm.metrics.inception import CLASSES, Inception
+from ldm.metrics.inception_score import InceptionScore
+from ldm.metrics.noise_loss import NoiseLoss
+from ldm.metrics.pair import check_features
+from ldm.metrics.reference import Reference
+
+NEIGHBOURS = 3  # of precision and recall
+
+Rows = dict[str, Tensor]  # by what was measured; a picture is a row
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What pictures are measured with; with `composition` captions are of shapes, and each picture is checked.
+
+    `resamples` and `infinity` are those of `distances`.
+    """
+
+    features: Features
+    clip: ClipSimilarity | None = None
+    composition: bool = False
+    resamples: int = 0
+    infinity: bool = False
+
+    def to(self, device: torch.device) -> None:
+        self.features.to(device)
+        if self.clip is not None:
+            self.clip.to(device)
+
+    def rows(self, images: Tensor, captions: Sequence[str]) -> Rows:
+        """Of pictures uint8 (b, 3, h, w), on the CPU."""
+        there = images.to(self.features.mean.device)
+        rows = {"features": self.features(there).cpu()}
+        check_features(rows["features"], real=False)
+        if self.clip is not None:
+            rows["cosines"] = self.clip(there, captions).cpu()
+        if self.composition:
+            rows["verdicts"] = verdicts(images, captions)
+        return rows
+
+    def metrics(self, rows: Rows, captions: Sequence[str], size: Sequence[int], real: Reference) -> dict[str, float]:
+        """Of all pictures, whose `size` is (height, width), against the real ones."""
+        found = composition(rows["verdicts"], captions) if self.composition else {}
+        found |= self._distances(rows["features"], size, real)
+        if self.clip is not None:
+            score = ClipScore(sync=False)
+            score.update(rows["cosines"])
+            found["clip_score"] = float(score.compute())
+        return found
+
+    def _distances(self, features: Tensor, size: Sequence[int], real: Reference) -> dict[str, float]:
+        """Alone in this process: other ranks do not measure."""
+        if min(len(features), len(real.ids)) <= NEIGHBOURS:
+            warnings.warn(
+                f"no FID, KID, precision or recall from {len(features)} generated and {len(real.ids)} real pictures: "
+                f"they need {NEIGHBOURS + 1} a side",
+                stacklevel=3,
+            )
+            return {}
+        if list(size) != real.about["size"]:
+            warnings.warn(
+                f"the generated pictures are {list(size)}, the reference {real.about['size']} pixels high "
+                "and wide: both are resized for the features, so the distances measure that too",
+                stacklevel=3,
+            )
+        metrics = distances(self.features.num_features, NEIGHBOURS, self.resamples, self.infinity, sync=False)
+        metrics.update(real.features, real=True, ids=real.ids)
+        metrics.update(features, real=False, ids=torch.arange(len(features)))
+        values = metrics.compute()
+        if isinstance(self.features.network, Inception):
+            score = InceptionScore(CLASSES, sync=False)
+            for part in features.split(1024):
+                score.update(self.features.network.logits(part.to(self.features.mean.device)).cpu())
+            values["inception_score"] = score.compute()
+        return {name: float(value) for name, value in values.items()}
+
+
+def composition(found: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Of `verdicts`: accuracy over all prompts, by attribute, and for prompts without and with an unseen pair apart."""
+    shares = found.double().mean(dim=0).tolist()
+    scores = {"accuracy": shares[0]} | {f"accuracy_{part}": s for part, s in zip(PARTS[1:], shares[1:], strict=True)}
+    unseen = torch.tensor([parse(caption).split == "unseen" for caption in captions])
+    for split, chosen in (("seen", ~unseen), ("unseen", unseen)):
+        if chosen.any():
+            scores[f"accuracy_{split}"] = found[chosen, 0].double().mean().item()
+    return scores
+
+
+@contextmanager
+def counting(network: nn.Module) -> Iterator[list[int]]:
+    """Within it the one number of the list rises by the samples that the network is called for."""
+    calls = [0]
+
+    def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        calls[0] += len(inputs[0])
+
+    hook = network.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def report(metrics: dict[str, float], provenance: dict[str, Any], curve: NoiseLoss | None) -> dict[str, Any]:
+    """What metrics.json holds."""
+    found: dict[str, Any] = {"metrics": metrics, "provenance": provenance}
+    if curve is not None:
+        found["metrics"] = metrics | {"noise_loss": sum(curve.means) / len(curve.means)}
+        errors = {"mean": curve.means, "standard_error": curve.standard_errors}
+        found["curves"] = {"noise_loss": {"log_snr": list(curve.levels), **errors}}
+    return found

@@ -1,0 +1,70 @@
+"""A sweep over sampling settings as a table and plots of quality against cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from ldm.files import write_text
+from ldm.report.comparison import Comparison, Metric, means_of
+from ldm.report.figures import COSTS, front, paretos, save_plots
+from ldm.report.groups import Group
+from ldm.report.runs import read_runs
+
+NONE = "–"
+
+
+def write_sweep(file: Path) -> str:
+    """Beside a sweep's JSON its table, as NAME.md, and its plots, NAME_METRIC_by_COST; gives the table and their paths.
+
+    Raises ValueError where nothing that was measured can be ranked.
+    """
+    comparison = means_of(read_runs(file))
+    headline = next((metric for metric in comparison.metrics if metric.headline), None)
+    if headline is None:
+        raise ValueError(f"{file} holds too few pictures for any metric; draw more prompts")
+    text = table(comparison, headline)
+    write_text(file.with_suffix(".md"), text + "\n")
+    plots = save_plots(paretos(comparison, headline), file.parent, f"{file.stem}_")
+    return "\n".join([text, "", *map(str, [file, file.with_suffix(".md"), *plots])])
+
+
+def table(comparison: Comparison, headline: Metric) -> str:
+    """A row a setting, as Markdown; ● marks those that no other beats in `headline` and network calls."""
+    chosen = [
+        d for d in comparison.differences if "_options." not in d.key
+    ]  # which follow from what they are options of
+    settings = [d.key.rpartition(".")[2] for d in chosen]
+    metrics = [metric for metric in comparison.metrics if metric.headline and metric.key != "noise_loss"]
+    arrows = {1: " ↑", -1: " ↓", 0: ""}
+    header = ["", *settings, "NFE", "s a picture", *(metric.title + arrows[metric.better] for metric in metrics)]
+    best = _best(comparison, headline)
+    rows = []
+    for index, group in enumerate(comparison.groups):
+        cells = ["●" if index in best else "", *(d.values[index] for d in chosen)]
+        cells += [f"{_cost(group, 'nfe'):.4g}", f"{_cost(group, 'seconds'):.3g}"]
+        for metric in metrics:
+            mean = comparison.means[metric.key][index]
+            cells.append(NONE if mean is None else metric.write(mean.value, mean.half))
+        rows.append(cells)
+    return aligned(header, rows)
+
+
+def _best(comparison: Comparison, metric: Metric) -> set[int]:
+    means = comparison.means[metric.key]
+    points = {i: (_cost(g, "nfe"), m.value) for i, (g, m) in enumerate(zip(comparison.groups, means, strict=True)) if m}
+    unbeaten = front(list(points.values()), metric.better)
+    return {i for i, point in points.items() if point in unbeaten}
+
+
+def _cost(group: Group, name: str) -> float:
+    cost = next(of for key, _, of in COSTS if key == name)
+    return fmean(cost(run) or 0.0 for run in group.runs)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown that can also be read as it is."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )

@@ -1,0 +1,57 @@
+"""How a pipeline draws: what goes for all pictures of a call."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ldm.items import Between, Item
+
+OPTIONED = ("sampler", "spacing", "thresholding")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to walk from noise to a picture of `size` (height, width).
+
+    `sampler_options`, `spacing_options` and `thresholding_options` are arguments of the functions so named.
+    A strength takes the last of the `steps`, or with `fixed_steps` as many, which are the finer.
+    Guidance acts while sigma/alpha lies in `guidance_interval`, and `guidance_rescale` is a share, see `rescaled`.
+    `clip_skip` leaves out the text encoder's last layers; a prompt may fill `chunks` times its context; with `tile`
+    pictures are decoded one at a time, in tiles of that many pixels. `noise` says whose numbers a seed means.
+    """
+
+    size: tuple[int, int]
+    sampler: str = "dpmpp_2m"
+    spacing: str = "trailing"
+    steps: int = 20
+    fixed_steps: bool = False
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    spacing_options: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 2.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
+    thresholding: str = "none"
+    thresholding_options: Mapping[str, Any] = field(default_factory=dict)
+    clip_skip: int = 0
+    chunks: int = 1
+    tile: int = 0
+    noise: str = "ldm"
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """With those of the changes that are not None; another sampler, spacing or thresholding has its own options."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name in OPTIONED:
+            if given.get(name, getattr(self, name)) != getattr(self, name):
+                given.setdefault(f"{name}_options", {})
+        return replace(self, **given)
+
+    def record(self, item: Item, strength: float | None) -> dict[str, Any]:
+        """All that decides a picture to 1/255 but the model and the pictures that it starts from, as plain data."""
+        own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
+        drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
+        return own | drawn | ({} if strength is None else {"strength": strength})
+
+
+def plain(value: object) -> Any:
+    """As JSON can hold it."""
+    return asdict(value) if isinstance(value, Between) else value

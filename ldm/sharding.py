@@ -1,0 +1,45 @@
+"""A UNet whose weights, gradients and optimizer state are spread over all ranks by FSDP2."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ldm.nn.unet import Stage, UNet
+
+
+def shard(unet: UNet, dtype: torch.dtype | None = None) -> None:
+    """Shards each stage, and the rest, over all ranks; a second call changes nothing.
+
+    With `dtype` the UNet computes in it from float32 weights, cast as they are gathered, and gradients are added up
+    in float32. FSDP2 would cast the time too, of which bfloat16 can only tell 256 values apart: hence the hook.
+    """
+    if isinstance(unet, FSDPModule):
+        return
+    unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for stage in [module for module in unet.modules() if isinstance(module, Stage)]:
+        fully_shard(stage, mp_policy=policy)
+    # Resharded, because after a forward pass without a backward one its weights must be parts again, too.
+    fully_shard(unet, mp_policy=replace(policy, output_dtype=torch.float32), reshard_after_forward=True)
+    if dtype is not None:
+
+        def cast(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x, time, context = inputs
+            return x.to(dtype), time, context.to(dtype)
+
+        unet.register_forward_pre_hook(cast)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one of which each rank holds a part: every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, if it holds but a part of `other`."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)

@@ -1,0 +1,76 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.app.service import Drawn, Request, Service, Step
+from ldm.commands import sample
+from ldm.image import read_metadata, to_pil
+from ldm.sampling.driver import Cancelled
+from tests.tiny import KNOWN, save_tiny_model
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service({"tiny": str(save_tiny_model(tmp_path))}, tmp_path / "out" / "now", device="cpu")
+
+
+def picture(seed: int) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    return to_pil(torch.randint(0, 256, (3, 16, 16), generator=generator, dtype=torch.uint8))[0]
+
+
+def told_by(service: Service, seeds: list[int], sources: dict[str, Image.Image] | None = None, **call: Any) -> list:
+    told: list[Step | Drawn] = []
+    service.draw(Request("tiny", KNOWN, seeds, call, sources or {}), told.append, lambda: False)
+    return told
+
+
+def test_every_step_shows_an_estimate_of_every_picture(service: Service):
+    *steps, drawn = told_by(service, [1, 2], steps=3)
+    assert [(one.done, one.total) for one in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert all(small.dtype == torch.uint8 and small.shape[0] == 3 for one in steps for small in one.estimates)
+    assert [len(one.estimates) for one in steps] == [2, 2, 2] and len(drawn.paths) == 2
+
+
+def test_pictures_are_numbered_through_and_record_their_seeds(service: Service):
+    paths = [path for seeds in ([5, 6], [7]) for path in told_by(service, seeds, steps=1)[-1].paths]
+    assert [path.name for path in paths] == ["0000.png", "0001.png", "0002.png"]
+    assert [read_metadata(path)["seed"] for path in paths] == [5, 6, 7]
+
+
+def test_sample_py_draws_a_picture_of_the_page_again_with_what_it_started_from(service: Service, tmp_path: Path):
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    sources = {"init": picture(0), "mask": mask}
+    path = told_by(service, [3, 4], sources, steps=4, strength=0.5, sampler="ddpm")[-1].paths[1]
+    assert sample.main([f"from={path}", f"out={tmp_path / 'again'}"]) == 0
+    again = tmp_path / "again" / "0000.png"
+    assert Image.open(again).tobytes() == Image.open(path).tobytes() and read_metadata(again) == read_metadata(path)
+
+
+def test_a_model_that_is_not_offered_is_refused(service: Service, tmp_path: Path):
+    for name in (str(tmp_path / "unet.safetensors"), "../tiny", "/etc/passwd"):
+        with pytest.raises(ValueError, match="none of the models"):
+            service.settings(name)
+        with pytest.raises(ValueError, match="none of the models"):
+            service.draw(Request(name, KNOWN, [0], {}, {}), print, lambda: False)
+
+
+def test_a_cancelled_request_keeps_nothing(service: Service):
+    told: list[Step | Drawn] = []
+    with pytest.raises(Cancelled):
+        service.draw(Request("tiny", KNOWN, [0], {"steps": 5}, {}), told.append, lambda: len(told) == 2)
+    assert len(told) == 2 and not service.out.exists()
+
+
+def test_a_remark_of_the_pipeline_is_told(service: Service):
+    assert any("cannot" in remark or "not" in remark for remark in told_by_prompt(service, "zebra " * 40).remarks)
+
+
+def told_by_prompt(service: Service, prompt: str) -> Drawn:
+    told: list[Any] = []
+    service.draw(Request("tiny", prompt, [0], {"steps": 1}, {}), told.append, lambda: False)
+    return told[-1]

@@ -1,0 +1,90 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm.callbacks.changes import Changes
+from ldm.callbacks.checkpoint import Checkpoint
+from tests.callbacks.tiny import Batches, Tiny, trainer
+
+SETTINGS = {
+    "optimizer": {"lr": 0.1},
+    "lr": {"_target_": "ldm.training.optim.cosine"},
+    "callbacks": {"checkpoint": {"keep": 2}},
+    "trainer": {"max_steps": 4, "devices": 1, "gradient_clip_val": 1.0},
+    "first_stage": {"weights": "a.safetensors"},
+    "data": {"batch_size": 8, "shards": "a.tar"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer(folder, Changes(SETTINGS), Checkpoint(folder)).fit(Tiny(), Batches())
+    return folder / "last.ckpt"
+
+
+def resume(checkpoint: Path, accepted: bool = False, **changed: Any) -> None:
+    settings = SETTINGS | {group: SETTINGS.get(group, {}) | values for group, values in changed.items()}
+    callback = Changes(settings, accepted)
+    trainer(checkpoint.parent, callback, max_steps=5).fit(Tiny(), Batches(), ckpt_path=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"optimizer": {"lr": 0.2}}, "optimizer.lr 0.1 → 0.2"),
+        ({"trainer": {"max_steps": 5}}, "trainer.max_steps 4 → 5"),
+        ({"trainer": {"gradient_clip_val": 0.5}}, "trainer.gradient_clip_val 1.0 → 0.5"),
+        ({"data": {"shards": "b.tar"}}, "data.shards a.tar → b.tar"),
+        ({"ema": {"decay": 0.5}}, "ema.decay None → 0.5"),
+    ],
+)
+def test_a_change_that_leads_elsewhere_is_shown_and_refused_unless_it_is_accepted(
+    run: Path, changed: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=rf"other settings \({told}\).*accept_changes=true"):
+        resume(run, **changed)
+    resume(run, accepted=True, **changed)
+    assert f"since the checkpoint of step 4:\n  {told}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"callbacks": {"checkpoint": {"keep": 3}}},
+        {"trainer": {"devices": 2}},
+        {"first_stage": {"weights": "moved/a.safetensors"}},
+        {"data": {"batch_size": 4}},
+    ],
+)
+def test_a_change_that_decides_no_weight_is_only_shown(
+    run: Path, changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume(run, **changed)
+    assert "settings changed since the checkpoint" in capsys.readouterr().out
+
+
+def test_more_steps_are_no_change_where_the_rate_is_constant(tmp_path: Path) -> None:
+    settings = SETTINGS | {"lr": {"_target_": "ldm.training.optim.constant"}}
+    trainer(tmp_path, Changes(settings), Checkpoint(tmp_path)).fit(Tiny(), Batches())
+    longer = Changes(settings | {"trainer": {**SETTINGS["trainer"], "max_steps": 5}})
+    run = trainer(tmp_path, longer, max_steps=5)
+    run.fit(Tiny(), Batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert run.global_step == 5
+
+
+def test_the_same_settings_and_new_ones_that_are_null_say_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    resume(run, optimizer={"fused": None})
+    assert "settings" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_older_layout_is_gone_on_from_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tmp_path, Checkpoint(tmp_path)).fit(Tiny(), Batches())
+    resume(tmp_path / "last.ckpt")
+    assert "older layout without settings" in capsys.readouterr().out

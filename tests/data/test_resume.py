@@ -1,0 +1,126 @@
+"""The loader stopped and resumed at random, with other numbers of ranks and workers: every sample once an epoch."""
+
+import os
+import random
+import socket
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.data.datamodule import DataModule
+from ldm.data.shards import Shards
+from ldm.data.split import Split
+from ldm.data.tolerant import Tolerant
+from tests.data.tars import samples, write_tar
+
+Key = tuple[int, int]
+COUNTS = (23, 0, 41, 7, 30)  # samples of the shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for k, count in enumerate(COUNTS):
+        write_tar(folder / f"x-{k}.tar", samples(count, sum(COUNTS[:k])) | ({"0003.png": b"bad"} if k == 0 else {}))
+    return folder
+
+
+def data(folder: Path, batch_size: int, workers: int = 0, seed: int = 0) -> DataModule:
+    train = Tolerant(Split(Shards(folder, 8), "train", one_in=10))
+    return DataModule(train, {}, batch_size, workers=workers, seed=seed, max_bad_share=1)  # type: ignore[arg-type]
+
+
+def pull(folder: Path, seen: int, batches: int, batch_size: int, world: int, workers: int, seed: int) -> list[Key]:
+    """The (epoch, place in the data set) of all ranks' next batches, in the order of the ranks; workers read ahead."""
+    ranks = []
+    for rank in range(world):
+        module = data(folder, batch_size, workers, seed)
+        module.trainer = SimpleNamespace(world_size=world, global_rank=rank, training=True)  # type: ignore[assignment]
+        module.load_state_dict({"seen": seen})
+        part = []
+        for batch in islice(module.train_dataloader(), batches):
+            module.on_before_batch_transfer(batch, 0)
+            part.append(list(zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)))
+        assert module.state_dict() == {"seen": seen + len(part) * batch_size * world}
+        ranks.append(part)
+    return [key for step in zip(*ranks, strict=True) for batch in step for key in batch]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stopped_at_random_and_resumed_with_other_ranks_and_workers_each_epoch_has_each_sample_once(
+    seed: int, folder: Path
+) -> None:
+    draw, stream = random.Random(seed), []
+    length = len(data(folder, 1).train)
+    while len(stream) < 3 * length:
+        world, workers = draw.choice([1, 2, 4, 8]), draw.choice([0, 0, 0, 1, 3])
+        batch_size = draw.choice([1, 2, 3])
+        stream += pull(folder, len(stream), draw.randint(1, 9), batch_size, world, workers, seed)
+    whole = pull(folder, 0, length, 1, 1, 0, seed)
+    bad = Counter(id for _, id in whole)  # the unreadable sample's place is filled by another one, always the same
+    for epoch in range(3):
+        part = stream[epoch * length : (epoch + 1) * length]
+        assert {number for number, _ in part} == {epoch}
+        assert Counter(id for _, id in part) == bad
+    assert stream[:length] == whole and len(bad) == length - 1
+
+
+class Recorder(LightningModule):
+    """Each rank notes in a file of its own what it trained on, once the step is done."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.weight, self.folder = nn.Parameter(torch.zeros(())), folder
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+    def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+        with open(self.folder / f"rank-{self.global_rank}.txt", "a") as file:
+            file.write("".join(f"{d} {i}\n" for d, i in zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)))
+        return self.weight * batch["image"].float().mean()
+
+
+def run_rank(rank: int, world: int, port: int, steps: int, folder: Path, shards: Path) -> None:
+    """One rank of a real run over gloo that stops after `steps`; it resumes if there is a checkpoint."""
+    torch.set_num_threads(1)
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in names.items()} | {"NODE_RANK": "0"})
+    trainer = Trainer(
+        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=steps,
+        callbacks=[Checkpoint(folder)], plugins=[AtomicCheckpointIO()], default_root_dir=folder, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    (folder / str(steps)).mkdir(exist_ok=True)
+    module = Recorder(folder / str(steps))
+    trainer.fit(module, data(shards, 4), ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_a_run_over_two_processes_goes_on_with_one_and_then_two_and_skips_and_repeats_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    length, total = len(data(folder, 1).train), Counter[Key]()
+    stops = [(2, 7), (1, 20), (2, 32)]  # ranks and the step at which they stop: 56, 52 and 96 samples
+    for world, steps in stops:
+        mp.start_processes(run_rank, (world, free_port(), steps, tmp_path, folder), nprocs=world, start_method="fork")
+        for rank in range(world):
+            lines = (tmp_path / str(steps) / f"rank-{rank}.txt").read_text().splitlines()
+            total.update((int(d), int(i)) for d, i in map(str.split, lines))
+    whole = [key for epoch in range(3) for key in pull(folder, epoch * length, length, 1, 1, 0, 0)]
+    assert total == Counter(whole[: 56 + 52 + 96])

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.benchmark import faults
+
+SHORT, LONG = 4, 50
+
+
+@pytest.mark.parametrize("kills", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_runs_that_are_killed_over_and_over_end_as_the_one_that_never_was(kills: int) -> None:
+    found = faults.measure(kills, seed=1)
+    assert found["kills"] == kills and found["bytes"] > 1e6 * found["runs"]
+    assert found["bytes_differing"] == 0
+    other = found["with_other_ranks"]
+    assert other["steps_with_other_samples"] == 0
+    assert other["largest_difference_of_weights"] < 1e-5 and other["largest_difference_of_losses"] < 1e-5
+
+
+def test_a_difference_would_be_seen() -> None:
+    """A campaign that compares nothing would also find nothing."""
+    one = {"weights": torch.zeros(4, dtype=torch.uint8)}
+    other = {"weights": torch.tensor([0, 0, 1, 0], dtype=torch.uint8)}
+    with pytest.warns(UserWarning, match="weights: 1 bytes differ"):
+        assert faults.difference(one, other) == (1, 4)
+    with pytest.warns(UserWarning, match="4 bytes differ"):
+        assert faults.difference(one, {}) == (4, 4)
+
+
+def test_a_sample_that_was_repeated_would_be_seen_and_a_step_made_again_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "run.samples.1.0").write_text("0 0 5\n1 0 7\n")
+    (tmp_path / "run.samples.1.1").write_text("0 0 6\n1 0 8\n")
+    (tmp_path / "run.samples.2.0").write_text("1 0 7\n1 0 7\n")
+    assert faults.samples(tmp_path / "run") == {0: {(0, 5): 1, (0, 6): 1}, 1: {(0, 7): 2}}

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm.data.shapes import held_out_prompts, parse, place, render
+from ldm.metrics.clip_score import ClipScore
+from ldm.metrics.composition import PARTS, accuracy, verdicts
+from ldm.metrics.fid import feature_fid
+from ldm.metrics.measure import Ruler, composition, counting, report
+from ldm.metrics.noise_loss import NoiseLoss
+from ldm.metrics.reference import Reference
+
+
+class Means(nn.Module):
+    """Stands in for Features: the mean of each channel."""
+
+    num_features, network = 3, None
+    mean = torch.zeros(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3))
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def real(count: int) -> Reference:
+    return Reference(Means()(pictures(count, 1)), torch.arange(count), {"size": [8, 8]})
+
+
+def test_rows_of_batches_give_the_metrics_of_all_pictures() -> None:
+    ruler, images, texts = Ruler(Means()), pictures(10), ["x"] * 10  # type: ignore[arg-type]
+    parts = [ruler.rows(images[:7], texts[:7]), ruler.rows(images[7:], texts[7:])]
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found = ruler.metrics(rows, texts, (8, 8), real(20))
+    assert found["fid"] == pytest.approx(feature_fid(real(20).features, Means()(images)), rel=1e-9)
+    assert found.keys() == {"fid", "kid", "precision", "recall"}
+
+
+def test_the_clip_score_is_of_the_rows_cosines() -> None:
+    cosines = torch.tensor([0.2, -0.1, 0.5, 0.3])
+    ruler = Ruler(Means(), clip=lambda images, texts: cosines)  # type: ignore[arg-type]
+    rows = ruler.rows(pictures(4), ["x"] * 4)
+    score = ClipScore()
+    score.update(cosines)
+    assert ruler.metrics(rows, ["x"] * 4, (8, 8), real(4))["clip_score"] == float(score.compute())
+
+
+def test_features_that_are_not_finite_are_refused_when_they_are_made() -> None:
+    broken = Ruler(lambda images: torch.full((len(images), 3), torch.nan))  # type: ignore[arg-type]
+    broken.features.mean = torch.zeros(1)
+    with pytest.raises(ValueError, match="2 of 2 generated pictures have features that are NaN"):
+        broken.rows(pictures(2), ["x"] * 2)
+
+
+def test_accuracy_is_told_by_part_and_for_unseen_pairs_apart() -> None:
+    captions = held_out_prompts(16)
+    wrong = "a big red ring on a gray background"
+    shown = [wrong if parse(caption).split == "unseen" else caption for caption in captions]
+    scenes = [place(parse(caption), np.random.default_rng(i)) for i, caption in enumerate(shown)]
+    drawn = [render(scene, parse(caption).background) for scene, caption in zip(scenes, shown, strict=True)]
+    images = torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in drawn])
+    found = composition(verdicts(images, captions), captions)
+    assert (found["accuracy_seen"], found["accuracy_unseen"]) == (1, 0)
+    assert [found[name if name == "accuracy" else f"accuracy_{name}"] for name in PARTS] == pytest.approx(
+        list(accuracy(images, captions).values())
+    )
+
+
+def test_calls_are_counted_by_sample_and_only_within() -> None:
+    network = nn.Linear(2, 2)
+    with counting(network) as calls:
+        network(torch.zeros(3, 2))
+        network(torch.zeros(1, 2))
+    network(torch.zeros(5, 2))
+    assert calls == [4]
+
+
+def test_the_error_by_noise_level_is_a_metric_and_a_curve() -> None:
+    curve = NoiseLoss((1.0, 0.0), torch.tensor([[1.0, 3.0], [2.0, 4.0]], dtype=torch.float64), seed=0)
+    told = report({"fid": 1.0}, {"seed": 3}, curve)
+    assert told["metrics"] == {"fid": 1.0, "noise_loss": 2.5} and told["provenance"] == {"seed": 3}
+    assert told["curves"]["noise_loss"]["mean"] == [1.5, 3.5]
+    assert "curves" not in report({"fid": 1.0}, {}, None)

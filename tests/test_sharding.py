@@ -1,0 +1,110 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.export import Export
+from ldm.callbacks.health import Health
+from ldm.sharding import shard, spread_like, whole
+from tests.tiny import tiny_unet
+from tests.training.tiny import diffusion, fit
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """One process that is all of its group."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, context = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 16)))
+    return x, torch.tensor([501.0, 998.3]), context  # times that bfloat16 would round to 500 and 1000
+
+
+def test_a_sharded_unet_computes_what_it_did(alone: None) -> None:
+    unet = tiny_unet()
+    expected = unet(*inputs())
+    shard(unet)
+    assert all(isinstance(weight, DTensor) for weight in unet.parameters())
+    torch.testing.assert_close(unet(*inputs()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_it_computes_what_a_copy_in_bfloat16_does_and_its_weights_stay_float32(alone: None) -> None:
+    unet = tiny_unet()
+    x, time, context = inputs()
+    expected = deepcopy(unet).bfloat16()(x.bfloat16(), time, context.bfloat16()).float()
+    shard(unet, torch.bfloat16)
+    out = unet(x, time, context)
+    assert out.dtype == torch.float32 and torch.equal(out, expected)
+    out.sum().backward()
+    assert {tensor.dtype for weight in unet.parameters() for tensor in (weight, weight.grad)} == {torch.float32}
+
+
+def test_what_is_spread_is_whole_again(alone: None) -> None:
+    unet = tiny_unet()
+    weight = unet.conv_in.weight.detach().clone()
+    shard(unet)
+    assert torch.equal(whole(spread_like(weight + 1, unet.conv_in.weight)), weight + 1)
+    assert whole(weight) is weight and spread_like(weight, weight) is weight
+
+
+@pytest.fixture
+def ended() -> Iterator[None]:
+    """The process group that a Trainer began is gone afterwards."""
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, ended: None) -> None:
+    plain, ema = diffusion(), EMA(decay=0.9)
+    fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)
+    for steps, resume in ((2, None), (4, tmp_path / "2.ckpt")):
+        module, average = diffusion(), EMA(decay=0.9)
+        strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+        how = {
+            "strategy": strategy,
+            "callbacks": [average, Health(tmp_path), Export(tmp_path)],
+            "gradient_clip_val": 1.0,
+        }
+        trainer = fit(tmp_path, module, steps, resume, **how)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+    checkpoint = torch.load(tmp_path / "4.ckpt", weights_only=True)
+    for name, weight in plain.unet.named_parameters():
+        torch.testing.assert_close(checkpoint["state_dict"][f"unet.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(checkpoint["ema"][name], ema.averages[name], rtol=1e-4, atol=1e-5)
+    exported = load_file(tmp_path / "unet.safetensors")
+    assert all(torch.equal(exported[name], average) for name, average in checkpoint["ema"].items())
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process_does(tmp_path: Path) -> None:
+    tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
+    plain = "optimizer=adamw", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
+    halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
+    whole = "data.batch_size=4", f"run_dir={tmp_path}/one"
+    for how in ((*whole, "trainer.max_steps=6"), (*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
+        command = [sys.executable, "train.py", *tiny, *plain, *how]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    for part in ("state_dict", "ema"):
+        for name, weight in one[part].items():  # means over two batches of 2 are rounded otherwise than over 4
+            torch.testing.assert_close(two[part][name], weight, rtol=1e-4, atol=1e-5)
+    exported = load_file(tmp_path / "two" / "unet.safetensors")
+    assert all(torch.equal(exported[name], average) for name, average in two["ema"].items())
