@@ -86,7 +86,7 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 620"),
+        ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 660"),
         ("data.batch_size=x", "data.batch_size is x, but must be a whole number, such as 64"),
         ("data.batch_size=1.5", "data.batch_size is 1.5, but must be a whole number"),
         ("data.batch_size=true", "data.batch_size is True, but must be a whole number"),

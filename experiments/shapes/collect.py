@@ -62,13 +62,17 @@ def main() -> None:
     parser.add_argument("--speed", type=float, metavar="N", help="images/s")
     args = parser.parse_args()
     runs = sorted((read(path, args.speed) for path in args.runs), key=lambda run: (run["steps"], run["seed"]))
-    longest = [run for run in runs if run["steps"] == runs[-1]["steps"]]
     numbers = [name for name, value in runs[0].items() if isinstance(value, float)]
-    summary = {name: spread([run[name] for run in longest]) for name in numbers}
+    lengths = {run["steps"]: [one for one in runs if one["steps"] == run["steps"]] for run in runs}
+    summary = {
+        steps: {name: spread([run[name] for run in alike]) for name in numbers} for steps, alike in lengths.items()
+    }
     (HERE / "results.json").write_text(json.dumps({"summary": summary, "runs": runs}, indent=2) + "\n")
     plot(runs, HERE / "accuracy.png")
-    for name, value in summary.items():
-        print(f"{name:22} {value['mean']:.4g} ± {value['std']:.2g}")
+    for steps, values in summary.items():
+        print(f"{steps} steps, {len(lengths[steps])} seeds")
+        for name, value in values.items():
+            print(f"  {name:22} {value['mean']:.4g} ± {value['std']:.2g}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ class Page:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.numbers, self.stopped = count(1), set[int]()  # each press of Draw has a number
         with gr.Blocks(title="ldm", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             # The call of the picture that was restored; the paths of this visit; those of them that are on the stage.
             self.parts: Changes = {"restored": gr.State({}), "made": gr.State([]), "shown": gr.State([])}
+            self.parts["number"] = gr.State(0)  # of the last press of Draw
             self._above()
             with gr.Row():
                 with gr.Column(scale=6, min_width=320):
@@ -78,11 +81,11 @@ class Page:
 
     def _connect(self) -> None:
         parts, every = self.parts, list(self.parts.values())
-        named = {parts[name] for name in controls.NAMES} | {parts["restored"], parts["made"]}
-        drawing = gr.on(
-            [parts["draw"].click, parts["prompt"].submit], self.draw, named, every, show_progress_on=parts["stage"]
-        )
-        parts["stop"].click(lambda: STOPPED, None, parts["stage"], cancels=[drawing], queue=False)
+        named = {parts[name] for name in controls.NAMES} | {parts["restored"], parts["made"], parts["number"]}
+        pressed = [parts["draw"].click, parts["prompt"].submit]
+        begun = gr.on(pressed, self.begin, None, [parts["number"], parts["stage"]], queue=False, show_progress="hidden")
+        begun.then(self.draw, named, every, show_progress_on=parts["stage"])
+        parts["stop"].click(self.stop, parts["number"], parts["stage"], queue=False, show_progress="hidden")
         for event, act, given in (
             (parts["model"].input, self._guarded(self.choose), "model"),
             (parts["drop"].upload, self._guarded(self.restore), "drop"),
@@ -107,14 +110,25 @@ class Page:
             traceback.print_exception(error)
         return {self.parts["stage"]: stage.invitation("That did not work", sentence(error)), self.parts["drop"]: None}
 
+    def begin(self) -> tuple[int, str]:
+        """Gives a drawing its number, before it waits for its turn."""
+        return next(self.numbers), WAITING
+
+    def stop(self, number: int) -> str:
+        """Ends that drawing after its current step, or before its first one."""
+        self.stopped.add(number)
+        return STOPPED
+
     def draw(self, given: Changes) -> Iterator[Changes]:
         """Shows the picture while it is drawn, and at the end puts it first into the gallery."""
-        values = {name: given[self.parts[name]] for name in controls.NAMES}
-        yield {self.parts["stage"]: WAITING}
+        values, number = {name: given[self.parts[name]] for name in controls.NAMES}, given[self.parts["number"]]
         try:
             request = controls.request_of(values, given[self.parts["restored"]])
             with closing(in_background(partial(self.service.draw, request))) as told:
                 for one in told:
+                    if number in self.stopped:
+                        yield {self.parts["stage"]: STOPPED}
+                        break
                     if isinstance(one, Step):
                         yield {self.parts["stage"]: stage.drawing(one.estimates, one.done, one.total)}
                     else:
