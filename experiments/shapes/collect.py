@@ -35,7 +35,7 @@ def read(run: Path, speed: float | None) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+    return {"mean": statistics.mean(values)} | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     for steps, values in summary.items():
         print(f"{steps} steps, {len(lengths[steps])} seeds")
         for name, value in values.items():
-            print(f"  {name:22} {value['mean']:.4g} ± {value['std']:.2g}")
+            print(f"  {name:22} {value['mean']:.4g}" + (f" ± {value['std']:.2g}" if "std" in value else ""))
 
 
 if __name__ == "__main__":
