@@ -103,6 +103,11 @@ def from_uint8(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB (b,) of images in [-1, 1]."""
+    return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
+
+
 def to_pil(x: Tensor) -> list[Image.Image]:
     """uint8, or float in [-1, 1]; (b, 3, h, w), or (3, h, w) as a batch of one → a list of RGB pictures."""
     if x.ndim not in (3, 4) or x.shape[-3] != 3:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from ldm.weights.model import Model, read_model
 
 PREVIEW = 16  # latents on a side, which take a sixteenth of the time of Stable Diffusion's 64
 OnStep = Callable[[int, int], None]
-OnPreview = Callable[[int, int, Tensor], None]
+OnEstimate = Callable[[int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,7 @@ class Pipeline:
         seeds: Each[int | Between[int]] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
-        on_preview: OnPreview | None = None,
-        on_estimate: OnPreview | None = None,
+        on_estimate: OnEstimate | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Result:
         """One picture a prompt; the prompt and its seed decide it, to 1/255, at any batch size.
@@ -173,11 +173,10 @@ class Pipeline:
         sampler, spacing and thresholding only. Seeds are 0, 1, … by default. Where memory does not suffice for
         `batch_size` pictures fewer are drawn at a time.
 
-        `on_step(done, total)` counts the steps of all batches; `on_preview(first, step, small)` shows the estimates of
-        a batch, whose first picture is that of the call, as small pictures uint8 (b, 3, h, w), and
-        `on_estimate(first, step, x0)` hands them out as they are, latents; Cancelled is raised between two steps once
-        `cancelled()` says so. Warns of text that the text encoder cannot read and of pictures that are scaled. Raises
-        ValueError for what the model cannot draw with, MemoryError where one picture is too many.
+        `on_step(done, total)` counts the steps of all batches; `on_estimate(first, step, x0)` is given the estimates of
+        a batch, whose first picture is that of the call, latents (b, z, h, w), see `small`; Cancelled is raised between
+        two steps once `cancelled()` says so. Warns of text that the text encoder cannot read and of pictures that are
+        scaled. Raises ValueError for what the model cannot draw with, MemoryError where one picture is too many.
         """
         settings = self.settings.changed(
             {
@@ -209,14 +208,8 @@ class Pipeline:
 
         def draw(batch: list[Item], first: int, done: int, batches: int) -> Tensor:
             step = on_step and (lambda step, steps: on_step(done * steps + step + 1, batches * steps))
-
-            def shown(step: int, x0: Tensor) -> None:
-                if on_preview is not None:
-                    on_preview(first, step, self._small(x0))
-                if on_estimate is not None:
-                    on_estimate(first, step, x0)
-
-            return self._draw(batch, settings, strength, step, shown if on_preview or on_estimate else None, cancelled)
+            estimate = partial(on_estimate, first) if on_estimate else None
+            return self._draw(batch, settings, strength, step, estimate, cancelled)
 
         images, records = [], []
         for batch, drawn in in_batches(items, batch_size, draw):
@@ -267,7 +260,7 @@ class Pipeline:
         settings: Settings,
         strength: float | None,
         on_step: Callable[[int, int], object] | None,
-        on_preview: Callable[[int, Tensor], object] | None,
+        on_estimate: Callable[[int, Tensor], object] | None,
         cancelled: Callable[[], bool] | None,
     ) -> Tensor:
         grid, factor = self._grid(settings, strength), self.multiple
@@ -283,7 +276,7 @@ class Pipeline:
         x = grid.start(noise(START), x0)
         solver = solver_of(settings.sampler, settings.sampler_options)
         with self.offload.using(self.unet, *([] if self.weak is None else [self.weak.unet])):
-            x = sample(solver, denoise, x, grid, noise, on_step, on_preview, cancelled=cancelled)
+            x = sample(solver, denoise, x, grid, noise, on_step, on_estimate, cancelled=cancelled)
         with self.offload.using(self.first_stage):
             drawn = to_uint8(self.first_stage.decode(x, settings.tile))
         return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()
@@ -337,8 +330,9 @@ class Pipeline:
     def _network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         return self.unet(x.to(self.unet.conv_in.weight.dtype), time, context)
 
-    def _small(self, latents: Tensor) -> Tensor:
-        """What the decoder makes of latents that are averaged to at most PREVIEW on a side."""
+    @torch.no_grad()
+    def small(self, latents: Tensor) -> Tensor:
+        """Previews uint8 (b, 3, h, w): what the decoder makes of latents averaged to at most PREVIEW on a side."""
         square = -(-max(latents.shape[2:]) // PREVIEW)
         with self.offload.using(self.first_stage):
             return to_uint8(self.first_stage.decode(avg_pool2d(latents, square, ceil_mode=True))).cpu()

@@ -1,7 +1,7 @@
 """What a walk has come to at each step, as a film or in the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -39,12 +39,12 @@ def _block(above: list[int], below: list[int]) -> str:
 class Previews:
     """Keeps estimates for GIFs, or shows those of one position in the terminal, above the line of progress."""
 
-    def __init__(self, kind: str | None, position: int, progress: Progress) -> None:
-        self.kind, self.position, self.progress = kind, position, progress
+    def __init__(self, kind: str | None, position: int, progress: Progress, small: Callable[[Tensor], Tensor]) -> None:
+        self.kind, self.position, self.progress, self.small = kind, position, progress, small
         self.films: dict[int, list[Tensor]] = {}
 
-    def show(self, first: int, step: int, small: Tensor) -> None:
-        for position, picture in enumerate(small, start=first):
+    def show(self, first: int, step: int, x0: Tensor) -> None:
+        for position, picture in enumerate(self.small(x0), start=first):
             if step == 0:
                 self.films[position] = []
             self.films[position].append(picture)

@@ -15,6 +15,7 @@ from ldm.image import (
     grid,
     load_image,
     pixels,
+    psnr,
     read_metadata,
     resize_and_crop,
     save_png,
@@ -348,3 +349,8 @@ def test_metadata_of_what_is_no_png_is_refused_by_name(tmp_path: Path) -> None:
         read_metadata(tmp_path / "a.jpg")
     with pytest.raises(FileNotFoundError):
         read_metadata(tmp_path / "b.png")
+
+
+def test_a_fifth_of_full_scale_off_is_twenty_decibels() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    torch.testing.assert_close(psnr(x, x + 0.2), torch.full((2,), 20.0))

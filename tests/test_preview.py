@@ -36,7 +36,7 @@ def test_a_terminal_shows_two_pixels_a_character() -> None:
 
 def test_one_position_is_shown_over_its_last_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(3)
-    previews = Previews("terminal", position=1, progress=progress)
+    previews = Previews("terminal", position=1, progress=progress, small=lambda x0: x0)
     for step in range(3):
         progress.done += 1
         previews.show(0, step, torch.stack((HALVES, HALVES)))

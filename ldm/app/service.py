@@ -48,14 +48,15 @@ class Drawn:
 class _Reporter:
     """A pipeline's callbacks as steps."""
 
-    def __init__(self, count: int, tell: Callable[[Step], None]) -> None:
-        self._tell, self._estimates, self._at = tell, [None] * count, (0, 0)
+    def __init__(self, count: int, tell: Callable[[Step], None], small: Callable[[Tensor], Tensor]) -> None:
+        self._small, self._tell = small, tell
+        self._at, self._estimates = (0, 0), list[Tensor | None]([None] * count)
 
     def on_step(self, done: int, total: int) -> None:
         self._at = (done, total)
 
-    def on_preview(self, first: int, _step: int, small: Tensor) -> None:
-        self._estimates[first : first + len(small)] = list(small)
+    def on_estimate(self, first: int, _step: int, x0: Tensor) -> None:
+        self._estimates[first : first + len(x0)] = list(self._small(x0))
         self._tell(Step(*self._at, list(self._estimates)))
 
 
@@ -83,7 +84,7 @@ class Service:
             if cancelled():
                 raise Cancelled("cancelled before it began")
             pipeline, origin = self._pipeline(request.model)
-            reporter = _Reporter(len(request.seeds), tell)
+            reporter = _Reporter(len(request.seeds), tell, pipeline.small)
             call = request.call | {CALLED[name]: image for name, image in request.sources.items()}
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -92,7 +93,7 @@ class Service:
                     seeds=request.seeds,
                     batch_size=len(request.seeds),
                     on_step=reporter.on_step,
-                    on_preview=reporter.on_preview,
+                    on_estimate=reporter.on_estimate,
                     cancelled=cancelled,
                     **call,
                 )

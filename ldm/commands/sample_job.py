@@ -139,13 +139,13 @@ def pictures(
     size = max(map(len, job.batches))
     for k, number in enumerate(numbers):
         batch, wanted = job.batches[number], job.wanted(number)
-        previews = Previews(job.preview, wanted[0][0], progress)
+        previews = Previews(job.preview, wanted[0][0], progress, pipeline.small)
         result = pipeline(
             [picture.prompt for picture in batch],
             seeds=[picture.seed for picture in batch],
             batch_size=size,
             on_step=counter(progress, k, len(numbers)),
-            on_preview=previews.show if job.preview else None,
+            on_estimate=previews.show if job.preview else None,
             **call | own(job, batch, pipeline.settings),
         )
         size = min(size, max(len(one["batch"]["seeds"]) for one in result.settings))  # what memory sufficed for

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.editing import originals_of
-from ldm.image import from_uint8, to_uint8
+from ldm.image import from_uint8, psnr, to_uint8
 from ldm.inside.walk import grid_of
 from ldm.items import Picture, items_of
 from ldm.pipeline import Pipeline
@@ -50,7 +50,8 @@ def ddim_inversion(
         ceiling = to_uint8(pipeline.first_stage.decode(x0))
         noise = inverted(_denoise(pipeline, prompt), x0, grid_of(pipeline, steps), refinements)
     drawn = drawn_from(pipeline, noise, prompt, steps)
-    return Inversion(noise, originals[0].cpu(), drawn, _psnr(drawn, originals[0]), _psnr(ceiling[0], originals[0]))
+    reached = psnr(from_uint8(torch.stack((drawn, ceiling[0].cpu()))), from_uint8(originals.cpu())).tolist()
+    return Inversion(noise, originals[0].cpu(), drawn, *reached)
 
 
 @torch.no_grad()
@@ -90,9 +91,3 @@ def _in_use(pipeline: Pipeline) -> AbstractContextManager[None]:
 def _denoise(pipeline: Pipeline, prompt: str) -> Denoise:
     context = pipeline.text_encoder(pipeline.tokenizer([prompt]).to(pipeline.device))  # (1, n, d)
     return lambda x, t: pipeline.denoiser(x, t, context)
-
-
-def _psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures."""
-    error = (a.cpu().double() - b.cpu().double()).square().mean()
-    return float(10 * torch.log10(255**2 / error))

@@ -7,12 +7,12 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from ldm.image import psnr
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
-from ldm.training.fitting import check_fits
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
-from ldm.weights.native import fill
+from ldm.weights.native import check_fits, fill
 from ldm.weights.parts import first_stage
 
 
@@ -57,7 +57,7 @@ class AutoencoderTraining(LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_fits(self, checkpoint)
+        check_fits(self, checkpoint["state_dict"], "the checkpoint")
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         image, ids, draw = as_float(batch["image"]), batch["id"], batch["draw"]
@@ -89,8 +89,3 @@ class AutoencoderTraining(LightningModule):
             "scale": [round(1 / x, 4) for x in means.std((0, 2, 3)).tolist()],
         }
         return [Part("vae", self.vae, {"kind": "vae", "config": config})]
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB (b,) of images in [-1, 1]."""
-    return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))

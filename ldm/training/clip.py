@@ -12,8 +12,8 @@ from torch import Tensor
 from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
-from ldm.training.fitting import check_fits
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.weights.native import check_fits
 
 
 class ClipTraining(LightningModule):
@@ -32,7 +32,7 @@ class ClipTraining(LightningModule):
         return with_curve(self.make_optimizer(self.clip.parameters()), self.curve, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_fits(self, checkpoint)
+        check_fits(self, checkpoint["state_dict"], "the checkpoint")
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""

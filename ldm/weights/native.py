@@ -5,7 +5,7 @@ Opening one builds the class that its `kind` names from a closed list; nothing e
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,19 @@ def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], source: object, dtype: torch.dtype | None = None) -> nn.Module:
-    """`network` with its parameters replaced by `state`; every missing, unexpected or mis-shaped name is listed."""
+    """`network` with its parameters replaced by `state`. Raises ValueError as `check_fits`, and for NaN."""
+    check_fits(network, state, source)
+    cast = {
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    for name, tensor in cast.items():
+        check_finite(name, tensor, source)
+    network.load_state_dict(cast, assign=True)
+    return network
+
+
+def check_fits(network: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Raises ValueError that lists every tensor of `state` that is missing, unexpected or of another shape."""
     expected = network.state_dict()
     refuse_misfits(
         source,
@@ -114,13 +126,6 @@ def fill(network: nn.Module, state: dict[str, Tensor], source: object, dtype: to
             if name in state and state[name].shape != tensor.shape
         ],
     )
-    cast = {
-        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in state.items()
-    }
-    for name, tensor in cast.items():
-        check_finite(name, tensor, source)
-    network.load_state_dict(cast, assign=True)
-    return network
 
 
 def refuse_misfits(

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ldm.nn.vae import VAE
-from ldm.weights.native import fill, fingerprint, load_network, locate, read_about, save_network
+from ldm.weights.native import check_fits, fill, fingerprint, load_network, locate, read_about, save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_unet, tiny_vae
 
 
@@ -92,3 +93,14 @@ def test_a_fingerprint_tells_values_names_types_and_shapes_apart_and_nothing_els
     ]
     assert len({fingerprint(state) for state in states}) == len(states)
     assert fingerprint({"a": w, "w": w}) == fingerprint({"w": w.clone().requires_grad_(), "a": w})
+
+
+def test_the_weights_of_another_network_are_refused_in_one_sentence() -> None:
+    network = nn.Linear(2, 3)
+    check_fits(network, network.state_dict(), "the checkpoint")
+    for other, told in (
+        (nn.Linear(2, 4), r"weight \[4, 2\] instead of \[3, 2\]"),
+        (nn.Linear(2, 3, bias=False), "bias"),
+    ):
+        with pytest.raises(ValueError, match=rf"the weights in the checkpoint are those of another Linear .*{told}"):
+            check_fits(network, other.state_dict(), "the checkpoint")
