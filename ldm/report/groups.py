@@ -10,7 +10,7 @@ from ldm.report.runs import Run
 # Where results lie and what is shown on the way decides no result.
 NEUTRAL = (
     *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
-    *("data.workers", "data.module.workers", "trainer.log_every_n_steps"),
+    *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
 )
 ABSENT = "–"
 
@@ -111,7 +111,8 @@ def _text(value: Any) -> str:
 
 
 def label_of(differences: list[Difference], position: int, most: int = 60) -> str:
-    """The settings of a group among those that differ."""
+    """The settings of a group among those that differ; what belongs to another of these only where it must."""
+    differences = _telling(differences)
     leaves = [d.key.rpartition(".")[2] for d in differences]
     names = [d.key if leaves.count(leaf) > 1 else leaf for d, leaf in zip(differences, leaves, strict=True)]
     values = [d.values[position] for d in differences]
@@ -122,6 +123,16 @@ def label_of(differences: list[Difference], position: int, most: int = 60) -> st
             return f"{label}, …"
         label += f"{', ' if label else ''}{word}"
     return label
+
+
+def _telling(differences: list[Difference]) -> list[Difference]:
+    """Without the numbers of a schedule where the schedule itself differs, if that still tells all groups apart."""
+    keys = {difference.key for difference in differences}
+    own = [d for d in differences if not any(d.key.startswith(f"{key}.") for key in keys)]
+    enough = len(set(zip(*(d.values for d in own), strict=True))) == len(
+        set(zip(*(d.values for d in differences), strict=True))
+    )
+    return own if enough else differences
 
 
 def _letters(index: int) -> str:

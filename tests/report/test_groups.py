@@ -23,6 +23,18 @@ def test_a_setting_in_several_places_is_told_once(tmp_path: Path) -> None:
     assert difference.also == ["training.schedule._target_"]
 
 
+def test_a_setting_that_belongs_to_another_is_in_the_label_only_where_it_must(tmp_path: Path) -> None:
+    runs = [read_run(made_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
+    runs[1].config["schedule.offset"] = 0.008
+    groups, differences = group_runs(runs)
+    assert [group.label for group in groups] == ["schedule=Flow", "schedule=Cosine"]
+    assert [d.key for d in differences] == ["schedule", "schedule.offset"]
+    runs.append(read_run(made_run(tmp_path / "third", 0, "Cosine")))
+    runs[2].config["schedule.offset"] = 0.01
+    labels = [group.label for group in group_runs(runs)[0]]
+    assert labels == ["schedule=Flow", "schedule=Cosine, offset=0.008", "schedule=Cosine, offset=0.01"]
+
+
 def test_another_seed_of_the_evaluation_is_a_difference(tmp_path: Path) -> None:
     runs = [read_run(made_run(tmp_path / str(seed), seed)) for seed in (1, 2)]
     runs[1].config["evaluation.seed"] = 7
