@@ -1,18 +1,22 @@
-"""How bright pictures come out whose prompt asks for a black, gray or white background → brightness.json and .svg.
+"""How bright pictures come out → brightness.json and .svg.
 
     python experiments/zero_terminal_snr/measure.py runs/zero_terminal_snr/*/
 
-From the checkout. The background is what lies in the frame of three pixels, where no shape reaches; its level is the
-mean over pictures of the frame's median, 0 black to 255 white. The data's own levels are 0, 128 and 255.
+From the checkout. Brightness is read off the latents, since the decoder draws a background as black, gray or white
+whatever it is near to: the place of the corner latents on the line from those of a black picture (0) to those of a
+white one (255). The captions of held-out pictures are drawn without guidance, which exaggerates, and compared with
+those pictures; the empty prompt is drawn, too, where a third of the data is of each background.
 """
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from torch import Tensor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -20,61 +24,112 @@ from matplotlib import pyplot
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from ldm.data.shapes import BACKGROUNDS, held_out_prompts, parse  # noqa: E402 - found by the line before
+from ldm.data.shapes import Shapes, parse  # noqa: E402 - found by the line before
 from ldm.files import write_json  # noqa: E402
+from ldm.image import from_uint8  # noqa: E402
 from ldm.pipeline import Pipeline  # noqa: E402
 from ldm.report.runs import read_run  # noqa: E402
 from ldm.report.statistics import mean  # noqa: E402
 
-COUNT = 64  # prompts a background
-FRAME = 3
+NAMES = ("black", "gray", "white")
+ZERO = "zero terminal SNR"
+COUNT = 64  # prompts a background, and three times as many empty ones
 
 
-def levels(pipeline: Pipeline, spacing: str) -> dict[str, float]:
-    """Background → level of what is drawn."""
-    captions = held_out_prompts(6 * COUNT)
+def corners(latents: Tensor) -> Tensor:
+    """The mean of the four corners (b, z), which shapes seldom reach."""
+    return latents[:, :, :: latents.shape[2] - 1, :: latents.shape[3] - 1].mean((2, 3))
+
+
+class Scale:
+    """Pictures → level, 0 for a black one and 255 for a white one."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        flat = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, *pipeline.settings.size)
+        self._black, white = self._encoded(flat)
+        self._line = (white - self._black) / (white - self._black).square().sum()
+
+    def of(self, images: Tensor) -> float:
+        """The mean level of pictures uint8 (b, 3, h, w)."""
+        return self._level(self._encoded(images)).mean().item()
+
+    def drawn(self, prompts: Sequence[str], spacing: str) -> Tensor:
+        """The level of each picture's background, (n,)."""
+        found: list[Tensor] = []
+
+        def keep(_first: int, step: int, x0: Tensor) -> None:
+            if step == self._pipeline.settings.steps - 1:
+                found.append(corners(x0))
+
+        self._pipeline(prompts, batch_size=COUNT, on_estimate=keep, guidance=1.0, spacing=spacing)
+        return self._level(torch.cat(found))
+
+    def _level(self, corner: Tensor) -> Tensor:
+        return 255 * ((corner - self._black) * self._line).sum(1)
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        return corners(self._pipeline.first_stage.encode(from_uint8(images.contiguous())))
+
+
+def measured(pipeline: Pipeline, spacing: str) -> dict[str, float]:
+    """Offsets of the backgrounds asked for, and the shares of backgrounds, in per cent, where none is."""
+    scale, data = Scale(pipeline), Shapes(seed=2, split="held_out", length=6 * COUNT)
     found = {}
-    for name in BACKGROUNDS:
-        prompts = [caption for caption in captions if parse(caption).background == name][:COUNT]
-        images = pipeline(prompts, batch_size=COUNT, spacing=spacing).images
-        frame = torch.ones(images.shape[2:], dtype=torch.bool)
-        frame[FRAME:-FRAME, FRAME:-FRAME] = False
-        found[name] = images[:, :, frame].float().flatten(1).median(dim=1).values.mean().item()
+    for name in NAMES:
+        samples = [one for one in data if parse(one["caption"]).background == name][:COUNT]
+        drawn = scale.drawn([one["caption"] for one in samples], spacing).mean().item()
+        found[name] = drawn - scale.of(torch.stack([one["image"] for one in samples]))
+    free = scale.drawn([""] * (3 * COUNT), spacing)
+    for name, low, high in (("black", -torch.inf, 64.0), ("gray", 64.0, 191.5), ("white", 191.5, torch.inf)):
+        found[f"{name}, unasked"] = 100 * ((free >= low) & (free < high)).double().mean().item()
     return found
 
 
 def kinds(run: str) -> dict[str, str]:
     """How a run is drawn from → the spacing: a walk that starts before the last index leaves zero SNR unused."""
     if str(read_run(run).config["schedule._target_"]).endswith("zero_terminal_snr"):
-        return {"zero terminal SNR": "trailing"}
+        return {ZERO: "trailing"}
     return {"Stable Diffusion's, leading": "leading", "Stable Diffusion's, trailing": "trailing"}
 
 
 def main(runs: list[str]) -> None:
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    found: dict[str, dict[Any, dict[str, float]]] = defaultdict(dict)  # kind → seed → what is measured
     for run in runs:
         pipeline = Pipeline.load(run)
         for kind, spacing in kinds(run).items():
-            found[kind].append(levels(pipeline, spacing))
-    means = {k: {name: mean([one[name] for one in all_]) for name in BACKGROUNDS} for k, all_ in sorted(found.items())}
-    told: dict[str, Any] = {
-        k: {name: {"level": m.value, "half_interval": m.half, "seeds": m.count} for name, m in row.items()}
-        for k, row in means.items()
+            found[kind][read_run(run).seed] = measured(pipeline, spacing)
+    for kind in [kind for kind in found if kind != ZERO]:
+        pairs = [(found[ZERO][seed], one) for seed, one in found[kind].items() if seed in found[ZERO]]
+        differences = [{name: zero[name] - one[name] for name in one} for zero, one in pairs]
+        found[f"{ZERO} minus {kind}"] = dict(enumerate(differences))
+    means = {
+        kind: {name: mean([one[name] for one in ones.values()]) for name in next(iter(ones.values()))}
+        for kind, ones in sorted(found.items())
     }
-    write_json(HERE / "brightness.json", {"data": BACKGROUNDS, "count": COUNT, "runs": runs, "levels": told})
-    figure, axes = pyplot.subplots(figsize=(4.8, 3.4), layout="constrained")
-    for index, (label, row) in enumerate(means.items()):
-        offsets = [row[name].value - level for name, level in BACKGROUNDS.items()]
-        halves = [row[name].half or 0.0 for name in BACKGROUNDS]
-        places = [place + 0.12 * (index - (len(means) - 1) / 2) for place in range(len(BACKGROUNDS))]
-        axes.errorbar(places, offsets, halves, fmt="o", capsize=3, label=label)
-    axes.axhline(0, color="#888888", lw=0.8)
-    axes.set_xticks(range(len(BACKGROUNDS)), list(BACKGROUNDS))
-    axes.set(xlabel="background asked for", ylabel="level drawn minus the data's, of 255")
-    axes.legend(fontsize=7.5, frameon=False)
+    told: dict[str, Any] = {
+        kind: {name: {"mean": m.value, "half_interval": m.half, "seeds": m.count} for name, m in row.items()}
+        for kind, row in means.items()
+    }
+    write_json(HERE / "brightness.json", {"count": COUNT, "runs": len(runs), "measured": told})
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+    drawn = {kind: row for kind, row in means.items() if " minus " not in kind}
+    for index, (kind, row) in enumerate(drawn.items()):
+        places = [place + 0.12 * (index - (len(drawn) - 1) / 2) for place in range(len(NAMES))]
+        for axes, suffix, expected in ((left, "", 0.0), (right, ", unasked", 100 / 3)):
+            values = [row[name + suffix].value - expected for name in NAMES]
+            halves = [row[name + suffix].half or 0.0 for name in NAMES]
+            axes.errorbar(places, values, halves, fmt="o", capsize=3, label=kind)
+    for axes in (left, right):
+        axes.axhline(0, color="#888888", lw=0.8)
+        axes.set_xticks(range(len(NAMES)), NAMES)
+    left.set(xlabel="background asked for", ylabel="level drawn minus the data's, of 255")
+    right.set(xlabel="background, none asked for", ylabel="share of pictures minus a third, points")
+    left.legend(fontsize=7.5, frameon=False)
     figure.savefig(HERE / "brightness.svg")
-    for label, row in means.items():
-        print(f"{label:32}", *(f"{name} {m.value:6.1f}" for name, m in row.items()))
+    for kind, row in means.items():
+        print(f"{kind:52}", *(f"{name} {m.value:.1f} ± {m.half or 0:.1f}  " for name, m in row.items()))
 
 
 if __name__ == "__main__":
