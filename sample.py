@@ -3,6 +3,8 @@
 import sys
 
 if __name__ == "__main__":
-    from ldm.commands.sample import main
-
+    try:
+        from ldm.commands.sample import main
+    except KeyboardInterrupt:  # which takes seconds
+        sys.exit(130)
     sys.exit(main(sys.argv[1:]))

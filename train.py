@@ -25,6 +25,7 @@ from ldm.config import (
     save_run,
     sentence,
     sweep_folder,
+    waiting,
 )
 from ldm.report.runs import is_finished
 
@@ -45,6 +46,7 @@ def train(config: DictConfig) -> None:
     if config.plan:
         from ldm.plan import print_plan
 
+        lint(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
     settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
@@ -139,6 +141,8 @@ def main(config: DictConfig) -> None:
             return print(f"{run_dir} is finished, and not run again")
         OmegaConf.update(config, "run_dir", str(run_dir))
         OmegaConf.update(config, "resume", config.resume or "auto")
+        # the run's own command, whichever process its launcher runs it in
+        sys.argv = [os.path.relpath(CONF.parent / "train.py"), *hydra_config.overrides.task, f"run_dir='{run_dir}'"]
     try:
         train(config)
     except KeyboardInterrupt:
@@ -151,6 +155,9 @@ def main(config: DictConfig) -> None:
             print(told, file=sys.stderr, flush=True)
             raise CompactHydraException(told) from None
         sys.exit(told)
+    finally:
+        if sweep:
+            waiting(run_dir).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

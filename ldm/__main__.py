@@ -1,7 +1,9 @@
 """The `ldm` command: one module of ldm/commands a subcommand, imported only when it is asked for."""
 
 import argparse
+import re
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 from ldm.commands import edge
@@ -36,11 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1]).command
-    command = import_module(f"ldm.commands.{name}")
-    parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__)
+    try:
+        command = import_module(f"ldm.commands.{name}")
+    except KeyboardInterrupt:  # which takes seconds
+        return 130
+    parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv[1:])
+    args, unknown = parser.parse_known_args(argv[1:])
+    if unknown:
+        near = get_close_matches(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", parser.format_usage()), n=1)
+        parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
     return edge.run(lambda: command.run(args), args.debug)
 
 

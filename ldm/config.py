@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.edge import EXPECTED
 from ldm.files import write_text
 from ldm.report.groups import decisive
-from ldm.report.runs import flatten
+from ldm.report.runs import WAITING, flatten
 
 
 def check_overrides(arguments: list[str], conf: Path) -> None:
@@ -146,6 +150,30 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     readable = re.sub(r"[^\w=.,+-]+", "-", label)[:80]
     return next(iter(parent.glob(f"*_{digest}")), parent / f"{readable}_{digest}")
+
+
+class Waiting(Callback):
+    """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return  # which finds its runs as it goes
+        listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+        overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
+        for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
+            job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overridden))
+            HydraConfig.instance().set_config(job)  # which the job's ${hydra:…} refer to
+            parent, label = Path(job.hydra.sweep.dir), job.hydra.job.override_dirname
+            with open_dict(job):
+                del job["hydra"]
+            if not (folder := sweep_folder(job, parent, label)).exists():
+                waiting(folder).parent.mkdir(parents=True, exist_ok=True)
+                waiting(folder).touch()
+
+
+def waiting(run_dir: Path) -> Path:
+    """The mark of a run that has not begun."""
+    return run_dir.parent / WAITING / run_dir.name
 
 
 def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,16 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_writable(folder: str | Path) -> None:
+    """Before hours of work: raises OSError where files cannot be written into a folder, which may not be there yet."""
+    given = Path(folder).absolute()
+    there = next(path for path in (given, *given.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {folder}: {there} is no folder; give another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into {folder}: {there} is read-only here; give another folder")
+
+
 def is_locked(folder: str | Path) -> bool:
     """Whether a process works in the folder now; the lock of one that died is gone with it."""
     try:

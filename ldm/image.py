@@ -21,6 +21,7 @@ from ldm.files import atomic_write
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own: 256 MiB as RGB
 WHITE = (255, 255, 255)
+REDUCING_GAP = 3.0  # of the fast reduction's sides to the wanted ones: no difference to be seen
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -32,23 +33,28 @@ def load_image(
     background: tuple[int, int, int] = WHITE,
     max_pixels: int = MAX_PIXELS,
     name: str | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """Decode the first frame as RGB, upright, transparency laid on `background`, 16 bits scaled to 8.
 
+    If it will be scaled down to `side` pixels or less, a JPEG is decoded at the fraction of its size that suffices.
     Raises ValueError with `name` (the path, if there is one) and the reason for a file that is no picture, is
     truncated or has more than `max_pixels`; FileNotFoundError for a missing path.
     """
     if isinstance(source, (str, Path)):
         with open(source, "rb") as opened:
-            return load_image(opened, background, max_pixels, name or str(source))
+            return load_image(opened, background, max_pixels, name or str(source), side)
     file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(getattr(file, "name", "the picture"))
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ValueError(f"{image.width}×{image.height} is more than the {max_pixels:,} pixels allowed")
+            if side is not None:
+                image.draft(None, (round(REDUCING_GAP * side),) * 2)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), background)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image, background)
     except UnidentifiedImageError as error:
         expected = ", ".join(FORMATS)
         raise ValueError(f"{name} cannot be read as a picture: it is none of {expected}") from error
@@ -62,7 +68,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     if image.mode.startswith("I"):
         image = _to_8_bits(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return _rgb(image)
     below = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
 
@@ -83,7 +89,11 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
 
 def pixels(image: Image.Image) -> Tensor:
     """One picture → uint8 (3, h, w)."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in _rgb(image).split()]))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -123,14 +133,16 @@ def resize_and_crop(
     """Scale until the picture just covers `size` (a square, or (height, width)), then crop.
 
     `offset` (u, v) in [0, 1]² places the crop: (0, 0) is left and top, (0.5, 0.5) the centre, (1, 1) right and
-    bottom. Lanczos, after a box reduction where the picture shrinks more than threefold.
+    bottom. Lanczos, after a box reduction where the picture shrinks more than `REDUCING_GAP` times.
     """
     height, width = (size, size) if isinstance(size, int) else size
     scale = max(width / image.width, height / image.height)
     left, right = _span(image.width, width, scale, offset[0])
     top, bottom = _span(image.height, height, scale, offset[1])
     box = (left, top, right, bottom)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    if box == (0, 0, width, height) == (0, 0, *image.size):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
 
 
 def _span(length: int, size: int, scale: float, offset: float) -> tuple[float, float]:
@@ -206,7 +218,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             assert isinstance(image, PngImagePlugin.PngImageFile)
             text = image.text.get("ldm", "null")
         metadata = json.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except _DECODE_ERRORS as error:
         raise ValueError(f"{path} cannot be read as a PNG with settings of ldm: {error}") from error

@@ -113,7 +113,7 @@ def _pictures(name: str, given: object, channels: int) -> Any:
 def _picture(name: str, given: object, channels: int) -> Image.Image:
     if isinstance(given, Image.Image):
         return given
-    if isinstance(given, Tensor) and given.ndim == 3 and len(given) == channels:
+    if isinstance(given, Tensor) and given.ndim == 3 and len(given) == channels and given.numel():
         if given.dtype == torch.bool:
             given = given.to(torch.uint8) * 255
         if given.dtype == torch.uint8:

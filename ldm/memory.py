@@ -40,6 +40,11 @@ class Offload:
         if self.mode not in MODES:
             raise ValueError(f"offload is {self.mode!r}, but must be one of {', '.join(MODES)}")
 
+    @property
+    def home(self) -> torch.device:
+        """Where networks wait."""
+        return self.device if self.mode == "none" else torch.device("cpu")
+
     @contextmanager
     def using(self, *networks: nn.Module) -> Iterator[None]:
         """The networks can be called meanwhile, with tensors on the device."""

@@ -3,9 +3,18 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from ldm.items import Item
+from ldm.items import Item, ends
 from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
+
+
+def remarks_of(
+    items: Sequence[Item], size: tuple[int, int], chunks: int, tokenizer: Tokenizer, encoder: TextTower
+) -> list[str]:
+    """Each different one once; pictures are drawn at this size, texts read in so many chunks."""
+    prompts, others, _ = ends([item.prompt for item in items])
+    texts = dict.fromkeys(prompts + others + [item.negative for item in items])
+    return list(dict.fromkeys([*of_text(tokenizer, encoder, list(texts), chunks), *of_sizes(items, size)]))
 
 
 def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chunks: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """How a pipeline draws: what goes for all pictures of a call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from ldm.items import Between, Item
 
@@ -50,6 +50,34 @@ class Settings:
         own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
         drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
         return own | drawn | ({} if strength is None else {"strength": strength})
+
+
+class Changes(TypedDict, total=False):
+    """Settings of one call. Guidance is none of them, since it may differ from picture to picture."""
+
+    size: tuple[int, int] | None
+    sampler: str | None
+    spacing: str | None
+    steps: int | None
+    fixed_steps: bool | None
+    sampler_options: Mapping[str, Any] | None
+    spacing_options: Mapping[str, Any] | None
+    guidance_interval: tuple[float, float] | None
+    guidance_rescale: float | None
+    thresholding: str | None
+    thresholding_options: Mapping[str, Any] | None
+    clip_skip: int | None
+    chunks: int | None
+    tile: int | None
+    noise: str | None
+
+
+def batch_record(batch: Sequence[Item], position: int) -> dict[str, Any]:
+    """The batch decides a picture's every bit: in another one convolutions round differently."""
+    varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
+    varied = {name: values for name, values in varied.items() if len(set(values)) > 1}
+    each = {"prompts": [plain(one.prompt) for one in batch], "seeds": [plain(one.seed) for one in batch]}
+    return {"batch": each | {"position": position} | varied}
 
 
 def plain(value: object) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from ldm.nn.unet import Stage, UNet
 
@@ -39,7 +40,31 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, if it holds but a part of `other`."""
-    if not isinstance(other, DTensor):
+    """This rank's part of a whole tensor, if it holds but a part of `other`, and laid out in memory as that is."""
+    spread = tensor
+    if isinstance(other, DTensor) and not isinstance(tensor, DTensor):
+        spread = distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+    elif tensor.stride() == other.stride():
         return tensor
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(spread)
+
+
+def spread_state(optimizer: Optimizer) -> None:
+    """Makes loaded state lie as its weight does, over ranks and in memory, which fused AdamW takes for granted."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = spread_like(value, weight)
+
+
+def exchange(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Puts `value` in the place of what the parameter holds, which is returned.
+
+    Nothing is copied but what is spread over ranks, since FSDP2 gathers it from where it lay at first.
+    """
+    if not isinstance(parameter, DTensor):
+        held, parameter.data = parameter.data, value
+        return held
+    held = parameter.detach().clone()
+    parameter.detach().copy_(value)
+    return held

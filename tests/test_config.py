@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.config import (
+    Waiting,
     check_given,
     check_overrides,
     check_parallel,
@@ -19,6 +23,7 @@ from ldm.config import (
     save_run,
     sentence,
     sweep_folder,
+    waiting,
 )
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
@@ -250,6 +255,25 @@ def test_a_run_that_is_there_already_is_found_by_its_content_and_not_its_label(t
     folder.mkdir()
     assert sweep_folder(composed("seed=1"), tmp_path, "schedule=flow,seed=1") == folder
     assert sweep_folder(composed(), tmp_path, "a/b[c],d='e f'").name.startswith("a-b-c-,d=-e-f-_")
+
+
+def test_the_runs_of_a_sweep_that_are_not_there_wait_under_the_names_that_they_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    overrides = ["name=test", "seed=1,2,3", "prediction=flow,v", f"hydra.sweep.dir={tmp_path}"]
+    cells = [(seed, kind) for seed in (1, 2, 3) for kind in ("flow", "v")]
+    folders = [
+        sweep_folder(
+            composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"name=test,prediction={kind},seed={seed}"
+        )
+        for seed, kind in cells
+    ]
+    folders[0].mkdir()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        Waiting().on_multirun_start(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
+    assert {*(tmp_path / ".waiting").iterdir()} == {waiting(folder) for folder in folders[1:]}
 
 
 def test_hyperparameters_are_what_was_chosen_and_each_is_told_once() -> None:

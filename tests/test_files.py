@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import pytest
 
-from ldm.files import atomic_write, write_json, write_text
+from ldm.files import atomic_write, check_writable, write_json, write_text
 
 
 def full_disk(file: BinaryIO) -> None:
@@ -90,3 +90,14 @@ def test_json_refuses_nan_before_it_touches_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"cannot write into .*/file/new: .*/file is no folder"):
+        check_writable(tmp_path / "file" / "new")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"cannot write into .*/new: .* is read-only here"):
+        check_writable(tmp_path / "new")

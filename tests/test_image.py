@@ -174,6 +174,19 @@ def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
         load_image(tmp_path / "none.png")
 
 
+def test_a_jpeg_far_larger_than_needed_is_decoded_smaller_and_shows_the_same() -> None:
+    rows, columns = np.mgrid[:1024, :1536] / 1536
+    waves = [np.sin(40 * columns + k) * np.cos(30 * rows) * 100 + 128 for k in range(3)]
+    file = io.BytesIO()
+    Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(file, "JPEG", quality=95)
+    whole = load_image(file.getvalue())
+    for side, size in ((400, (1536, 1024)), (170, (768, 512)), (64, (384, 256)), (8, (192, 128))):
+        small = load_image(file.getvalue(), side=side)
+        assert small.size == size
+        one, other = (to_tensor(resize_and_crop(image, side)) for image in (small, whole))
+        assert psnr(one, other) > 40
+
+
 def test_more_pixels_than_allowed_are_refused_before_they_are_decoded() -> None:
     image = Image.new("RGB", (20, 10))
     assert load_image(encoded(image), max_pixels=200).size == (20, 10)

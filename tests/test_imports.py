@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import ldm
+from ldm.pipeline import Pipeline
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = "commands"
 
@@ -27,6 +30,8 @@ MAY_IMPORT = {
     "settings": {"items"},
     "noise": {"items", "random", "sampling"},
     "memory": set(),
+    "compiling": {"diffusion", "memory", "nn"},
+    "conditioning": {"diffusion", "editing", "items", "nn", "sampling", "settings"},
     "preview": {"image", "files", "progress"},
     "pipeline": {
         "nn",
@@ -42,6 +47,8 @@ MAY_IMPORT = {
         "settings",
         "memory",
         "noise",
+        "compiling",
+        "conditioning",
     },
     "sharding": {"nn"},
     "training": {"diffusion", "nn", "weights", "image", "random", "sharding"},
@@ -143,3 +150,9 @@ def test_a_library_stays_where_it_belongs(library):
 )
 def test_an_import_against_the_design_is_seen(part, source):
     assert refused(part, imported(source))
+
+
+def test_the_pipeline_is_at_the_top_and_nothing_else() -> None:
+    assert ldm.Pipeline is Pipeline
+    with pytest.raises(AttributeError, match="'ldm' has no attribute 'Pipelin'"):
+        ldm.Pipelin  # noqa: B018

@@ -41,6 +41,10 @@ def test_pictures_may_be_tensors_or_pil() -> None:
         ({"image": [None]}, "the image is None, but must be a PIL picture"),
         ({"image": torch.zeros(3, 4, 4)}, r"the image is a torch.float32 tensor of shape \(3, 4, 4\)"),
         ({"image": PIXELS, "prompts": ["a"]}, "there are 1 prompts, 2 images"),
+        (
+            {"image": PIXELS, "mask": torch.zeros(1, 0, 0, dtype=torch.bool)},
+            r"mask is a torch.bool tensor of shape \(1, 0",
+        ),
         ({"image": PIXELS, "mask": torch.ones(3, 2, 4)}, r"the mask is a torch.float32 tensor .* \(1, h, w\)"),
         ({"mask": Image.new("L", (4, 4))}, "a mask was given without an image"),
     ],

@@ -1,6 +1,8 @@
 """Each rule is shown twice: in the sentence that it gives, and in the damage that it is there to prevent."""
 
+import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,6 +182,28 @@ def test_widths_that_differ_are_refused_because_the_network_cannot_multiply_them
         unet(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, 3, 24))
     with pytest.raises(RuntimeError):
         unet(torch.zeros(1, 8, 4, 4), torch.zeros(1), torch.zeros(1, 3, 16))
+
+
+def test_widths_cut_to_fit_instead_would_lose_the_prompt_and_leave_latents_the_noise_that_they_began_as():
+    schedule, means, number = PURE[1], {}, torch.eye(24)[20]  # of a prompt, that says whether the data's mean is ±2
+    grid = Grid.of(schedule, trailing(schedule, 50))
+    x = grid.start(torch.cat((states(), -states())))
+    for width in (24, 16):
+        for prompt in (number, -number):
+            mean = float(prompt[:width] @ (2 * number)[:width])
+            means.setdefault(width, []).append(float(sample(ddim, gaussian(schedule, mean, 0.8), x, grid).mean()))
+    assert means[24] == pytest.approx([2, -2], abs=0.01) and means[16] == pytest.approx([0, 0], abs=0.01)
+
+    def denoise(x, t):
+        """Exact for the four channels that the network takes; an output of 0, under prediction=v, for the others."""
+        others = float(schedule.alpha(torch.tensor(t).double())) * x[:, 4:]
+        return torch.cat((gaussian(schedule, 0.0, 0.1)(x[:, :4], t), others), 1)
+
+    x = grid.start(states().expand(-1, 8, -1, -1))
+    drawn = sample(ddim, denoise, x, grid)
+    left = math.prod(t.alpha * s.alpha + t.sigma * s.sigma for t, s in pairwise(grid.points))  # cosines of small turns
+    torch.testing.assert_close(drawn[:, 4:], left * x[:, 4:])
+    assert left > 0.9 and float(drawn[:, :4].std()) < 0.1
 
 
 @over_pure

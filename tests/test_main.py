@@ -41,3 +41,9 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     told = capsys.readouterr().out
     assert all(f"\n  {name} " in told for name in COMMANDS)
+
+
+def test_a_misspelt_option_is_refused_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["info", "shapes", "--debgu"])
+    assert "unrecognized argument --debgu; did you mean --debug?" in capsys.readouterr().err

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from ldm.callbacks import checkpoint_file
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.export import Export
 from ldm.callbacks.health import Health
-from ldm.sharding import shard, spread_like, whole
+from ldm.callbacks.sharded import ShardedModelParallel
+from ldm.sharding import exchange, shard, spread_like, spread_state, whole
 from tests.tiny import tiny_unet
 from tests.training.tiny import diffusion, fit
 
@@ -63,6 +64,31 @@ def test_what_is_spread_is_whole_again(alone: None) -> None:
     assert whole(weight) is weight and spread_like(weight, weight) is weight
 
 
+def test_a_sharded_unet_computes_with_what_its_weights_were_exchanged_for(alone: None) -> None:
+    unet, other = tiny_unet(), tiny_unet(seed=1)
+    before, after = unet(*inputs()), other(*inputs())
+    shard(unet)
+    unet(*inputs())
+    pairs = list(zip(unet.parameters(), other.parameters(), strict=True))
+    held = [exchange(weight, spread_like(value.detach(), weight)) for weight, value in pairs]
+    torch.testing.assert_close(unet(*inputs()), after, rtol=1e-5, atol=1e-5)
+    for weight, value in zip(unet.parameters(), held, strict=True):
+        exchange(weight, value)
+    torch.testing.assert_close(unet(*inputs()), before, rtol=1e-5, atol=1e-5)
+
+
+def test_loaded_state_is_laid_out_as_its_weight() -> None:
+    """Fused AdamW would take the one's numbers with the other's, and say nothing."""
+    weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    weight.grad = torch.randn_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()
+    state, mean = optimizer.state[weight], optimizer.state[weight]["exp_avg"]
+    state["exp_avg"] = mean.contiguous()
+    spread_state(optimizer)
+    assert torch.equal(state["exp_avg"], mean) and state["exp_avg"].stride() == weight.stride() != (12, 4, 2, 1)
+
+
 @pytest.fixture
 def ended() -> Iterator[None]:
     """The process group that a Trainer began is gone afterwards."""
@@ -75,15 +101,14 @@ def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, en
     fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)
     for steps, resume in ((2, None), (4, tmp_path / "2.ckpt")):
         module, average = diffusion(), EMA(decay=0.9)
-        strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
         how = {
-            "strategy": strategy,
+            "strategy": ShardedModelParallel(),
             "callbacks": [average, Health(tmp_path), Export(tmp_path)],
             "gradient_clip_val": 1.0,
         }
         trainer = fit(tmp_path, module, steps, resume, **how)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
-    checkpoint = torch.load(tmp_path / "4.ckpt", weights_only=True)
+    checkpoint = checkpoint_file.read(tmp_path / "4.ckpt")
     for name, weight in plain.unet.named_parameters():
         torch.testing.assert_close(checkpoint["state_dict"][f"unet.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(checkpoint["ema"][name], ema.averages[name], rtol=1e-4, atol=1e-5)
@@ -102,7 +127,7 @@ def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    one, two = (checkpoint_file.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
     for part in ("state_dict", "ema"):
         for name, weight in one[part].items():  # means over two batches of 2 are rounded otherwise than over 4
             torch.testing.assert_close(two[part][name], weight, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -135,6 +136,9 @@ def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finish
     assert "Traceback" not in run.stderr
     (folder,) = (path.parent for path in tmp_path.glob("*/config.yaml"))
     assert read(folder)["global_step"] == 1
+    assert [*(tmp_path / ".waiting").iterdir()] == []
+    command = (folder / "command.txt").read_text()
+    assert "model.context_width=128" in command and f"run_dir='{folder}'" in shlex.split(command)
     again = finish(start(*sweep))
     assert again.returncode == 1 and f"{folder} is finished, and not run again" in again.stdout
 

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -77,24 +76,9 @@ def measure(kills: int = 50, seed: int = 0) -> dict[str, Any]:
                 progress.step()
             wrong, size = difference(straight, results(folder / str(runs)))
             differing, compared = differing + wrong, compared + size
-        other, held_up = with_other_ranks(folder / "ranks", folder / "straight", draw), stall(folder)
+        other = with_other_ranks(folder / "ranks", folder / "straight", draw)
     survived = {"kills": counts.total(), "at": dict(counts), "runs": runs}
-    return {**survived, "bytes": compared, "bytes_differing": differing, "with_other_ranks": other, "stall": held_up}
-
-
-def stall(folder: Path) -> dict[str, float]:
-    """How long training stands still for a checkpoint of 256 MiB, but for the first one, and how long writing takes."""
-    state, io = {str(i): torch.randn(2**20) for i in range(64)}, checkpoint.AtomicCheckpointIO()
-    times = []
-    for _ in range(4):
-        began = time.perf_counter()
-        with io.holding():
-            io.save_checkpoint(state, folder / "stall.ckpt")
-        copied = time.perf_counter()
-        io.save_checkpoint(state, folder / "stall.ckpt")
-        times.append((copied - began, time.perf_counter() - copied))
-    copying, writing = (median(column) for column in zip(*times[1:], strict=True))
-    return {"copying_seconds": copying, "writing_seconds": writing, "share": copying / writing}
+    return {**survived, "bytes": compared, "bytes_differing": differing, "with_other_ranks": other}
 
 
 def killed(folder: Path, draw: random.Random, seconds: float, most: int) -> Iterator[str]:

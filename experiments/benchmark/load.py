@@ -29,7 +29,8 @@ from ldm.weights.contents import Contents, StoredNetwork, native
 from ldm.weights.convert import write
 from ldm.weights.find import find
 from ldm.weights.single_file import SAMPLING, SCHEDULE
-from ldm.weights.tensors import Tensors, held
+from ldm.weights.tensors import Tensors
+from ldm.weights.values import header, held
 
 ROOT = Path(__file__).parents[2]
 Files = tuple[Path, Path]  # the weights, and a folder of diffusers' configurations for them
@@ -54,7 +55,7 @@ def write_files(folder: Path) -> Files:
         def read(names: Iterable[str]) -> dict[str, Tensor]:
             return {name: block[: meta[name].numel()].view(meta[name].shape) for name in names}
 
-        return Tensors(folder, meta, read)
+        return Tensors(folder, {name: header(tensor) for name, tensor in meta.items()}, read)
 
     files = folder / "sd.safetensors", folder / "config"
     write(stable_diffusion(random), files[0], "single")

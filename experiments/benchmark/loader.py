@@ -1,9 +1,14 @@
-"""Samples a second from the page cache in one process: CachedLatents next to webdataset with .npy members.
+"""Samples a second of processor time from the page cache, in one process: our data sets next to webdataset.
 
     ldm bench loader --json FILE
 
-Both give batches of 64 of float16 moments (8, 64, 64), which is 4 × 64 × 64 latents, with captions, in order; the
-posterior is drawn on the device. The files are written to a temporary folder and read once before.
+Latents are CachedLatents next to webdataset with .npy members: batches of 64 of float16 moments (8, 64, 64), which is
+4 × 64 × 64 latents, with captions, in order; the posterior is drawn on the device. Pictures are Shards, in batches of
+32, next to webdataset's decode("pil") with the same scaling and cropping; next to the decoder alone, Pillow, and
+simplejpeg if it is there, from bytes in memory to an array at the fraction of the size that suffices; and next to the
+least that gives the same batches, which is Pillow with scaling and stacking. They are JPEGs of 512 × 512 read as they
+are, as img2dataset stores them, and of 2048 × 1536 read at 256 × 256.
+The files are written to a temporary folder and read once before. Processor time, because other jobs may run.
 """
 
 import io
@@ -11,73 +16,183 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 import webdataset
+from PIL import Image
 from torch import Tensor
 
-from ldm.data.cache import CachedLatents, read_record, write_shard
+from ldm.data.cache import FORMAT, CachedLatents, read_record, write_shard
 from ldm.data.datamodule import collate
+from ldm.data.shards import Shards
 from ldm.files import write_json
+from ldm.image import REDUCING_GAP, pixels, resize_and_crop
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 SHAPE, COUNT, BATCH, ROUNDS = (8, 64, 64), 2048, 64, 5
 SETTINGS = {"first_stage": "none", "scale": 1.0, "resolution": [512, 512]}
+PICTURES = {"512x512 at 512": ((512, 512), 512, 256), "2048x1536 at 256": ((2048, 1536), 256, 64)}  # count
+PICTURE_BATCH = 32
 
 
-def write(folder: Path) -> None:
+def write_latents(folder: Path) -> None:
     """One cache and one tar of the same samples."""
     moments = np.random.default_rng(0).normal(size=(COUNT, *SHAPE)).astype(np.float16)
     keys = [f"{k:06d}" for k in range(COUNT)]
     captions = [f"caption number {k} of a picture of the usual length" for k in range(COUNT)]
     path = folder / "s.safetensors"
-    write_shard(path, moments, keys, captions, {"settings": SETTINGS})
+    write_shard(path, moments, keys, [[caption] for caption in captions], {"settings": SETTINGS})
     shard = {"name": "s", "samples": COUNT, "sha256": read_record(path)["sha256"]}
-    write_json(folder / "manifest.json", {"format": 1, "settings": SETTINGS, "samples": COUNT, "shards": [shard]})
-    with tarfile.open(folder / "s.tar", "w") as tar:
-        for key, moment, caption in zip(keys, moments, captions, strict=True):
-            file = io.BytesIO()
-            np.save(file, moment)
-            for name, data in ((f"{key}.npy", file.getvalue()), (f"{key}.txt", caption.encode())):
-                header = tarfile.TarInfo(name)
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+    write_json(folder / "manifest.json", {"format": FORMAT, "settings": SETTINGS, "samples": COUNT, "shards": [shard]})
+    files: dict[str, bytes] = {}
+    for key, moment, caption in zip(keys, moments, captions, strict=True):
+        file = io.BytesIO()
+        np.save(file, moment)
+        files |= {f"{key}.npy": file.getvalue(), f"{key}.txt": caption.encode()}
+    write_tar(folder / "s.tar", files)
 
 
-def ours(folder: Path) -> Iterator[Tensor]:
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+def photograph(size: tuple[int, int], seed: int) -> bytes:
+    """A JPEG of about the bytes that a photograph of its size takes: large shapes, and a little grain."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
+    grain = draw.normal(0, 4, (size[1], size[0], 1))
+    shown = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + grain
+    file = io.BytesIO()
+    Image.fromarray(shown.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def latents(folder: Path) -> Iterator[Tensor]:
     stage = SimpleNamespace(source={"fingerprint": "none"}, network=SimpleNamespace(config={"scale": 1.0}))
-    latents = CachedLatents(folder, stage, (512, 512))
+    cached = CachedLatents(folder, stage, (512, 512))
     for start in range(0, COUNT, BATCH):
-        yield collate([{**latents[0, k]} for k in range(start, start + BATCH)])["moments"]
+        yield collate([{**cached[0, k]} for k in range(start, start + BATCH)])["moments"]
 
 
-def theirs(folder: Path) -> Iterator[Tensor]:
+def webdataset_latents(folder: Path) -> Iterator[Tensor]:
     dataset = webdataset.WebDataset(str(folder / "s.tar"), shardshuffle=False).decode().to_tuple("npy", "txt")
     for moments, _ in dataset.batched(BATCH):
         yield torch.as_tensor(moments)
 
 
-def rate(read: Callable[[Path], Iterator[Tensor]], folder: Path) -> float:
-    began = time.perf_counter()
-    count = sum(len(batch) for batch in read(folder))
-    assert count == COUNT
-    return count / (time.perf_counter() - began)
+def pictures(tar: Path, side: int) -> Iterator[Tensor]:
+    shards = Shards(tar, side)
+    for start in range(0, len(shards), PICTURE_BATCH):
+        batch = [{**shards[0, k]} for k in range(start, min(start + PICTURE_BATCH, len(shards)))]
+        yield collate(batch)["image"]
+
+
+def webdataset_pictures(tar: Path, side: int) -> Iterator[Tensor]:
+    def framed(image: Image.Image) -> Tensor:
+        return pixels(resize_and_crop(image, side))
+
+    dataset = webdataset.WebDataset(str(tar), shardshuffle=False).decode("pil").to_tuple("jpg", "txt")
+    for batch, _ in dataset.map_tuple(framed, str).batched(PICTURE_BATCH):
+        yield torch.as_tensor(batch)
+
+
+def pillow_alone(files: list[bytes], side: int) -> Iterator[np.ndarray]:
+    for data in files:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (round(REDUCING_GAP * side),) * 2)
+            yield np.asarray(image)[None]
+
+
+def pillow_batched(files: list[bytes], side: int) -> Iterator[Tensor]:
+    """The least that gives the same batches: decoded, scaled, as tensors, stacked."""
+
+    def one(data: bytes) -> Tensor:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (round(REDUCING_GAP * side),) * 2)
+            image.load()
+            return pixels(resize_and_crop(image, side))
+
+    for start in range(0, len(files), PICTURE_BATCH):
+        yield torch.stack([one(data) for data in files[start : start + PICTURE_BATCH]])
+
+
+def simplejpeg_alone(files: list[bytes], side: int) -> Iterator[np.ndarray]:
+    least = round(REDUCING_GAP * side)
+    for data in files:
+        yield simplejpeg.decode_jpeg(data, min_height=least, min_width=least, min_factor=2)[None]
+
+
+def rates(count: int, contenders: dict[str, Callable[[], Iterator[Any]]]) -> dict[str, float]:
+    """Of each the median samples a second of processor time, over interleaved rounds after one to warm up."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(1 + ROUNDS):
+        for name, read in contenders.items():
+            began = time.process_time()
+            assert sum(len(batch) for batch in read()) == count
+            found[name].append(count / (time.process_time() - began))
+    return {name: median(values[1:]) for name, values in found.items()}
+
+
+def measure_latents(folder: Path) -> dict[str, float]:
+    write_latents(folder)
+    found = rates(COUNT, {"ldm": partial(latents, folder), "webdataset": partial(webdataset_latents, folder)})
+    return found | {"ratio": found["ldm"] / found["webdataset"]}
+
+
+def measure_pictures(folder: Path, size: tuple[int, int], side: int, count: int) -> dict[str, float]:
+    files = [photograph(size, k) for k in range(count)]
+    tar = folder / f"{side}.tar"
+    named = (({f"{k:04d}.jpg": data, f"{k:04d}.txt": b"a caption"}) for k, data in enumerate(files))
+    write_tar(tar, {name: data for sample in named for name, data in sample.items()})
+    contenders: dict[str, Callable[[], Iterator[Any]]] = {
+        "ldm": partial(pictures, tar, side),
+        "webdataset": partial(webdataset_pictures, tar, side),
+        "pillow": partial(pillow_alone, files, side),
+        "pillow_batched": partial(pillow_batched, files, side),
+        **({"simplejpeg": partial(simplejpeg_alone, files, side)} if simplejpeg else {}),
+    }
+    found = rates(count, contenders)
+    return {
+        **found,
+        "ratio": found["ldm"] / found["webdataset"],
+        "share_of_decoder": found["ldm"] / found["pillow"],
+        "share_of_least": found["ldm"] / found["pillow_batched"],
+        "bytes_each": sum(map(len, files)) / count,
+    }
 
 
 def measure() -> dict[str, Any]:
-    """Median samples a second of each over interleaved rounds, the first of which is not counted."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder)
-        found = [(rate(ours, folder), rate(theirs, folder)) for _ in range(1 + ROUNDS)][1:]
-    cached, peer = (median(column) for column in zip(*found, strict=True))
-    return {
-        "latents": {"ldm": cached, "webdataset": peer, "ratio": cached / peer, "unit": "samples/s, one process"},
-        "settings": {"shape": list(SHAPE), "dtype": "float16", "samples": COUNT, "batch": BATCH, "rounds": ROUNDS},
-        "versions": {"torch": torch.__version__, "webdataset": webdataset.__version__},
-    }
+        return {
+            "latents": measure_latents(folder),
+            "pictures": {told: measure_pictures(folder, *how) for told, how in PICTURES.items()},
+            "unit": "samples a second of processor time, one process",
+            "settings": {
+                "latents": {"shape": list(SHAPE), "dtype": "float16", "samples": COUNT, "batch": BATCH},
+                "pictures": {"batch": PICTURE_BATCH, "quality": 90},
+                "rounds": ROUNDS,
+            },
+            "versions": {
+                "torch": torch.__version__,
+                "webdataset": webdataset.__version__,
+                "pillow": PIL.__version__,
+                **({"simplejpeg": simplejpeg.__version__} if simplejpeg else {}),
+            },
+        }

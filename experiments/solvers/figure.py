@@ -64,16 +64,19 @@ def paths(found: dict[str, Any], path: Path) -> None:
 
 def distribution(found: dict[str, Any], path: Path) -> None:
     spacings = [name for name in found if name != "floor"]
-    figure, row = pyplot.subplots(1, len(spacings), figsize=(6.5 * len(spacings), 6), sharey=True, layout="constrained")
+    figure, row = pyplot.subplots(
+        1, len(spacings), figsize=(3.4 * len(spacings), 4.4), sharey=True, layout="constrained"
+    )
     for axes, spacing in zip(row, spacings, strict=True):
         for index, (name, errors) in enumerate(found[spacing].items()):
             curve(axes, name, errors, index)
-        axes.axhline(found["floor"], color="black", linewidth=0.8)
-        finish(axes, f"mixture, {spacing}: sliced Wasserstein distance from the data")
-        axes.set(xlim=(3.7, 140), ylim=(0.7 * found["floor"], 1))
-    row[0].text(4, found["floor"] * 0.97, "as many exact samples", fontsize=8, va="top")
-    row[-1].legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=110)
+        axes.axhspan(*found["floor"], color="black", alpha=0.12, linewidth=0)
+        finish(axes, f"mixture, {spacing}")
+        axes.set_ylim(0.7 * found["floor"][0], 1)
+    row[0].text(4, found["floor"][0] * 0.97, "grey: as many exact samples", fontsize=8, va="top")
+    row[0].set_ylabel("sliced Wasserstein distance")
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(spacings), fontsize=9)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:

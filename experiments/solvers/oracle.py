@@ -56,7 +56,7 @@ class Problem:
 
     def denoiser(self, schedule: Schedule) -> Denoise:
         def denoise(x: Tensor, t: float) -> Tensor:
-            return self.x0(x, *_levels(schedule, t))  # type: ignore[arg-type]  # a schedule hashes by identity  # type: ignore[arg-type]  # a schedule hashes by identity
+            return self.x0(x, *_levels(schedule, t))  # type: ignore[arg-type]  # a schedule hashes by identity
 
         return denoise
 

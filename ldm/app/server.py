@@ -1,12 +1,9 @@
 """Serves the page: to this machine alone unless told otherwise, and asking nobody else for anything."""
 
-from pathlib import Path
-
 import gradio as gr
 from PIL import Image
 
-from ldm.app import stage
-from ldm.app.page import Page
+from ldm.app.page import CSS, Page
 from ldm.app.service import Service
 
 MOST_BYTES = 32 * 2**20  # of an upload
@@ -22,30 +19,22 @@ def serve(service: Service, host: str, port: int) -> gr.Blocks:
     blocks = Page(service).blocks
     blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
     try:
-        _launch(blocks, host, port, service.out)
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            max_file_size=MOST_BYTES,
+            allowed_paths=[str(service.out)],
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            css=CSS,
+            theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
+        )
     except OSError as error:
         raise OSError(
             f"{host} port {port} cannot be served, most likely as it is taken; give another --port"
         ) from error
     return blocks
-
-
-def _launch(blocks: gr.Blocks, host: str, port: int, out: Path) -> None:
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=True,
-        max_file_size=MOST_BYTES,
-        allowed_paths=[str(out)],
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        run_history=False,
-        footer_links=[],
-        css=stage.CSS,
-        theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
-    )

@@ -1,10 +1,12 @@
 """Draws what a page asks for, and keeps it on disk as sample.py does."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from queue import SimpleQueue
+from threading import Event, Lock
 from typing import Any
 
 from PIL.Image import Image
@@ -15,7 +17,6 @@ from ldm.commands.sample_job import Job, Process, file_name, load
 from ldm.commands.sample_sources import CALLED, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline import Pipeline, Result
-from ldm.sampling.driver import Cancelled
 from ldm.settings import Settings
 
 
@@ -32,32 +33,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a request has come; `estimates` are small pictures, uint8 (3, h, w), None where there is none yet."""
+    """How far a request has come, with small pictures of where it leads to."""
 
     done: int
     total: int
-    estimates: list[Tensor | None]
+    estimates: list[Image]
 
 
 @dataclass(frozen=True)
 class Drawn:
     paths: list[Path]
     remarks: list[str]
-
-
-class _Reporter:
-    """A pipeline's callbacks as steps."""
-
-    def __init__(self, count: int, tell: Callable[[Step], None], small: Callable[[Tensor], Tensor]) -> None:
-        self._small, self._tell = small, tell
-        self._at, self._estimates = (0, 0), list[Tensor | None]([None] * count)
-
-    def on_step(self, done: int, total: int) -> None:
-        self._at = (done, total)
-
-    def on_estimate(self, first: int, _step: int, x0: Tensor) -> None:
-        self._estimates[first : first + len(x0)] = list(self._small(x0))
-        self._tell(Step(*self._at, list(self._estimates)))
 
 
 class Service:
@@ -75,28 +61,47 @@ class Service:
     def settings(self, model: str) -> Settings:
         return settings_of(self._path(model))
 
-    def draw(self, request: Request, tell: Callable[[Step | Drawn], None], cancelled: Callable[[], bool]) -> None:
-        """Tells each step, and at last what was drawn.
+    def draw(self, request: Request) -> Generator[Step | Drawn, None, None]:
+        """Each step while it is drawn, then what was drawn; to close it ends the drawing after its current step.
 
-        Raises Cancelled, and ValueError for what cannot be drawn.
+        Raises ValueError for what cannot be drawn.
         """
-        with self._turn:
-            if cancelled():
-                raise Cancelled("cancelled before it began")
+        told: SimpleQueue[Step | Drawn | None] = SimpleQueue()
+        closed = Event()
+        with ThreadPoolExecutor(1) as thread:
+            work = thread.submit(self._draw, request, told.put, closed.is_set)
+            work.add_done_callback(lambda _: told.put(None))
+            try:
+                while (one := told.get()) is not None:
+                    yield one
+                work.result()
+            finally:
+                closed.set()
+
+    def _draw(self, request: Request, tell: Callable[[Step | Drawn], None], cancelled: Callable[[], bool]) -> None:
+        estimates: dict[int, Image] = {}
+        progress = (0, 0)
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal progress
+            progress = done, total
+
+        def on_estimate(first: int, _step: int, x0: Tensor) -> None:
+            estimates.update(enumerate(to_pil(pipeline.small(x0)), first))
+            tell(Step(*progress, list(estimates.values())))
+
+        with self._turn, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             pipeline, origin = self._pipeline(request.model)
-            reporter = _Reporter(len(request.seeds), tell, pipeline.small)
-            call = request.call | {CALLED[name]: image for name, image in request.sources.items()}
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                result = pipeline(
-                    [request.prompt] * len(request.seeds),
-                    seeds=request.seeds,
-                    batch_size=len(request.seeds),
-                    on_step=reporter.on_step,
-                    on_estimate=reporter.on_estimate,
-                    cancelled=cancelled,
-                    **call,
-                )
+            result = pipeline(
+                [request.prompt] * len(request.seeds),
+                seeds=request.seeds,
+                batch_size=len(request.seeds),
+                on_step=on_step,
+                on_estimate=on_estimate,
+                cancelled=cancelled,
+                **request.call | {CALLED[name]: image for name, image in request.sources.items()},
+            )
             tell(Drawn(self._kept(result, origin, request.sources), [str(one.message) for one in caught]))
 
     def _kept(self, result: Result, origin: dict[str, Any], sources: dict[str, Image]) -> list[Path]:

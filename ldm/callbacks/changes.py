@@ -5,21 +5,23 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-SILENT = ("run_dir", "resume", "accept_changes", "name", "plan")  # of this start, not of the run
-# Decides no weight: where results lie, what is shown and measured on the way, and how the work is dealt out. Of the
-# frozen parts the module compares the weights themselves, of the batch this compares the samples of a step.
+# Decides no weight: how it was started, where results lie, what is shown and measured on the way, and how the work is
+# dealt out. Of the frozen parts the module compares the weights themselves, of the batch this compares the samples of
+# a step.
 NEUTRAL = (
+    *("run_dir", "resume", "accept_changes", "name", "plan"),
     *("callbacks", "logger", "metrics", "evaluation", "debug"),
     *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
-    *("data.workers", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
+    *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_steps")
 
 
 class Changes(Callback):
-    """Keeps the `settings`, nested plain data, in checkpoints, and shows what differs from those resumed from.
+    """Keeps the `settings`, nested plain data, in checkpoints, and compares them with those of a run that is resumed.
 
-    Raises ValueError for changes that would lead elsewhere than the run that was never stopped, unless `accepted`.
+    Raises ValueError for changes that would lead elsewhere than the run that was never stopped; `accepted`, they are
+    only shown.
     """
 
     def __init__(self, settings: dict[str, Any], accepted: bool = False) -> None:
@@ -33,22 +35,20 @@ class Changes(Callback):
             _tell("the checkpoint is of an older layout without settings, so that they cannot be compared")
             return
         found = differences(checkpoint["settings"], self.settings)
-        decisive = [line for key, line in found.items() if decides(key, self.settings)]
-        if decisive and not self.accepted:
+        if found and not self.accepted:
             raise ValueError(
-                f"the checkpoint was trained with other settings ({'; '.join(decisive)}), so that going on would not "
+                f"the checkpoint was trained with other settings ({'; '.join(found)}), so that going on would not "
                 "lead where the run was bound for: put them back, or accept it with accept_changes=true"
             )
         if found:
-            _tell(f"settings changed since the checkpoint of step {checkpoint['global_step']}:", *found.values())
+            _tell(f"settings changed since the checkpoint of step {checkpoint['global_step']}:", *found)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """By dotted key, what changed; a key that is new and null changes nothing."""
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The settings that decide weights and changed; one that is new and null changes nothing."""
     before, after = _flat(old), _flat(new)
-    names = (before.keys() | after.keys()) - set(SILENT)
-    keys = sorted(key for key in names if before.get(key) != after.get(key))
-    return {key: f"{key} {before.get(key)} → {after.get(key)}" for key in keys}
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return [f"{key} {before.get(key)} → {after.get(key)}" for key in keys if decides(key, new)]
 
 
 def decides(key: str, settings: dict[str, Any]) -> bool:

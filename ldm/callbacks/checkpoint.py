@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -22,12 +23,14 @@ from ldm.callbacks.interruption import Interruption, say
 from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.steps import ending, stepped
 
+STEP = re.compile(r"step_(\d+)[._]")  # of a checkpoint's files, by their names
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the old file and renames; reads nothing but undamaged tensors and plain data."""
 
     def __init__(self) -> None:
-        self.held: dict[str, Any] | None = None
+        self.held: tuple[Path, dict[str, Any]] | None = None  # where to, and what
         self._holding: str | None = None
         self._memory: list[Tensor] = []
 
@@ -45,7 +48,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if self._holding:
-            self.held = self._copy(checkpoint) if self._holding == "copy" else checkpoint
+            self.held = Path(path), self._copy(checkpoint) if self._holding == "copy" else checkpoint
         else:
             checkpoint_file.write(path, checkpoint)
 
@@ -83,10 +86,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     """Keeps `folder`/last.ckpt: every n optimizer steps, before a validation, at the end, and on a signal.
 
     The newest `keep` stay as step_N.ckpt, too, and for good those of every `keep_every`-th step. The state is copied
-    at the end of a batch, where resuming is exact, and written in the background once the step is logged. A full disk
-    is told and costs only this checkpoint. On Ctrl-C, SIGTERM or SIGUSR1, to whichever rank, the step is finished and
-    saved, and the process exits with 128 + the signal. Lightning runs it after all other callbacks, so that
-    the EMA has taken in the step; it needs the plugin AtomicCheckpointIO.
+    at the end of a batch, where resuming is exact, and written in the background once the step is logged, by all ranks
+    if the strategy gives each its part. A full disk is told and costs only this checkpoint. On Ctrl-C, SIGTERM or
+    SIGUSR1, to whichever rank, the step is finished and saved, and the process exits with 128 + the signal. Lightning
+    runs it after all other callbacks, so that the EMA has taken in the step; it needs the plugin AtomicCheckpointIO.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._copied = self._written = trainer.global_step
         self._stopped_by = None
         if trainer.is_global_zero:
-            for left in self.path.parent.glob(".*.ckpt.*.tmp"):  # by a process killed while it wrote
+            for left in self.path.parent.glob(".*.tmp"):  # by a process killed while it wrote
                 left.unlink()
         self.interruption.watch()
         validate_again(trainer)
@@ -170,7 +173,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._wait()
         self._copied = trainer.global_step
         with self._io(trainer).holding(copy=not ending(trainer)):
-            trainer.save_checkpoint(self.path, weights_only=False)
+            trainer.save_checkpoint(self._own(self._copied), weights_only=False)
 
     def _write(self, trainer: Trainer) -> None:
         """Starts to write the copy, now that all that belongs to its step is logged; stops where that was asked."""
@@ -180,33 +183,36 @@ class Checkpoint(lightning_callbacks.Checkpoint):
                 for logger in trainer.loggers:
                     logger.save()
             held, io.held = io.held, None
-            self._writer = threading.Thread(target=self._publish, args=(held,), name="checkpoint")
+            self._writer = threading.Thread(target=self._publish, args=held, name="checkpoint")
             self._writer.start()
         self._stop_if_asked(trainer)
 
-    def _publish(self, checkpoint: dict[str, Any]) -> None:
-        """Runs beside the training."""
-        step = checkpoint["global_step"]
-        own = self.path.with_name(f"step_{step:08}.ckpt")
+    def _publish(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Runs beside the training; each rank writes its own file, if it has any."""
+        step = self._copied
         kept = f"the older {self.path} is kept" if self.path.exists() else "THERE IS NO OLDER ONE"
         try:
             with survived(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
-                checkpoint_file.write(own, checkpoint)
-                _also_as(own, self.path)
+                checkpoint_file.write(path, checkpoint)
                 self._written = step
-                self._prune(step)
+                if path == self._own(step):
+                    _also_as(path, self.path)
+                    self._prune(step)
         except Exception as error:  # raised again where training waits for this thread
             self._failure = error
 
+    def _own(self, step: int) -> Path:
+        return self.path.with_name(f"step_{step:08}.ckpt")
+
     def _prune(self, step: int) -> None:
-        steps = sorted(
-            int(found[1])
-            for file in self.path.parent.iterdir()
-            if (found := re.fullmatch(r"step_(\d+)\.ckpt", file.name)) and int(found[1]) <= step
-        )
-        for old in steps[: -self.keep]:
-            if not self.keep_every or old % self.keep_every:
-                self.path.with_name(f"step_{old:08}.ckpt").unlink()
+        """Counts what all ranks have written: some may still be writing this step, or have failed to."""
+        found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.match(file.name))]
+        steps = sorted({one for one, _ in found if one <= step}, reverse=True)
+        whole = (one for one in steps if checkpoint_file.is_whole(self._own(one)))
+        oldest = min(islice(whole, self.keep), default=0)
+        for one, file in found:
+            if one < oldest and not (self.keep_every and one % self.keep_every == 0):
+                file.unlink()
 
     def _join(self) -> None:
         if self._writer is not None:

@@ -3,14 +3,17 @@
 import pickle
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.files import atomic_write
+from ldm.weights.sharded import Join, assembled, files
 
 LAST = "last.ckpt"
+UNUSABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, FileNotFoundError)
 
 
 def write(path: str | Path, checkpoint: dict[str, Any]) -> None:
@@ -18,25 +21,46 @@ def write(path: str | Path, checkpoint: dict[str, Any]) -> None:
     atomic_write(path, lambda file: torch.save(checkpoint, file))
 
 
-def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Nothing but tensors and plain data. Raises FileNotFoundError or ValueError, in one sentence."""
+def read(path: str | Path, map_location: Any = "cpu", join: Join = torch.cat) -> dict[str, Any]:
+    """Nothing but tensors and plain data. Raises FileNotFoundError or ValueError, in one sentence.
+
+    `join` makes a tensor of the shards that several ranks wrote.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; give a .ckpt file, or resume=auto")
     if found := damage(path):
         raise ValueError(f"{path} is no checkpoint, is cut short or damaged, or holds more than plain data ({found})")
-    return dict(torch.load(path, map_location=map_location, weights_only=True))
+    return dict(assembled(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
 
 
 def damage(path: str | Path) -> str | None:
     """What keeps the file from being used: every checksum is computed, and its structure is read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():
-                return f"the checksum of {broken} does not hold"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        _check(Path(path))
+        for file in _files(Path(path))[1:]:
+            _check(file)
+    except UNUSABLE as error:
         return " ".join(str(error).split())
     return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether it can be opened and no rank's file is missing; what is in them is not looked at."""
+    try:
+        return bool(_files(path))
+    except UNUSABLE:
+        return False
+
+
+def _files(path: Path) -> list[Path]:
+    return files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+
+def _check(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of {broken} does not hold")
+    torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def newest(folder: str | Path) -> Path | None:

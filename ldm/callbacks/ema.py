@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ldm.sharding import spread_like, whole
+from ldm.sharding import exchange, spread_like
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -109,27 +109,24 @@ class EMA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._weights:
             raise RuntimeError("no checkpoint can be saved while the averages stand in for the training weights")
-        first, *others = ({name: whole(average) for name, average in track.items()} for track in self.tracks)
+        first, *others = (dict(track) for track in self.tracks)
         checkpoint |= {"ema": first, "ema_others": others}
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         saved = [checkpoint.get("ema", {}), *checkpoint.get("ema_others", [])]
         self.tracks = [dict(track) for track in (*saved, *self.tracks[len(saved) :])][: len(self.tracks)]
 
-    @torch.no_grad()
     def _swap_in(self, module: LightningModule) -> None:
         if self._weights:
             raise RuntimeError("the averages are in place of the weights already")
         if not self.averages:  # training has not begun
             return
-        for name, parameter in unet_of(module).named_parameters():
-            self._weights.append(parameter.detach().clone())
-            parameter.copy_(self.averages[name])
+        for name, parameter in unet_of(module).named_parameters():  # an average of its type and device is not copied
+            self._weights.append(exchange(parameter, self.averages[name].to(parameter)))
 
-    @torch.no_grad()
     def _swap_out(self, module: LightningModule) -> None:
         for parameter, weight in zip(unet_of(module).parameters(), self._weights, strict=False):
-            parameter.copy_(weight)
+            exchange(parameter, weight)
         self._weights = []
 
 

@@ -25,7 +25,8 @@ class Health(Callback):
     raises FloatingPointError. Overflows that a scaler of float16 gradients deals with do not count. Every
     `trainer.log_every_n_steps` steps it logs the learning rate, the norms of gradient (before clipping), weights and
     update, the share of time that the GPU works (with nvidia-ml-py installed), and the mean loss since then in
-    `buckets` equal parts of the times, for modules whose steps give "times" and "losses" (b,).
+    `buckets` equal parts of the times, for modules whose steps give "times" and "losses" (b,). Of the n steps since
+    then each measures the update of every n-th weight tensor, so that there is never a copy of all weights.
     """
 
     def __init__(self, folder: str | Path, max_skipped: int = 10, buckets: int = 10) -> None:
@@ -39,15 +40,17 @@ class Health(Callback):
         self._batches: list[dict[str, Any]] = []  # of this optimizer step
         self._losses: list[Tensor] = []
         self._values: dict[str, Any] = {}  # to be logged with this step
-        self._before: list[Tensor] = []  # the weights, until the update is measured
+        self._before: dict[Tensor, Tensor] = {}  # by weight, what it was until this step
+        self._updates: list[Tensor] = []  # norms of the parts measured since the last logging
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if saved := checkpoint.get("health"):
-            self.skipped, buckets = saved["skipped"], saved["buckets"]
+            self.skipped, buckets, self._updates = saved["skipped"], saved["buckets"], list(saved["updates"])
             self._buckets = buckets if trainer.is_global_zero else torch.zeros_like(buckets)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["health"] = {"skipped": self.skipped, "buckets": self._of_all_ranks(trainer).cpu()}
+        buckets, updates = self._of_all_ranks(trainer).cpu(), torch.tensor([float(norm) for norm in self._updates])
+        checkpoint["health"] = {"skipped": self.skipped, "buckets": buckets, "updates": updates}
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batches.append({name: batch[name] for name in ("key", "id", "draw") if name in batch})
@@ -67,30 +70,39 @@ class Health(Callback):
         finite = bool((losses.sum() + (0 if scaled else norm)).isfinite())
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
             self._skip(trainer, optimizer, losses, batches)
-        elif logs(trainer, trainer.global_step + 1):
+            return
+        self._before = {weight: weight.detach().clone() for weight in _turn(trainer, optimizer)}
+        if logs(trainer, trainer.global_step + 1):
             self._values["grad_norm"] = norm
-            self._before = [weight.detach().clone() for weight in _weights(optimizer)]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if "times" in outputs:
             self._count(outputs["times"], outputs["losses"])
+        if self._before:
+            self._updates.append(self._part_of_update())
         if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
         optimizer = trainer.optimizers[0]
         values, self._values = self._values, {}
         values |= {"lr": optimizer.param_groups[0]["lr"], "skipped": self.skipped}
         values["weight_norm"] = _norm([weight.detach() for weight in _weights(optimizer)])
-        if self._before:
-            after = [weight.detach() for weight in _weights(optimizer)]
-            values["update_norm"] = _norm(torch._foreach_sub(after, self._before))
-            self._before = []
+        if self._updates:
+            values["update_norm"] = get_total_norm(self._updates)
+            self._updates = []
         if module.device.type == "cuda" and NVML:
             values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
         values |= self._bucket_means(trainer)
         for logger in trainer.loggers:  # not by module.log, which repeats old values of what a step does not have
             logger.log_metrics({f"train/{name}": float(v) for name, v in values.items()}, trainer.global_step - 1)
+
+    def _part_of_update(self) -> Tensor:
+        """The norm of what the step changed in the weights whose turn it is."""
+        before, self._before = self._before, {}
+        changes = list(before.values())
+        torch._foreach_sub_(changes, [weight.detach() for weight in before])
+        return _norm(changes).float()
 
     def _skip(
         self, trainer: Trainer, optimizer: torch.optim.Optimizer, losses: Tensor, batches: list[dict[str, Any]]
@@ -137,6 +149,12 @@ class Health(Callback):
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _turn(trainer: Trainer, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The weights whose update this step measures: each has one turn from logging to logging."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return _weights(optimizer)[trainer.global_step % every :: every] if every else []
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

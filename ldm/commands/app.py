@@ -10,6 +10,7 @@ from threading import Event
 from ldm.app.models import offered
 from ldm.commands.edge import UsageError
 from ldm.commands.sample_job import DTYPES
+from ldm.files import check_writable
 from ldm.memory import MODES
 
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     for refusal in refusals:
         print(f"not offered: {refusal}", file=sys.stderr)
     out = Path(args.out).expanduser() / time.strftime("%Y-%m-%d_%H-%M-%S")
+    check_writable(out)
     blocks = serve(Service(models, out, args.device, args.precision, args.offload), args.host, args.port)
     print(f"{blocks.local_url}  ({len(models)} models; pictures go to {out}; Ctrl-C ends it)", flush=True)
     try:

@@ -11,13 +11,15 @@ from ldm.files import write_json
 
 CHECKOUT = Path(__file__).parents[2]
 BENCHES = {
+    "checkpoint": ("experiments.benchmark.checkpoint", "how long training waits for a checkpoint, and for its write"),
+    "encode": ("experiments.benchmark.encode", "the whole of `ldm encode`, beside the encoder alone"),
     "faults": ("experiments.benchmark.faults", "runs killed over and over, beside the run that never was"),
     "fid": ("experiments.benchmark.fid", "the Fréchet distance at 2,048 features, beside scipy's sqrtm"),
     "filter": ("experiments.benchmark.filter", "`ldm filter` on 10 M rows, beside pandas and bare reading"),
     "generate": ("experiments.benchmark.generate", "drawing with Stable Diffusion 1.5 at 512x512, beside diffusers"),
     "layouts": ("experiments.layouts.measure", "loss curves of one training, split over ranks in several ways"),
     "load": ("experiments.benchmark.load", "loading Stable Diffusion's weights, beside diffusers and safetensors"),
-    "loader": ("experiments.benchmark.loader", "cached latents a second, next to webdataset"),
+    "loader": ("experiments.benchmark.loader", "cached latents and pictures a second, next to webdataset"),
     "train": ("experiments.benchmark.train", "a training step by the Trainer, beside loops written by hand"),
     "scale": ("experiments.benchmark.scale", "opening and reading 10 to 100,000 shards"),
     "solvers": ("experiments.solvers.measure", "samplers' errors against exact answers, and what a step costs"),

@@ -9,9 +9,10 @@ import torch
 
 from ldm.commands.edge import UsageError
 from ldm.progress import Progress
+from ldm.weights.contents import Contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
 from ldm.weights.find import READABLE, find
-from ldm.weights.native import KINDS
+from ldm.weights.found import KINDS
 from ldm.weights.single_file import Choices
 
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
     )
-    parser.add_argument("--part", choices=list(KINDS), help="only this network of a whole model")
+    parser.add_argument("--part", choices=KINDS, help="only this network of a whole model")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the source")
     parser.add_argument("--shard", metavar="SIZE", help="cut a folder's weights into files of at most this, as in 2GB")
     parser.add_argument("--raw", action="store_true", help="the weights themselves where there is a moving average too")
@@ -37,22 +38,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    shard = None if args.shard is None else size_of(args.shard)
+    shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
     contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
+    _check_used(args, to, contents)
     if args.part:
         contents = part(contents, args.part)
     for note in contents.notes:
         print(note, file=sys.stderr)
-    progress = Progress(sum(len(network.tensors) for network in contents.networks.values()))
-
-    def on_read(tensors: int) -> None:
-        for _ in range(tensors):
-            progress.step()
-
+    progress = Progress(sum(len(network.tensors) for network in contents.networks.values()), "tensors")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    to = args.to or format_of(args.destination)
-    write(verified(contents, dtype, on_read), args.destination, to, shard, args.overwrite)
+    write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
+
+
+def _check_used(args: argparse.Namespace, to: str, contents: Contents) -> None:
+    """Raises UsageError for an option that would do nothing."""
+    if args.shard and to != "diffusers":
+        raise UsageError(f"--shard cuts the files of a diffusers folder, but {args.destination} is to be none")
+    if args.variant and not Path(args.source).expanduser().is_dir():
+        raise UsageError(f"--variant chooses among the files of a diffusers folder, but {args.source} is none")
+    if args.prediction and contents.model.get("prediction") != args.prediction:
+        raise UsageError(f"--prediction is for single files of Stable Diffusion, but {args.source} is {contents.form}")
 
 
 def size_of(text: str) -> int:

@@ -26,7 +26,7 @@ NUMBERS = (
         "step in pixels of the sides of aspect-ratio buckets, such as 64; 0 makes squares of all pictures",
     ),
     ("batch", 32, 1, "pictures a batch"),
-    ("workers", 0, 0, "processes that decode pictures while others are encoded; 0 takes turns"),
+    ("workers", min(4, os.cpu_count() or 1), 0, "processes that decode while others are encoded; 0 takes turns"),
 )
 
 
@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the autoencoder: a file, a diffusers folder or a whole model (default: the small one that ships)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the cache")
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="where captions are, all of which are kept: extensions such as txt or alt.txt, txt:lines (one a line), "
+        "json:FIELD (a string or a list) (default: txt, or else the caption in json)",
+    )
     for name, default, _, unit in NUMBERS:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{unit} (default: %(default)s)")
 
@@ -71,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         "scale": stage.network.config["scale"],
         "resolution": [args.size, args.size],
         **({"buckets": [list(size) for size in sizes]} if sizes else {}),
+        "captions": args.captions,
         "crop": "center",
         "background": list(WHITE),
         "dtype": "float16",
@@ -81,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if not own:
         print(f"rank {rank} of {world} has nothing to do: there are {len(files)} shards")
         return
-    job = Job(files, Shards(own, args.size, buckets=sizes), args.out, settings)
+    job = Job(files, Shards(own, args.size, buckets=sizes, captions=args.captions), args.out, settings)
     todo = job.todo()
     if len(todo) < len(own):
         print(f"going on after {len(own) - len(todo)} of {len(own)} shards", flush=True)
@@ -98,6 +107,10 @@ def run(args: argparse.Namespace) -> None:
     if manifest is None:
         print(f"rank {rank} of {world} is done; the last rank writes the manifest")
         return
+    if manifest["quarantined"] and not manifest["samples"]:
+        raise ValueError(
+            f"none of {manifest['quarantined']:,} samples could be used: see {args.out}/*.quarantine.jsonl"
+        )
     print(f"{manifest['samples']:,} latents in {len(manifest['shards'])} shards of {args.out}")
     if sizes:
         print("train on them with data.bucketed=true and data.global_batch=N")

@@ -21,8 +21,10 @@ from ldm.commands.ema import read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
 from ldm.commands.sample import shown_warnings
+from ldm.commands.sample_arguments import number, one_of, whole
 from ldm.commands.sample_job import DTYPES
 from ldm.evaluation import Job, measure
+from ldm.files import check_writable
 from ldm.lint import Setup, check
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
@@ -36,35 +38,17 @@ from ldm.progress import Progress, clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import READABLE
-from ldm.weights.model import read_model
+from ldm.weights.model import model_fingerprint
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
 
-def one_of(names: Any) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in names:
-            raise ValueError(f"one of {', '.join(names)}")
-        return text
-
-    return read
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise ValueError(f"a whole number from {least} up")
-        return int(text)
-
-    return read
-
-
 SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, between commas, make a sweep
     "steps": (whole(1), "steps of sampling (the model's own)"),
-    "guidance": (float, "guidance scale; 1 is none (the model's own)"),
-    "sampler": (one_of(SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
-    "spacing": (one_of(SPACINGS), "where the steps lie, such as trailing or karras (the model's own)"),
-    "ema-length": (float, "of an average of a run's weights that was trained with ema=power, see `ldm ema`"),
+    "guidance": (number, "guidance scale; 1 is none (the model's own)"),
+    "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
+    "spacing": (one_of(*SPACINGS), "where the steps lie, such as trailing or karras (the model's own)"),
+    "ema-length": (number, "of an average of a run's weights that was trained with ema=power, see `ldm ema`"),
     "seed": (whole(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
 }
 NUMBERS = (
@@ -105,11 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, _, least, _ in NUMBERS:
-        if (value := getattr(args, name.replace("-", "_"))) < least:
-            raise UsageError(f"--{name} {value}: expected {least} or more")
-    given = {name: getattr(args, name.replace("-", "_")) for name in SWEPT}
-    swept = {name: listed(name, text) for name, text in given.items() if text is not None}
+    swept = checked(args)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for one another only at the end
@@ -120,13 +100,24 @@ def run(args: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
+def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
+    """The settings that are swept, with their values. Raises UsageError or OSError for arguments that cannot be."""
+    for name, _, least, _ in NUMBERS:
+        if (value := getattr(args, name.replace("-", "_"))) < least:
+            raise UsageError(f"--{name} {value}: expected {least} or more")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; give the JSON file to write")
+    check_writable(args.out.parent)
+    given = {name: getattr(args, name.replace("-", "_")) for name in SWEPT}
+    return {name: listed(name, text) for name, text in given.items() if text is not None}
+
+
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
-    model = read_model(args.model)
-    size = tuple(model.about["model"]["size"])
-    data = data_of(args.data, size, model.first_stage, args.held_out, args.prompts, args.count)
+    fingerprint = model_fingerprint(args.model)
+    pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
+    data = data_of(args.data, pipeline.settings.size, pipeline.first_stage, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]
-    about, fingerprint = data_about(data.pictures, count), model.fingerprint
-    pipeline = Pipeline.of(model, args.device, DTYPES[args.precision])
+    about = data_about(data.pictures, count)
     ruler = ruler_of(args)
     ruler.to(pipeline.device)
     cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *ruler_about(args, ruler)]))
@@ -134,10 +125,9 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
         print(f"{args.out} holds this evaluation already")
         return
     if not rank:
-        kept = (
-            args.reference or parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
-        )
-        real = reference(kept, ruler.features, pictures_of(data.pictures, count, args.batch), about)
+        own = parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
+        pictures = pictures_of(data.pictures, count, args.batch)
+        real = reference(args.reference or own, ruler.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
@@ -148,13 +138,16 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
     if world > 1:
         dist.barrier()
-    if rank:
-        return
-    where = Where(args.model, fingerprint, pipeline.device, args.precision)
-    write(args.out, [result(cell, where, ruler, real, curves.get(cell.length)) for cell in cells])
+    if not rank:
+        where = Where(args.model, args.data, fingerprint, pipeline.device, args.precision)
+        finish(args.out, cells, [result(cell, where, ruler, real, curves.get(cell.length)) for cell in cells])
+
+
+def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
+    write(out, reports)
     if len(cells) == 1:
-        save_sheet(args.out.with_suffix(".png"), cells[0])
-    shutil.rmtree(parts(args.out))
+        save_sheet(out.with_suffix(".png"), cells[0])
+    shutil.rmtree(parts(out))
 
 
 def parts(out: Path) -> Path:
@@ -167,8 +160,7 @@ def listed(name: str, text: str) -> list[Any]:
     try:
         values = [SWEPT[name][0](one.strip()) for one in text.split(",")]
     except ValueError as error:
-        wanted = "numbers" if SWEPT[name][0] is float else error
-        raise UsageError(f"--{name} {text}: expected {wanted}, several of them between commas") from error
+        raise UsageError(f"--{name} {text}: expected {error}, several of them between commas") from error
     if len(set(values)) < len(values):
         raise UsageError(f"--{name} {text}: a value is given twice; give each once")
     return values

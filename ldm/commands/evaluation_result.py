@@ -31,9 +31,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Where:
-    """The model and the machine."""
+    """The model, what it is compared with, and the machine."""
 
     model: str
+    data: str
     fingerprint: str
     device: torch.device
     precision: str
@@ -44,7 +45,7 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
     job, found, size = cell.job, collect(cell.job), list(cell.job.settings.size)
     metrics = {"sampling_seconds": found.seconds, "nfe": found.calls / job.count}
     metrics |= ruler.metrics(found.rows, found.captions, size, real)
-    source = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
+    source = {**real.about["data"], "data": where.data, "sha256": real.about["sha256"], "size": real.about["size"]}
     trained = trained_as(Path(where.model))
     provenance = Provenance(
         feature_network=ruler.features.about,

@@ -4,14 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.schedule import from_config
-from ldm.diffusion.weighting import WEIGHTINGS
-from ldm.lint import Setup, contradictions
-from ldm.weights.contents import Contents
-from ldm.weights.find import READABLE, find
+from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.recognise import READABLE, recognise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,69 +25,53 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(path: str) -> dict[str, str]:
-    """Name → value, for people. Raises FileNotFoundError or ValueError as `find` does."""
-    if (folder := Path(path).expanduser()).is_dir():
-        from ldm.commands.info_cache import describe_cache, is_cache  # not for a file, which is told in half the time
+    """Name → value, for people. Raises FileNotFoundError or ValueError as `recognise` does."""
+    folder = Path(path).expanduser()
+    try:
+        found = recognise(path)
+    except FileNotFoundError:
+        from ldm.commands.info_cache import describe_cache, is_cache  # here: only these need torch, which takes seconds
 
-        if is_cache(folder):
-            return describe_cache(folder)
-    contents = find(path)
-    lines = _networks(contents)
-    if not (model := contents.model):
-        return lines
-    return lines | {
-        "weights": "; ".join(contents.notes) or "as saved",
+        if not folder.is_dir() or not is_cache(folder):
+            raise
+        return describe_cache(folder)
+    lines = _networks(found) | (_model(found) if found.model else {})
+    if found.model and (folder / "config.yaml").is_file():
+        from ldm.commands.info_run import contradictions_in
+
+        lines |= {"contradictions": "; ".join(contradictions_in(folder, found.model)) or "none"}
+    return lines
+
+
+def _networks(found: Found) -> dict[str, str]:
+    counts = {kind: _parameters(network) for kind, network in found.networks.items()}
+    source, held = found.source, sum(network.tensors.nbytes for network in found.networks.values())
+    lines = {
+        "file": f"{source} ({(source.stat().st_size if source.is_file() else held) / 2**20:,.1f} MiB)",
+        "kind": found.form,
+        "parameters": f"{sum(counts.values()):,}",
+    }
+    settings = {kind: _settings(network.config) for kind, network in found.networks.items()}
+    if len(settings) == 1:
+        return lines | {"architecture": next(iter(settings.values()))}
+    return lines | {kind: f"{counts[kind]:,} parameters, {told}" for kind, told in settings.items()}
+
+
+def _parameters(network: FoundNetwork) -> int:
+    return sum(header.size for header in network.tensors.values() if header.is_float)
+
+
+def _model(found: Found) -> dict[str, str]:
+    model = found.model
+    return {
+        "weights": "; ".join(found.notes) or "as saved",
         "schedule": _settings(model["schedule"]),
         "prediction": model["prediction"],
-        "network's time": model["time"] or "the schedule's default",
+        "network's time": model.get("time") or "the schedule's default",
         "size": "x".join(map(str, model["size"])),
         "sampling": _settings(model["sampling"]),
         **{name.replace("_", " "): _source(model[name]) for name in ("first_stage", "text_encoder") if name in model},
-        "contradictions": "; ".join(contradictions(setup(path, model))) or "none",
     }
-
-
-def setup(path: str, model: dict[str, Any]) -> Setup:
-    """What the linter looks at: how the model is sampled, and how it was trained if `path` is a run's folder."""
-    trained = _trained(Path(path).expanduser() / "config.yaml")
-    schedule, prediction = from_config(model["schedule"]), Prediction(model["prediction"])
-    return Setup(schedule, prediction, time=model["time"], sampling=model["sampling"], **trained)
-
-
-def _trained(config: Path) -> dict[str, Any]:
-    """The settings of training that the linter knows, from a run's config, of which nothing is instantiated."""
-    if not config.is_file():
-        return {}
-    from omegaconf import OmegaConf  # which only a run's folder needs
-
-    tree = {"training": {}, "weighting": {}} | dict(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
-    training, weighting = tree["training"], dict(tree["weighting"])
-    name = weighting.pop("_target_", "").rpartition(".")[2]
-    known = {key: training[key] for key in ("offset_noise", "caption_dropout") if key in training}
-    try:
-        return known | ({"weighting": WEIGHTINGS[name](**weighting)} if name in WEIGHTINGS else {})
-    except TypeError as error:
-        raise ValueError(f"{config} names a weighting that this ldm does not have: {error}") from error
-
-
-def _networks(contents: Contents) -> dict[str, str]:
-    built = {kind: network.blueprint for kind, network in contents.networks.items()}
-    counts = {kind: sum(p.numel() for p in network.parameters()) for kind, network in built.items()}
-    source, held = contents.source, sum(network.tensors.nbytes for network in contents.networks.values())
-    lines = {
-        "file": f"{source} ({(source.stat().st_size if source.is_file() else held) / 2**20:,.1f} MiB)",
-        "kind": contents.form,
-        "parameters": f"{sum(counts.values()):,}",
-    }
-    if len(built) == 1:
-        return lines | {"architecture": _settings(_config(*built.values()))}
-    return lines | {
-        kind: f"{counts[kind]:,} parameters, {_settings(_config(network))}" for kind, network in built.items()
-    }
-
-
-def _config(network: nn.Module) -> dict[str, Any]:
-    return network.config  # type: ignore[return-value]
 
 
 def _settings(values: dict[str, Any]) -> str:

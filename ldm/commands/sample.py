@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,15 @@ from ldm.commands.sample_arguments import Arguments, help_text, parse
 from ldm.commands.sample_job import UNRECORDED, Job, Process, draw
 from ldm.commands.sample_prompts import Picture, pictures_of, read_rows
 from ldm.commands.sample_sources import sources_of
+from ldm.files import check_writable
 from ldm.image import read_metadata
 from ldm.progress import clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
+from ldm.settings import OPTIONED, Settings
 from ldm.weights.find import DEFAULT
 
-CALL = (
-    "negative",
-    "steps",
-    "fixed_steps",
-    "sampler",
-    "spacing",
-    "sampler_options",
-    "spacing_options",
-    "guidance",
-    "guidance_interval",
-    "guidance_rescale",
-    "thresholding",
-    "thresholding_options",
-    "strength",
-    "size",
-    "clip_skip",
-    "chunks",
-    "tile",
-    "noise",
-)  # the keys that a pipeline's call takes
+CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes
 BATCH = 8
 
 
@@ -81,6 +64,7 @@ def fresh(arguments: Arguments) -> Job:
         device=given.get("device", "auto"),
         precision=given.get("precision", "32"),
         offload=given.get("offload", "none"),
+        compile=given.get("compile", False),
         preview=given.get("preview"),
         sources=sources_of(given, recorded={}),
     )
@@ -98,8 +82,7 @@ def again(arguments: Arguments) -> Job:
     try:
         weak = recorded["weak"] or {"model": None, "fingerprint": None}
         fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
-        optioned = ("sampler", "spacing", "thresholding")
-        replaced: dict[str, Any] = {f"{name}_options": {} for name in optioned if name in given}
+        replaced: dict[str, Any] = {f"{name}_options": {} for name in OPTIONED if name in given}
         chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
         return Job(
             batches=[batch_of(recorded["batch"], arguments)],
@@ -110,6 +93,7 @@ def again(arguments: Arguments) -> Job:
             device=chosen["device"],
             precision=chosen["precision"],
             offload=given.get("offload", "none"),
+            compile=chosen["compile"],
             preview=given.get("preview"),
             keep=recorded["batch"]["position"],
             threads=recorded["threads"] if chosen["device"] == "cpu" else None,
@@ -136,11 +120,13 @@ def batch_of(recorded: dict[str, Any], arguments: Arguments) -> list[Picture]:
 def choose_folder(given: str | None) -> Path:
     """`given`, or a new folder named by the time."""
     if given is not None:
-        return Path(given).expanduser()
+        check_writable(folder := Path(given).expanduser())
+        return folder
     if Process.here().count > 1:
         raise UsageError("several processes draw into one folder: give out=")
     stamp = Path("samples") / time.strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp.with_name(f"{stamp.name}_{k}") if k else stamp for k in range(1000))
+    check_writable(stamp.parent)
     return next(name for name in names if not name.exists())
 
 
@@ -157,6 +143,6 @@ def shown_warnings() -> Iterator[None]:
             print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("default")
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         yield

@@ -145,7 +145,24 @@ KEYS = {
     "offload": Key(
         one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
     ),
+    "compile": Key(
+        yes_or_no, "true compiles the UNet, which takes a minute at the first step and pays for many pictures (false)"
+    ),
     "batch_size": Key(whole(1), "pictures at a time; fewer where memory does not suffice (8)"),
+}
+ELSEWHERE = {  # what other programs call them
+    "image": "init",
+    "mask_image": "mask",
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "cfg": "guidance",
+    "scheduler": "sampler",
+    "height": "size",
+    "width": "size",
+    "num_images": "n",
+    "output": "out",
 }
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
@@ -206,11 +223,12 @@ def _value(name: str, value: str) -> Any:
 
 
 def _refuse_misspelt(name: str, equals: str, text: str) -> None:
-    """A single word before `=`, or an option with dashes, that is nearly a key."""
+    """A single word before `=`, or an option with dashes, that is nearly a key or another program's name for one."""
     word = name.lstrip("-").lower().replace("-", "_")
     if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
         return
-    if close := get_close_matches(word, KEYS, n=1, cutoff=0.75):
-        raise UsageError(
-            f"{text!r} looks like {close[0]}={text[len(name) + 1 :]}; write that, or put it after -- if it is a prompt"
-        )
+    known = [*KEYS, *ELSEWHERE, *(() if equals else ("help", "debug"))]
+    if close := get_close_matches(word, known, n=1, cutoff=0.75):
+        key = ELSEWHERE.get(close[0], close[0])
+        meant = f"{key}={text[len(name) + 1 :]}" if key in KEYS else f"--{key}"
+        raise UsageError(f"{text!r} looks like {meant}; write that, or put it after -- if it is a prompt")

@@ -20,7 +20,7 @@ from ldm.pipeline import OnStep, Pipeline
 from ldm.preview import Previews
 from ldm.progress import Progress, clear
 from ldm.settings import Settings
-from ldm.weights.model import Model, read_model
+from ldm.weights.model import model_fingerprint
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 # How pictures were drawn that do not record these.
@@ -38,6 +38,7 @@ UNRECORDED: dict[str, Any] = {
     "noise": "ldm",
     "strength": None,
     "weak": None,
+    "compile": False,
     "init": None,
     "mask": None,
 }
@@ -76,6 +77,7 @@ class Job:
     precision: str
     weak: str | None = None
     offload: str = "none"
+    compile: bool = False
     preview: str | None = None
     keep: int | None = None  # the only position of the only batch that is wanted
     threads: int | None = None
@@ -218,12 +220,14 @@ def save_grid(job: Job) -> None:
 
 def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and what besides the settings of a call decides a picture's every bit."""
-    model, weak = read_as_recorded(job, "model"), read_as_recorded(job, "weak") if job.weak else None
-    pipeline = Pipeline.of(model, process.device(job.device), DTYPES[job.precision], job.offload, weak)
+    fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
+    device, dtype = process.device(job.device), DTYPES[job.precision]
+    pipeline = Pipeline.load(job.model, device, dtype, job.offload, job.weak, job.compile)
     return pipeline, {
         "model": job.model,
-        "fingerprint": model.fingerprint,
-        **({"weak": {"model": job.weak, "fingerprint": weak.fingerprint}} if weak else {}),
+        "fingerprint": fingerprint,
+        **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
+        **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
         "device": pipeline.device.type,
         "precision": job.precision,
@@ -233,16 +237,16 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     }
 
 
-def read_as_recorded(job: Job, key: str) -> Model:
+def fingerprint_as_recorded(job: Job, key: str) -> str:
     """Raises ValueError if it is no longer the one that drew the picture to draw again."""
     path = getattr(job, key)
-    model = read_model(path)
-    if job.fingerprints.get(key) not in (None, model.fingerprint):
+    found = model_fingerprint(path)
+    if job.fingerprints.get(key) not in (None, found):
         raise ValueError(
             f"{key}={path} is no longer the one that drew this picture; "
             f"give {key}= the right one, or another to draw it with that"
         )
-    return model
+    return found
 
 
 def ldm_version() -> str:

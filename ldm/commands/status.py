@@ -10,18 +10,20 @@ from pathlib import Path
 from ldm.files import is_locked
 from ldm.progress import clock
 from ldm.report.comparison import KNOWN
-from ldm.report.runs import SPEED, Run, read_run
+from ldm.report.runs import SPEED, WAITING, Run, read_run
 
+RECORDS = ("config.yaml", "metrics.json")
 SEARCHED = 3  # folders below the given ones
 COLUMNS = ("run", "state", "step", "images/s", "left", "latest")
-ORDER = ("in progress", "starting", "stopped", "damaged", "finished")
+ORDER = ("in progress", "starting", "waiting", "stopped", "damaged", "finished")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "A table of runs: what each is doing, how far it is, how fast, for how long still, and its latest numbers. "
-        "In a terminal it renews itself until Ctrl-C; elsewhere it is printed once. States: starting (before the first "
-        "logged step), in progress, stopped (by a user, a signal or a crash: it goes on with resume=auto), finished."
+        "In a terminal it renews itself until Ctrl-C; elsewhere it is printed once. States: waiting (of a sweep, and "
+        "not begun), starting (before the first logged step), in progress, stopped (by a user, a signal or a crash: "
+        "it goes on with resume=auto), finished."
     )
     parser.add_argument("runs", nargs="*", default=["runs"], metavar="RUNS", help="runs, or folders of them (runs)")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)s)")
@@ -35,8 +37,9 @@ def run(args: argparse.Namespace) -> None:
         if not folders:
             raise FileNotFoundError(f"there is no run in {', '.join(args.runs)}; give the folder that train.py named")
         for folder in folders:
-            if folder not in done or is_locked(folder) or done[folder].state == "in progress":
-                done[folder] = read_run(folder)
+            if folder not in done or is_locked(folder) or done[folder].state in ("in progress", "waiting"):
+                begun = any((folder / name).exists() for name in RECORDS)
+                done[folder] = read_run(folder) if begun else Run(folder, "waiting")
         live = sys.stdout.isatty() and not args.once
         show([done[folder] for folder in folders], live)
         if not live:
@@ -51,7 +54,9 @@ def found(paths: list[str]) -> list[Path]:
         if not path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}; give runs, or a folder of them")
         for folder, below, names in os.walk(path):
-            if {"config.yaml", "metrics.json"} & {*names}:
+            if Path(folder).name == WAITING:
+                folders += [Path(folder).parent / name for name in names]
+            elif {*RECORDS} & {*names}:
                 folders.append(Path(folder))
                 below.clear()
             elif len(Path(folder).relative_to(path).parts) >= SEARCHED:

@@ -1,10 +1,10 @@
 """Latents on disk: the posterior's moments of shards of pictures, and a manifest of what made them.
 
 NAME.safetensors holds, of the n readable samples of NAME.tar in their order, `moments` (n, 2z, h, w) float16,
-`keys` and `captions` as UTF-8 one after the other, and where each ends, `key_ends` and `caption_ends` (n,) int64;
-its metadata holds the shard's record. One file, so that one rename makes all of a shard visible. hashes.npy holds the
-CRC-32 of every key, so that samples are split without opening the shards. manifest.json comes last: without it a
-cache is not whole.
+`keys` and all `captions` as UTF-8 one after the other, where each ends, `key_ends` (n,) and `caption_ends` int64, and
+how many captions there are up to each sample, `caption_groups` (n,); its metadata holds the shard's record. One file,
+so that one rename makes all of a shard visible. hashes.npy holds the CRC-32 of every key, so that samples are split
+without opening the shards. manifest.json comes last: without it a cache is not whole.
 """
 
 import hashlib
@@ -25,15 +25,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.captions import one_of
 from ldm.data.mapped import map_arrays, write_arrays
 from ldm.data.mapped import read_record as read_record  # of a shard of the cache
 from ldm.data.picture import draw_and_index
 from ldm.image import to_uint8
 from ldm.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, HASHES = "manifest.json", "hashes.npy"
-ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends")
+ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends", "caption_groups")
 OPEN = 1000  # shards mapped at once: a process may have 65,530 mappings
 
 
@@ -61,13 +62,15 @@ class Shard:
     key_ends: np.ndarray
     captions: np.ndarray
     caption_ends: np.ndarray
+    caption_groups: np.ndarray
     record: dict[str, Any]
 
     def key(self, row: int) -> str:
         return _text(self.keys, self.key_ends, row)
 
-    def caption(self, row: int) -> str:
-        return _text(self.captions, self.caption_ends, row)
+    def captions_of(self, row: int) -> list[str]:
+        first = self.caption_groups[row - 1] if row else 0
+        return [_text(self.captions, self.caption_ends, k) for k in range(first, self.caption_groups[row])]
 
 
 def _text(column: np.ndarray, ends: np.ndarray, row: int) -> str:
@@ -80,10 +83,11 @@ def _column(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_shard(
-    path: Path, moments: np.ndarray, keys: Sequence[str], captions: Sequence[str], record: dict[str, Any]
+    path: Path, moments: np.ndarray, keys: Sequence[str], captions: Sequence[list[str]], record: dict[str, Any]
 ) -> None:
-    """Atomically; the same samples and record give the same bytes."""
-    columns = (moments, *_column(keys), *_column(captions))
+    """Atomically; the same samples and record give the same bytes. Of `captions` each sample has at least one."""
+    groups = np.cumsum([len(one) for one in captions], dtype=np.int64)
+    columns = (moments, *_column(keys), *_column([text for one in captions for text in one]), groups)
     arrays = dict(zip(ARRAYS, columns, strict=True))
     write_arrays(path, arrays, {**record, "samples": len(keys), "sha256": digest(arrays)})
 
@@ -132,7 +136,8 @@ class CachedLatents(Dataset[LatentSample]):
     Refused with ValueError where another first stage, scale or size made it than the run's. Of a cache that holds
     several sizes those of the run's size are used, with a warning, or all if the batches are `bucketed`. They are
     `mapped`, and so come through the page cache, or lie in `memory`, all read at the start. There is no `flip`, and no
-    random crop: a mirrored latent is not the latent of the mirrored picture.
+    random crop: a mirrored latent is not the latent of the mirrored picture. Of several captions each draw has one,
+    keyed by the `seed`.
     """
 
     def __init__(
@@ -142,8 +147,9 @@ class CachedLatents(Dataset[LatentSample]):
         size: Sequence[int],
         bucketed: bool = False,
         load: Literal["mapped", "memory"] = "mapped",
+        seed: int = 0,
     ) -> None:
-        self.cache = Path(cache)
+        self.cache, self.seed = Path(cache), seed
         manifest = read_manifest(self.cache)
         config = first_stage.network.config
         run = {"first_stage": first_stage.source["fingerprint"], "scale": config["scale"], "resolution": list(size)}
@@ -191,11 +197,12 @@ class CachedLatents(Dataset[LatentSample]):
         return self.starts[-1]
 
     def __getitem__(self, index: int | tuple[int, int]) -> LatentSample:
-        _, position = draw_and_index(index, len(self))
+        draw, position = draw_and_index(index, len(self))
         shard = self._shard(position)
         row = position - self.starts[shard]
         moments, texts = self._map(shard)
-        return {"moments": moments[row], "caption": texts.caption(row), "key": texts.key(row), "id": position}
+        caption = one_of(texts.captions_of(row), self.seed, position, draw)
+        return {"moments": moments[row], "caption": caption, "key": texts.key(row), "id": position}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "mapped": {}}  # a spawned worker maps the files itself

@@ -1,7 +1,8 @@
 """Batches for training and validation, and where in the data a run stands."""
 
-import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -11,19 +12,24 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ldm.data import worker
 from ldm.data.order import BucketOrder, Order
 from ldm.data.tolerant import BadSamples
 
 Sample = dict[str, Any]
+Tokenize = Callable[[list[str]], Tensor]
 
 
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Stacks tensors and numbers; text, and the reasons why samples were replaced, stay lists."""
+def collate(samples: list[Sample], tokenizer: Tokenize | None = None) -> dict[str, Any]:
+    """Stacks tensors and numbers; text, and the reasons why samples were replaced, stay lists.
+
+    With a tokenizer the batch has "tokens" (b, n) of the captions too.
+    """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
         column = [sample[name] for sample in samples]
         batch[name] = column if isinstance(first, str | list) else default_collate(column)
-    return batch
+    return batch if tokenizer is None else {**batch, "tokens": tokenizer(batch["caption"])}
 
 
 class Numbered(Dataset[Sample]):
@@ -50,12 +56,6 @@ class Numbered(Dataset[Sample]):
             return list(pool.map(self.__getitem__, keys))
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole process group; the main process ends its workers when it is ready."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class DataModule(LightningDataModule):
     """`train` in a shuffled order that resumes to the sample; each of `val`, by name, in its own order.
 
@@ -63,6 +63,7 @@ class DataModule(LightningDataModule):
     accumulating gradients. `limit` trains on the first so many samples only, and on the same pictures of them. Each of
     `workers` processes reads two batches ahead, with `readers` threads (for object storage). The state is one integer:
     how many samples all ranks together have trained on. If `bucketed`, every optimizer step is of pictures of one size.
+    If `tokenize`, the workers make the tokens of captions, ahead of the step that reads them.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class DataModule(LightningDataModule):
         max_bad_share: float = 0.01,
         bucketed: bool = False,
         run: int = 1,
+        tokenize: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -96,8 +98,7 @@ class DataModule(LightningDataModule):
         self.train = Numbered(train, size if limit is None else min(limit, size), limit is not None, readers)
         self.val, self.val_batch_size = val, val_batch_size or batch_size
         self.batch_size, self.global_batch, self.workers, self.seed = batch_size, global_batch, workers, seed
-        self.run = run
-        self.bucketed = bucketed
+        self.run, self.bucketed, self.tokenize = run, bucketed, tokenize
         self.seen = 0
         self.bad = BadSamples(max_bad_share, len(self.train))
 
@@ -151,14 +152,21 @@ class DataModule(LightningDataModule):
         which = place % size * stride % size
         return torch.stack((which, torch.full_like(which, size)), dim=1)
 
+    def _tokenizer(self) -> Tokenize:
+        """The trained module's own."""
+        module = self.trainer and self.trainer.lightning_module
+        if not hasattr(module, "tokenizer"):
+            raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: leave it out")
+        return module.tokenizer  # type: ignore[union-attr, return-value]
+
     def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
-            collate_fn=collate,
+            collate_fn=partial(collate, tokenizer=self._tokenizer()) if self.tokenize else collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=worker.begin,
             **how,
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data import worker
 from ldm.data.buckets import Size
 from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings, key_hashes, write_shard
 from ldm.data.mapped import read_record
@@ -30,10 +31,13 @@ class _Readable(Dataset[dict[str, Any]]):
         self.shards = shards
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        key = self.shards.key(index)
         try:
-            return {**self.shards[index]}
+            picture, captions = self.shards.read(index)
+            image = self.shards.framing(picture, captions[0], self.shards.name(index), index, draw=0)
         except ValueError as error:
-            return {"key": self.shards.key(index), "reason": str(error)}
+            return {"key": key, "reason": str(error)}
+        return {"image": image, "captions": captions, "key": key}
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -
         batch_sampler=[batch for shard in todo for batch in plan[shard]],
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=worker.begin,
         prefetch_factor=4 if workers else None,
     )
     batches = iter(loader)
@@ -189,7 +194,7 @@ def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad]) -> 
     for number, (size, target) in enumerate(job.targets(file).items()):
         latents = made[size]
         moments = np.stack(latents.moments) if latents.moments else np.empty((0, 0, 0, 0), np.float16)
-        keys, captions = ([sample[name] for sample in latents.good] for name in ("key", "caption"))
+        keys, captions = ([sample[name] for sample in latents.good] for name in ("key", "captions"))
         quarantined = 0 if number else len(bad)  # counted once, whatever the size that a sample would have had
         record = {"settings": job.settings, "source": job.source(shard), "quarantined": quarantined, "size": size}
         write_shard(target, moments, keys, captions, record)

@@ -4,13 +4,16 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ldm.data.picture import EXTENSIONS, Framing, Sample, caption_in, draw_and_index, read_caption
+from ldm.data.captions import Captions, Text, decoded, one_of
+from ldm.data.picture import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.image import WHITE
 
 METADATA = "metadata.jsonl"
@@ -19,8 +22,9 @@ METADATA = "metadata.jsonl"
 class Folder(Dataset[Sample]):
     """Pictures anywhere below `root`, in the order of their paths; the path below `root` is the sample's key.
 
-    `folder[index]` or `folder[draw, index]`. A picture without a caption, or that cannot be read, raises
-    ValueError when it is asked for; a folder without pictures or without any caption raises it at once.
+    `captions` names other places of captions, see `Captions`, where a row counts as JSON; of several each draw has one,
+    keyed by the seed. `folder[index]` or `folder[draw, index]`. A picture without a caption, or that cannot be read,
+    raises ValueError when it is asked for; a folder without pictures or without any caption raises it at once.
     """
 
     def __init__(
@@ -31,20 +35,24 @@ class Folder(Dataset[Sample]):
         crop: Literal["center", "random"] = "center",
         flip: float = 0.0,
         seed: int = 0,
+        captions: Sequence[str] = (),
     ) -> None:
         self.root = Path(root)
         self.framing = Framing(size, background, crop, flip, seed)
+        self.captions = Captions(tuple(captions))
+        self.places = " or ".join(f".{extension}" for extension in self.captions.extensions)
         files = _files(self.root)
         self.keys = [key for key in files if key.lower().endswith(tuple(f".{e}" for e in EXTENSIONS))]
         if not self.keys:
             raise ValueError(f"{root} holds no pictures: expected files ending in {', '.join(EXTENSIONS)}")
-        self.listed = _listed(self.root, files)
-        self.beside = _beside(self.keys, files)
-        if not any(key in self.listed or key in self.beside for key in self.keys):
+        self.listed = _listed(self.root, files, self.captions)
+        self.beside = _beside(self.keys, files, self.captions)
+        if not any(self.listed.get(key) or key in self.beside for key in self.keys):
             raise ValueError(
-                f"no picture in {root} has a caption: put it beside the picture ({_stem(self.keys[0])}.txt or .json) "
+                f"no picture in {root} has a caption: put it beside the picture ({_stem(self.keys[0])}{self.places}) "
                 f"or in {METADATA}"
             )
+        self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,7 +60,7 @@ class Folder(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
         key = self.keys[position]
-        caption = self._caption(key)
+        caption = one_of(self._captions(key), self.framing.seed, position, draw)
         path = self.root / key
         image = self.framing(path.read_bytes(), caption, str(path), position, draw)
         return {"image": image, "caption": caption, "key": key, "id": position}
@@ -69,13 +77,15 @@ class Folder(Dataset[Sample]):
         """The samples that may stand in for a bad one: all."""
         return range(len(self))
 
-    def _caption(self, key: str) -> str:
-        if key in self.listed:
-            return self.listed[key]
-        if key not in self.beside:
-            raise ValueError(f"{self.root / key} has no caption: no .txt or .json beside it, no row in {METADATA}")
-        path = self.root / self.beside[key]
-        return read_caption(path.read_bytes(), path.suffix[1:], str(path))
+    def _captions(self, key: str) -> list[str]:
+        listed, beside = self.listed.get(key, []), self.beside.get(key, [])
+        if not listed and not beside:
+            raise ValueError(f"{self.root / key} has no caption: no {self.places} beside it, no row in {METADATA}")
+        if listed and not self.captions.places:
+            return listed
+        paths = [(extension, self.root / f"{_stem(key)}.{extension}") for extension in beside]
+        texts = [Text(extension, path.read_bytes(), str(path)) for extension, path in paths]
+        return self.captions.some(listed + self.captions.of_texts(texts), str(self.root / key))
 
 
 def _files(root: Path) -> list[str]:
@@ -94,34 +104,29 @@ def _stem(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _beside(keys: list[str], files: list[str]) -> dict[str, str]:
-    """Picture → caption file of the same name; `.txt` wins over `.json`."""
+def _beside(keys: list[str], files: list[str], captions: Captions) -> dict[str, list[str]]:
+    """Picture → the extensions of the files of the same name to read; none for a picture without."""
     there = set(files)
-    candidates = {key: (f"{_stem(key)}.txt", f"{_stem(key)}.json") for key in keys}
-    return {key: next(n for n in names if n in there) for key, names in candidates.items() if there & {*names}}
+    found = {key: [e for e in captions.extensions if f"{_stem(key)}.{e}" in there] for key in keys}
+    return {key: list(captions.needed(extensions)) for key, extensions in found.items() if extensions}
 
 
-def _listed(root: Path, files: list[str]) -> dict[str, str]:
-    """Picture → caption, from every `metadata.jsonl`, whose file names are relative to its own folder."""
-    captions: dict[str, str] = {}
+def _listed(root: Path, files: list[str], captions: Captions) -> dict[str, list[str]]:
+    """Picture → captions, from every `metadata.jsonl`, whose file names are relative to its own folder."""
+    found: dict[str, list[str]] = {}
     for metadata in (file for file in files if Path(file).name == METADATA):
-        for key, caption in _rows(root / metadata):
-            captions[os.path.normpath(Path(metadata).parent / key)] = caption
-    absent = sorted(captions.keys() - set(files))
+        for key, listed in _rows(root / metadata, captions):
+            found.setdefault(os.path.normpath(Path(metadata).parent / key), []).extend(listed)
+    absent = sorted(found.keys() - set(files))
     if absent:
         warnings.warn(
             f"{METADATA} in {root} names {len(absent)} files that are not there, as {absent[0]}", stacklevel=3
         )
-    return captions
+    return found
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
+def _rows(path: Path, captions: Captions) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(decoded(path.read_bytes(), str(path)).split("\n"), 1):
         where = f"line {number} of {path}"
         try:
             row = json.loads(line) if line.strip() else None
@@ -131,5 +136,5 @@ def _rows(path: Path) -> list[tuple[str, str]]:
             continue
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise ValueError(f'{where} has no "file_name"')
-        rows.append((row["file_name"], caption_in(row, where)))
-    return rows
+        listed = captions.of_row(row)
+        yield row["file_name"], listed if captions.places else captions.some(listed, where)

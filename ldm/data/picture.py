@@ -1,6 +1,5 @@
-"""What every folder and shard of captioned pictures does with a picture's bytes and its caption."""
+"""What every folder and shard of captioned pictures does with a picture's bytes."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -52,7 +51,8 @@ class Framing:
         """uint8 (3, h, w); raises ValueError that names the picture where it cannot be decoded."""
         keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
         u, v, mirror = (float(x) for x in keyed.random(3))
-        image = load_image(data, self.background, name=name)
+        longest = max(side for size in self.buckets or [(self.size,)] for side in size)
+        image = load_image(data, self.background, name=name, side=longest)
         size = nearest(*image.size, self.buckets) if self.buckets else self.size
         image = resize_and_crop(image, size, (u, v) if self.crop == "random" else (0.5, 0.5))
         x = pixels(image)
@@ -65,26 +65,3 @@ def draw_and_index(index: int | tuple[int, int], length: int) -> tuple[int, int]
     if not 0 <= position < length:
         raise IndexError(f"sample {position} of {length}")
     return draw, position
-
-
-def read_caption(data: bytes, extension: str, name: str) -> str:
-    """The caption in a txt file, or in a json file under "caption" or "text"; ValueError naming it otherwise."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from error
-    if extension == "txt":
-        return text.strip()
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
-    return caption_in(value, name)
-
-
-def caption_in(value: object, name: str) -> str:
-    """The string under "caption" or "text" of a JSON object; ValueError naming the file if there is none."""
-    for field in ("caption", "text"):
-        if isinstance(value, dict) and isinstance(value.get(field), str):
-            return str(value[field]).strip()
-    raise ValueError(f'{name} has no caption: expected an object with a string under "caption" or "text"')

@@ -1,4 +1,4 @@
-"""The samples of shards: which bytes are the picture and which the caption. Scanned once, then kept on disk."""
+"""The samples of shards: which bytes are the picture and which its texts. Scanned once, then kept on disk."""
 
 import hashlib
 import os
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm.data.captions import DEFAULT
 from ldm.data.mapped import map_arrays, read_record, write_arrays
 from ldm.data.picture import EXTENSIONS
 from ldm.data.storage import File
 from ldm.data.tar import Member, members
 from ldm.progress import Progress
 
-VERSION = 2
-CAPTIONS = ("txt", "json")
-ARRAYS = ("starts", "spans", "captions", "hashes", "keys", "key_ends")
+VERSION = 3
+ARRAYS = ("starts", "spans", "hashes", "keys", "key_ends")
 # The rule of webdataset: the key is everything up to the first dot of the last part of the name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
@@ -29,14 +29,13 @@ _KEY_AND_EXTENSION = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 class Index:
     """A row a sample, shard after shard; shard k has the rows from starts[k] (s + 1,) to before starts[k + 1].
 
-    spans (n, 4) int64 are picture offset, size, caption offset, size, an offset of -1 where the shard has none;
-    captions (n,) uint8 are places in `CAPTIONS`; hashes (n,) uint32 are the keys' CRC-32; keys are UTF-8, one after
-    the other, each to before key_ends (n,). losses say in words what could not be read of a shard, by its number.
+    spans (n, 1 + t, 2) int64 are offset and size of the picture and of the texts with each of t extensions, an offset
+    of -1 where the shard has none; hashes (n,) uint32 are the keys' CRC-32; keys are UTF-8, one after the other, each
+    to before key_ends (n,). losses say in words what could not be read of a shard, by its number.
     """
 
     starts: np.ndarray
     spans: np.ndarray
-    captions: np.ndarray
     hashes: np.ndarray
     keys: np.ndarray
     key_ends: np.ndarray
@@ -52,20 +51,20 @@ class Index:
         return self.keys[self.key_ends[row - 1] if row else 0 : self.key_ends[row]].tobytes().decode()
 
 
-def load_index(shards: Sequence[File]) -> Index:
-    """Of all shards, mapped from one file in ~/.cache/ldm/index while none of them has changed.
+def load_index(shards: Sequence[File], texts: Sequence[str] = DEFAULT) -> Index:
+    """Of all shards, mapped from one file in ~/.cache/ldm/index while none of them has changed; `texts` are extensions.
 
     Otherwise put together from each one's own index, in a file beside the shard, or in that folder where the shard
     lies in object storage or where its own cannot be written.
     """
     if len(shards) == 1:
-        return _shard_index(shards[0])
-    stamp = _digest(*(f"{shard} {shard.size} {shard.stamp}" for shard in shards))
-    return _kept(_folder() / f"{len(shards)}-shards.{stamp[:32]}.safetensors", stamp, lambda: _joined(shards))
+        return _shard_index(shards[0], texts)
+    stamp = _digest(*texts, *(f"{shard} {shard.size} {shard.stamp}" for shard in shards))
+    return _kept(_folder() / f"{len(shards)}-shards.{stamp[:32]}.safetensors", stamp, lambda: _joined(shards, texts))
 
 
-def _shard_index(shard: File) -> Index:
-    return _kept(_beside(shard), f"{shard.size} {shard.stamp}", lambda: scan(shard))
+def _shard_index(shard: File, texts: Sequence[str]) -> Index:
+    return _kept(_beside(shard), f"{shard.size} {shard.stamp} {' '.join(texts)}", lambda: scan(shard, texts))
 
 
 def _kept(path: Path, stamp: str, make: Callable[[], Index]) -> Index:
@@ -85,10 +84,10 @@ def _kept(path: Path, stamp: str, make: Callable[[], Index]) -> Index:
     return index
 
 
-def _joined(shards: Sequence[File]) -> Index:
+def _joined(shards: Sequence[File], texts: Sequence[str]) -> Index:
     progress, indices = Progress(len(shards), "shards", "indexing: "), []
     with ThreadPoolExecutor(16) as pool:  # for object storage: reading tars' headers from disk keeps one core busy
-        for index in pool.map(_in_memory, shards):
+        for index in pool.map(lambda shard: _in_memory(shard, texts), shards):
             indices.append(index)
             progress.step()
     columns = {name: [getattr(index, name) for index in indices] for name in ARRAYS}
@@ -100,9 +99,9 @@ def _joined(shards: Sequence[File]) -> Index:
     return Index(**{name: np.concatenate(arrays) for name, arrays in columns.items()}, losses=losses)
 
 
-def _in_memory(shard: File) -> Index:
+def _in_memory(shard: File, texts: Sequence[str]) -> Index:
     """Copied, because a process may have no more than 65,530 mapped files."""
-    index = _shard_index(shard)
+    index = _shard_index(shard, texts)
     return Index(**{name: np.array(getattr(index, name)) for name in ARRAYS}, losses=index.losses)
 
 
@@ -124,7 +123,7 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def scan(shard: File) -> Index:
+def scan(shard: File, texts: Sequence[str] = DEFAULT) -> Index:
     """Group the members by key, whatever their order; the last of two members of one name counts, as in tar.
 
     Of a tar cut short, the last sample is left out where it lost a member, and the loss says so.
@@ -134,16 +133,16 @@ def scan(shard: File) -> Index:
     groups: dict[str, dict[str, Member]] = {}
     for member in found:
         match = _KEY_AND_EXTENSION.fullmatch(member.name)
-        if match and match[2].lower() in (*EXTENSIONS, *CAPTIONS):
+        if match and match[2].lower() in (*EXTENSIONS, *texts):
             groups.setdefault(match[1], {})[match[2].lower()] = member
-    if loss and groups and not _complete(groups[last := next(reversed(groups))]):
-        del groups[last]
+    rows = [_row(group, texts) for group in groups.values()]
+    if loss and groups and not _complete(rows[-1]):
+        groups.popitem()
+        rows.pop()
     keys = [key.encode("utf-8", "replace") for key in groups]
-    rows = [_row(group) for group in groups.values()]
     return Index(
         starts=np.array([0, len(keys)]),
-        spans=np.array([row[0] for row in rows], np.int64).reshape(-1, 4),
-        captions=np.array([row[1] for row in rows], np.uint8),
+        spans=np.array(rows, np.int64).reshape(-1, 1 + len(texts), 2),
         hashes=np.array([zlib.crc32(key) for key in keys], np.uint32),
         keys=np.frombuffer(b"".join(keys), np.uint8),
         key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
@@ -151,12 +150,13 @@ def scan(shard: File) -> Index:
     )
 
 
-def _complete(group: dict[str, Member]) -> bool:
-    return any(e in group for e in EXTENSIONS) and any(e in group for e in CAPTIONS)
-
-
-def _row(group: dict[str, Member]) -> tuple[tuple[int, int, int, int], int]:
+def _row(group: dict[str, Member], texts: Sequence[str]) -> list[tuple[int, int]]:
     nothing = Member("", -1, 0)
-    picture = next((group[e] for e in EXTENSIONS if e in group), nothing)
-    kind, caption = next(((k, group[e]) for k, e in enumerate(CAPTIONS) if e in group), (0, nothing))
-    return (picture.offset, picture.size, caption.offset, caption.size), kind
+    picture = next((group[extension] for extension in EXTENSIONS if extension in group), nothing)
+    found = [picture, *(group.get(extension, nothing) for extension in texts)]
+    return [(member.offset, member.size) for member in found]
+
+
+def _complete(row: list[tuple[int, int]]) -> bool:
+    picture, *texts = (offset >= 0 for offset, _ in row)
+    return picture and any(texts)

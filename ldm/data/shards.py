@@ -4,6 +4,7 @@ import glob
 import re
 import warnings
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.buckets import Size
-from ldm.data.picture import EXTENSIONS, Framing, Sample, draw_and_index, read_caption
-from ldm.data.shard_index import CAPTIONS, load_index
+from ldm.data.captions import Captions, Text, one_of
+from ldm.data.picture import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.shard_index import load_index
 from ldm.data.storage import File, local_file, remote_files
 from ldm.image import WHITE
 
@@ -22,6 +24,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class Shards(Dataset[Sample]):
     """Samples KEY.png (jpg, jpeg, webp) with KEY.txt, or KEY.json with "caption", in the order of the tars.
 
+    `captions` names other places of captions, see `Captions`; of several each draw has one, keyed by the seed.
     `urls` is a path, a pattern such as emoji-{00000..00003}.tar or emoji-*.tar, a folder, an address that fsspec
     opens, such as s3://bucket/folder, or a list of these. `shards[index]` or `shards[draw, index]`; a sample that
     lacks a member or cannot be read raises ValueError or OSError when it is asked for. A tar cut short is used as far
@@ -37,38 +40,55 @@ class Shards(Dataset[Sample]):
         flip: float = 0.0,
         seed: int = 0,
         buckets: Sequence[Size] = (),
+        captions: Sequence[str] = (),
     ) -> None:
         self.framing = Framing(size, background, crop, flip, seed, tuple(buckets))
+        self.captions = Captions(tuple(captions))
         self.files = find_tars(urls)
-        self.index = load_index(self.files)
+        self.index = load_index(self.files, self.captions.extensions)
         for shard, loss in self.index.losses.items():
             warnings.warn(f"{self.files[shard]} is cut short or damaged: {loss}", stacklevel=2)
-        if not (self.index.spans[:, 0] >= 0).any():
-            raise ValueError(f"{urls} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
+        where = str(self.files[0]) + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+        picture, *texts = (bool((column >= 0).any()) for column in self.index.spans[..., 0].T)
+        if not picture:
+            raise ValueError(f"{where} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
+        self.captions.check({*compress(self.captions.extensions, texts)}, where)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
+        picture, captions = self.read(position)
+        caption = one_of(captions, self.framing.seed, position, draw)
+        image = self.framing(picture, caption, self.name(position), position, draw)
+        return {"image": image, "caption": caption, "key": self.key(position), "id": position}
+
+    def read(self, position: int) -> tuple[bytes, list[str]]:
+        """The file of a picture, and all its captions."""
         file, key = self.files[self.index.shard(position)], self.key(position)
-        picture_at, picture_size, caption_at, caption_size = self.index.spans[position].tolist()
-        if picture_at < 0 or caption_at < 0:
-            raise ValueError(f"{file} has no {'picture' if picture_at < 0 else '.txt or .json'} for {key}")
-        picture, text = file.read((picture_at, picture_size), (caption_at, caption_size))
-        extension = CAPTIONS[self.index.captions[position]]
-        caption = read_caption(text, extension, f"{key}.{extension} in {file}")
-        image = self.framing(picture, caption, f"{key} in {file}", position, draw)
-        return {"image": image, "caption": caption, "key": key, "id": position}
+        picture, *texts = self.index.spans[position].tolist()
+        named = zip(self.captions.extensions, texts, strict=True)
+        needed = self.captions.needed([(extension, span) for extension, span in named if span[0] >= 0])
+        if picture[0] < 0 or not needed:
+            lacking = "picture" if picture[0] < 0 else " or ".join(f".{e}" for e in self.captions.extensions)
+            raise ValueError(f"{file} has no {lacking} for {key}")
+        data, *contents = file.read(picture, *(span for _, span in needed))
+        read = [Text(e, text, f"{key}.{e} in {file}") for (e, _), text in zip(needed, contents, strict=True)]
+        return data, self.captions.some(self.captions.of_texts(read), read[-1].name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "index": None}  # a spawned worker maps it itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, index=load_index(state["files"]))
+        vars(self).update(state, index=load_index(state["files"], state["captions"].extensions))
 
     def key(self, index: int) -> str:
         return self.index.key(index)
+
+    def name(self, index: int) -> str:
+        """For people."""
+        return f"{self.key(index)} in {self.files[self.index.shard(index)]}"
 
     @property
     def hashes(self) -> np.ndarray:

@@ -58,9 +58,9 @@ class File:
 
         Raises OSError that names the file where it cannot be read, there after `TRIES` attempts.
         """
-        if self.path:
+        if "://" not in self.url:
             # Opened anew each time: a descriptor would not survive pickling into a spawned worker, and costs 10 µs.
-            with open(self.path, "rb") as file:
+            with open(self.url, "rb") as file:
                 return [os.pread(file.fileno(), size, offset) for offset, size in spans]
         first, last = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
         if last - first > sum(size for _, size in spans) + GAP:

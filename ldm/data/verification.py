@@ -55,10 +55,10 @@ def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], gla
         return
     if shard.record.get("settings") != settings:
         yield f"{path} was encoded with other settings than the manifest's; encode the shards into a new folder"
-    counts = {len(shard.moments), len(shard.key_ends), len(shard.caption_ends), entry["samples"]}
+    counts = {len(shard.moments), len(shard.key_ends), len(shard.caption_groups), entry["samples"]}
     if len(counts) > 1:
-        yield f"{path} holds {len(shard.moments)} latents, {len(shard.key_ends)} keys and " + (
-            f"{len(shard.caption_ends)} captions, where the manifest says {entry['samples']}"
+        yield f"{path} holds {len(shard.moments)} latents, {len(shard.key_ends)} keys and the captions of " + (
+            f"{len(shard.caption_groups)} samples, where the manifest says {entry['samples']}"
         )
     if glance:
         return
@@ -81,13 +81,13 @@ def shard_problems(tar: File) -> list[str]:
         return [str(error)]
     told = [f"{tar} is cut short or damaged: {loss}" for loss in index.losses.values()]
     keys = [index.key(row) for row in range(len(index))]
-    for column, what in ((0, "picture"), (2, "caption (.txt or .json)")):
-        lacking = [key for key, span in zip(keys, index.spans, strict=True) if span[column] < 0]
-        if lacking:
-            told.append(f"{tar} has no {what} for {_some(lacking)}")
-    empty = [key for key, span in zip(keys, index.spans, strict=True) if span[0] >= 0 and span[1] == 0]
-    if empty:
-        told.append(f"{tar} holds a picture of 0 bytes for {_some(empty)}")
+    there = index.spans[..., 0] >= 0
+    for found, what in ((there[:, 0], "picture"), (there[:, 1:].any(1), "caption (.txt or .json)")):
+        if not found.all():
+            told.append(f"{tar} has no {what} for {_some([keys[row] for row in np.flatnonzero(~found)])}")
+    empty = np.flatnonzero(there[:, 0] & (index.spans[:, 0, 1] == 0))
+    if len(empty):
+        told.append(f"{tar} holds a picture of 0 bytes for {_some([keys[row] for row in empty])}")
     return told
 
 

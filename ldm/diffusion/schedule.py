@@ -38,6 +38,10 @@ class Discrete:
     discrete = True
 
     def __init__(self, name: str, betas: Tensor, **settings: float) -> None:
+        if len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(
+                f"the {name} schedule needs 2 betas or more, each above 0 and below 1, which {settings} do not give"
+            )
         alpha_bar = torch.cumprod(1 - betas.double(), dim=0)
         self.name = name
         self.config = {"name": name, **settings}
@@ -105,7 +109,7 @@ class Flow:
     discrete = False
 
     def __init__(self, shift: float = 1.0) -> None:
-        if shift <= 0:
+        if not 0 < shift < inf:
             raise ValueError(f"the flow schedule's shift is {shift}, but must be positive")
         self.shift = shift
         self.config = {"name": "flow", "shift": shift}
@@ -262,11 +266,11 @@ def from_config(config: dict[str, Any]) -> Schedule:
         raise ValueError(f"a schedule is described by its name and settings, not by {config!r}")
     settings = dict(config)
     name = settings.pop("name", None)
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"the schedule is {name!r}, but must be one of {', '.join(SCHEDULES)}")
     if "schedule" in settings:
         settings["schedule"] = from_config(settings["schedule"])
     try:
         return SCHEDULES[name](**settings)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"the schedule {name!r} cannot be made with {settings}: {error}") from error

@@ -1,6 +1,7 @@
 """Which times a training step sees: a map from uniform numbers u in [0, 1) (b,) to times (b,)."""
 
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Protocol
 
 import torch
@@ -31,6 +32,9 @@ class LogitNormal:
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_normal("logit-normal", self.mean, self.std)
+
     def times(self, u: Tensor) -> Tensor:
         return _stretch(self.schedule, (self.mean + self.std * torch.special.ndtri(u.double())).sigmoid())
 
@@ -45,6 +49,9 @@ class LogNormal:
     schedule: Schedule
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _check_normal("log-normal", self.mean, self.std)
 
     def times(self, u: Tensor) -> Tensor:
         log_ratio = self.mean + self.std * torch.special.ndtri(u.double())
@@ -64,3 +71,8 @@ def _stretch(schedule: Schedule, share: Tensor) -> Tensor:
     if schedule.discrete:
         return (share * (schedule.t_max + 1)).floor().clamp(max=schedule.t_max)
     return schedule.t_min + share * (schedule.t_max - schedule.t_min)
+
+
+def _check_normal(name: str, mean: float, std: float) -> None:
+    if not isfinite(mean) or not 0 < std < inf:
+        raise ValueError(f"{name} times need a finite mean and a positive std, not {mean} and {std}")

@@ -5,7 +5,7 @@ A weighting is written in the space of its paper as a function of log-SNR, and c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Literal
 
 import torch
@@ -66,6 +66,8 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 def sigmoid(bias: float = 2.0) -> Weighting:
     """sigmoid(bias - log SNR) on eps (Kingma & Gao 2023), for the times as they are drawn: the paper's integral is
     over log-SNR, so it is the paper's where log-SNR is drawn uniformly, as schedule=edm with times=uniform does."""
+    if not isfinite(bias):
+        raise ValueError(f"sigmoid's bias is {bias}, but must be finite")
     return Weighting("sigmoid", "eps", lambda log_snr: (bias - log_snr).sigmoid())
 
 

@@ -120,6 +120,8 @@ class VAE(nn.Module):
 
     With `tile` pictures go one at a time, level by level, through tiles of that many pixels: in a fraction of the
     memory, in a multiple of the time, and with the same result to rounding. No gradient is meant to pass.
+
+    Layers may be in another precision than pictures and latents; `scale` and `shift` stay in theirs.
     """
 
     scale: Tensor
@@ -160,8 +162,9 @@ class VAE(nn.Module):
         if image.shape[-1] % self.factor or image.shape[-2] % self.factor:
             height, width = image.shape[-2:]
             raise ValueError(f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it")
-        features = self._encode_tiled(image, tile) if tile else self.encoder(image)
-        mean, log_variance = self.quant(features).chunk(2, dim=1)
+        given = image.to(self.quant.weight.dtype)
+        features = self._encode_tiled(given, tile) if tile else self.encoder(given)
+        mean, log_variance = self.quant(features).to(image.dtype).chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -175,8 +178,8 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor, tile: int = 0) -> Tensor:
         """Images (b, 3, H, W), about in [-1, 1]."""
-        z = self.post_quant(latents / self.scale + self.shift)
-        return self._decode_tiled(z, tile) if tile else self.decoder(z)
+        z = self.post_quant((latents / self.scale + self.shift).to(self.post_quant.weight.dtype))
+        return (self._decode_tiled(z, tile) if tile else self.decoder(z)).to(latents.dtype)
 
     def _encode_tiled(self, image: Tensor, tile: int) -> Tensor:
         self.check_tile(tile)

@@ -14,6 +14,7 @@ import yaml
 
 from ldm.files import LOCK, is_locked
 
+WAITING = ".waiting"  # beside the runs of a sweep: an empty file for each that is still to come
 SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
 SPEED = "train/images_per_second"
 

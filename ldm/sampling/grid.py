@@ -58,7 +58,7 @@ class Grid:
         """The schedule at falling times (n,), with the clean end appended unless told otherwise."""
         points = _points(schedule, times) + (CLEAN,) * clean
         noise = [point.tau for point in points]
-        if len(noise) < 2 or any(s >= t for t, s in pairwise(noise)):
+        if len(noise) < 2 or not all(t > s for t, s in pairwise(noise)):
             raise ValueError(f"a sampler's noise must fall at each step, but its times are {times.tolist()}")
         return cls(points, schedule)
 

@@ -11,16 +11,8 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, Point, State
-from ldm.sampling.step import (
-    BELOW,
-    CURVATURES,
-    check_choice,
-    check_range,
-    contraction,
-    data_weights,
-    first_order,
-    order_at,
-)
+from ldm.sampling.options import check_choice, check_range
+from ldm.sampling.step import BELOW, CURVATURES, contraction, data_weights, first_order, order_at
 
 RULES = {"midpoint": "bh2", "heun": "exact"}  # under Zhao et al.'s names for what is the same
 History = list[tuple[Point, Tensor]]  # where x0 was asked for and what it was, the latest first

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, Point, State
-from ldm.sampling.step import BELOW, check_choice, check_range, eps_of, first_order, noise_weights, order_at
+from ldm.sampling.options import check_choice, check_range
+from ldm.sampling.step import BELOW, eps_of, first_order, noise_weights, order_at
 
 History = list[tuple[Point, Tensor]]  # points and sigma·eps there, the latest first
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, Point, State
-from ldm.sampling.step import ancestral, blend, check_choice, check_range, contraction, eps_of, first_order
+from ldm.sampling.options import check_choice, check_range
+from ldm.sampling.step import ancestral, blend, contraction, eps_of, first_order
 
 
 def ddpm(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, variance: str = "posterior") -> Iterator[State]:
@@ -92,6 +93,8 @@ def edm(
     makes up for a network's errors. Noise is never raised above the schedule's own.
     """
     check_range("s_churn", s_churn, 0.0)
+    check_range("s_tmax", s_tmax, 0.0)
+    check_range("s_tmin", s_tmin, 0.0, s_tmax)
     check_range("s_noise", s_noise, 0.0)
     churn = min(s_churn / (len(grid.points) - 1), sqrt(2) - 1)
     for step, (t, s) in enumerate(pairwise(grid.points)):

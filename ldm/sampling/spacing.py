@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
-from ldm.sampling.options import choose
+from ldm.sampling.options import check_range, choose
 
 Spacing = Callable[[Schedule, int], Tensor]
 RATIOS = 0.002, 80.0  # of sigma / alpha, where a schedule's own end is 0 or infinite (Karras et al. 2022, table 1)
@@ -32,6 +32,7 @@ def leading(schedule: Schedule, steps: int, offset: int = 1, extra: bool = False
     last is left out, as diffusers' DPM-Solver, DEIS and UniPC do.
     """
     _check(schedule, steps)
+    check_range("the offset of spacing=leading", offset, 0)
     size = schedule.t_max + 1 if schedule.discrete else 1000
     index = torch.arange(steps - 1, -1, -1, dtype=torch.float64) + extra
     index = index * (size // (steps + extra)) + offset
@@ -84,11 +85,16 @@ def custom(
     if (times is None) == (sigmas is None):
         raise ValueError("spacing=custom needs a list of times or one of sigmas (of sigma/alpha)")
     name, given = ("times", times) if sigmas is None else ("sigmas", sigmas)
-    listed = [float(value) for value in given or ()]
+    numbers = isinstance(given, Sequence) and all(isinstance(value, int | float) for value in given)
+    listed = [float(value) for value in given or ()] if numbers else []
     if name == "sigmas" and listed and listed[-1] == 0:
         listed.pop()
-    if not listed or not all(map(math.isfinite, listed)) or any(s >= t for t, s in pairwise(listed)):
-        raise ValueError(f"the {name} of spacing=custom must be numbers that fall, but are {given}")
+    falling = all(t > s for t, s in pairwise([math.inf, *listed]))  # NaN does not
+    if not listed or not falling or listed[-1] < 0:
+        raise ValueError(
+            f"the {name} of spacing=custom must be numbers that fall, but are {given}: list them from the noisiest "
+            "to the cleanest, none below 0"
+        )
     if len(listed) != steps:
         raise ValueError(f"spacing=custom lists {len(listed)} {name}, but steps is {steps}: set steps={len(listed)}")
     values = torch.tensor(listed, dtype=torch.float64)
@@ -125,7 +131,7 @@ def _between(
     own = (schedule.sigma(ends) / schedule.alpha(ends)).tolist()
     low, high = (end if 0 < end < math.inf else ratio for end, ratio in zip(own, RATIOS, strict=True))
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
-    if not 0 < low < high < math.inf:
+    if not all(isinstance(end, int | float) for end in (low, high)) or not 0 < low < high < math.inf:
         raise ValueError(f"a spacing needs 0 < sigma_min < sigma_max, not {low} and {high}")
     from_noise = own[1] == math.inf and sigma_max is None
     first, last = there(torch.tensor([high, low], dtype=torch.float64)).tolist()
@@ -142,7 +148,7 @@ def _within(schedule: Schedule, times: Tensor) -> Tensor:
     """The times, if they are the schedule's but for rounding."""
     low, high = schedule.t_min, schedule.t_max
     slack = 1e-9 * (high - low)
-    if len(times) and (float(times.min()) < low - slack or float(times.max()) > high + slack):
+    if len(times) and not low - slack <= float(times.min()) <= float(times.max()) <= high + slack:
         raise ValueError(
             f"the spacing asks for times from {float(times.min()):g} to {float(times.max()):g}, but "
             f"schedule={schedule.name} has those from {low:g} to {high:g}"
@@ -152,5 +158,5 @@ def _within(schedule: Schedule, times: Tensor) -> Tensor:
 
 def _check(schedule: Schedule, steps: int) -> None:
     most = schedule.t_max + 1 if schedule.discrete else 1000
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps is {steps}, but must lie between 1 and {most:.0f}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps!r}, but must lie between 1 and {most:.0f} and be a whole number")

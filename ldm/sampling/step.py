@@ -19,21 +19,6 @@ CURVATURES: dict[str, Callable[[float], float]] = {
 BELOW = 15  # steps, under which the authors of DPM-Solver++ lower the order towards the end
 
 
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises ValueError unless low <= value <= high."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        kind = "whole number" if isinstance(low, int) else "number"
-        bounds = f"from {low} to {high}" if math.isfinite(high) else f"from {low} up"
-        raise ValueError(f"the sampler's {name} is {value!r}, but must be a {kind} {bounds}")
-    if isinstance(low, int) and not isinstance(value, int):
-        raise ValueError(f"the sampler's {name} is {value!r}, but must be a whole number")
-
-
-def check_choice(name: str, value: str, *choices: str) -> None:
-    if value not in choices:
-        raise ValueError(f"the sampler's {name} is {value!r}, but must be one of {', '.join(choices)}")
-
-
 def blend(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     """a·x + b·y, as one new tensor instead of three, which at the size of latents take longer than the sum."""
     return (a * x).add_(y, alpha=b)

@@ -50,6 +50,6 @@ def thresholding_of(name: str, options: Mapping[str, Any] | None = None) -> Call
 
 
 def _check(name: str, value: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most or value == inf:
         bounds = "above 0" if most == inf else f"above 0 and at most {most:g}"
         raise ValueError(f"the {name} of thresholding is {value!r}, but must be a number {bounds}")

@@ -36,7 +36,7 @@ class ClipTraining(LightningModule):
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""
-        tokens = self.tokenizer(batch["caption"])
+        tokens = batch["tokens"] if "tokens" in batch else self.tokenizer(batch["caption"])
         longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # what follows an end says nothing
         tokens = tokens[:, :longest].contiguous().to(self.device)
         same = (tokens[:, None] == tokens[None]).all(-1)

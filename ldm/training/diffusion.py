@@ -10,17 +10,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser, Network
-from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.time_sampling import TimeSampler, stratified
+from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.image import from_uint8
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.sharding import shard
+from ldm.sharding import shard, spread_state
+from ldm.training.objective import Objective
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.weights.find import find
 from ldm.weights.native import fill
@@ -43,9 +43,10 @@ class DiffusionTraining(LightningModule):
     """Moves a batch to latents, adds noise, and asks the UNet for the prediction.
 
     The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    and in training "stratum" (b, 2), each sample's own part of the times if they are `stratified`.
-    All randomness is keyed by (seed, stream, id, draw). `start` is a model whose UNet's weights to start from;
-    `compile` one of COMPILE_MODES; `compute` the type that strategy=fsdp casts float32 weights to.
+    perhaps the captions' "tokens" (b, n), and in training "stratum" (b, 2). All randomness is keyed by (seed, stream,
+    id, draw). `start` is a model whose UNet's weights to start from; `compile` one of COMPILE_MODES; `compute` the type
+    that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and `huber` are
+    those of the Objective.
     """
 
     def __init__(
@@ -74,27 +75,7 @@ class DiffusionTraining(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
-        if offset_noise < 0 or (huber is not None and huber <= 0):
-            raise ValueError(
-                f"training.offset_noise must be 0 or more and training.huber positive or null, not {offset_noise} "
-                f"and {huber}"
-            )
-        width, needed = text_encoder.network.config["width"], unet.config["context_width"]
-        if width != needed:
-            raise ValueError(
-                f"text_encoder gives a context of width {width}, but the UNet takes model.context_width={needed}; "
-                "make them equal"
-            )
-        channels = first_stage.network.latent_channels
-        if channels != unet.config["in_channels"]:
-            raise ValueError(
-                f"first_stage makes {channels} latent channels, but the UNet takes "
-                f"model.in_channels={unet.config['in_channels']}; make them equal"
-            )
-        if compile is not None and compile not in COMPILE_MODES:
-            raise ValueError(
-                f"training.compile={compile} is no mode of torch's; choose {', '.join(COMPILE_MODES)} or null"
-            )
+        check_widths(unet, first_stage, text_encoder)
         if start is not None:
             fill(unet, find(start).network("unet").load().state_dict(), start)
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,13 +84,12 @@ class DiffusionTraining(LightningModule):
             network.requires_grad_(False).eval()
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
         self.tokenizer = text_encoder.tokenizer
-        self.schedule, self.prediction, self.weighting, self.times = schedule, prediction, weighting, times
-        predict: Network = self.unet if compile is None else compiled(self.unet, compile)
-        self.denoiser = Denoiser(predict, schedule, prediction, time)
+        self.schedule, self.prediction = schedule, prediction
+        self.denoiser = Denoiser(compiled(self.unet, compile), schedule, prediction, time)
+        self.objective = Objective(times, weighting, stratified, offset_noise, huber, seed)
         self.make_optimizer, self.curve = optimizer, lr
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
-        self.stratified, self.offset_noise, self.huber = stratified, offset_noise, huber
         self.compute = None if compute is None else getattr(torch, compute)
         self._losses: list[Tensor] = []  # of the batches of this optimizer step
 
@@ -134,7 +114,9 @@ class DiffusionTraining(LightningModule):
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer(self.unet.parameters()), self.curve, self.trainer)
+        optimizer = self.make_optimizer(self.unet.parameters())
+        optimizer.register_load_state_dict_post_hook(spread_state)
+        return with_curve(optimizer, self.curve, self.trainer)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -145,21 +127,19 @@ class DiffusionTraining(LightningModule):
         return self.first_stage.latents(moments, noise)
 
     @torch.no_grad()
-    def context(self, captions: list[str]) -> Tensor:
-        """What the UNet reads of the captions (b, n, d)."""
-        return self.text_encoder(self.tokenizer(captions).to(self.device))
+    def context(self, captions: list[str], tokens: Tensor | None = None) -> Tensor:
+        """What the UNet reads of the captions (b, n, d); `tokens` (b, n) are theirs before some were dropped."""
+        if tokens is None:
+            tokens = self.tokenizer(captions).to(self.device)
+        else:
+            blank = torch.tensor([not caption for caption in captions], device=tokens.device)
+            tokens = torch.where(blank[:, None], self.tokenizer([""]).to(tokens.device), tokens)
+        return self.text_encoder(tokens)
 
     def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Times and losses, each (b,)."""
-        x0, ids, draw = self.latents(batch), batch["id"], batch["draw"]
-        u = uniform(self.seed, "time", ids, draw)
-        if self.stratified and "stratum" in batch:  # not in validation, where each sample keeps its own time
-            u = stratified(u, batch["stratum"])
-        t = self.times.times(u)
-        eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))
-        if self.offset_noise:  # one number a channel, so that brightness is noised too (Guttenberg 2023)
-            eps += self.offset_noise * normal(self.seed, "offset noise", ids, draw, (len(x0[0]), 1, 1))
-        return t, diffusion_loss(self.denoiser, x0, eps, t, self.context(captions), self.weighting, self.huber)
+        context = self.context(captions, batch.get("tokens"))
+        return self.objective(self.denoiser, self.latents(batch), context, batch)
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
@@ -233,13 +213,33 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
         )
 
 
-def compiled(unet: UNet, mode: str) -> Network:
+def compiled(unet: UNet, mode: str | None) -> Network:
     """The UNet, compiled where gradients are kept: there shapes stay the same, so that it is compiled once.
 
-    Validation and drawing, whose shapes change, call it as it is.
+    Validation and drawing, whose shapes change, call it as it is. `mode` is one of COMPILE_MODES, None for none.
     """
+    if mode is None:
+        return unet
+    if mode not in COMPILE_MODES:
+        raise ValueError(f"training.compile={mode} is no mode of torch's; choose {', '.join(COMPILE_MODES)} or null")
     fast = torch.compile(unet, mode=mode, dynamic=False)
     return lambda *inputs: (fast if torch.is_grad_enabled() else unet)(*inputs)
+
+
+def check_widths(unet: UNet, first_stage: FirstStage, text_encoder: TextEncoder) -> None:
+    """Raises ValueError where the UNet does not take what the frozen parts give it."""
+    width, needed = text_encoder.network.config["width"], unet.config["context_width"]
+    if width != needed:
+        raise ValueError(
+            f"text_encoder gives a context of width {width}, but the UNet takes model.context_width={needed}; "
+            "make them equal"
+        )
+    channels, needed = first_stage.network.latent_channels, unet.config["in_channels"]
+    if channels != needed:
+        raise ValueError(
+            f"first_stage makes {channels} latent channels, but the UNet takes model.in_channels={needed}; "
+            "make them equal"
+        )
 
 
 def as_float(image: Tensor) -> Tensor:

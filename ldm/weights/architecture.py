@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from ldm.weights.tensors import Header
 
-Shapes = Mapping[str, Tensor]
+Shapes = Mapping[str, Header]
 # What shapes do not tell: Stable Diffusion 1.x has 8 heads everywhere, 2.x heads of width 64 everywhere.
 HEADS: dict[int, dict[str, Any]] = {768: {"heads": 8, "head_width": None}, 1024: {"head_width": 64}}
 CLIP_HEAD = 64  # the width of a head in every CLIP
@@ -59,7 +59,7 @@ def _unet(layout: str, shapes: Shapes) -> dict[str, Any]:
         "depth": [_depth(shapes, transformer) for transformer in transformers],
         "middle_depth": _depth(shapes, middle),
         "context_width": context,
-        "linear_projection": bool(projections) and projections[0].ndim == 2,
+        "linear_projection": bool(projections) and len(projections[0].shape) == 2,
         **HEADS[context],
     }
 

@@ -1,40 +1,25 @@
-"""What a path holds: networks, found by their tensors' names, and how to sample with them. No tensor is read yet."""
+"""Networks on disk, to check, load and rename."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from math import prod
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm.weights.keymaps import NATIVE, Entry, entries, to_ours, to_theirs
-from ldm.weights.native import build, refuse_misfits
-from ldm.weights.tensors import Tensors, check_finite, chunks
-
-PAD = 49407  # of CLIP and Stable Diffusion 1.x; 2.x has 0
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """What a network wants pictures of [0, 1] brought to mean 0 and deviation 1 from, by channel."""
-
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-
-OPENAI = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # and OpenCLIP's
+from ldm.weights.arrange import to_ours, to_theirs
+from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.keymaps import NATIVE, Entry, entries
+from ldm.weights.native import build, fingerprint_of
+from ldm.weights.tensors import Tensors, refuse_misfits
+from ldm.weights.values import DTYPES, check_finite, chunks, header, on_meta, verified
 
 
 @dataclass(frozen=True)
-class StoredNetwork:
-    """One network on disk: its architecture, and its tensors under the names of a layout of `keymaps`."""
-
-    kind: str
-    config: dict[str, Any]
-    layout: str
-    tensors: Tensors
+class StoredNetwork(FoundNetwork):
+    """A network on disk that can be loaded."""
 
     def build(self) -> nn.Module:
         """The network on the meta device. Raises ValueError for an architecture that cannot be."""
@@ -66,7 +51,7 @@ class StoredNetwork:
             misshapen=[
                 f"{name} {list(self.tensors[name].shape)} instead of {list(tensor.shape)}"
                 for name, tensor in expected.items()
-                if name in self.tensors and not _fits(self.tensors[name], tensor, forms[name])
+                if name in self.tensors and not _fits(self.tensors[name].shape, tuple(tensor.shape), forms[name])
             ],
         )
 
@@ -81,7 +66,7 @@ class StoredNetwork:
         self.check()
         network, state = self.build(), {}
         stored = {entry.theirs: self.tensors[entry.theirs] for entry in self.entries}
-        floats = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
+        floats = {DTYPES[one.dtype] for one in stored.values() if one.is_float}
         as_stored = torch.device(device).type == "cpu" and not channels_last and (dtype is None or floats <= {dtype})
         for group in [list(stored)] if as_stored else chunks(stored):  # in one piece it takes one mapping of the file
             for name, tensor in self._values(set(group), dtype, torch.device(device), channels_last).items():
@@ -118,7 +103,19 @@ class StoredNetwork:
             needed = dict.fromkeys(sources[entry.ours].theirs for entry in wanted)
             return arrange(wanted, self.tensors.read(needed))
 
-        return replace(self.tensors, meta=arrange(targets, self.tensors.meta), read=read)
+        arranged = arrange(targets, {name: on_meta(one) for name, one in self.tensors.items()})
+        return replace(self.tensors, headers={name: header(tensor) for name, tensor in arranged.items()}, read=read)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the network in float32, whatever type it is loaded in; takes the memory of a chunk."""
+        tensors = verified(self.arranged(NATIVE), torch.float32)
+
+        def values() -> Iterator[tuple[str, Tensor]]:
+            for group in chunks({name: tensors[name] for name in sorted(tensors)}):
+                yield from sorted(tensors.read(group).items())
+
+        return fingerprint_of(values())
 
     def without(self, **config: Any) -> "StoredNetwork":
         """The smaller network of a changed `config`, such as a text tower without its last layers."""
@@ -128,16 +125,10 @@ class StoredNetwork:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The networks at `source` by their kind; `model` says how to sample, where that is known."""
+class Contents(Found):
+    """What is found at a path, to load."""
 
-    source: Path
-    form: str  # for people
-    networks: dict[str, StoredNetwork]
-    model: dict[str, Any] = field(default_factory=dict)  # {"schedule", "prediction", "time", "size", "sampling"}
-    pad: int = PAD  # the token that fills captions up
-    pixels: Pixels = OPENAI  # what an image tower reads
-    notes: tuple[str, ...] = ()  # what was chosen or guessed, for people
+    networks: Mapping[str, StoredNetwork]
 
     def network(self, kind: str) -> StoredNetwork:
         """Raises ValueError where there is none."""
@@ -153,7 +144,7 @@ def native(tensors: Tensors, kind: str, config: dict[str, Any]) -> StoredNetwork
     return StoredNetwork(kind, config, NATIVE, tensors)
 
 
-def _fits(found: Tensor, expected: Tensor, form: str) -> bool:
-    if form in ("1x1", "linear"):
-        return found.flatten(1).shape == expected.flatten(1).shape if found.ndim > 1 else found.shape == expected.shape
-    return found.shape == expected.shape
+def _fits(found: tuple[int, ...], expected: tuple[int, ...], form: str) -> bool:
+    if form in ("1x1", "linear") and len(found) > 1 < len(expected):
+        return (found[0], prod(found[1:])) == (expected[0], prod(expected[1:]))
+    return found == expected

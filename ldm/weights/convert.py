@@ -9,16 +9,20 @@ from typing import Any
 
 import torch
 
+from ldm.files import check_writable
+from ldm.weights import diffusers_folder
 from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.diffusers_folder import write_folder
+from ldm.weights.diffusers_writer import write_folder
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.model import PARTS, check_same, referenced, references
 from ldm.weights.native import fingerprint, write_network
-from ldm.weights.single_file import write_file
+from ldm.weights.single_file_writer import write_file
 from ldm.weights.tensors import PICKLED
+from ldm.weights.values import verified as verified_tensors
 
 FORMATS = ("single", "diffusers", "ldm")
+WRITTEN = {*diffusers_folder.PARTS, diffusers_folder.PREPROCESSOR, "model_index.json", "config.json"}  # into a folder
 
 
 def gathered(contents: Contents) -> Contents:
@@ -46,7 +50,7 @@ def verified(
     networks = {}
     for kind, network in contents.networks.items():
         network.check()
-        networks[kind] = replace(network, tensors=network.tensors.verified(dtype, on_read))
+        networks[kind] = replace(network, tensors=verified_tensors(network.tensors, dtype, on_read))
     return replace(contents, networks=networks)
 
 
@@ -66,6 +70,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; give another name, or --overwrite")
+    check_writable(path.parent)
     is_file = format_of(path) == "single"
     if to == "single" and is_file:
         return write_file(path, contents)
@@ -76,6 +81,8 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
             f"{path} is a {'file' if is_file else 'folder'}, but --to {to} writes a {'folder' if is_file else 'file'} "
             f"here; give {'a name without an ending' if is_file else 'a .safetensors or .ckpt'}"
         )
+    if path.exists():
+        _check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
         if to == "diffusers":
@@ -87,6 +94,17 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises FileExistsError for what is no folder, or holds what no conversion wrote, such as a run or a home."""
+    strange = [folder] if not folder.is_dir() else [path for path in folder.iterdir() if not _is_written(path.name)]
+    if strange:
+        raise FileExistsError(f"{strange[0]} was not written by a conversion, so it is not replaced; give another name")
+
+
+def _is_written(name: str) -> bool:
+    return name in WRITTEN or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> None:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 LAYOUTS = {
     "unet": ("compvis", "diffusers"),
     "vae": ("compvis", "diffusers"),
@@ -218,19 +215,6 @@ def entries(kind: str, layout: str, config: dict[str, Any], names: Sequence[str]
     return [_entry(kind, config, _rows(kind, layout), name) for name in names]
 
 
-def to_theirs(entries: Sequence[Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as a layout has them; all parts of a packed one must be there."""
-    parts: dict[str, list[Tensor]] = {}
-    for entry in entries:
-        parts.setdefault(entry.theirs, []).append(_theirs(state[entry.ours], entry.form))
-    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
-
-
-def to_ours(entries: Sequence[Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layout's tensors as ours: views of the same memory wherever the bytes are the same."""
-    return {entry.ours: _ours(state[entry.theirs], entry.form) for entry in entries}
-
-
 def canonical(kind: str, layout: str, names: Sequence[str]) -> dict[str, str]:
     """A layout's own name → the name found in a file, without what is not used."""
     unused = re.compile(UNUSED.get((kind, layout), r"(?!)"))
@@ -283,20 +267,3 @@ def _numbers(kind: str, config: dict[str, Any], numbers: dict[str, int]) -> dict
         level = len(config["widths"]) - 1 - up
         return {"down": down, "down_block": down_block, "up": up, "up_block": up_block, "level": level}
     return numbers
-
-
-def _theirs(tensor: Tensor, form: str) -> Tensor:
-    if form == "1x1" and tensor.ndim == 2:
-        return tensor[:, :, None, None]
-    return tensor.T if form == "T" else tensor
-
-
-def _ours(tensor: Tensor, form: str) -> Tensor:
-    if form in ("1x1", "linear") and tensor.ndim == 4:
-        return tensor.flatten(1)
-    if form == "T":
-        return tensor.T.contiguous()
-    if "/" in form:
-        part, parts = map(int, form.split("/"))
-        return tensor.chunk(parts)[part]
-    return tensor

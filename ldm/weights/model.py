@@ -16,7 +16,7 @@ from ldm.nn.unet import UNet
 from ldm.weights.contents import Contents
 from ldm.weights.find import DEFAULT, find
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.native import fingerprint, save_network
+from ldm.weights.native import save_network
 from ldm.weights.parts import FirstStage, TextEncoder, first_stage_in, text_encoder_in
 from ldm.weights.single_file import Choices
 
@@ -35,18 +35,6 @@ class Model:
     unet: UNet
     first_stage: FirstStage
     text_encoder: TextEncoder
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that decides what it draws: weights, architecture, schedule and prediction."""
-        model = self.about["model"]
-        decisive = {
-            "unet": [fingerprint(self.unet.state_dict()), self.about["config"]],
-            "first_stage": [self.first_stage.source["fingerprint"], self.first_stage.network.config],
-            "text_encoder": [self.text_encoder.source["fingerprint"], self.text_encoder.network.config],
-            "diffusion": [model["schedule"], model["prediction"], model["time"]],
-        }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(path: str | Path, unet_state: State, about: dict[str, Any]) -> None:
@@ -82,6 +70,20 @@ def read_model(
     sources = {"first_stage": stage.source, "text_encoder": text.source}
     about = {"kind": "unet", "config": unet.config, "model": sources | contents.model}
     return Model(str(path), about, unet, stage, text)
+
+
+def model_fingerprint(path: str | Path = DEFAULT) -> str:
+    """SHA-256 of all that decides what the model at `path` draws: weights, architecture, schedule and prediction."""
+    contents = find_model(path)
+    unet, model = contents.network("unet"), contents.model
+    stage, text = frozen_parts(contents)
+    decisive = {
+        "unet": [unet.fingerprint, unet.full_config],
+        "first_stage": [stage.source["fingerprint"], stage.network.config],
+        "text_encoder": [text.source["fingerprint"], text.network.config],
+        "diffusion": [model["schedule"], model["prediction"], model["time"]],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:

@@ -5,45 +5,36 @@ Opening one builds the class that its `kind` names from a closed list; nothing e
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.tensors import Tensors, check_finite, held, raw, write_safetensors
+from ldm.weights.about import about_of
+from ldm.weights.tensors import Tensors, locate, open_tensors, refuse_misfits
+from ldm.weights.values import check_finite, held, raw, write_safetensors
 
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def _clip(text: dict[str, Any], image: dict[str, Any]) -> CLIP:
     return CLIP(TextTower(**text), ImageTower(**image))
 
 
-KINDS: dict[str, Callable[..., nn.Module]] = {
+CLASSES: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "vae": VAE,
     "text_tower": TextTower,
     "image_tower": ImageTower,
     "clip": _clip,
 }
-
-
-def locate(path: str | Path) -> Path:
-    """The file that `path` names; "assets:NAME" is one that ships with ldm. Raises FileNotFoundError."""
-    text = str(path)
-    found = ASSETS / text.removeprefix("assets:") if text.startswith("assets:") else Path(text).expanduser()
-    if not found.is_file():
-        raise FileNotFoundError(f"there is no weights file {found}; give the path of a .safetensors file")
-    return found
 
 
 def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
@@ -59,15 +50,10 @@ def write_network(path: str | Path, kind: str, config: dict[str, Any], tensors: 
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """What a file of ours says of itself, without reading a tensor. Raises ValueError for any other file."""
-    file = locate(path)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            metadata = tensors.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no readable safetensors file ({error}); fetch or export it again") from error
-    if "ldm" not in metadata:
-        raise ValueError(f"{file} was not written by ldm: its metadata names no architecture")
-    return dict(json.loads(metadata["ldm"]))
+    tensors = open_tensors(locate(path))
+    if "ldm" not in tensors.metadata:
+        raise ValueError(f"{tensors.source} was not written by ldm: its metadata names no architecture")
+    return about_of(tensors)
 
 
 class WithoutInitialisation(TorchFunctionMode):
@@ -84,8 +70,8 @@ def build(about: dict[str, Any], source: object) -> nn.Module:
     """The network that `about` describes, on the meta device. Raises ValueError for unfit settings."""
     try:
         with torch.device("meta"), WithoutInitialisation():
-            return KINDS[about["kind"]](**about["config"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            return CLASSES[about["kind"]](**about["config"])
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{source} describes no network that this ldm can build ({error})") from error
 
 
@@ -95,9 +81,8 @@ def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.
     if about["kind"] != kind:
         raise ValueError(f"{file} holds a {about['kind']}, but a {kind} is needed here; give the file of one")
     network = build(about, file)
-    with safe_open(file, framework="pt") as tensors:
-        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    return fill(network, state, file, dtype).eval()
+    tensors = open_tensors(file)
+    return fill(network, tensors.read(tensors), file, dtype).eval()
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], source: object, dtype: torch.dtype | None = None) -> nn.Module:
@@ -128,25 +113,15 @@ def check_fits(network: nn.Module, state: Mapping[str, Tensor], source: object) 
     )
 
 
-def refuse_misfits(
-    source: object, network: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Sequence[str]
-) -> None:
-    """Raises one ValueError for all tensors that keep the weights in `source` out of a network, if there are any."""
-    problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": misshapen}
-    told = [f"{len(names)} {what}: {_shorten(names)}" for what, names in problems.items() if names]
-    if told:
-        raise ValueError(f"the weights in {source} are those of another {network} ({'; '.join(told)})")
-
-
 def fingerprint(state: dict[str, Tensor]) -> str:
     """SHA-256 of names, types and bytes: the same for the same weights, whatever file they lie in."""
+    return fingerprint_of(sorted(state.items()))
+
+
+def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of tensors in the order of their names, each of which may go when the next one comes."""
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(raw(tensor))
     return digest.hexdigest()
-
-
-def _shorten(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

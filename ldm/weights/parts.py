@@ -12,9 +12,10 @@ from ldm.image import from_uint8
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, Pixels
+from ldm.weights.contents import Contents
 from ldm.weights.find import find
-from ldm.weights.native import KINDS, fingerprint
+from ldm.weights.found import Pixels
+from ldm.weights.native import CLASSES, fingerprint
 
 UNTRAINED = "untrained"  # in place of a path: random weights
 
@@ -102,7 +103,7 @@ def untrained(part: str, kind: str, config: dict[str, Any] | None) -> nn.Module:
     warnings.warn(f"{part}.weights=untrained: it is random, which is good for a rehearsal only", stacklevel=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return KINDS[kind](**(config or {})).eval()
+        return CLASSES[kind](**(config or {})).eval()
 
 
 def _source(network: nn.Module, weights: str) -> dict[str, Any]:

@@ -3,10 +3,16 @@
 import pickle
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ldm.weights.sharded import assembled
+from ldm.weights.tensors import Tensors
+from ldm.weights.values import held
 
 # Classes that well-known checkpoints name besides their tensors (SD 1.x keys its callbacks by class, and keeps
 # their scores as numpy numbers). They are read as `Inert`, so nothing of theirs is imported or run.
@@ -33,15 +39,26 @@ class Inert:
         pass
 
 
+def open_pickled(path: Path) -> Tensors:
+    """The named tensors of a checkpoint, its "state_dict" if it has one, and its plain data as metadata."""
+    saved = read_pickled(path)
+    state = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no named tensors; give a file of a model's weights")
+    rest = {key: value for key, value in saved.items() if isinstance(value, str | int | dict) and value is not state}
+    return held(path, {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, rest)
+
+
 def read_pickled(path: Path) -> Any:
-    """The tensors, mapped into memory, and plain data of a .ckpt, .bin, .pt or .pth.
+    """The tensors, mapped into memory, and plain data of a .ckpt, .bin, .pt or .pth; those of several ranks joined.
 
     Raises ValueError for a file that is none, is cut short, or holds code, which is not run.
     """
     zipped = zipfile.is_zipfile(path)
+    load = partial(torch.load, map_location="cpu", weights_only=True, mmap=zipped)
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in HARMLESS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return assembled(path, load, but=("optimizer_states", "ema_others"))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, zipped)) from error
     except GARBLED as error:

@@ -1,22 +1,16 @@
 """One file of weights: Stable Diffusion in the layout of CompVis, or a part alone, recognised by its tensors' names."""
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ldm.files import atomic_write
+from ldm.weights.about import about_of
 from ldm.weights.architecture import infer
-from ldm.weights.contents import OPENAI, PAD, Contents, Pixels, StoredNetwork, native
-from ldm.weights.keymaps import canonical
-from ldm.weights.native import KINDS, refuse_misfits
-from ldm.weights.tensors import PICKLED, Tensors, held, open_tensors, write_safetensors
+from ldm.weights.found import KINDS, OPENAI, PAD, Found, FoundNetwork, Pixels
+from ldm.weights.keymaps import NATIVE, canonical
+from ldm.weights.tensors import Tensors, open_tensors, refuse_misfits
 
-WHOLE = "stable_diffusion"  # the "kind" in the metadata of a whole model that we wrote
 PREFIXES = {  # of a whole model's parts
     ("unet", "compvis"): "model.diffusion_model.",
     ("vae", "compvis"): "first_stage_model.",
@@ -58,10 +52,10 @@ class Choices:
     prediction: str | None = None  # "eps" or "v"; None tells by the name, and says so
 
 
-def read_file(path: Path, choices: Choices = Choices()) -> Contents:
+def read_file(path: Path, choices: Choices = Choices()) -> Found:
     """What a .safetensors, .ckpt or .bin holds. Raises ValueError for what is damaged, unknown or of another model."""
     tensors = open_tensors(path)
-    about = _about(tensors)
+    about = about_of(tensors)
     if about.get("kind") in KINDS:
         return _native(path, tensors, about, choices)
     for name, pattern in REFUSED.items():
@@ -78,89 +72,42 @@ def read_file(path: Path, choices: Choices = Choices()) -> Contents:
     text = networks.get("text_tower")
     pad = 0 if text and text.layout == "openclip" else PAD  # as SD 2.x, whose tower it is
     pixels = _pixels(about, OPENAI)
-    return Contents(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad), pixels=pixels)
+    return Found(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad), pixels=pixels)
 
 
-def whole(contents: Contents) -> tuple[dict[tuple[str, str], Tensors], dict[str, Any]]:
-    """The networks arranged for one file, and the plain data that their tensors do not tell."""
-    arranged = {(kind, layout): contents.networks[kind].arranged(layout) for kind, layout in layouts(contents.networks)}
-    about = {
-        "configs": {kind: network.full_config for kind, network in contents.networks.items()},
-        "pad": contents.pad,
-        "pixels": asdict(contents.pixels),
-    }
-    return arranged, about | ({"model": contents.model} if contents.model else {})
-
-
-def write_file(path: Path, contents: Contents) -> None:
-    """Write a whole model, or one part alone, as .safetensors or .ckpt."""
-    arranged, about = whole(contents)
-    is_whole = {"unet", "vae", "text_tower"} <= contents.networks.keys()
-    about |= {"kind": WHOLE if is_whole else "part"}
-    prefixed: dict[str, tuple[Tensors, str]] = {}
-    for place, tensors in arranged.items():
-        prefix = PREFIXES[place] if is_whole else ""
-        prefixed |= {prefix + name: (tensors, name) for name in tensors}
-
-    def read(names: Any) -> dict[str, torch.Tensor]:
-        names = list(names)
-        found: dict[str, torch.Tensor] = {}
-        for tensors in arranged.values():
-            own = {name: prefixed[name][1] for name in names if prefixed[name][0] is tensors}
-            values = tensors.read(own.values())
-            found |= {name: values[inner] for name, inner in own.items()}
-        return found
-
-    meta = {name: tensors[inner] for name, (tensors, inner) in prefixed.items()}
-    if path.suffix in PICKLED:
-        state = {name: tensor.clone() for name, tensor in read(meta).items()}  # a view would bring its whole storage
-        atomic_write(path, lambda file: torch.save({"state_dict": state, "ldm": about}, file))
-    else:
-        write_safetensors(
-            path, Tensors(contents.source, meta, read), {"format": "pt", "ldm": json.dumps(about)} | _spec(contents)
-        )
-
-
-def layouts(networks: Mapping[str, StoredNetwork]) -> list[tuple[str, str]]:
-    """In which layout each network lies in a single file: OpenCLIP's for towers with plain GELU, as SD 2.x's."""
-    text = networks.get("text_tower")
-    openclip = text is not None and text.config["activation"] == "gelu"
-    of = {"text_tower": "openclip" if openclip else "transformers", "image_tower": "transformers"}
-    return [(kind, of.get(kind, "compvis")) for kind in networks]
-
-
-def _about(tensors: Tensors) -> dict[str, Any]:
-    """Our own plain data in the file, if any."""
-    told = tensors.metadata.get("ldm", {})
-    return dict(json.loads(told) if isinstance(told, str) else told)
-
-
-def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Contents:
+def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Found:
     """A file of ours, or a checkpoint of a run: the same plain data, the tensors under "unet." or as "ema"."""
     kind, model = about["kind"], about.get("model", {})
+    if "config" not in about:
+        raise ValueError(f"{path} is a {kind} of ldm whose architecture its metadata lacks; export it again")
     if path.suffix != ".ckpt":
-        network = native(tensors, kind, about["config"])
+        network = FoundNetwork(kind, about["config"], NATIVE, tensors)
         pad, pixels = about.get("pad", PAD), _pixels(about, Pixels())
-        return Contents(path, f"a {kind} of ldm", {kind: network}, model, pad, pixels, ("as saved",))
+        return Found(path, f"a {kind} of ldm", {kind: network}, model, pad, pixels, ("as saved",))
     averages = tensors.metadata.get("ema") if choices.ema else None
-    own = held(path, averages) if averages else tensors.under("unet.")
+    if averages:
+        from ldm.weights.values import held  # here: it needs torch, with which the checkpoint has been read
+
+        own = held(path, averages)
+    else:
+        own = tensors.under("unet.")
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"
-    return Contents(path, "a run of ldm", {kind: native(own, kind, about["config"])}, model, notes=(note,))
+    return Found(path, "a run of ldm", {kind: FoundNetwork(kind, about["config"], NATIVE, own)}, model, notes=(note,))
 
 
 def _pixels(about: dict[str, Any], others: Pixels) -> Pixels:
     return Pixels(**{name: tuple(values) for name, values in about["pixels"].items()}) if "pixels" in about else others
 
 
-def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> StoredNetwork | None:
+def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> FoundNetwork | None:
     own = tensors.renamed(canonical(kind, layout, list(tensors)))
     if TELLING[kind, layout] not in own:
         return None
     config = about.get("configs", {}).get(kind) or infer(kind, layout, own, tensors.source)
-    return StoredNetwork(kind, config, layout, own)
+    return FoundNetwork(kind, config, layout, own)
 
 
-def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Contents:
+def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Found:
     known = tuple(PREFIXES.values())
     stray = [name for name in tensors if not name.startswith(known) and not UNUSED.fullmatch(name)]
     refuse_misfits(path, "Stable Diffusion", missing=(), unexpected=stray, misshapen=())
@@ -176,7 +123,7 @@ def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices
     model, more = _model(path, tensors, about, unet, choices)
     second = unet.get("linear_projection", False)
     form = f"a single file of Stable Diffusion {'2.x' if second else '1.x'}{_inputs(unet['in_channels'])}"
-    return Contents(path, form, networks, model, about.get("pad", 0 if second else PAD), notes=(*notes, *more))
+    return Found(path, form, networks, model, about.get("pad", 0 if second else PAD), notes=(*notes, *more))
 
 
 def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:
@@ -193,7 +140,7 @@ def _model(
     path: Path, tensors: Tensors, about: dict[str, Any], unet: dict[str, Any], choices: Choices
 ) -> tuple[dict[str, Any], list[str]]:
     """How to sample, and what of it is a guess."""
-    if "model" in about:
+    if about.get("model"):
         model = dict(about["model"])
         return model | ({"prediction": choices.prediction} if choices.prediction else {}), []
     prediction, notes = choices.prediction, []
@@ -222,9 +169,3 @@ def _prediction(path: Path, tensors: Tensors, unet: dict[str, Any]) -> tuple[str
 
 def _inputs(channels: int) -> str:
     return {4: "", 9: ", inpainting"}.get(channels, f", a UNet of {channels} input channels")
-
-
-def _spec(contents: Contents) -> dict[str, str]:
-    """What other tools read to tell v from eps."""
-    prediction = {"eps": "epsilon", "v": "v"}.get(contents.model.get("prediction", ""))
-    return {"modelspec.prediction_type": prediction} if prediction else {}

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ldm.files import write_json
-from ldm.nn.tokenizer import CLIP_BPE
+from ldm.weights.tensors import ASSETS
+
+CLIP_BPE = ASSETS / "clip_bpe"
 
 Config = dict[str, Any]
 

@@ -1,6 +1,5 @@
 """The page in a real browser, drawing with a tiny model."""
 
-import base64
 import io
 import os
 import shutil
@@ -69,10 +68,9 @@ def draw(page, prompt: str = KNOWN) -> Image.Image:
     """Types the prompt, presses the button and gives the picture that then is on the page."""
     page.fill("#prompt textarea", prompt)
     page.click("#draw")
-    image = page.wait_for_selector(f"#stage .told:text('{prompt}') >> xpath=.. >> img")
+    page.wait_for_selector(f"#told:has-text('{prompt} · seed')")
     assert page.locator(".toast-wrap .error").count() == 0
-    _, data = image.get_attribute("src").split(",")
-    return Image.open(io.BytesIO(base64.b64decode(data)))
+    return Image.open(io.BytesIO(httpx.get(page.locator("#stage img").first.get_attribute("src")).content))
 
 
 def set_number(page, name: str, value: str) -> None:
@@ -98,6 +96,13 @@ def test_a_prompt_becomes_a_picture_that_holds_its_settings(page, service: Servi
     browsing.expect(page.locator("#gallery img")).to_have_count(1, timeout=PATIENCE)
 
 
+def test_pictures_outlast_a_reload_of_the_page(page):
+    draw(page)
+    source = page.locator("#gallery img").first.get_attribute("src")
+    page.reload()
+    browsing.expect(page.locator("#gallery img").first).to_have_attribute("src", source, timeout=PATIENCE)
+
+
 def test_what_is_painted_over_is_drawn_anew_and_the_rest_stays(page, service: Service, tmp_path: Path):
     page.click("#start button")
     box = page.wait_for_selector("#editor canvas").bounding_box()
@@ -120,13 +125,12 @@ def test_what_is_painted_over_is_drawn_anew_and_the_rest_stays(page, service: Se
 
 
 def test_a_dropped_png_restores_its_settings(page, service: Service):
-    told: list[Any] = []
     call = {"steps": 2, "sampler": "euler", "negative": "blue", "size": (8, 24)}
-    service.draw(Request("tiny", "a red circle", [77], call, {}), told.append, lambda: False)
-    page.set_input_files("#drop input[type=file]", told[-1].paths[0])
+    *_, drawn = service.draw(Request("tiny", "a red circle", [77], call, {}))
+    page.set_input_files("#drop input[type=file]", drawn.paths[0])
     browsing.expect(page.locator("#prompt textarea")).to_have_value("a red circle", timeout=PATIENCE)
     assert (field(page, "seed"), field(page, "sampler")) == ("77", "euler")
-    assert draw(page, "a red circle").tobytes() == Image.open(told[-1].paths[0]).tobytes()
+    assert draw(page, "a red circle").tobytes() == Image.open(drawn.paths[0]).tobytes()
 
 
 def test_stop_ends_a_drawing_and_the_next_one_begins(page, service: Service):
@@ -135,9 +139,9 @@ def test_stop_ends_a_drawing_and_the_next_one_begins(page, service: Service):
         set_number(page, name, value)
     page.fill("#prompt textarea", KNOWN)
     page.click("#draw")
-    page.wait_for_selector("#stage .bar")
+    page.wait_for_selector("#told:has-text('Step')")
     page.click("#stop")
-    page.wait_for_selector("#stage :text('Stopped')")
+    page.wait_for_selector("#told:has-text('Stopped')")
     set_number(page, "steps", "1")
     assert draw(page).size == (128, 128)
     assert len(set(service.out.glob("*")) - before) == 1
@@ -148,14 +152,13 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(page, name: str, value: str,
     page.locator(f"#{name} input, #{name} textarea").first.fill(value)
     page.fill("#prompt textarea", KNOWN)
     page.click("#draw")
-    page.wait_for_selector(f"#stage :text('{sentence}')")
+    page.wait_for_selector(f".toast-body.error:has-text('{sentence}')")
 
 
 def test_what_a_strange_png_says_is_shown_as_text(page, service: Service, tmp_path: Path):
-    told: list[Any] = []
-    service.draw(Request("tiny", KNOWN, [0], {"steps": 1}, {}), told.append, lambda: False)
-    record = read_metadata(told[-1].paths[0]) | {"model": "<b id='evil'>x</b>"}
-    save_png(Image.open(told[-1].paths[0]), tmp_path / "strange.png", record)
+    *_, drawn = service.draw(Request("tiny", KNOWN, [0], {"steps": 1}, {}))
+    record = read_metadata(drawn.paths[0]) | {"model": "<b id='evil'>x</b>"}
+    save_png(Image.open(drawn.paths[0]), tmp_path / "strange.png", record)
     page.set_input_files("#drop input[type=file]", tmp_path / "strange.png")
     assert "<b id='evil'>" in page.wait_for_selector(".toast-body.warning").inner_text()
     assert page.locator("#evil").count() == 0
@@ -163,13 +166,13 @@ def test_what_a_strange_png_says_is_shown_as_text(page, service: Service, tmp_pa
 
 def test_a_picture_of_another_program_is_refused_in_a_sentence(page, tmp_path: Path):
     page.set_input_files("#drop input[type=file]", picture(tmp_path / "other.png"))
-    page.wait_for_selector("#stage :text('holds no settings')")
+    page.wait_for_selector(".toast-body.error:has-text('holds no settings')")
 
 
 def test_an_upload_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path: Path):
     Image.new("1", (5000, 5000)).save(tmp_path / "large.png")
     page.set_input_files("#drop input[type=file]", tmp_path / "large.png")
-    page.wait_for_selector("#stage :text('exceeds limit')")
+    page.wait_for_selector(".toast-body.error:has-text('exceeds limit')")
 
 
 def test_an_upload_of_too_many_bytes_is_refused(address: str):
@@ -181,3 +184,11 @@ def test_files_outside_of_the_pictures_are_not_served(address: str, service: Ser
     secret = picture(tmp_path / "secret.png")
     for path in (secret, service.models["tiny"], __file__, "/etc/passwd"):
         assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_a_browser_that_names_other_files_gets_none_of_them(service: Service, tmp_path: Path):
+    secret = picture(tmp_path / "0000.png")
+    made = [str(secret), os.path.relpath(secret, service.out), "../0000.png", "9999.png", ""]
+    page = server.Page(service)
+    changed = page.gallery(made)
+    assert changed[page.parts["made"]] == [] and changed[page.parts["gallery"]].value in ([], None)

@@ -8,7 +8,6 @@ from PIL import Image
 from ldm.app.service import Drawn, Request, Service, Step
 from ldm.commands import sample
 from ldm.image import read_metadata, to_pil
-from ldm.sampling.driver import Cancelled
 from tests.tiny import KNOWN, save_tiny_model
 
 
@@ -23,15 +22,13 @@ def picture(seed: int) -> Image.Image:
 
 
 def told_by(service: Service, seeds: list[int], sources: dict[str, Image.Image] | None = None, **call: Any) -> list:
-    told: list[Step | Drawn] = []
-    service.draw(Request("tiny", KNOWN, seeds, call, sources or {}), told.append, lambda: False)
-    return told
+    return list(service.draw(Request("tiny", KNOWN, seeds, call, sources or {})))
 
 
 def test_every_step_shows_an_estimate_of_every_picture(service: Service):
     *steps, drawn = told_by(service, [1, 2], steps=3)
     assert [(one.done, one.total) for one in steps] == [(1, 3), (2, 3), (3, 3)]
-    assert all(small.dtype == torch.uint8 and small.shape[0] == 3 for one in steps for small in one.estimates)
+    assert all(small.mode == "RGB" for one in steps for small in one.estimates)
     assert [len(one.estimates) for one in steps] == [2, 2, 2] and len(drawn.paths) == 2
 
 
@@ -56,14 +53,31 @@ def test_a_model_that_is_not_offered_is_refused(service: Service, tmp_path: Path
         with pytest.raises(ValueError, match="none of the models"):
             service.settings(name)
         with pytest.raises(ValueError, match="none of the models"):
-            service.draw(Request(name, KNOWN, [0], {}, {}), print, lambda: False)
+            list(service.draw(Request(name, KNOWN, [0], {}, {})))
 
 
-def test_a_cancelled_request_keeps_nothing(service: Service):
-    told: list[Step | Drawn] = []
-    with pytest.raises(Cancelled):
-        service.draw(Request("tiny", KNOWN, [0], {"steps": 5}, {}), told.append, lambda: len(told) == 2)
-    assert len(told) == 2 and not service.out.exists()
+def test_a_request_that_nobody_reads_any_longer_ends_and_keeps_nothing(service: Service):
+    steps: list[int] = []
+    drawing = service.draw(Request("tiny", KNOWN, [0], {"steps": 200}, {}))
+    next(drawing)
+    assert service._loaded is not None
+    hook = service._loaded[1].unet.register_forward_hook(lambda *_: steps.append(1))
+    drawing.close()
+    done = len(steps)
+    hook.remove()
+    assert done < 190 and not service.out.exists()
+    assert len(told_by(service, [1], steps=1)) == 2  # the next one has its turn
+
+
+def test_an_error_reaches_the_reader_after_what_was_told(service: Service, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("ldm.app.service.save_png", full)
+    drawing = service.draw(Request("tiny", KNOWN, [0], {"steps": 1}, {}))
+    assert isinstance(next(drawing), Step)
+    with pytest.raises(OSError, match="the disk is full"):
+        next(drawing)
 
 
 def test_a_remark_of_the_pipeline_is_told(service: Service):
@@ -71,6 +85,5 @@ def test_a_remark_of_the_pipeline_is_told(service: Service):
 
 
 def told_by_prompt(service: Service, prompt: str) -> Drawn:
-    told: list[Any] = []
-    service.draw(Request("tiny", prompt, [0], {"steps": 1}, {}), told.append, lambda: False)
-    return told[-1]
+    *_, drawn = service.draw(Request("tiny", prompt, [0], {"steps": 1}, {}))
+    return drawn

@@ -56,13 +56,21 @@ def test_a_change_that_leads_elsewhere_is_shown_and_refused_unless_it_is_accepte
         {"trainer": {"devices": 2}},
         {"first_stage": {"weights": "moved/a.safetensors"}},
         {"data": {"batch_size": 4}},
+        {"evaluation": {"prompts": 8}},
+        {"optimizer": {"fused": None}},
     ],
 )
-def test_a_change_that_decides_no_weight_is_only_shown(
+def test_a_change_that_decides_no_weight_is_not_spoken_of(
     run: Path, changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    capsys.readouterr()
     resume(run, **changed)
-    assert "settings changed since the checkpoint" in capsys.readouterr().out
+    assert "settings" not in capsys.readouterr().out
+
+
+def test_beside_a_change_that_leads_elsewhere_others_are_not_told(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(optimizer.lr 0.1 → 0.2\)"):
+        resume(run, optimizer={"lr": 0.2}, evaluation={"prompts": 8}, trainer={"devices": 2})
 
 
 def test_more_steps_are_no_change_where_the_rate_is_constant(tmp_path: Path) -> None:
@@ -72,14 +80,6 @@ def test_more_steps_are_no_change_where_the_rate_is_constant(tmp_path: Path) -> 
     run = trainer(tmp_path, longer, max_steps=5)
     run.fit(Tiny(), Batches(), ckpt_path=tmp_path / "last.ckpt")
     assert run.global_step == 5
-
-
-def test_the_same_settings_and_new_ones_that_are_null_say_nothing(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    resume(run, optimizer={"fused": None})
-    assert "settings" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_an_older_layout_is_gone_on_from_and_that_is_said(

@@ -68,6 +68,30 @@ def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Pat
         assert row["train/update_norm"] == pytest.approx((after - before).norm().item(), rel=1e-4)
 
 
+def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_a_resume(tmp_path: Path) -> None:
+    class Weights(Callback):
+        def on_train_start(self, _: Any, module: Any) -> None:
+            seen.append((module.unet.weight.detach().clone(), module.unet.bias.detach().clone()))
+
+        def on_train_batch_end(self, *run_and_module: Any) -> None:
+            self.on_train_start(*run_and_module[:2])
+
+    def fit(steps: int, resume: Path | None = None) -> dict[int, dict[str, float]]:
+        logger = Logged()
+        callbacks = Health(tmp_path), Weights(), Checkpoint(tmp_path)
+        run = trainer(tmp_path, *callbacks, logger=logger, log_every_n_steps=2, max_steps=steps)
+        run.fit(Tiny(), Batches(), ckpt_path=resume)
+        return logger.rows
+
+    seen: list[tuple[Tensor, Tensor]] = []
+    fit(3)
+    seen.pop()
+    row = fit(4, tmp_path / "last.ckpt")[3]
+    change_of_weight, change_of_bias = seen[3][0] - seen[2][0], seen[4][1] - seen[3][1]
+    expected = torch.cat([change_of_weight.flatten(), change_of_bias]).norm().item()
+    assert row["train/update_norm"] == pytest.approx(expected, rel=1e-4)
+
+
 class Timed(Tiny):
     """Says of each sample its time and loss, as diffusion does."""
 

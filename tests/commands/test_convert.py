@@ -6,7 +6,7 @@ import torch
 from ldm.__main__ import main
 from ldm.weights.convert import write
 from ldm.weights.find import find
-from tests.weights.foreign import ODD, networks, same, whole_model
+from tests.weights.foreign import ODD, SD2, networks, same, whole_model, without_metadata
 
 
 @pytest.fixture
@@ -54,11 +54,37 @@ def test_failures_are_one_sentence_and_exit_with_one(
 
 
 def test_what_a_second_model_predicts_can_be_set(tmp_path: Path) -> None:
-    from tests.weights.foreign import SD2, without_metadata
-
     write(whole_model(SD2), tmp_path / "m.safetensors", "single")
     without_metadata(tmp_path / "m.safetensors")
     arguments = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "eps.safetensors")]
     assert main([*arguments, "--prediction", "eps"]) == 0
     assert find(tmp_path / "eps.safetensors").model["prediction"] == "eps"
     assert torch.is_tensor(find(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "destination, option, told",
+    [
+        ("x.safetensors", "--shard=1MB", "--shard cuts the files of a diffusers folder"),
+        ("own", "--to=ldm --shard=1MB", "--shard cuts the files of a diffusers folder"),
+        ("x", "--variant=fp16", "--variant chooses among the files of a diffusers folder"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_a_usage_error(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, destination: str, option: str, told: str
+) -> None:
+    assert main(["convert", str(model), str(tmp_path / destination), *option.split()]) == 2
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_a_folder_predicts_is_not_set_here(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
+    write(whole_model(ODD), tmp_path / "folder", "diffusers")
+    assert main(["convert", str(tmp_path / "folder"), str(tmp_path / "x"), "--prediction", "v"]) == 2
+    assert "--prediction is for single files of Stable Diffusion" in capsys.readouterr().err
+
+
+def test_an_option_is_not_guessed_from_its_beginning(model: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", str(model), "x", "--dtyp", "float16"])
+    assert "unrecognized argument --dtyp; did you mean --dtype?" in capsys.readouterr().err

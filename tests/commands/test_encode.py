@@ -1,12 +1,13 @@
 """`ldm encode`: ranks, refusals, and what it says."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ldm.__main__ import main
 from ldm.commands.encode import ranks
-from ldm.data.cache import CachedLatents, read_manifest
+from ldm.data.cache import CachedLatents, map_shard, read_manifest
 from ldm.weights.parts import first_stage
 from tests.data.tars import picture, samples, write_tar
 from tests.tiny import save_part, tiny_vae
@@ -19,7 +20,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     write_tar(tmp_path / "x.tar", samples(3) | {"0001.png": b""})
     save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
     stage = ["--first-stage", str(tmp_path / "vae.safetensors")]
-    return ["encode", str(tmp_path / "x.tar"), *stage, "--out", str(tmp_path / "out"), "--size", "8"]
+    return ["encode", str(tmp_path / "x.tar"), *stage, "--out", str(tmp_path / "out"), "--size", "8", "--workers", "0"]
 
 
 def test_the_cache_is_of_the_given_first_stage_and_what_was_bad_is_told(
@@ -55,6 +56,37 @@ def test_torchrun_and_slurm_say_the_rank(
     monkeypatch.setenv(names[0], "8")
     with pytest.raises(ValueError, match="a rank below"):
         ranks()
+
+
+def test_workers_make_the_same_cache(arguments: list[str], tmp_path: Path) -> None:
+    assert main(arguments) == 0 and main([*arguments, "--out", str(tmp_path / "two"), "--workers", "2"]) == 0
+    assert [path.name for path in sorted((tmp_path / "two").iterdir())] == sorted(os.listdir(tmp_path / "out"))
+    for path in (tmp_path / "two").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_all_captions_at_the_places_given_are_kept(arguments: list[str], tmp_path: Path) -> None:
+    recaptioned = {"0000.alt.txt": b"another", "0002.syn.json": b'{"syn_text": ["a third", "a fourth"]}'}
+    write_tar(tmp_path / "x.tar", samples(3) | recaptioned)
+    assert main([*arguments, "--captions", "txt", "alt.txt", "syn.json:syn_text"]) == 0
+    shard = map_shard(tmp_path / "out" / "x.safetensors")
+    assert [shard.captions_of(row) for row in range(3)] == [
+        ["shade 0", "another"], ["shade 1"], ["shade 2", "a third", "a fourth"]
+    ]  # fmt: skip
+    assert main(arguments) == 1  # the same folder, with other captions
+
+
+def test_samples_of_which_none_can_be_used_are_a_failure(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "x.tar", samples(3) | {f"{k:04d}.json": b"{}" for k in range(3)})
+    assert main([*arguments, "--captions", "json:caption"]) == 1
+    assert "none of 3 samples could be used: see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["png", "json:", "lines.txt"])
+def test_a_place_without_captions_is_refused(place: str, arguments: list[str], tmp_path: Path) -> None:
+    assert main([*arguments, "--captions", "txt", place]) == 1 and not (tmp_path / "out").exists()
 
 
 def test_buckets_make_a_cache_of_several_sizes_that_says_how_to_train_on_it(

@@ -47,7 +47,8 @@ def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str
     assert {"fid", "kid", "precision", "recall", "clip_score", "noise_loss", "nfe"} <= found["metrics"].keys()
     about = found["provenance"]
     assert (about["prompts"]["count"], about["reference"]["count"], about["prompts"]["seeds"]) == (5, 5, [0, 4])
-    assert about["model"]["weights"] == given[1] and about["sampling"]["steps"] == 3
+    assert (about["model"]["weights"], about["reference"]["data"]) == (given[1], given[3])
+    assert about["sampling"]["steps"] == 3
     assert found["metrics"]["nfe"] == 6 and len(found["curves"]["noise_loss"]["mean"]) > 3
     assert alone.with_suffix(".png").is_file() and not list(alone.parent.glob(".*"))
 
@@ -124,7 +125,7 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
     ("wrong", "code", "told"),
     [
         (["--steps", "0"], 2, "--steps 0: expected a whole number from 1 up"),
-        (["--guidance", "1,high"], 2, "--guidance 1,high: expected numbers"),
+        (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, several"),
         (["--sampler", "ddim,eular"], 2, "--sampler ddim,eular: expected one of ddpm"),
         (["--seed", "1,1"], 2, "--seed 1,1: a value is given twice"),
         (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +108,25 @@ def test_models_of_others_are_described_without_their_tensors(
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks(ODD).values()]
     assert told["parameters"] == f"{sum(parameters):,}"
     assert told["unet"].startswith(f"{parameters[0]:,} parameters, ") and "multipliers=[1, 2, 3]" in told["unet"]
+
+
+IMPORTED = """
+import sys
+from ldm.__main__ import main
+main(["info", sys.argv[1]])
+print({"torch", "transformers", "lightning", "omegaconf"} & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "folder", "vae.safetensors"])
+def test_weights_are_described_without_torch_whose_import_takes_seconds(tmp_path: Path, name: str) -> None:
+    if name == "vae.safetensors":
+        save_tiny_model(tmp_path)
+    else:
+        write(whole_model(ODD), tmp_path / name, format_of(tmp_path / name))
+    command = [sys.executable, "-c", IMPORTED, tmp_path / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "parameters" in done.stdout and done.stdout.endswith("set()\n")
 
 
 def test_what_of_a_second_model_is_a_guess_is_said(tmp_path: Path) -> None:

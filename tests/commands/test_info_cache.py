@@ -6,7 +6,7 @@ import pytest
 
 from ldm.__main__ import main
 from ldm.commands.info import describe
-from ldm.data.cache import write_shard
+from ldm.data.cache import FORMAT, write_shard
 from ldm.files import write_json
 from ldm.weights.parts import first_stage
 from tests.data.test_cache import SETTINGS, moments, write_cache
@@ -31,20 +31,20 @@ def test_a_cache_is_described(cache: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_autoencoder_that_ships_is_known_by_its_fingerprint(tmp_path: Path) -> None:
     mark = first_stage("assets:vae.safetensors").source["fingerprint"]
-    write_shard(tmp_path / "s.safetensors", moments(2), ["a", "b"], ["", ""], {"settings": {"first_stage": mark}})
+    write_shard(tmp_path / "s.safetensors", moments(2), ["a", "b"], [[""], [""]], {"settings": {"first_stage": mark}})
     assert describe(str(tmp_path))["first stage"] == f"{mark[:12]} (assets:vae.safetensors)"
 
 
 def test_what_could_not_be_used_is_counted(cache: Path) -> None:
     shards = [{"name": f"s{k}", "samples": n, "quarantined": 2, "sha256": ""} for k, n in enumerate((3, 0, 2))]
-    write_json(cache / "manifest.json", {"format": 1, "settings": SETTINGS, "samples": 5, "shards": shards})
+    write_json(cache / "manifest.json", {"format": FORMAT, "settings": SETTINGS, "samples": 5, "shards": shards})
     assert describe(str(cache))["samples"] == "5 in 3 shards; 6 could not be used, see *.quarantine.jsonl"
 
 
 def test_what_is_wrong_is_seen_without_reading_latents(cache: Path) -> None:
     (cache / "s1.safetensors").unlink()
-    write_shard(cache / "s2.safetensors", moments(1), ["a"], [""], {"settings": {}})
-    write_shard(cache / "t.safetensors", moments(1), ["a"], [""], {"settings": SETTINGS})
+    write_shard(cache / "s2.safetensors", moments(1), ["a"], [[""]], {"settings": {}})
+    write_shard(cache / "t.safetensors", moments(1), ["a"], [[""]], {"settings": SETTINGS})
     problems = describe(str(cache))["problems"]
     for words in ("t.safetensors is not in the manifest", "s1.safetensors is in the manifest but not there"):
         assert words in problems

@@ -58,6 +58,9 @@ def test_after_two_dashes_all_are_prompts() -> None:
         ("guidence=2", "guidance=2"),
         ("modle=x=y", "model=x=y"),
         ("--steps", "steps="),
+        ("image=cat.png", "init=cat.png"),
+        ("--guidance-scale=3", "guidance=3"),
+        ("--hlep", "--help"),
     ],
 )
 def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from ldm.__main__ import main
+from ldm.config import waiting
 from ldm.files import LOCK
 from tests.report.made import made_run
 
@@ -44,3 +45,15 @@ def test_the_time_left_follows_from_the_speed(tmp_path: Path, capsys: pytest.Cap
 def test_nothing_to_show_is_said(path: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / path)]) == 1
     assert told in capsys.readouterr().err
+
+
+def test_runs_of_a_sweep_that_have_not_begun_are_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tmp_path / "sweep" / "seed=1")
+    for name in ("seed=1", "seed=2"):
+        mark = waiting(tmp_path / "sweep" / name)
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    assert main(["status", str(tmp_path)]) == 0
+    told = cells(capsys.readouterr().out)
+    assert set(told) == {"seed=1", "seed=2"}
+    assert told["seed=2"][0] == "waiting" and told["seed=1"][0] != "waiting"

@@ -46,7 +46,7 @@ def test_a_missing_a_cut_and_a_strange_shard_are_found(cache: Path, capsys: pyte
 def test_nan_wrong_counts_and_other_settings_are_found(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moments = map_shard(cache / "s2.safetensors").moments.copy()
     moments[1, 0, 0, 0] = np.nan
-    write_shard(cache / "s2.safetensors", moments, ["a", "b"], ["", ""], {"settings": {}})
+    write_shard(cache / "s2.safetensors", moments, ["a", "b"], [[""], [""]], {"settings": {}})
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["shards"][0]["samples"] = 4
     write_json(cache / "manifest.json", manifest)

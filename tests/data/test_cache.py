@@ -11,7 +11,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ldm.data.cache import CachedLatents, Decoded, FirstStage, map_shard, read_manifest, read_record, write_shard
+from ldm.data.cache import (
+    FORMAT,
+    CachedLatents,
+    Decoded,
+    FirstStage,
+    map_shard,
+    read_manifest,
+    read_record,
+    write_shard,
+)
+from ldm.data.captions import one_of
 from ldm.files import write_json
 from tests.tiny import tiny_vae
 
@@ -35,14 +45,14 @@ def write_cache(folder: Path, counts: tuple[int, ...] = (3, 0, 2)) -> Path:
             folder / f"s{k}.safetensors",
             moments(count, k),
             keys,
-            CAPTIONS[:count] if count <= 3 else ["x"] * count,
+            [[caption] for caption in CAPTIONS[:count]] if count <= 3 else [["x"]] * count,
             {"settings": SETTINGS},
         )
         record = read_record(folder / f"s{k}.safetensors")
         shards.append({"name": f"s{k}", "samples": count, "sha256": record["sha256"]})
     write_json(
         folder / "manifest.json",
-        {"format": 1, "settings": SETTINGS, "samples": sum(counts), "quarantined": 0, "shards": shards},
+        {"format": FORMAT, "settings": SETTINGS, "samples": sum(counts), "quarantined": 0, "shards": shards},
     )
     return folder
 
@@ -106,8 +116,20 @@ def test_of_a_cache_of_several_sizes_the_runs_own_are_used_or_all_in_bucketed_ba
 
 def test_arrays_that_do_not_lie_in_order_are_stored_in_order(tmp_path: Path) -> None:
     across = moments(3).transpose(0, 2, 3, 1)
-    write_shard(tmp_path / "a.safetensors", across, ["a", "b", "c"], CAPTIONS, {})
+    write_shard(tmp_path / "a.safetensors", across, ["a", "b", "c"], [CAPTIONS] * 3, {})
     assert np.array_equal(map_shard(tmp_path / "a.safetensors").moments, across)
+
+
+def test_of_several_captions_all_are_kept_and_each_draw_has_one(tmp_path: Path) -> None:
+    write_cache(tmp_path, (3,))
+    several = [["a"], ["b", "c", "d"], ["e", "f"]]
+    write_shard(tmp_path / "s0.safetensors", moments(3), ["x", "y", "z"], several, {"settings": SETTINGS})
+    assert [map_shard(tmp_path / "s0.safetensors").captions_of(row) for row in range(3)] == several
+    for load in ("mapped", "memory"):
+        latents = CachedLatents(tmp_path, stage(), (16, 16), load=load, seed=3)  # type: ignore[arg-type]
+        for row, captions in enumerate(several):
+            drawn = [latents[draw, row]["caption"] for draw in range(20)]
+            assert drawn == [one_of(captions, 3, row, draw) for draw in range(20)] and {*drawn} == {*captions}
 
 
 def test_a_shard_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
@@ -136,6 +158,12 @@ def test_a_cache_of_another_first_stage_scale_or_size_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         CachedLatents(write_cache(tmp_path), first_stage, size)
+
+
+def test_a_cache_of_an_older_format_is_refused(tmp_path: Path) -> None:
+    write_json(write_cache(tmp_path) / "manifest.json", read_manifest(tmp_path) | {"format": FORMAT - 1})
+    with pytest.raises(ValueError, match=rf"format {FORMAT - 1}, .* knows only {FORMAT}\); run ldm encode again"):
+        CachedLatents(tmp_path, stage(), (16, 16))
 
 
 def test_a_cache_that_is_not_finished_and_one_without_samples_are_refused(tmp_path: Path) -> None:

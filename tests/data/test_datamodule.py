@@ -140,6 +140,11 @@ def test_a_batch_stacks_numbers_and_tensors_and_lists_text_and_reasons() -> None
     assert batch["key"] == ["1", "4"] and batch["bad"] == [[], ["sample 4 is broken"]]
 
 
+def test_captions_are_not_tokenised_for_a_training_that_reads_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.tokenize=true, but Recorder reads no captions: leave it out"):
+        fit(tmp_path, data(tokenize=True), 1)
+
+
 def test_too_many_bad_samples_end_the_run_with_one_of_the_reasons(tmp_path: Path) -> None:
     damaged = DataModule(Counted(20, bad=tuple(range(10))), {}, 4, max_bad_share=0.3)
     with pytest.raises(ValueError, match=r"sample \d is broken; mend the data or raise data.max_bad_share"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.data.captions import one_of
 from ldm.data.folder import Folder
 from ldm.image import load_image, pixels
 from tests.data.tars import picture
@@ -52,6 +53,29 @@ def test_captions_come_from_metadata_as_hugging_face_has_it(field: str, tmp_path
     write(tmp_path, {"sub/metadata.jsonl": "\n" + rows(("c.png", "third"), field=field)})
     folder = Folder(tmp_path, 8)
     assert [folder[k]["caption"] for k in range(3)] == ["first", "second", "third"]
+
+
+def test_of_several_captions_each_draw_has_one_by_seed_id_and_draw(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(), "b.png": picture(), "c.png": picture()})
+    write(tmp_path, {"a.alt.txt": "a2", "c.json": '{"caption": "c1", "recaptions": ["c2", "c3"]}'})
+    lists = {"a.png": {"caption": "a1"}, "b.png": {"recaptions": ["b1", "", "b2"]}}
+    lines = [json.dumps({"file_name": name, **fields}) for name, fields in lists.items()]
+    write(tmp_path, {"metadata.jsonl": "\n".join(lines)})
+    folder = Folder(tmp_path, 8, captions=["json:caption", "json:recaptions", "alt.txt"], seed=2)
+    for k, captions in enumerate((["a1", "a2"], ["b1", "b2"], ["c1", "c2", "c3"])):
+        drawn = [folder[draw, k]["caption"] for draw in range(40)]
+        assert drawn == [one_of(captions, 2, k, draw) for draw in range(40)] and {*drawn} == {*captions}
+
+
+def test_several_rows_of_one_picture_are_several_captions(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(), "metadata.jsonl": rows(("a.png", "x"), ("a.png", "y"))})
+    assert {Folder(tmp_path, 8)[draw, 0]["caption"] for draw in range(20)} == {"x", "y"}
+
+
+def test_a_place_that_no_picture_has_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(), "a.txt": "x"})
+    with pytest.raises(ValueError, match=r"holds no \.alt\.text, which captions=\['txt', 'alt\.text'\] asks for"):
+        Folder(tmp_path, 8, captions=["txt", "alt.text"])
 
 
 def test_rows_for_pictures_that_are_not_there_are_told(tmp_path: Path) -> None:

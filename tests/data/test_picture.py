@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.picture import Framing, draw_and_index, read_caption
+from ldm.data.picture import Framing, draw_and_index
 from ldm.image import WHITE, load_image, pixels
 from tests.data.tars import picture
 
@@ -95,31 +95,3 @@ def test_an_index_alone_is_draw_0() -> None:
 def test_an_index_outside_ends_a_loop_over_the_data(index: int | tuple[int, int]) -> None:
     with pytest.raises(IndexError):
         draw_and_index(index, 4)
-
-
-@pytest.mark.parametrize(
-    ("data", "extension"),
-    [
-        (b" a caf\xc3\xa9\n", "txt"),
-        (b"\xef\xbb\xbfa caf\xc3\xa9", "txt"),
-        (b'{"caption": "a caf\\u00e9"}', "json"),
-        (b'{"text": "a caf\xc3\xa9"}', "json"),
-        (b'{"caption": null, "text": "a caf\xc3\xa9"}', "json"),
-    ],
-)
-def test_captions_are_read_from_text_and_json(data: bytes, extension: str) -> None:
-    assert read_caption(data, extension, "a") == "a café"
-
-
-@pytest.mark.parametrize(
-    ("data", "extension", "reason"),
-    [
-        (b"caf\xe9", "txt", "is not UTF-8 text: byte 3"),
-        (b"{", "json", "is not JSON"),
-        (b"[1]", "json", "has no caption"),
-        (b'{"caption": 3}', "json", "has no caption"),
-    ],
-)
-def test_a_caption_that_cannot_be_read_is_refused_by_its_name(data: bytes, extension: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^k.x in y.tar {reason}"):
-        read_caption(data, extension, "k.x in y.tar")

@@ -1,4 +1,7 @@
-"""The loader stopped and resumed at random, with other numbers of ranks and workers: every sample once an epoch."""
+"""The loader stopped and resumed at random, with other numbers of ranks and workers: every sample once an epoch.
+
+Each sample has two captions, of which the epoch decides.
+"""
 
 import os
 import random
@@ -16,6 +19,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.data.captions import one_of
 from ldm.data.datamodule import DataModule
 from ldm.data.shards import Shards
 from ldm.data.split import Split
@@ -30,12 +34,14 @@ COUNTS = (23, 0, 41, 7, 30)  # samples of the shards
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     for k, count in enumerate(COUNTS):
-        write_tar(folder / f"x-{k}.tar", samples(count, sum(COUNTS[:k])) | ({"0003.png": b"bad"} if k == 0 else {}))
+        first = sum(COUNTS[:k])
+        others = {f"{n:04d}.json": b'{"caption": "another"}' for n in range(first, first + count)}
+        write_tar(folder / f"x-{k}.tar", samples(count, first) | others | ({"0003.png": b"bad"} if k == 0 else {}))
     return folder
 
 
 def data(folder: Path, batch_size: int, workers: int = 0, seed: int = 0) -> DataModule:
-    train = Tolerant(Split(Shards(folder, 8), "train", one_in=10))
+    train = Tolerant(Split(Shards(folder, 8, captions=["txt", "json"], seed=seed), "train", one_in=10))
     return DataModule(train, {}, batch_size, workers=workers, seed=seed, max_bad_share=1)  # type: ignore[arg-type]
 
 
@@ -50,6 +56,8 @@ def pull(folder: Path, seen: int, batches: int, batch_size: int, world: int, wor
         for batch in islice(module.train_dataloader(), batches):
             module.on_before_batch_transfer(batch, 0)
             part.append(list(zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)))
+            drawn = [one_of([f"shade {number}", "another"], seed, number, draw) for draw, number in part[-1]]
+            assert batch["caption"] == drawn
         assert module.state_dict() == {"seen": seen + len(part) * batch_size * world}
         ranks.append(part)
     return [key for step in zip(*ranks, strict=True) for batch in step for key in batch]

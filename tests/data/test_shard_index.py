@@ -1,12 +1,14 @@
 import os
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ldm.data import shard_index
+from ldm.data.captions import DEFAULT
 from ldm.data.shard_index import ARRAYS, Index
 from ldm.data.storage import File, local_file
 from tests.data.tars import picture, samples, write_tar
@@ -25,20 +27,20 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     real = shard_index.scan
 
-    def counted(shard: File) -> Index:
+    def counted(shard: File, texts: Sequence[str]) -> Index:
         calls.append(Path(shard.url))
-        return real(shard)
+        return real(shard, texts)
 
     monkeypatch.setattr(shard_index, "scan", counted)
     return calls
 
 
-def scan(shard: Path) -> Index:
-    return shard_index.scan(local_file(shard))
+def scan(shard: Path, *texts: str) -> Index:
+    return shard_index.scan(local_file(shard), texts or DEFAULT)
 
 
-def load_index(*shards: Path) -> Index:
-    return shard_index.load_index([local_file(shard) for shard in shards])
+def load_index(*shards: Path, texts: Sequence[str] = DEFAULT) -> Index:
+    return shard_index.load_index([local_file(shard) for shard in shards], texts)
 
 
 def keys(index: Index) -> list[str]:
@@ -50,7 +52,8 @@ def test_the_spans_are_the_members_bytes(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", contents)
     data, index = shard.read_bytes(), scan(shard)
     assert len(index) == 3
-    for key, (p, p_size, c, c_size) in zip(keys(index), index.spans, strict=True):
+    for key, ((p, p_size), (c, c_size), absent) in zip(keys(index), index.spans, strict=True):
+        assert absent.tolist() == [-1, 0]
         assert data[p : p + p_size] == contents[f"{key}.png"] and data[c : c + c_size] == contents[f"{key}.txt"]
 
 
@@ -58,7 +61,7 @@ def test_members_are_grouped_by_key_whatever_their_order(tmp_path: Path) -> None
     contents = samples(4)
     order = np.random.default_rng(0).permutation(list(contents))
     index = scan(write_tar(tmp_path / "a.tar", {str(name): contents[str(name)] for name in order}))
-    assert sorted(keys(index)) == ["0000", "0001", "0002", "0003"] and (index.spans > 0).all()
+    assert sorted(keys(index)) == ["0000", "0001", "0002", "0003"] and (index.spans[:, :2] > 0).all()
 
 
 def test_the_key_ends_at_the_first_dot_of_the_files_own_name(tmp_path: Path) -> None:
@@ -71,14 +74,14 @@ def test_a_missing_member_is_marked_and_what_is_neither_picture_nor_caption_is_n
     contents = {"a.png": b"1", "b.txt": b"22", "c.webp": b"333", "c.json": b"4444", "d.cls": b"5", "d.md": b"6"}
     index = scan(write_tar(tmp_path / "a.tar", contents))
     assert keys(index) == ["a", "b", "c"]
-    assert (index.spans[:, 0] >= 0).tolist() == [True, False, True]
-    assert (index.spans[:, 2] >= 0).tolist() == [False, True, True]
-    assert index.spans[:, 1::2].tolist() == [[1, 0], [0, 2], [3, 4]]
+    assert (index.spans[..., 0] >= 0).tolist() == [[True, False, False], [False, True, False], [True, False, True]]
+    assert index.spans[..., 1].tolist() == [[1, 0, 0], [0, 2, 0], [3, 0, 4]]
 
 
-def test_a_text_file_is_preferred_to_json(tmp_path: Path) -> None:
-    index = scan(write_tar(tmp_path / "a.tar", {"a.json": b"{}", "a.png": b"", "a.txt": b"text"}))
-    assert index.captions.tolist() == [0] and index.spans[0, 3] == 4
+def test_the_texts_asked_for_are_those_of_the_whole_extension(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", {"a.png": b"1", "a.txt": b"22", "a.alt.txt": b"333", "a.syn.json": b"4444"})
+    assert scan(shard, "alt.txt", "syn.json").spans[..., 1].tolist() == [[1, 3, 4]]
+    assert scan(shard, "json", "txt").spans[..., 1].tolist() == [[1, 0, 2]]
 
 
 def test_the_later_of_two_members_of_one_name_counts_as_in_tar(tmp_path: Path) -> None:
@@ -86,22 +89,22 @@ def test_the_later_of_two_members_of_one_name_counts_as_in_tar(tmp_path: Path) -
     write_tar(shard, {"a.png": b"old", "a.txt": b"x"})
     with tarfile.open(shard, "a") as tar:
         tar.add(write_tar(tmp_path / "b.tar", {}), arcname="a.png")
-    assert scan(shard).spans[0, 1] == (tmp_path / "b.tar").stat().st_size
+    assert scan(shard).spans[0, 0, 1] == (tmp_path / "b.tar").stat().st_size
 
 
 def test_an_empty_shard_has_no_samples_and_no_loss(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", {})
     for index in (load_index(shard), load_index(shard)):
-        assert len(index) == 0 and index.spans.shape == (0, 4) and index.losses == {}
+        assert len(index) == 0 and index.spans.shape == (0, 3, 2) and index.losses == {}
 
 
 def test_of_a_cut_tar_the_sample_that_lost_a_member_is_left_out(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", samples(3))
     last = scan(shard).spans[2]
-    os.truncate(shard, last[2] + 1)  # within the last caption
+    os.truncate(shard, last[1, 0] + 1)  # within the last caption
     index = scan(shard)
     assert keys(index) == ["0000", "0001"] and "2 samples" in index.losses[0]
-    os.truncate(shard, last[0] + 1)  # within the last picture
+    os.truncate(shard, last[0, 0] + 1)  # within the last picture
     assert keys(scan(shard)) == ["0000", "0001"]
 
 
@@ -111,6 +114,16 @@ def test_a_second_start_reads_the_cache_beside_the_shard(tmp_path: Path, scans: 
     assert scans == [shard] and (tmp_path / "a.tar.index").is_file()
     for name in ARRAYS:
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_an_index_of_other_texts_is_made_anew(tmp_path: Path, scans: list[Path]) -> None:
+    shards = [write_tar(tmp_path / f"{k}.tar", samples(2) | {"0001.alt.txt": b"x"}) for k in range(2)]
+    for chosen in (shards, shards[:1]):
+        for texts, there in ((DEFAULT, 1), (("alt.txt",), 0)):
+            assert (load_index(*chosen, texts=texts).spans[0, 1, 0] >= 0) == there
+            before = len(scans)
+            load_index(*chosen, texts=texts)
+            assert len(scans) == before
 
 
 def test_a_loss_is_remembered_by_the_cache(tmp_path: Path, scans: list[Path]) -> None:
@@ -181,7 +194,7 @@ def test_the_index_of_many_shards_is_that_of_each_one_after_the_other(tmp_path: 
     for index in (first, second):
         assert index.starts.tolist() == [0, 3, 3, 5] and [index.shard(row) for row in range(5)] == [0, 0, 0, 2, 2]
         assert keys(index) == [key for shard in shards for key in keys(scan(shard))]
-        for name in ("spans", "captions", "hashes"):
+        for name in ("spans", "hashes"):
             assert np.array_equal(getattr(index, name), np.concatenate([getattr(scan(s), name) for s in shards]))
     assert first.hashes.tolist() == [zlib.crc32(key.encode()) for key in keys(first)]
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pickle
@@ -7,11 +8,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import webdataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from ldm.data.captions import one_of
 from ldm.data.shards import Shards, find_tars
 from tests.data.tars import picture, sample, samples, write_tar
 
@@ -103,6 +107,34 @@ def test_a_caption_in_json_is_read(tmp_path: Path) -> None:
     assert Shards(tmp_path, 8)[0]["caption"] == "from json"
 
 
+def test_of_several_captions_each_draw_has_one_by_seed_id_and_draw(tmp_path: Path) -> None:
+    lists = {f"{k:04d}.json": json.dumps({"captions": [f"{k}a", f"{k}b"]}).encode() for k in range(3)}
+    write_tar(tmp_path / "a.tar", samples(3) | lists | {"0001.alt.txt": b"alt"})
+    shards = Shards(tmp_path, 8, captions=["txt", "alt.txt", "json:captions"], seed=5)
+    for k in range(3):
+        captions = [f"shade {k}", *(["alt"] if k == 1 else []), f"{k}a", f"{k}b"]
+        drawn = [shards[draw, k]["caption"] for draw in range(40)]
+        assert drawn == [one_of(captions, 5, k, draw) for draw in range(40)] and {*drawn} == {*captions}
+    assert Shards(tmp_path, 8)[7, 0]["caption"] == "shade 0"
+
+
+def test_a_caption_that_is_drawn_decides_whether_the_picture_may_be_mirrored(tmp_path: Path) -> None:
+    two = {"a.json": b'["to the left", "somewhere"]'}
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
+    write_tar(tmp_path / "a.tar", {"a.png": file.getvalue()} | two)
+    drawn = [Shards(tmp_path, 8, flip=1.0)[draw, 0] for draw in range(20)]
+    assert {(s["caption"], bool(s["image"][0, 0, 0] > s["image"][0, 0, -1])) for s in drawn} == {
+        ("to the left", False),
+        ("somewhere", True),
+    }
+
+
+def test_a_place_that_no_sample_has_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.alt\.text, which captions=\['txt', 'alt\.text'\] asks for"):
+        Shards(folder, 8, captions=["txt", "alt.text"])
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -146,7 +178,8 @@ def test_the_stand_ins_for_a_bad_sample_are_those_of_its_shard(folder: Path) -> 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_what_the_main_process_reads(method: str, folder: Path) -> None:
-    shards = Shards(folder, 8, crop="random", flip=0.5)
+    write_tar(folder / "x-00000.tar", samples(4) | {"0002.json": b'["a", "b", "c"]'})
+    shards = Shards(folder, 8, crop="random", flip=0.5, captions=["txt", "json"])
     order = [(draw, k) for draw in range(2) for k in range(7)]
     loader = DataLoader(
         shards,

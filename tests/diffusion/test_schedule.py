@@ -179,6 +179,14 @@ def test_the_shift_for_a_resolution_keeps_the_uncertainty_of_a_constant_picture(
         (lambda: sigmoid(start=3.0, end=-3.0), "start < end"),
         (lambda: sigmoid(tau=0.0), "tau > 0"),
         (lambda: flow_at_resolution(0, 64), "must be 1 or more"),
+        (lambda: Flow(torch.nan), "shift is nan"),
+        (lambda: Flow(torch.inf), "shift is inf"),
+        (lambda: linear(steps=1), "2 betas or more"),
+        (lambda: linear(beta_start=-1e-4), "each above 0"),
+        (lambda: linear(beta_end=torch.nan), "each above 0"),
+        (lambda: scaled_linear(beta_end=2.0), "each above 0 and below 1, which .*'beta_end': 2.0"),
+        (lambda: cosine(beta_max=1.0), "the cosine schedule needs"),
+        (lambda: sigmoid(least=0.0), "the sigmoid schedule needs"),
     ],
 )
 def test_settings_that_make_no_schedule_are_refused(make, told):
@@ -206,6 +214,9 @@ def test_a_schedule_is_made_again_from_its_config(schedule):
     [
         {},
         {"name": "x"},
+        {"name": ["flow"]},
+        {"name": "linear", "steps": -3},
+        {"name": "scaled_linear", "beta_start": -1.0},
         {"name": "flow", "_target_": "os.system"},
         {"name": "flow", "shift": 0},
         {"name": "snr_shift", "shift": 2.0},

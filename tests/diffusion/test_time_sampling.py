@@ -62,6 +62,13 @@ def test_log_normal_indices_are_the_nearest():
     assert (gaps.abs() <= 1.2 * half).all()
 
 
+@pytest.mark.parametrize("sampler", [LogitNormal, LogNormal])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (torch.nan, 1.0), (0.0, torch.inf)])
+def test_a_normal_distribution_needs_a_finite_mean_and_a_width(sampler, mean, std):
+    with pytest.raises(ValueError, match=f"a finite mean and a positive std, not {mean} and {std}"):
+        sampler(Flow(), mean, std)
+
+
 def test_each_stratum_gets_one_time_which_stays_below_one():
     count = 64
     stratum = torch.stack((torch.arange(count).flip(0), torch.full((count,), count)), dim=1)

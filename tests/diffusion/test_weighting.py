@@ -127,8 +127,9 @@ def test_edm_s_weighting_of_v_is_uniform_as_its_preconditioning_makes_it():
         (lambda: soft_min_snr(gamma=-1), "soft_min_snr's gamma is -1"),
         (lambda: edm(sigma_data=torch.nan), "edm's sigma_data is nan"),
         (lambda: p2(gamma=1, k=0), "p2's k is 0"),
+        (lambda: sigmoid(bias=torch.nan), "sigmoid's bias is nan"),
     ],
 )
-def test_settings_must_be_positive(make, told):
+def test_settings_must_be_positive_or_at_least_finite(make, told):
     with pytest.raises(ValueError, match=told):
         make()

@@ -9,7 +9,7 @@ from ldm.metrics.clip_score import ClipScore, ClipSimilarity, clip_similarity
 from ldm.metrics.features import ClipFeatures
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.tokenizer import Tokenizer
-from ldm.weights.contents import OPENAI
+from ldm.weights.found import OPENAI
 from ldm.weights.native import save_network
 
 CAPTIONS = ["a red circle", "a blue star"]

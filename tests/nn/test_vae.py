@@ -67,3 +67,14 @@ def test_the_log_variance_is_bounded() -> None:
 def test_sizes_that_are_no_multiple_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 2"):
         tiny().encode(torch.zeros(1, 3, 15, 16))
+
+
+def test_layers_of_half_precision_leave_the_type_and_scale_of_latents_alone() -> None:
+    vae, image = tiny(scale=0.18215), torch.rand(1, 3, 32, 32) * 2 - 1
+    latents = vae.encode(image)
+    decoded = vae.decode(latents)
+    for layers in vae.children():
+        layers.bfloat16()
+    assert vae.scale.dtype == vae.encode(image).dtype == vae.decode(latents).dtype == torch.float32
+    torch.testing.assert_close(vae.encode(image), latents, rtol=0, atol=0.02)
+    torch.testing.assert_close(vae.decode(latents), decoded, rtol=0, atol=0.05)

@@ -12,8 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
+from ldm.weights.arrange import to_theirs
 from ldm.weights.convert import part, write
-from ldm.weights.keymaps import entries, to_theirs
+from ldm.weights.keymaps import entries
 from tests.weights.foreign import ODD, ODD2, whole_model
 from tests.weights.test_diffusers_config import SD15, SD21
 

@@ -178,21 +178,23 @@ def test_lms(spacing, steps, settings, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [5, 20, 50])
-def test_pndm_as_stable_diffusion_runs_it(steps, dtype):
+@pytest.mark.parametrize("spacing", [leading, trailing])
+def test_pndm_as_stable_diffusion_runs_it(spacing, steps, dtype):
     """skip_prk_steps calls the network twice at the second time; the first of the two is our first step's."""
-    scheduler = exact(PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1))
+    scheduler = exact(PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, timestep_spacing=spacing.__name__))
     scheduler.final_alpha_cumprod = ALPHA_BAR[0]
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, leading(SCHEDULE, steps)), EPS.to(dtype)
+    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     assert_same(ours(partial(pndm, prk=False), grid, x), theirs(scheduler, x)[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [5, 20, 50])
-def test_pndm_with_runge_kutta_steps(steps, dtype):
-    scheduler = exact(PNDMScheduler(**SD, steps_offset=1))
+@pytest.mark.parametrize("spacing", [leading, trailing])
+def test_pndm_with_runge_kutta_steps(spacing, steps, dtype):
+    scheduler = exact(PNDMScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__))
     scheduler.final_alpha_cumprod = ALPHA_BAR[0]
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, leading(SCHEDULE, steps)), EPS.to(dtype)
+    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     expected = theirs(scheduler, x)  # three steps of four calls each, then one a step
     assert_same(ours(pndm, grid, x), expected[3:12:4] + expected[12:])

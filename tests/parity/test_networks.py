@@ -15,8 +15,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ldm.weights.diffusers_folder import read_image_tower, read_text_tower, read_unet, read_vae
-from ldm.weights.keymaps import entries, to_theirs
+from ldm.weights.arrange import to_theirs
+from ldm.weights.keymaps import entries
+from tests.weights.foreign import loaded
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 UP = {CROSS: "CrossAttnUpBlock2D", PLAIN: "UpBlock2D"}
@@ -87,7 +88,7 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
 def test_unet(tmp_path: Path, name: str) -> None:
     theirs = tiny_unet(**UNETS[name])
     theirs.save_pretrained(tmp_path)
-    ours, config = read_unet(tmp_path), theirs.config
+    ours, config = loaded(tmp_path, "unet"), theirs.config
     time = torch.tensor([3.0, 981.0])
     for size in SIZES:
         x = torch.randn(2, config["in_channels"], *size)
@@ -111,7 +112,7 @@ def test_autoencoder(tmp_path: Path, widths: list[int], blocks: int, size: tuple
         )
     )
     theirs.save_pretrained(tmp_path)  # type: ignore[operator]
-    ours = read_vae(tmp_path)
+    ours = loaded(tmp_path, "vae")
     image = torch.rand(2, 3, *size) * 2 - 1
     moments, posterior = ours.moments(image), theirs.encode(image).latent_dist  # type: ignore[operator]
     close(moments, torch.cat([posterior.mean, posterior.logvar], dim=1))
@@ -141,7 +142,7 @@ def test_text_tower(tmp_path: Path, activation: str) -> None:
     )
     theirs = randomised(CLIPTextModelWithProjection(config), std=0.2)
     theirs.save_pretrained(tmp_path)  # type: ignore[operator]
-    ours = read_text_tower(tmp_path)
+    ours = loaded(tmp_path, "text_tower")
     tokens = torch.tensor([[49406, 320, 2368, 49407, 49407, 49407], [49406, 1125, 539, 320, 2368, 49407]])
     states = theirs(tokens, output_hidden_states=True).hidden_states
     for skip in range(3):  # clip skip: the norm that ends the tower follows the layer that is read
@@ -166,7 +167,7 @@ def test_image_tower(tmp_path: Path) -> None:
     )
     theirs = randomised(CLIPVisionModelWithProjection(config), std=0.2)
     theirs.save_pretrained(tmp_path)  # type: ignore[operator]
-    ours = read_image_tower(tmp_path)
+    ours = loaded(tmp_path, "image_tower")
     images = torch.randn(2, 3, 28, 28)
     close(ours(images), theirs(images).last_hidden_state)
     actual, expected = ours.embed(images), theirs(images).image_embeds
@@ -188,7 +189,7 @@ def test_stable_diffusion_15_at_its_size(tmp_path: Path) -> None:
         cross_attention_dim=768,
     )
     randomised(unet, 0.02).save_pretrained(tmp_path / "unet")
-    ours = read_unet(tmp_path / "unet")
+    ours = loaded(tmp_path / "unet", "unet")
     assert sum(parameter.numel() for parameter in ours.parameters()) == 859_520_964
     x, time, context = torch.randn(1, 4, 16, 24), torch.tensor([500.0]), torch.randn(1, 77, 768)
     close(ours(x, time, context), unet(x, time, context).sample)
@@ -202,7 +203,7 @@ def test_stable_diffusion_15_at_its_size(tmp_path: Path) -> None:
         up_block_types=["UpDecoderBlock2D"] * 4,
     )
     randomised(vae, 0.02).save_pretrained(tmp_path / "vae")
-    first_stage = read_vae(tmp_path / "vae")
+    first_stage = loaded(tmp_path / "vae", "vae")
     assert sum(parameter.numel() for parameter in first_stage.parameters()) == 83_653_863
     image = torch.rand(1, 3, 128, 64) * 2 - 1
     posterior = vae.encode(image).latent_dist
@@ -212,7 +213,7 @@ def test_stable_diffusion_15_at_its_size(tmp_path: Path) -> None:
     settings = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=49407, **settings))
     randomised(text, 0.02).save_pretrained(tmp_path / "text_encoder")
-    tower = read_text_tower(tmp_path / "text_encoder")
+    tower = loaded(tmp_path / "text_encoder", "text_tower")
     assert sum(parameter.numel() for parameter in tower.parameters()) == 123_060_480
     tokens = torch.randint(0, 49406, (2, 77))
     close(tower(tokens), text(tokens).last_hidden_state)

@@ -80,6 +80,9 @@ def test_a_state_that_breaks_is_not_shown_in_a_preview():
         ("deis", {"variable": "rho"}, "variable is 'rho', but must be one of time, ratio, log_ratio"),
         ("heun", {"path": "vp"}, "path is 'vp', but must be one of edm, flow"),
         ("edm", {"s_churn": -1.0}, "s_churn is -1.0, but must be a number from 0.0 up"),
+        ("edm", {"s_tmin": 9.0, "s_tmax": 1.0}, "s_tmin is 9.0, but must be a number from 0.0 to 1.0"),
+        ("pndm", {"prk": "false"}, "sampler=pndm's option prk is 'false', but must be true or false"),
+        (["ddim"], {}, r"sampler is \['ddim'\], but must be one of"),
     ],
 )
 def test_samplers_and_options_that_there_are_not_are_refused_in_one_sentence(name, options, message):

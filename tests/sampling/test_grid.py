@@ -25,7 +25,7 @@ def test_pure_noise_and_the_clean_end_are_infinitely_far_in_log_snr_but_not_in_t
     assert (noise.tau, clean.tau) == (1, 0)
 
 
-@pytest.mark.parametrize("times", [TIMES.flip(0), TIMES[[0, 0]]])
+@pytest.mark.parametrize("times", [TIMES.flip(0), TIMES[[0, 0]], TIMES * torch.nan])
 def test_times_along_which_the_noise_does_not_fall_are_refused(times):
     with pytest.raises(ValueError, match="noise must fall at each step"):
         Grid.of(scaled_linear(), times)

@@ -43,9 +43,9 @@ def test_times_fall_within_the_schedule_and_are_as_many_as_asked(schedule, name,
 
 
 @pytest.mark.parametrize("name", COUNTED)
-@pytest.mark.parametrize("steps", [0, 1001])
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, float("nan"), True, "20"])
 def test_a_number_of_steps_that_the_schedule_does_not_have_is_refused(name, steps):
-    with pytest.raises(ValueError, match=f"steps is {steps}, but must lie between 1 and 1000"):
+    with pytest.raises(ValueError, match=f"steps is {steps!r}, but must lie between 1 and 1000"):
         SPACINGS[name](SD, steps)
 
 
@@ -107,12 +107,21 @@ def test_a_list_of_times_is_taken_as_it_is_and_one_of_sigmas_as_sigma_over_alpha
         ("custom", {"times": [900, 1], "sigmas": [9, 1]}, "needs a list of times or one of sigmas"),
         ("custom", {"sigmas": [1.0, 2.0]}, r"sigmas of spacing=custom must be numbers that fall, but are \[1.0, 2.0\]"),
         ("custom", {"times": [5, 5]}, "numbers that fall"),
+        ("custom", {"times": 5}, "numbers that fall, but are 5"),
+        ("custom", {"times": "ab"}, "numbers that fall, but are ab"),
+        ("custom", {"sigmas": [None, 1]}, "numbers that fall"),
+        ("custom", {"sigmas": [float("inf"), 1]}, "numbers that fall"),
+        ("custom", {"sigmas": [2, -1]}, r"are \[2, -1\]: list them from the noisiest to the cleanest, none below 0"),
+        ("leading", {"offset": -1}, "offset of spacing=leading is -1, but must be a whole number from 0 up"),
+        ("leading", {"extra": "no"}, "spacing=leading's option extra is 'no', but must be true or false"),
         ("custom", {"times": [float("nan"), 5]}, "numbers that fall"),
         ("custom", {"times": []}, "numbers that fall"),
         ("custom", {"times": [3, 2, 1]}, "lists 3 times, but steps is 2: set steps=3"),
         ("custom", {"times": [1500, 2]}, "times from 2 to 1500, but schedule=scaled_linear has those from 0 to 999"),
         ("karras", {"sigma_max": 1000.0}, "schedule=scaled_linear has those from 0 to 999"),
         ("karras", {"rho": 0.0}, "rho of spacing=karras is 0.0, but must be a positive number"),
+        ("karras", {"rho": 0.001}, "times from nan to nan"),
+        ("karras", {"sigma_min": "low"}, "0 < sigma_min < sigma_max, not low and"),
         ("log_snr", {"sigma_min": 3.0, "sigma_max": 2.0}, "0 < sigma_min < sigma_max, not 3.0 and 2.0"),
         ("trailing", {"rho": 7}, "spacing=trailing has no option 'rho'; its options are: none"),
         ("trialing", {}, "spacing is 'trialing', but must be one of trailing, leading"),

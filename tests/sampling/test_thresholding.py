@@ -34,6 +34,7 @@ def test_dynamic_thresholding_leaves_what_is_in_range_as_it_is():
     ("make", "message"),
     [
         (lambda: static(identity, 0.0), "limit of thresholding is 0.0, but must be a number above 0"),
+        (lambda: dynamic(identity, limit=float("inf")), "limit of thresholding is inf"),
         (
             lambda: dynamic(identity, share=1.5),
             "share of thresholding is 1.5, but must be a number above 0 and at most 1",

@@ -14,7 +14,7 @@ from ldm.training.optim import constant
 from ldm.weights.contents import Contents, native
 from ldm.weights.convert import write
 from ldm.weights.native import load_network, save_network
-from ldm.weights.tensors import held
+from ldm.weights.values import held
 from tests.tiny import save_part, tiny_vae
 from tests.training.tiny import ADAM, Pictures, batch, fit, logged
 

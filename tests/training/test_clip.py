@@ -53,6 +53,14 @@ def test_similarities_are_those_of_whole_captions_with_the_padding_left_out() ->
     assert torch.equal(same, torch.eye(4).bool())
 
 
+def test_tokens_made_ahead_are_used(monkeypatch: Any) -> None:
+    module, images = training(), batch(0, 1, 2, 3)
+    expected = module.similarities(images)[0]
+    images["tokens"] = TOKENIZER(CAPTIONS)
+    monkeypatch.setattr(TOKENIZER, "_bpe", None)
+    assert torch.equal(module.similarities(images)[0], expected)
+
+
 def test_validation_tells_how_many_find_their_partner(tmp_path: Path, monkeypatch: Any) -> None:
     module, seen = training(), dict[str, Tensor]()
     monkeypatch.setattr("ldm.training.clip.log_validation", lambda module, index, values: seen.update(values))

@@ -78,6 +78,7 @@ def fit(
     resume: Path | None = None,
     batch_size: int = 4,
     side: int = 8,
+    tokenize: bool = False,
     **how: Any,
 ) -> Trainer:
     settings: dict[str, Any] = {
@@ -98,8 +99,10 @@ def fit(
         Pictures(side=side),
         {"pictures": Pictures(6, seed=1, side=side)},
         batch_size,
-        global_batch=batch_size * trainer.accumulate_grad_batches,
+        global_batch=batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         val_batch_size=4,
+        workers=int(tokenize),
+        tokenize=tokenize,
     )
     trainer.fit(module, data, ckpt_path=resume)
     return trainer

@@ -11,7 +11,8 @@ from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights.contents import Contents, native
-from ldm.weights.tensors import held
+from ldm.weights.find import find
+from ldm.weights.values import held
 from tests.tiny import randomised
 
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
@@ -82,6 +83,11 @@ def whole_model(
     }
     settings = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": [16, 16], "sampling": SAMPLING}
     return Contents(source, "a model in memory", stored, settings | model, pad)
+
+
+def loaded(path: Path, kind: str) -> Any:
+    """The network of this kind at a path, in float32."""
+    return find(path).network(kind).load()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

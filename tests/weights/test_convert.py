@@ -1,4 +1,5 @@
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,37 @@ def test_what_is_there_is_not_overwritten_unless_asked_for(tmp_path: Path) -> No
         with pytest.raises(FileExistsError, match="is there already; give another name, or --overwrite"):
             write(vae, path, to)
         write(vae, path, to, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "notes.txt"])
+def test_a_folder_that_holds_anything_else_is_not_replaced(tmp_path: Path, name: str) -> None:
+    write(whole_model(ODD), tmp_path / "m", "diffusers")
+    (tmp_path / "m" / name).touch()
+    for to in ("diffusers", "ldm"):
+        with pytest.raises(FileExistsError, match=f"m/{name} was not written by a conversion"):
+            write(whole_model(ODD), tmp_path / "m", to, overwrite=True)
+    assert (tmp_path / "m" / name).exists() and find(tmp_path / "m").networks
+
+
+def test_a_folder_does_not_replace_a_file(tmp_path: Path) -> None:
+    (tmp_path / "m").touch()
+    with pytest.raises(FileExistsError, match="m was not written by a conversion"):
+        write(whole_model(ODD), tmp_path / "m", "diffusers", overwrite=True)
+    with pytest.raises(NotADirectoryError, match="m is no folder; give another"):
+        write(whole_model(ODD), tmp_path / "m" / "x", "diffusers")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_on_which_nothing_fits_is_one_sentence_and_leaves_nothing(tmp_path: Path, form: str) -> None:
+    name, to = FORMATS[form]
+    model, limit = whole_model(ODD), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(model, tmp_path / name, to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_conversion_leaves_nothing_behind(tmp_path: Path) -> None:

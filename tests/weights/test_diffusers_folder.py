@@ -9,17 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.weights.convert import part, write
-from ldm.weights.diffusers_folder import (
-    PARTS,
-    read_folder,
-    read_image_tower,
-    read_text_tower,
-    read_unet,
-    read_vae,
-    weights_file,
-)
+from ldm.weights.diffusers_folder import PARTS, read_folder, weights_file
 from ldm.weights.find import find
-from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, networks, same, whole_model
+from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, loaded, networks, same, whole_model
 
 
 @pytest.fixture
@@ -34,8 +26,8 @@ def edited(file: Path, **changes: Any) -> None:
 
 def test_each_network_is_read_from_its_folder(folder: Path) -> None:
     expected = networks(ODD)
-    found = {"unet": read_unet(folder / "unet"), "vae": read_vae(folder / "vae")}
-    found["text_tower"] = read_text_tower(folder / "text_encoder")
+    found = {"unet": loaded(folder / "unet", "unet"), "vae": loaded(folder / "vae", "vae")}
+    found["text_tower"] = loaded(folder / "text_encoder", "text_tower")
     for kind, network in found.items():
         assert network.config == expected[kind].config and not network.training
         assert same(network.state_dict(), expected[kind].state_dict())
@@ -92,14 +84,14 @@ def test_both_namings_of_an_old_autoencoders_attention_are_read(folder: Path, co
         state[name] = tensor
     assert any("query" in name for name in state)
     save_file(state, file)
-    assert same(read_vae(folder / "vae").state_dict(), networks(ODD)["vae"].state_dict())
+    assert same(loaded(folder / "vae", "vae").state_dict(), networks(ODD)["vae"].state_dict())
 
 
 def test_a_text_tower_is_read_under_the_names_of_both_generations_of_transformers(folder: Path) -> None:
     file = folder / "text_encoder" / "model.safetensors"
     state = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
     save_file(state | {"embeddings.position_ids": torch.arange(9)[None]}, file)
-    tower = read_text_tower(folder / "text_encoder")
+    tower = loaded(folder / "text_encoder", "text_tower")
     assert same(tower.state_dict(), networks(ODD)["text_tower"].state_dict())
 
 
@@ -107,7 +99,7 @@ def test_bin_files_are_read(folder: Path) -> None:
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
-    assert same(read_unet(folder / "unet").state_dict(), networks(ODD)["unet"].state_dict())
+    assert same(loaded(folder / "unet", "unet").state_dict(), networks(ODD)["unet"].state_dict())
 
 
 def test_the_plain_file_is_taken_before_a_variant_and_safetensors_before_bin(tmp_path: Path) -> None:
@@ -151,8 +143,8 @@ def test_a_clip_folder_gives_both_towers(tmp_path: Path) -> None:
     save_file(both, tmp_path / "clip" / "model.safetensors")
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip", **told}))
     expected = networks(configs)
-    assert same(read_text_tower(tmp_path / "clip").state_dict(), expected["text_tower"].state_dict())
-    assert same(read_image_tower(tmp_path / "clip").state_dict(), expected["image_tower"].state_dict())
+    assert same(loaded(tmp_path / "clip", "text_tower").state_dict(), expected["text_tower"].state_dict())
+    assert same(loaded(tmp_path / "clip", "image_tower").state_dict(), expected["image_tower"].state_dict())
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
@@ -160,6 +152,15 @@ def test_a_damaged_configuration_is_named(folder: Path, content: str) -> None:
     (folder / "vae" / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"vae/config\.json is no JSON of settings"):
         read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"block_out_channels": "wide"}, {"block_out_channels": [0, 0]}, {"layers_per_block": None}]
+)
+def test_a_configuration_that_describes_no_network_is_named(folder: Path, changes: dict[str, Any]) -> None:
+    edited(folder / "unet" / "config.json", **changes)
+    with pytest.raises(ValueError, match=r"describes no (unet|network)"):
+        loaded(folder, "unet")
 
 
 def test_a_configuration_of_something_else_is_named(folder: Path) -> None:
@@ -171,4 +172,4 @@ def test_a_configuration_of_something_else_is_named(folder: Path) -> None:
 def test_a_configuration_against_its_weights_is_refused_with_all_that_differs(folder: Path) -> None:
     edited(folder / "unet" / "config.json", cross_attention_dim=13)
     with pytest.raises(ValueError, match=r"another UNet \(\d+ of another shape: .*to_k\.weight \[\d+, 12\] instead"):
-        read_unet(folder / "unet")
+        loaded(folder / "unet", "unet")

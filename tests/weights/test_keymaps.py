@@ -7,7 +7,8 @@ from torch import nn
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.keymaps import LAYOUTS, NATIVE, canonical, entries, to_ours, to_theirs
+from ldm.weights.arrange import to_ours, to_theirs
+from ldm.weights.keymaps import LAYOUTS, NATIVE, canonical, entries
 from tests.tiny import randomised, tiny_text_tower
 
 UNETS = [

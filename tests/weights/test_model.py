@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.pipeline import Pipeline
-from ldm.weights import native
+from ldm.weights import native, tensors
 from ldm.weights.convert import format_of, verified, write
-from ldm.weights.model import find_model, read_model, save_model
+from ldm.weights.model import find_model, model_fingerprint, read_model, save_model
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
 from tests.weights.foreign import ODD, SD1, whole_model
 
@@ -38,7 +38,7 @@ def test_a_saved_model_comes_back_with_its_parts(tmp_path: Path) -> None:
 
 
 def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "ASSETS", tmp_path)
+    monkeypatch.setattr(tensors, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="comes without the default model"):
         read_model("shapes")
     save_tiny_model(tmp_path)
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_that_of_what_the_model_draws(tmp_path: Path) -> None
     def saved(seed: int = 0, **changes: Any) -> str:
         model = about["model"] | changes
         save_model(tmp_path / "m.safetensors", tiny_unet(seed).state_dict(), about | {"model": model})
-        return read_model(tmp_path / "m.safetensors").fingerprint
+        return model_fingerprint(tmp_path / "m.safetensors")
 
     first = saved()
     assert saved(sampling={"steps": 50}, size=[32, 32]) == first

@@ -6,7 +6,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ldm.weights.tensors import CHUNK, DTYPES, check_finite, chunks, held, open_tensors, write_safetensors
+from ldm.weights.tensors import ITEMSIZE, Header, open_tensors
+from ldm.weights.values import (
+    CHUNK,
+    CODES,
+    DTYPES,
+    check_finite,
+    chunks,
+    header,
+    held,
+    verified,
+    write_safetensors,
+)
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3), "d": torch.ones(5, dtype=torch.bfloat16)}
 
@@ -23,9 +34,8 @@ def saved(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.bin"])
 def test_shapes_are_known_at_once_and_values_when_asked(tmp_path: Path, name: str) -> None:
     tensors = open_tensors(saved(tmp_path, name))
-    assert {key: (t.shape, t.dtype, t.device.type) for key, t in tensors.items()} == {
-        key: (t.shape, t.dtype, "meta") for key, t in STATE.items()
-    }
+    assert dict(tensors) == {key: (CODES[t.dtype], t.shape) for key, t in STATE.items()}
+    assert tensors.nbytes == sum(t.nbytes for t in STATE.values())
     assert torch.equal(tensors.read(["a"])["a"], STATE["a"]) and tensors.metadata["note"] == "x"
 
 
@@ -63,6 +73,14 @@ def test_a_missing_shard_and_a_shard_without_its_tensor_are_named(tmp_path: Path
         open_tensors(index)
 
 
+@pytest.mark.parametrize("places", [{"a": 5}, ["a"], None])
+def test_an_index_that_is_none_is_named(tmp_path: Path, places: object) -> None:
+    index = sharded(tmp_path)
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match=r"m\.safetensors\.index\.json is no index of sharded weights"):
+        open_tensors(index)
+
+
 def test_what_is_written_is_what_safetensors_reads_with_every_tensor_aligned(tmp_path: Path) -> None:
     state = {str(dtype): torch.ones(3, 1).to(dtype) for dtype in DTYPES.values()} | STATE
     write_safetensors(tmp_path / "w.safetensors", held(tmp_path, state), {"note": "ä"})
@@ -76,11 +94,22 @@ def test_what_is_written_is_what_safetensors_reads_with_every_tensor_aligned(tmp
         assert file.metadata() == {"note": "ä"}
 
 
+def test_sizes_are_those_of_torch() -> None:
+    assert {code: dtype.itemsize for code, dtype in DTYPES.items()} == ITEMSIZE
+    assert all(Header(code, ()).is_float == dtype.is_floating_point for code, dtype in DTYPES.items())
+
+
+def test_numbers_of_a_type_that_no_file_of_weights_has_are_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1, dtype=torch.complex64)}, tmp_path / "w.bin")
+    with pytest.raises(ValueError, match=r"w\.bin holds numbers of type torch\.complex64"):
+        open_tensors(tmp_path / "w.bin")
+
+
 def test_tensors_are_cast_and_counted_as_they_are_read() -> None:
     counted: list[int] = []
-    half = held(Path("x"), STATE).verified(torch.float16, counted.append)
+    half = verified(held(Path("x"), STATE), torch.float16, counted.append)
     values = half.read(["a", "b.c"])
-    assert {name: t.dtype for name, t in values.items()} == {name: half[name].dtype for name in values}
+    assert {name: header(t) for name, t in values.items()} == {name: half[name] for name in values}
     assert values["a"].dtype == torch.float16 and values["b.c"].dtype == torch.int64 and counted == [2]
 
 
@@ -99,7 +128,7 @@ def test_large_numbers_whose_sum_overflows_are_not_taken_for_infinite() -> None:
 
 
 def test_chunks_hold_every_name_once_and_no_more_than_their_size_but_for_the_last_tensor() -> None:
-    meta = {str(n): torch.empty(n, device="meta") for n in range(50)}
+    meta = {str(n): Header("F32", (n,)) for n in range(50)}
     groups = list(chunks(meta, most=400))
     assert [name for group in groups for name in group] == list(meta)
     assert all(sum(meta[name].nbytes for name in group[:-1]) < 400 for group in groups)

@@ -19,7 +19,7 @@ from ldm.data.storage import is_local, protocol, retried
 MEMORY = "1000MB"  # of DuckDB, which spills to disk beyond it; the process around it takes some 300 MB
 BATCH_ROWS = 4_000_000
 BATCH_FILES = 64
-SAMPLE_ROWS = 250_000  # a histogram of more costs as much as all rules together, and looks the same
+SAMPLE_ROWS = 100_000  # a histogram of more costs as much as all rules together, and looks the same
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def sample_of(found: list[Part], rows: int, folder: Path) -> list[Part]:
 
 @contextmanager
 def database(folder: Path, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database in `folder`, where it also spills. It loads no extension, and so reaches no network itself."""
-    connection = duckdb.connect(folder / "stage.duckdb")
+    """An empty database, which spills to `folder`. It loads no extension, and so reaches no network itself."""
+    connection = duckdb.connect()
     try:
         connection.execute(f"SET memory_limit = '{MEMORY}'; SET threads = {threads}")
         connection.execute(f"SET temp_directory = {quoted(str(folder / 'spill'))}")
@@ -99,7 +99,6 @@ class Filter:
     damaged: list[Damaged] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     one_in: int = 1  # rows of the histograms
-    _files: int = 0
 
     def begin(self, all_parts: list[Part]) -> None:
         """Make the table of what passes, with every known column that any file has."""
@@ -108,7 +107,7 @@ class Filter:
             if owners:
                 self.kinds[name] = _stored(name, owners[0].kind(name))
         listed = ", ".join(f"{name} {kind}" for name, kind in self.kinds.items())
-        self.connection.execute(f"CREATE TABLE stage (position BIGINT, failed USMALLINT, {listed})")
+        self.connection.execute(f"CREATE TABLE stage (failed USMALLINT, {listed})")
         self.connection.execute(f"CREATE TEMP TABLE sample ({listed})")
         self.one_in = max(1, sum(part.rows for part in all_parts) // SAMPLE_ROWS)
         for source in (source for part in all_parts for source in part.sources if not is_local(source.filesystem)):
@@ -141,44 +140,47 @@ class Filter:
         self.connection.execute("BEGIN")
         try:
             counts = self._counted(part)
-            self._sample(part)
             self._stage(part)
         except (duckdb.Error, OSError) as error:
             self.connection.execute("ROLLBACK")
             raise OSError(" ".join(str(error).split())) from error
         self.connection.execute("COMMIT")
         self.tally.add(counts)
-        self._files += len(part.sources)
 
     def _counted(self, part: Part) -> Tally:
-        """What the rules over numbers say of every row, without reading any text."""
+        """What the rules over numbers say of every row, without reading any text; one in so many goes into `sample`."""
         counts = Tally(rows=part.rows)
         asked, names = [rule for rule in self.rules if not rule.text], self._asked()
         counted = [f"count(raw_{n}), count({n})" for n in names]
-        values = ", ".join([f"{failed(asked)} AS mask", "count(*)", *counted])
-        for mask, rows, *found in self._rows(f"SELECT {values} FROM {self._relation(part, names)} GROUP BY mask"):
+        values = ", ".join([f"{failed(asked)} AS mask", f"{self._picked(names)} AS picked", "count(*)", *counted])
+        scan = f"SELECT {values} FROM {self._relation(part, names)} GROUP BY mask"
+        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE scanned AS {scan}")
+        if names:
+            self.connection.execute("INSERT INTO sample BY NAME SELECT unnest(picked, recursive := true) FROM scanned")
+        for mask, rows, *found in self._rows("SELECT * EXCLUDE picked FROM scanned"):
             counts.number_masks[mask] += rows
             for name, there, ours in zip(names, found[::2], found[1::2], strict=True):
                 counts.nulls[name] += rows - there
                 counts.uncoercible[name] += there - ours
         return counts
 
-    def _sample(self, part: Part) -> None:
-        """Into `sample`: the numbers of one row in so many."""
-        names = [n for n in self._asked() if n in NUMBERS]
-        if names:
-            rows = f"FROM {self._relation(part, names)} WHERE position % {1 << 40} % {self.one_in} = 0"
-            self.connection.execute(f"INSERT INTO sample BY NAME SELECT {', '.join(names)} {rows}")
+    def _picked(self, names: list[str]) -> str:
+        """SQL: the values of one row in so many, gathered on the way."""
+        row = ", ".join(f"{name}: {name}" for name in names)
+        return f"list({{{row}}}) FILTER (file_row_number % {self.one_in} = 0)" if names else "NULL"
 
     def _stage(self, part: Part) -> None:
-        """Into `stage`: the rows that pass every rule over numbers, with the set of rules over text that they fail."""
+        """Into `stage`: the rows that pass every rule over numbers, with the set of rules over text that they fail.
+
+        DuckDB keeps the order of the files and of their rows, so a rowid tells which of two came first.
+        """
         # No comparison says it: NaN is above all else, and the reader skips comparisons that the footer, which leaves
         # NaN out, shows to hold.
         no_nan = [f"NOT isnan({n})" for n in self._asked() if _may_be_nan(n, part)]
         numeric, textual = ([rule for rule in self.rules if rule.text == text] for text in (False, True))
         kept = ", ".join(f"TRY_CAST({n if n in part.columns else 'NULL'} AS {kind})" for n, kind in self.kinds.items())
         self.connection.execute(
-            f"INSERT INTO stage SELECT position, {failed(textual)}, {kept} "
+            f"INSERT INTO stage SELECT {failed(textual)}, {kept} "
             f"FROM {self._relation(part, part.columns, nan=True)} WHERE {' AND '.join([all_hold(numeric), *no_nan])}"
         )
 
@@ -187,7 +189,7 @@ class Filter:
         return [n for n in self.kinds if any(n in rule.columns for rule in self.rules if not rule.text)]
 
     def _relation(self, part: Part, names: Iterable[str], nan: bool = False) -> str:
-        """The files as a table of our columns, each also raw_, and the position that orders all rows.
+        """The files as a table of our columns, each also raw_, and of each row's number in its file.
 
         NaN becomes null, or stays with `nan`, which leaves the column bare, so that comparisons reach the reader.
         """
@@ -198,8 +200,8 @@ class Filter:
                 value = f"CASE WHEN NOT isnan({value}) THEN {value} END"
             columns.append(f"{value} AS {name}, {raw} AS raw_{name}")
         listed = ", ".join(quoted(_literal(source)) for source in part.sources)
-        position = f"(file_index + {self._files})::BIGINT * {1 << 40} + file_row_number AS position"
-        return f"(SELECT {', '.join([position, *columns])} FROM read_parquet([{listed}], binary_as_string = true))"
+        columns.append("file_row_number")
+        return f"(SELECT {', '.join(columns)} FROM read_parquet([{listed}], binary_as_string = true))"
 
     def finish(self) -> int:
         """Drop duplicates, the first of each URL staying; returns how many rows are kept.
@@ -212,25 +214,22 @@ class Filter:
             self.tally.histograms[axis.title] = self._histogram(axis, "stage" if axis.text else "sample")
         for name in (n for n in ("url", "caption") if n in self.kinds):
             self.tally.nulls[name] += self._one(f"SELECT count(*) FROM stage WHERE {name} IS NULL")
-        passed, first = self.tally.text_masks[0], ""
+        passed = "FROM stage WHERE failed = 0"
+        kept = f"SELECT rowid AS row {passed}"
         if self.deduplicate:
-            first = "SEMI JOIN first USING (position)"
-            self.connection.execute(
-                f"CREATE TABLE first AS SELECT min(position) AS position FROM stage WHERE failed = 0 "
-                f"GROUP BY {NORMALISED_URL}"
+            kept = f"SELECT min(rowid) AS row {passed} GROUP BY {NORMALISED_URL} ORDER BY row"
+        self.connection.execute(f"CREATE TABLE kept AS {kept}")
+        if self.deduplicate:
+            rows, urls = self.tally.text_masks[0], self._one(f"SELECT count(DISTINCT url) {passed}")
+            self.tally.duplicates = dict(
+                zip(DUPLICATES, (rows - urls, urls - self._one("SELECT count(*) FROM kept")), strict=True)
             )
-            urls = self._one("SELECT count(*) FROM (SELECT url FROM stage WHERE failed = 0 GROUP BY url)")
-            kept = self._one("SELECT count(*) FROM first")
-            self.tally.duplicates = dict(zip(DUPLICATES, (passed - urls, urls - kept), strict=True))
-        self.connection.execute(
-            f"CREATE TABLE kept AS SELECT {', '.join(self.kinds)} FROM stage {first} WHERE failed = 0 ORDER BY position"
-        )
-        self.connection.execute("DROP TABLE stage")
         return self.tally.kept
 
     def write(self, path: Path, first: int, last: int) -> None:
         """Rows first to last − 1 of what is kept, as parquet."""
-        rows = f"SELECT * FROM kept WHERE rowid >= {first} AND rowid < {last} ORDER BY rowid"
+        kept = f"SELECT row FROM kept WHERE rowid >= {first} AND rowid < {last}"
+        rows = f"SELECT {', '.join(self.kinds)} FROM stage WHERE rowid IN ({kept}) ORDER BY rowid"
         self.connection.execute(f"COPY ({rows}) TO {quoted(str(path))} (FORMAT parquet, COMPRESSION zstd)")
 
     def _histogram(self, axis: Axis, relation: str) -> list[int]:

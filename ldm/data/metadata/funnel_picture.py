@@ -54,6 +54,7 @@ def _histogram(plot: Axes, title: str, low: float, high: float, cuts: list[float
         plot.annotate(f"{cut:g}", (cut, 1), xycoords=("data", "axes fraction"), color=CUT, fontsize=8, ha="center")
     plot.set_xlim(low, high)
     plot.set_ylim(bottom=0)
+    plot.set_yticks([])
     plot.set_title(title, fontsize=9, pad=12)
     plot.tick_params(labelsize=7)
-    plot.spines[["top", "right"]].set_visible(False)
+    plot.spines[["left", "top", "right"]].set_visible(False)

@@ -90,13 +90,12 @@ def all_hold(asked: list[Rule]) -> str:
     return " AND ".join(f"({rule.keep})" for rule in asked) or "true"
 
 
-# http is https, the host has no case, no leading www. and no default port; a fragment, an empty query and closing
-# slashes say nothing. A query stays: it often chooses the picture.
-_REST = r"regexp_replace(regexp_replace(trim(url), '#.*$', ''), '^[A-Za-z]+://[^/?]*', '')"
-_HOST = r"lower(regexp_extract(trim(url), '^[A-Za-z]+://([^/?#]*)', 1))"
-NORMALISED_URL = (
-    rf"regexp_replace(regexp_replace({_HOST}, '^www\.', ''), ':(80|443)$', '') || regexp_replace({_REST}, '[/?]+$', '')"
-)
+# http is https, the host has no case, no leading www. and no default port; a fragment, an empty query, closing slashes
+# and spaces around it say nothing. A query stays: it often chooses the picture.
+_WHOLE = "split_part(url, '#', 1)"
+_HOST = rf"lower(regexp_extract({_WHOLE}, '^ *[A-Za-z]+://([^/? ]*)', 1))"
+_REST = rf"regexp_replace(regexp_replace({_WHOLE}, '^ *[A-Za-z]+://[^/? ]*', ''), '[/? ]+$', '')"
+NORMALISED_URL = rf"regexp_replace({_HOST}, '^www\.|:(80|443)$', '', 'g') || {_REST}"
 
 
 def quoted(text: str) -> str:

@@ -18,6 +18,7 @@ def normalised(url: str) -> str:
         "https://a.org/p/1.jpg#top",
         " https://a.org/p/1.jpg/ ",
         "https://a.org/p/1.jpg?#",
+        " https://a.org/p/1.jpg/ #top ",
     ],
 )
 def test_spellings_of_one_address_are_one(url: str) -> None:

@@ -1,0 +1,56 @@
+"""What lies at a path, whoever wrote it: told by names and headers alone."""
+
+import re
+from pathlib import Path
+
+from ldm.weights.diffusers_folder import STEMS, networks_of, part_contents, read_folder
+from ldm.weights.found import Found
+from ldm.weights.single_file import Choices, read_file
+from ldm.weights.tensors import locate
+
+DEFAULT = "shapes"
+READABLE = (
+    "a run folder, a .ckpt or .safetensors of ldm or of Stable Diffusion 1.x or 2.x, a diffusers folder, or "
+    f"{DEFAULT!r}, the model that ships"
+)
+
+
+def recognise(path: str | Path, choices: Choices = Choices(), variant: str | None = None) -> Found:  # noqa: B008 - a constant
+    """The networks at `path`, without their tensors; "shapes" is the model that ships with ldm.
+
+    Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
+    """
+    if str(path) == DEFAULT:
+        return read_file(_default())
+    if str(path).startswith("assets:"):
+        return read_file(locate(path))
+    file = Path(path).expanduser()
+    if file.is_dir():
+        return _folder(file, choices, variant)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no model {path}; give {READABLE}")
+    config = file.parent / "config.json"
+    if re.match(rf"({'|'.join(STEMS)})\.", file.name) and config.is_file():
+        return part_contents(file, networks_of(config, file))
+    return read_file(file, choices)
+
+
+def _default() -> Path:
+    try:
+        return locate("assets:unet.safetensors")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            "this copy of ldm comes without the default model: run `python train.py` and give model=RUN_DIR"
+        ) from error
+
+
+def _folder(folder: Path, choices: Choices, variant: str | None) -> Found:
+    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+        return read_folder(folder, variant)
+    for file in (folder / "checkpoints" / "last.ckpt", folder / "unet.safetensors"):
+        if file.is_file():
+            return read_file(file, choices)
+    raise FileNotFoundError(
+        f"the folder {folder} holds no checkpoints/last.ckpt, no unet.safetensors and no model_index.json or "
+        "config.json; give the folder of a run that has saved one, or of a diffusers model"
+    )

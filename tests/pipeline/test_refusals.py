@@ -1,0 +1,67 @@
+from typing import Any
+
+import pytest
+
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import scaled_linear
+from ldm.items import Between
+from ldm.pipeline import Pipeline
+from tests.pipeline.tiny import PICTURE, assembled
+from tests.tiny import tiny_text_tower, tiny_unet, tiny_vae
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"seeds": [1, 2]}, "there are 1 prompts, 2 seeds"),
+        ({"strength": 0.5}, "there is no image to start from"),
+        ({"image": PICTURE, "strength": 0}, "strength is 0, but must be above 0 and at most 1"),
+        ({"image": PICTURE, "strength": 1.5}, "strength is 1.5, but must be above 0 and at most 1"),
+        ({"image": PICTURE, "strength": 0.1}, "strength=0.1 of 3 steps is less than one step"),
+        ({"image": PICTURE, "strength": 0.01, "fixed_steps": True, "steps": 20}, "the end of 2000, but 1000 is the"),
+        ({"noise": "numpy"}, "noise is 'numpy', but must be one of ldm, diffusers"),
+        ({"prompts": "red", "seeds": Between(1, -2, 0.5)}, "a seed is -2, but must be a whole number"),
+        ({"prompts": Between("red", 3, 0.5)}, "a prompt is 3, which is no text"),
+        ({"thresholding": "hard"}, "thresholding is 'hard', but must be one of none, static, dynamic"),
+        ({"thresholding": "static", "thresholding_options": {"limit": 0}}, "limit of thresholding is 0, but must be"),
+        ({"image": "cat.png"}, "the image is 'cat.png', but must be a PIL picture"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"steps": 0}, "steps is 0, but must lie between 1 and 1000"),
+        ({"sampler": "magic"}, "sampler is 'magic', but must be one of ddpm, ddim"),
+        ({"spacing": "even"}, "spacing is 'even', but must be one of trailing"),
+        ({"sampler_options": {"eta": 1.0}}, "sampler=dpmpp_2m has no option 'eta'; its options are: rule"),
+        ({"sampler": "ddim", "sampler_options": {"eta": 2.0}}, "eta is 2.0, but must be a number from 0.0 to 1.0"),
+        ({"spacing": "custom", "spacing_options": {"times": [0.1, 0.5, 1.0]}}, "must be numbers that fall"),
+        ({"size": (17, 16)}, "size is 17x16, .* multiples of 2"),
+        ({"size": (0, 16)}, "size is 0x16, .* multiples of 2"),
+        ({"spacing": "leading"}, "use spacing=trailing"),
+        ({"chunks": 0}, "chunks is 0, but must be 1 or more"),
+        ({"clip_skip": 1}, "1 layers cannot leave out 1"),
+        ({"tile": 5}, "tile is 5, .* multiple of 2 pixels"),
+    ],
+)
+def test_a_call_that_cannot_be_drawn_is_refused(pipeline: Pipeline, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline(**({"prompts": ["red"]} | call))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction": Prediction("eps")}, "use prediction=v or prediction=flow"),
+        ({"first_stage": tiny_vae(), "unet": tiny_unet(), "time": "log_sigma"}, "use time=thousand"),
+        ({"schedule": scaled_linear(), "time": "hour"}, "the network's time is 'hour'"),
+    ],
+)
+def test_parts_that_contradict_one_another_are_refused(
+    pipeline: Pipeline, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        assembled(pipeline, **changes)
+
+
+def test_a_text_encoder_of_another_width_is_refused(pipeline: Pipeline) -> None:
+    tower = tiny_text_tower()
+    tower.config = tower.config | {"width": 24}
+    with pytest.raises(ValueError, match="context_width are 24 and 16, but must be equal"):
+        assembled(pipeline, text_encoder=tower)
