@@ -9,6 +9,7 @@ are made. The first checkpoint of a run is not counted, since it fetches the mem
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,9 +97,9 @@ def runs() -> Iterator[tuple[list[float], list[float], float]]:
 
 def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
-    found = list(runs())
-    still, writing = (median(time for one in found for time in one[column]) for column in (0, 1))
-    later = median(one[2] for one in found)
+    waits, writes, longer = zip(*runs(), strict=True)
+    still, writing = (median(chain.from_iterable(times)) for times in (waits, writes))
+    later = median(longer)
     print(f"stands still {1000 * still:.0f} ms, {still / writing:.1%} of the {writing:.2f} s of a write")
     print(f"is done {1000 * later:.0f} ms later, {later / writing:.1%} of it, for sharing the machine with the write")
     return {

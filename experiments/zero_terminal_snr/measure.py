@@ -75,10 +75,11 @@ class Scale:
 
 def measured(pipeline: Pipeline, spacing: str) -> dict[str, float]:
     """Offsets of the backgrounds asked for, and the shares of backgrounds, in per cent, where none is."""
-    scale, data = Scale(pipeline), Shapes(seed=2, split="held_out", length=6 * COUNT)
+    data = Shapes(seed=2, split="held_out", length=6 * COUNT)
+    scale, pictures = Scale(pipeline), [data[i] for i in range(len(data))]
     found = {}
     for name in NAMES:
-        samples = [one for one in data if parse(one["caption"]).background == name][:COUNT]
+        samples = [one for one in pictures if parse(one["caption"]).background == name][:COUNT]
         drawn = scale.drawn([one["caption"] for one in samples], spacing).mean().item()
         found[name] = drawn - scale.of(torch.stack([one["image"] for one in samples]))
     free = scale.drawn([""] * (3 * COUNT), spacing)
