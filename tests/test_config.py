@@ -213,7 +213,7 @@ def test_an_error_that_was_not_written_for_people_is_told_with_its_key() -> None
     node = OmegaConf.create({"schedule": {"_target_": "ldm.diffusion.schedule.Flow", "shift": "far"}})
     with pytest.raises(InstantiationException) as error:
         instantiate(node.schedule)
-    assert sentence(error.value).startswith("schedule: TypeError: '<=' not supported")
+    assert sentence(error.value).startswith("schedule: TypeError: '<' not supported")
 
 
 def test_a_setting_that_a_class_does_not_have_is_named() -> None:
