@@ -132,18 +132,25 @@ def quieten() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
+def in_sweep(config: DictConfig) -> Path:
+    """Gives the run of a sweep its folder, named by what decides its result, in which it goes on."""
+    hydra_config = HydraConfig.get()
+    check_given(config)
+    run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), hydra_config.job.override_dirname)
+    OmegaConf.update(config, "run_dir", str(run_dir))
+    OmegaConf.update(config, "resume", config.resume or "auto")
+    # the run's own command, whichever process its launcher runs it in, and what its other ranks are started by
+    own = f"run_dir='{run_dir}'", f"resume='{config.resume}'"
+    sys.argv = [os.path.relpath(CONF.parent / "train.py"), *hydra_config.overrides.task, *own]
+    return run_dir
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    hydra_config = HydraConfig.get()
-    if sweep := hydra_config.mode == RunMode.MULTIRUN:
-        run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), hydra_config.job.override_dirname)
-        if is_finished(run_dir):
-            return print(f"{run_dir} is finished, and not run again")
-        OmegaConf.update(config, "run_dir", str(run_dir))
-        OmegaConf.update(config, "resume", config.resume or "auto")
-        # the run's own command, whichever process its launcher runs it in
-        sys.argv = [os.path.relpath(CONF.parent / "train.py"), *hydra_config.overrides.task, f"run_dir='{run_dir}'"]
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        if sweep and is_finished(in_sweep(config)):
+            return print(f"{config.run_dir} is finished, and not run again")
         train(config)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -157,7 +164,7 @@ def main(config: DictConfig) -> None:
         sys.exit(told)
     finally:
         if sweep:
-            waiting(run_dir).unlink(missing_ok=True)
+            waiting(Path(config.run_dir)).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

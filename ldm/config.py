@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,11 @@ class Waiting(Callback):
             parent, label = Path(job.hydra.sweep.dir), job.hydra.job.override_dirname
             with open_dict(job):
                 del job["hydra"]
-            if not (folder := sweep_folder(job, parent, label)).exists():
-                waiting(folder).parent.mkdir(parents=True, exist_ok=True)
-                waiting(folder).touch()
+            with suppress(ValueError):  # for a key that was not given: the run itself says so
+                check_given(job)
+                if not (folder := sweep_folder(job, parent, label)).exists():
+                    waiting(folder).parent.mkdir(parents=True, exist_ok=True)
+                    waiting(folder).touch()
 
 
 def waiting(run_dir: Path) -> Path:

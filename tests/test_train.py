@@ -138,9 +138,15 @@ def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finish
     assert read(folder)["global_step"] == 1
     assert [*(tmp_path / ".waiting").iterdir()] == []
     command = (folder / "command.txt").read_text()
-    assert "model.context_width=128" in command and f"run_dir='{folder}'" in shlex.split(command)
+    assert {"model.context_width=128", f"run_dir='{folder}'", "resume='auto'"} <= {*shlex.split(command)}
     again = finish(start(*sweep))
     assert again.returncode == 1 and f"{folder} is finished, and not run again" in again.stdout
+
+
+def test_a_sweep_without_a_key_that_it_needs_says_which() -> None:
+    run = finish(start("-m", "experiment=emoji", "seed=0"))
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "data.shards has no default; give it as data.shards=…" in run.stderr
 
 
 def test_settings_that_contradict_each_other_are_refused_in_one_line(tmp_path: Path) -> None:

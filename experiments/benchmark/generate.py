@@ -57,6 +57,8 @@ def filled(make: Callable[[], nn.Module]) -> nn.Module:
 def ours(dtype: torch.dtype, width: int) -> Pipeline:
     unet: Any = filled(lambda: UNet(width=width)).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage: Any = filled(lambda: VAE(widths=[width * m // 5 * 2 for m in (1, 2, 4, 4)]))
+    for layers in stage.children():  # as Pipeline.load does
+        layers.to(dtype)
     tower: Any = filled(TextTower).to(dtype)
     settings = Settings((512, 512), sampler="dpmpp_2m", guidance=7.5)
     parts = unet, stage.to(memory_format=torch.channels_last), tower, Tokenizer()

@@ -25,9 +25,10 @@ from ldm.files import write_json
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, StoredNetwork, native
+from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
 from ldm.weights.find import find
+from ldm.weights.keymaps import NATIVE
 from ldm.weights.single_file import SAMPLING, SCHEDULE
 from ldm.weights.tensors import Tensors
 from ldm.weights.values import header, held
@@ -43,7 +44,7 @@ def stable_diffusion(make: Callable[[dict[str, Tensor]], Tensors]) -> Contents:
     stored: dict[str, StoredNetwork] = {}
     for kind, network in built.items():
         config: dict[str, Any] = network.config  # type: ignore[assignment]
-        stored[kind] = native(make(network.state_dict()), kind, config)
+        stored[kind] = StoredNetwork(kind, config, NATIVE, make(network.state_dict()))
     model = {"schedule": SCHEDULE, "prediction": "eps", "time": "index", "size": [512, 512], "sampling": SAMPLING}
     return Contents(Path("random weights"), "random weights", stored, model)
 

@@ -25,7 +25,7 @@ from ldm.report.sweep import aligned  # noqa: E402
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "flow")
 PREDICTIONS = ("eps", "v", "x0", "flow")
-SHOWN = ("accuracy", "fid", "noise_loss")
+SHOWN = ("fid", "clip_score", "noise_loss")
 
 
 def refusal(schedule: str, prediction: str) -> str | None:

@@ -137,6 +137,7 @@ class Page:
             with in_a_sentence(), closing(self.service.draw(controls.request_of(value, value["restored"]))) as told:
                 for one in told:
                     if value["number"] in self.stopped:
+                        yield {self.parts["told"]: STOPPED}  # in place of a step that came after the button's answer
                         break
                     if isinstance(one, Step):
                         yield self._on_stage(one.estimates, f"Step {one.done} of {one.total}")

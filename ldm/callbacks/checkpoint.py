@@ -194,10 +194,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         try:
             with survived(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
                 checkpoint_file.write(path, checkpoint)
-                self._written = step
                 if path == self._own(step):
                     _also_as(path, self.path)
                     self._prune(step)
+                self._written = step
         except Exception as error:  # raised again where training waits for this thread
             self._failure = error
 

@@ -45,7 +45,7 @@ class Health(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if saved := checkpoint.get("health"):
-            self.skipped, buckets, self._updates = saved["skipped"], saved["buckets"], list(saved["updates"])
+            self.skipped, buckets, self._updates = saved["skipped"], saved["buckets"], list(saved.get("updates", ()))
             self._buckets = buckets if trainer.is_global_zero else torch.zeros_like(buckets)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:

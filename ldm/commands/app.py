@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to serve (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument(
-        "--precision", choices=DTYPES, default="32", help="bits of the UNet and text encoder (%(default)s)"
+        "--precision",
+        choices=DTYPES,
+        default="32",
+        help="bits of the networks; 16 leaves the first stage at 32 (%(default)s)",
     )
     parser.add_argument("--offload", choices=MODES, default="none", help="what waits beside the GPU (%(default)s)")
 

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """ValueError or OSError in one sentence on failure; unreadable samples are no failure, but listed by file."""
+    """ValueError or OSError in one sentence on failure; unreadable samples are listed by file, and one if all are."""
     for name, _, least, _ in NUMBERS:
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)}: expected {least} or more")

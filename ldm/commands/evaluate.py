@@ -85,7 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument("--precision", default="32", choices=DTYPES, help="bits of the networks (%(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=DTYPES,
+        default="32",
+        help="bits of the networks; 16 leaves the first stage at 32 (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -115,7 +120,7 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
-    data = data_of(args.data, pipeline.settings.size, pipeline.first_stage, args.held_out, args.prompts, args.count)
+    data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]
     about = data_about(data.pictures, count)
     ruler = ruler_of(args)

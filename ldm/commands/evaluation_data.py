@@ -1,6 +1,5 @@
 """What `ldm evaluate --data` stands for: prompts to draw, and real pictures to compare with."""
 
-import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,7 @@ from ldm.data.shapes import Shapes, held_out_prompts
 from ldm.data.shards import Shards
 from ldm.data.split import Split
 from ldm.data.tolerant import Tolerant
-from ldm.nn.vae import VAE
-from ldm.weights.native import fingerprint
-from ldm.weights.parts import FirstStage
+from ldm.weights.model import find_model, frozen_parts
 
 SHAPES, SHAPES_SEED, SHAPES_SIZE = "shapes", 2, 64  # as conf/metrics/shapes.yaml has them
 
@@ -55,10 +52,11 @@ class Told(Dataset[dict[str, Any]]):
         return sample
 
 
-def data_of(name: str, size: tuple[int, int], first_stage: VAE, held_out: int, prompts: int, count: int) -> Data:
+def data_of(name: str, size: tuple[int, int], model: str, held_out: int, prompts: int, count: int) -> Data:
     """`shapes`, a cache of latents, a folder of pictures, or shards; of these one in `held_out`, or all for 0.
 
-    Raises ValueError or FileNotFoundError for what cannot be compared with pictures of this size.
+    Latents are decoded in float32, in whatever precision the model draws. Raises ValueError or FileNotFoundError for
+    what cannot be compared with pictures of this size.
     """
     if name == SHAPES:
         if size != (SHAPES_SIZE, SHAPES_SIZE):
@@ -70,8 +68,7 @@ def data_of(name: str, size: tuple[int, int], first_stage: VAE, held_out: int, p
     if size[0] != size[1]:
         raise ValueError(f"pictures are read as squares, but the model draws {size[0]}x{size[1]}")
     if (Path(name) / MANIFEST).is_file():
-        network = copy.deepcopy(first_stage).cpu()  # where the latents are read
-        stage = FirstStage(network, {"fingerprint": fingerprint(network.state_dict())})
+        stage, _ = frozen_parts(find_model(model))
         latents = CachedLatents(name, stage, size)
         chosen: Any = Split(latents, "held_out", held_out) if held_out else latents
         return Data(Decoded(chosen, stage))

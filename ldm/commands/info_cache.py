@@ -72,11 +72,12 @@ def _settings(made_with: dict[str, Any]) -> dict[str, str]:
     mark = str(settings.pop("first_stage", "unknown"))
     shipped = mark == first_stage(SHIPPED).source["fingerprint"]
     size = "x".join(map(str, settings.pop("resolution", [])))
-    version = settings.pop("version", "unknown")
+    version, captions = settings.pop("version", "unknown"), ", ".join(settings.pop("captions", []))
     return {
         "first stage": mark[:12] + (f" ({SHIPPED})" if shipped else ""),
         "scale": str(settings.pop("scale", "unknown")),
         "pictures": ", ".join([size, *(f"{name}={value}" for name, value in settings.items())]),
+        "captions": captions or "txt, or else json",
         "encoded by": f"ldm {version}",
     }
 

@@ -141,7 +141,9 @@ KEYS = {
         one_of("gif", "terminal"), "gif keeps the estimates by step beside each picture; terminal shows them"
     ),
     "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
-    "precision": Key(one_of("32", "bf16", "16"), "bits of the UNet and text encoder: 32, bf16 or 16 (32)"),
+    "precision": Key(
+        one_of("32", "bf16", "16"), "bits of the networks: 32, bf16 or 16, which leaves the first stage at 32 (32)"
+    ),
     "offload": Key(
         one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
     ),

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors.numpy import save
@@ -28,31 +28,32 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], record: Mapping[s
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record alone, from the header; ValueError for a file that `write_arrays` did not write."""
-    return _read_header(path)[0]
+    with open(path, "rb") as file:
+        return _read_header(file)[0]
 
 
 def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays, whose pages are read when they are used, and the record. Raises ValueError if the file is cut."""
-    record, header, start = _read_header(path)
-    # Copy-on-write, because torch warns of arrays that cannot be written to.
-    data = np.memmap(path, np.uint8, "c").view(np.ndarray)[start:]
+    with open(path, "rb") as file:  # once: another process may put another file in its place
+        record, header, start = _read_header(file)
+        # Copy-on-write, because torch warns of arrays that cannot be written to.
+        data = np.memmap(file, np.uint8, "c").view(np.ndarray)[start:]
     try:
         return {name: _view(data, header[name]) for name in names}, record
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is cut short or damaged; make it anew") from error
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any], int]:
     """The record, the header's entries and where the data begins."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
         return json.loads(header.pop("__metadata__")["ldm"]), header, 8 + length
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no arrays of ldm's, or is damaged; make it anew") from error
+        raise ValueError(f"{file.name} holds no arrays of ldm's, or is damaged; make it anew") from error
 
 
 def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.captions import DEFAULT
-from ldm.data.mapped import map_arrays, read_record, write_arrays
+from ldm.data.mapped import map_arrays, write_arrays
 from ldm.data.picture import EXTENSIONS
 from ldm.data.storage import File
 from ldm.data.tar import Member, members
@@ -71,8 +71,8 @@ def _kept(path: Path, stamp: str, make: Callable[[], Index]) -> Index:
     """What lies at `path`, if it has the stamp; otherwise what `make` gives, kept there for the next time."""
     stamp = f"{VERSION} {stamp}"
     try:
-        if read_record(path)["stamp"] == stamp:
-            arrays, record = map_arrays(path, ARRAYS)
+        arrays, record = map_arrays(path, ARRAYS)
+        if record["stamp"] == stamp:
             return Index(**arrays, losses={int(shard): loss for shard, loss in record["losses"].items()})
     except (OSError, ValueError, KeyError):
         pass  # absent, or damaged: it is made anew

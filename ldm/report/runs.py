@@ -29,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """`state` is finished, in progress, stopped, empty or damaged; `note` says more of it, for people."""
+    """`state` is finished, in progress, stopped, waiting, empty or damaged; `note` says more of it, for people."""
 
     path: Path
     state: str

@@ -108,7 +108,11 @@ class StoredNetwork(FoundNetwork):
 
     @property
     def fingerprint(self) -> str:
-        """That of the network in float32, whatever type it is loaded in; takes the memory of a chunk."""
+        """That of the network in float32, whatever type it is loaded in; takes the memory of a chunk.
+
+        Raises ValueError as `load` does.
+        """
+        self.check()
         tensors = verified(self.arranged(NATIVE), torch.float32)
 
         def values() -> Iterator[tuple[str, Tensor]]:
@@ -138,10 +142,6 @@ class Contents(Found):
                 "give the file or folder of one"
             )
         return self.networks[kind]
-
-
-def native(tensors: Tensors, kind: str, config: dict[str, Any]) -> StoredNetwork:
-    return StoredNetwork(kind, config, NATIVE, tensors)
 
 
 def _fits(found: tuple[int, ...], expected: tuple[int, ...], form: str) -> bool:

@@ -14,6 +14,7 @@ from ldm.__main__ import main
 from ldm.commands import evaluate
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs
+from tests.data.tars import samples, write_tar
 from tests.tiny import save_tiny_model
 
 WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
@@ -158,3 +159,15 @@ def test_an_empty_folder_is_refused(given: list[str], tmp_path: Path, capsys: py
     (tmp_path / "empty").mkdir()
     assert main([*given, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "a.json")]) == 1
     assert "holds no pictures" in capsys.readouterr().err
+
+
+def test_latents_are_what_they_are_whatever_precision_the_model_draws_in(given: list[str], tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", samples(3))
+    stage = ["--first-stage", str(Path(given[1]).with_name("vae.safetensors"))]
+    cache = tmp_path / "cache"
+    assert main(["encode", str(tmp_path / "x.tar"), *stage, "--out", str(cache), "--size", "16", "--workers", "0"]) == 0
+    for precision in ("32", "bf16"):
+        arguments = ["--data", str(cache), "--held-out", "0", "--validation", "0", "--precision", precision]
+        assert main([*given, *arguments, "--steps", "1", "--out", str(tmp_path / f"{precision}.json")]) == 0
+    first, second = (read(tmp_path / f"{precision}.json")["provenance"]["reference"] for precision in ("32", "bf16"))
+    assert first == second

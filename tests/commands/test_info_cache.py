@@ -26,7 +26,7 @@ def test_a_cache_is_described(cache: Path, capsys: pytest.CaptureFixture[str]) -
     assert told["kind"] == "a cache of latents" and told["samples"] == "5 in 3 shards"
     assert told["latents"] == "4 x 4 x 2, mean and log-variance in float16, 128 bytes each"
     assert told["first stage"] == "a" * 12 and told["scale"] == "0.5" and told["pictures"] == "16x16"
-    assert told["problems"].startswith("none at a glance")
+    assert told["captions"] == "txt, or else json" and told["problems"].startswith("none at a glance")
 
 
 def test_the_autoencoder_that_ships_is_known_by_its_fingerprint(tmp_path: Path) -> None:

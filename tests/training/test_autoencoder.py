@@ -11,8 +11,9 @@ from ldm.nn.vae import VAE
 from ldm.random import normal
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.optim import constant
-from ldm.weights.contents import Contents, native
+from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
+from ldm.weights.keymaps import NATIVE
 from ldm.weights.native import load_network, save_network
 from ldm.weights.values import held
 from tests.tiny import save_part, tiny_vae
@@ -112,7 +113,7 @@ def test_validation_measures_decoded_pictures(tmp_path: Path) -> None:
 def test_it_can_start_from_a_file_or_folder(tmp_path: Path, name: str) -> None:
     vae = tiny_vae(seed=7)
     save_part(tmp_path / "vae.safetensors", "vae", vae)
-    stored = {"vae": native(held(tmp_path, vae.state_dict()), "vae", vae.config)}
+    stored = {"vae": StoredNetwork("vae", vae.config, NATIVE, held(tmp_path, vae.state_dict()))}
     write(Contents(tmp_path, "in memory", stored), tmp_path / "vae", "diffusers")
     module = training(start=str(tmp_path / name))
     assert torch.equal(module.vae.encoder.conv_in.weight, tiny_vae(seed=7).encoder.conv_in.weight)

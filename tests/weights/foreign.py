@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, native
+from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.find import find
+from ldm.weights.keymaps import NATIVE
 from ldm.weights.values import held
 from tests.tiny import randomised
 
@@ -78,7 +79,7 @@ def whole_model(
     """A whole model in memory."""
     source = Path("memory")
     stored = {
-        kind: native(held(source, network.state_dict()), kind, network.config)  # type: ignore[arg-type]
+        kind: StoredNetwork(kind, network.config, NATIVE, held(source, network.state_dict()))  # type: ignore[arg-type]
         for kind, network in networks(configs).items()
     }
     settings = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": [16, 16], "sampling": SAMPLING}

@@ -71,6 +71,15 @@ def test_the_fingerprint_is_that_of_what_the_model_draws(tmp_path: Path) -> None
     assert first not in (saved(seed=9), saved(prediction="v"), saved(schedule={"name": "flow", "shift": 3.0}))
 
 
+@pytest.mark.parametrize("look", [read_model, model_fingerprint])
+def test_a_network_that_lacks_a_tensor_is_refused_by_its_name(tmp_path: Path, look: Any) -> None:
+    state = tiny_unet().state_dict()
+    del state["conv_out.bias"]
+    save_model(tmp_path / "m.safetensors", state, tiny_about(tmp_path))
+    with pytest.raises(ValueError, match=r"another UNet \(1 missing: conv_out\.bias\)"):
+        look(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("part", ["first stage", "text encoder"])
 def test_another_frozen_part_than_in_training_is_refused(tmp_path: Path, part: str) -> None:
     about = tiny_about(tmp_path)
