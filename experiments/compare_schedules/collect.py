@@ -59,6 +59,7 @@ def main(folders: list[str]) -> None:
     refused = {(s, p): why for s in SCHEDULES for p in PREDICTIONS if (why := refusal(s, p))}
     measured = [run for run in runs if run.metrics]
     report: dict[str, Any] = plain(compare(measured)) if measured else {}
+    report["pairs"] = [pair for pair in report.get("pairs", []) if pair["metric"] in SHOWN]
     report["refused"] = [{"schedule": s, "prediction": p, "reason": why} for (s, p), why in refused.items()]
     write_json(HERE / "results.json", report)
     for metric in KNOWN:
