@@ -6,7 +6,9 @@ From the checkout. A cell is the mean over seeds with its 95 % interval, or why 
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -20,11 +22,12 @@ from ldm.config import sentence  # noqa: E402
 from ldm.files import write_json  # noqa: E402
 from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
 from ldm.report.runs import Run, read_run  # noqa: E402
-from ldm.report.statistics import mean  # noqa: E402
+from ldm.report.statistics import Mean, mean  # noqa: E402
 from ldm.report.sweep import aligned  # noqa: E402
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "flow")
 PREDICTIONS = ("eps", "v", "x0", "flow")
+CROSSED = ("v", "x0", "flow")  # which every schedule takes
 SHOWN = ("fid", "clip_score", "noise_loss")
 
 
@@ -54,6 +57,26 @@ def table(metric: Metric, runs: list[Run], refused: dict[tuple[str, str], str]) 
     return aligned([metric.title, *PREDICTIONS], rows)
 
 
+def effects(metric: Metric, runs: list[Run]) -> dict[str, Mean]:
+    """What a schedule changes against flow, averaged over predictions, and a prediction against v, over schedules.
+
+    Paired by seed, over the cells that every schedule has, so that many runs stand behind each number.
+    """
+    values = {(*cell_of(run), run.seed): run.metrics[metric.key] for run in runs if cell_of(run)[1] in CROSSED}
+    seeds = sorted({seed for *_, seed in values}, key=str)
+
+    def average(axis: int, level: str, seed: int | None) -> float:
+        return fmean(value for key, value in values.items() if key[axis] == level and key[2] == seed)
+
+    contrasts = [(0, name, "flow") for name in SCHEDULES[:-1]] + [(1, name, "v") for name in CROSSED if name != "v"]
+    return {
+        f"{('schedule', 'prediction')[axis]}={name} minus {against}": mean(
+            [average(axis, name, seed) - average(axis, against, seed) for seed in seeds]
+        )
+        for axis, name, against in contrasts
+    }
+
+
 def main(folders: list[str]) -> None:
     runs = [read_run(folder) for folder in folders]
     refused = {(s, p): why for s in SCHEDULES for p in PREDICTIONS if (why := refusal(s, p))}
@@ -61,10 +84,13 @@ def main(folders: list[str]) -> None:
     report: dict[str, Any] = plain(compare(measured)) if measured else {}
     report["pairs"] = [pair for pair in report.get("pairs", []) if pair["metric"] in SHOWN]
     report["refused"] = [{"schedule": s, "prediction": p, "reason": why} for (s, p), why in refused.items()]
+    found = {metric.key: effects(metric, measured) for metric in KNOWN if metric.key in SHOWN}
+    report["effects"] = {key: {name: asdict(one) for name, one in rows.items()} for key, rows in found.items()}
     write_json(HERE / "results.json", report)
-    for metric in KNOWN:
-        if metric.key in SHOWN:
-            print(table(metric, measured, refused), end="\n\n")
+    for metric in (metric for metric in KNOWN if metric.key in SHOWN):
+        print(table(metric, measured, refused), end="\n\n")
+        told = ([name, metric.write(one.value, one.half)] for name, one in found[metric.key].items())
+        print(aligned([metric.title, "difference"], list(told)), end="\n\n")
     for (schedule, prediction), why in refused.items():
         print(f"- `{schedule}` with `{prediction}`: {why}")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+ROOM = 6  # names that fit among the curves
 OBJECTIVE = ("schedule", "prediction", "weighting", "times", "training")  # what makes losses other quantities
 FORMATS = ("svg", "pdf")
 
@@ -76,9 +77,15 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index // len(COLORS) % len(DASHES)]}
 
 
-def _legend(axes: "Axes", shown: int) -> None:
-    if shown > 1:
+def _legend(axes: "Axes") -> None:
+    """Among the curves, or below them where it would hide them; none for one name."""
+    shown = len(axes.get_legend_handles_labels()[1])
+    if 1 < shown <= ROOM:
         axes.legend(fontsize=7.5, frameon=False, loc="best")
+    elif shown > ROOM:
+        figure: Any = axes.figure
+        figure.set_figheight(figure.get_figheight() + 0.15 * ((shown + 1) // 2))
+        figure.legend(fontsize=6.5, frameon=False, loc="outside lower center", ncols=2)
 
 
 def _by_noise(comparison: Comparison) -> Plot | None:
@@ -99,7 +106,7 @@ def _by_noise(comparison: Comparison) -> Plot | None:
             axes.plot(levels, means, marker=MARKERS[index % len(MARKERS)], ms=3.5, label=_name(group), **_style(index))
             axes.fill_between(levels, low, high, alpha=0.15, color=COLORS[index % len(COLORS)], linewidth=0)
     axes.set_yscale("log")
-    axes.legend(fontsize=7.5, frameon=False)
+    _legend(axes)
     note = "Same pictures and same noise for every run, so the curves differ by the models alone; bands span the seeds."
     note += f" {len(runs) - len(fits)} run(s) measured on other data or levels are left out." if runs != fits else ""
     return Plot("error_by_noise", "Error by noise level", note, figure)
@@ -107,7 +114,7 @@ def _by_noise(comparison: Comparison) -> Plot | None:
 
 def _name(group: Group) -> str:
     name = group.name
-    return name if len(name) <= 34 else f"{name[:33]}…"
+    return name if len(name) <= 44 else f"{name[:43]}…"
 
 
 def _scalars(comparison: Comparison) -> list[str]:
@@ -134,7 +141,7 @@ def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:
             shown, first = shown + first, False
     if not shown:
         return None
-    _legend(axes, shown)
+    _legend(axes)
     note = "One line a run."
     if any(d.key.startswith(OBJECTIVE) for d in comparison.differences):
         note += " The groups' objectives differ, so heights of losses are not comparable, only their course."
@@ -206,7 +213,7 @@ def _pareto(
         axes.set_xscale("log")
     unbeaten = front(means, metric.better)
     axes.plot(*zip(*unbeaten, strict=True), lw=6, color="#888888", alpha=0.3, zorder=0, solid_capstyle="round")
-    _legend(axes, shown)
+    _legend(axes)
     left_out = sum(map(bool, comparison.remarks[metric.key]))
     note = "Small dots are runs. The broad line joins the means that no other beats in both."
     note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
