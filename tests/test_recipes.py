@@ -17,7 +17,7 @@ from tests.data.tars import samples, write_tar
 RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune")
 REHEARSAL = (
     *("first_stage=shapes", "text_encoder.weights=untrained", "trainer.max_steps=2", "data.batch_size=1"),
-    *("data.global_batch=1", "training.compile=null", "model.checkpointing=true"),
+    *("data.global_batch=1", "data.workers=0", "training.compile=null", "model.checkpointing=true"),
 )
 SMALL = (
     *("model.width=32", "model.heads=4", "model.context_width=16", "training.size=[64,64]", "data.workers=0"),
