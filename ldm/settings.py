@@ -1,7 +1,7 @@
 """How a pipeline draws: what goes for all pictures of a call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from ldm.items import Between, Item
@@ -38,7 +38,12 @@ class Settings:
     noise: str = "ldm"
 
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
-        """With those of the changes that are not None; another sampler, spacing or thresholding has its own options."""
+        """With those of the changes that are not None; another sampler, spacing or thresholding has its own options.
+
+        Raises TypeError for what is no setting.
+        """
+        if unknown := changes.keys() - {one.name for one in fields(self)}:
+            raise TypeError(f"there is no setting {min(unknown)}; there are {', '.join(Changes.__annotations__)}")
         given = {name: value for name, value in changes.items() if value is not None}
         for name in OPTIONED:
             if given.get(name, getattr(self, name)) != getattr(self, name):

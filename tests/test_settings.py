@@ -1,5 +1,7 @@
 from dataclasses import fields
 
+import pytest
+
 from ldm.sampling.driver import SAMPLERS
 from ldm.settings import Changes, Settings
 
@@ -10,3 +12,8 @@ def test_settings_have_a_size_and_the_rest_by_default() -> None:
 
 def test_a_call_may_change_every_setting() -> None:
     assert {*Changes.__annotations__, "guidance"} == {field.name for field in fields(Settings)}
+
+
+def test_what_is_no_setting_is_refused_even_if_it_is_left_out() -> None:
+    with pytest.raises(TypeError, match="there is no setting stpes; there are size, sampler, "):
+        Settings(size=(64, 64)).changed({"steps": 3, "stpes": None})

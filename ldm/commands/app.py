@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Event
 
 from ldm.app.models import offered
+from ldm.commands.device import add_device_arguments
 from ldm.commands.edge import UsageError
-from ldm.commands.sample_job import DTYPES
 from ldm.files import check_writable
 from ldm.memory import MODES
 
@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve (%(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="port to serve (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument(
-        "--precision",
-        choices=DTYPES,
-        default="32",
-        help="bits of the networks; 16 leaves the first stage at 32 (%(default)s)",
-    )
+    add_device_arguments(parser)
     parser.add_argument("--offload", choices=MODES, default="none", help="what waits beside the GPU (%(default)s)")
 
 

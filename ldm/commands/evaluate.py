@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ldm.commands.device import DTYPES, add_device_arguments
 from ldm.commands.edge import UsageError
 from ldm.commands.ema import read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
 from ldm.commands.sample import shown_warnings
 from ldm.commands.sample_arguments import number, one_of, whole
-from ldm.commands.sample_job import DTYPES
 from ldm.evaluation import Job, measure
 from ldm.files import check_writable
 from ldm.lint import Setup, check
@@ -84,13 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument(
-        "--precision",
-        choices=DTYPES,
-        default="32",
-        help="bits of the networks; 16 leaves the first stage at 32 (%(default)s)",
-    )
+    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

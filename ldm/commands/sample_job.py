@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from ldm.commands.device import DTYPES
 from ldm.commands.sample_prompts import Picture
 from ldm.commands.sample_sources import CALLED, Source
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
@@ -22,7 +23,6 @@ from ldm.progress import Progress, clear
 from ldm.settings import Settings
 from ldm.weights.model import model_fingerprint
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 # How pictures were drawn that do not record these.
 UNRECORDED: dict[str, Any] = {
     "fixed_steps": False,
