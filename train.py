@@ -49,6 +49,7 @@ def train(config: DictConfig) -> None:
         lint(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
+    config.precision.name = config.precision.name  # in place of precision=auto, what it came to on this machine
     settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
     OmegaConf.resolve(config)
     check_parallel(config, torch.cuda.is_available())
@@ -142,12 +143,25 @@ def in_sweep(config: DictConfig) -> Path:
     # the run's own command, whichever process its launcher runs it in, and what its other ranks are started by
     own = f"run_dir='{run_dir}'", f"resume='{config.resume}'"
     sys.argv = [os.path.relpath(CONF.parent / "train.py"), *hydra_config.overrides.task, *own]
+    sys.modules["__main__"].__spec__ = None  # that of a launcher's worker, which Lightning would start the ranks by
     return run_dir
+
+
+def forget_ranks(environment: dict[str, str]) -> None:
+    """Takes back what a run on several ranks leaves in this process, and the next run of a sweep would take for its."""
+    if not (left := os.environ.keys() - environment.keys()):
+        return
+    from torch import distributed
+
+    for name in left:
+        del os.environ[name]
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep, environment = HydraConfig.get().mode == RunMode.MULTIRUN, dict(os.environ)
     try:
         if sweep and is_finished(in_sweep(config)):
             return print(f"{config.run_dir} is finished, and not run again")
@@ -165,6 +179,7 @@ def main(config: DictConfig) -> None:
     finally:
         if sweep:
             waiting(Path(config.run_dir)).unlink(missing_ok=True)
+            forget_ranks(environment)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,20 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         )
 
 
+def fast_precision(accelerator: str) -> str:
+    """bf16-mixed where the GPU, or without one the CPU, has instructions for it; float32 elsewhere."""
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return "bf16-mixed" if fast else "32-true"
+
+
+OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the message is written for people, so that where it was raised says nothing more to them."""
     return isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))

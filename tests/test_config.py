@@ -91,7 +91,7 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 660"),
+        ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 940"),
         ("data.batch_size=x", "data.batch_size is x, but must be a whole number, such as 64"),
         ("data.batch_size=1.5", "data.batch_size is 1.5, but must be a whole number"),
         ("data.batch_size=true", "data.batch_size is True, but must be a whole number"),
@@ -303,3 +303,23 @@ def test_what_the_device_or_sharding_cannot_do_is_refused(overrides: str, told: 
 def test_what_they_can_do_is_not(overrides: str) -> None:
     check_parallel(composed(*overrides.split()), gpu=False)
     check_parallel(composed("precision=16-mixed", *overrides.replace("precision=bf16-true", "").split()), gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpu", "cpu", "expected"),
+    [
+        ("auto", None, {"avx2": True, "avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        ("auto", None, {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "32-true"),
+        ("auto", True, {"avx2": True}, "bf16-mixed"),
+        ("gpu", False, {"avx512_bf16": True}, "32-true"),
+        ("cpu", True, {"avx2": True}, "32-true"),
+    ],
+)
+def test_precision_auto_is_what_the_processor_has_instructions_for(
+    accelerator: str, gpu: bool | None, cpu: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    config = composed("precision=auto", f"trainer.accelerator={accelerator}")
+    assert config.trainer.precision == expected

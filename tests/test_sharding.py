@@ -119,7 +119,7 @@ def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, en
 @pytest.mark.slow
 def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process_does(tmp_path: Path) -> None:
     tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
-    plain = "optimizer=adamw", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
+    plain = "precision=32", "optimizer=adamw", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
     halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
     whole = "data.batch_size=4", f"run_dir={tmp_path}/one"
     for how in ((*whole, "trainer.max_steps=6"), (*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):

@@ -116,7 +116,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
 
 
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
-    both = "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
+    both = "precision=32", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
     runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
     for run in map(finish, runs):

@@ -42,6 +42,7 @@ RUN = (
     *(f"trainer.max_steps={STEPS}", "trainer.val_check_interval=6", "trainer.limit_val_batches=2"),
     *("trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_train_steps=2"),
     *("callbacks.previews.every_n_train_steps=4", "callbacks.previews.prompts=[a red circle]", "name=faults"),
+    "precision=fp32",
 )
 TIMED = ("train/images_per_second", "train/data_wait")  # the only numbers that no two runs share
 # What is killed in: where it is called, and how often in two steps.

@@ -1,9 +1,20 @@
 """Attention over the pixels of a feature map, and from pixels to text (Rombach et al. 2022, appendix E.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.nn.init import zeroed
+
+SHORT = 128  # keys up to which a CPU goes back through attention faster, in bfloat16 many times, when it is written out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q·kᵀ/√d)·v, of q (b, heads, n, d) and k, v (b, heads, m, d); the softmax in float32 at least."""
+    if q.device.type != "cpu" or k.shape[-2] > SHORT or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -25,7 +36,7 @@ class Attention(nn.Module):
             tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, width / heads)
             for tensor in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

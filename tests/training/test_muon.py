@@ -77,3 +77,14 @@ def test_it_goes_on_from_its_state_exactly():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="momentum in"):
         Muon([nn.Parameter(torch.ones(2, 2))], momentum=1.0)
+
+
+def test_with_bf16_mixed_updates_are_nearly_the_same() -> None:
+    weights = [nn.Parameter(torch.zeros(16, 24)) for _ in range(2)]
+    gradient = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
+    for weight, precision in zip(weights, ("32-true", "bf16-mixed"), strict=True):
+        weight.grad = gradient.clone()
+        Muon([weight], lr=1.0, weight_decay=0.0, precision=precision).step()
+    whole, rounded = (weight.detach() for weight in weights)
+    assert rounded.dtype == torch.float32
+    assert 0 < (whole - rounded).norm() / whole.norm() < 0.05
