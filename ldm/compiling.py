@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Network
 from ldm.memory import Offload
+from ldm.nn.attention import repeated
 from ldm.nn.unet import UNet
 
 
@@ -26,6 +27,7 @@ def compiled(unet: UNet, offload: Offload) -> Network:
     fast = torch.compile(unet)
 
     def run(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        x, time = repeated(x, context), repeated(time, context)  # one batch for all inputs, so that it is compiled once
         for one in (x, time, context):
             torch._dynamo.maybe_mark_dynamic(one, 0)
         return fast(x, time, context)

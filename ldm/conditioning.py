@@ -60,11 +60,10 @@ def hint_of(originals: Tensor, masks: Tensor, factor: int, encode: Callable[[Ten
 
 
 def seeing(denoiser: Denoiser, hint: Tensor) -> Denoiser:
-    """Of an inpainting network, with the hint (b, 1 + z, h, w) beside x (b or 2b, z, h, w)."""
+    """Of an inpainting network, with the hint (b, 1 + z, h, w) beside x (b, z, h, w)."""
 
     def network(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        beside = hint.repeat(len(x) // len(hint), 1, 1, 1)
-        return denoiser.network(torch.cat((x, beside), dim=1), time, context)
+        return denoiser.network(torch.cat((x, hint), dim=1), time, context)
 
     return Denoiser(network, denoiser.schedule, denoiser.prediction, denoiser.time)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,7 +25,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.edge import EXPECTED
-from ldm.files import write_text
+from ldm.files import is_locked, lock, write_text
 from ldm.report.groups import decisive
 from ldm.report.runs import WAITING, flatten
 
@@ -154,11 +155,15 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
 
 
 class Waiting(Callback):
-    """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more."""
+    """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more.
+
+    The marks hold while the sweep's process does, which locks the folder of its runs.
+    """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return  # which finds its runs as it goes
+        folders = []
         listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
         for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
@@ -169,9 +174,15 @@ class Waiting(Callback):
                 del job["hydra"]
             with suppress(ValueError):  # for a key that was not given: the run itself says so
                 check_given(job)
-                if not (folder := sweep_folder(job, parent, label)).exists():
-                    waiting(folder).parent.mkdir(parents=True, exist_ok=True)
-                    waiting(folder).touch()
+                folders.append(sweep_folder(job, parent, label))
+        marks = [waiting(folder) for folder in folders if not folder.exists()]
+        for folder in {mark.parent for mark in marks}:
+            if not is_locked(folder.parent):
+                shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was stopped
+            folder.mkdir(parents=True, exist_ok=True)
+            lock(folder.parent, shared=True)  # until the process ends
+        for mark in marks:
+            mark.touch()
 
 
 def waiting(run_dir: Path) -> Path:

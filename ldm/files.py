@@ -5,11 +5,18 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 LOCK = ".lock"  # in a folder: who works in it holds a lock on this file
+ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again",
+    errno.EFBIG: "no file may be as large there; give another disk, or raise ulimit -f",
+}
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -26,7 +33,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors of `write` are told apart
     except OSError as error:
-        raise _named(error, path) from error
+        raise named(error, path) from error
     try:
         with file:
             write(file)
@@ -34,11 +41,31 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _named(error, path) from error
+        if error.errno in ADVICE:
+            raise named(error, path) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it, in place of what was there, once the block ends.
+
+    On any failure the old folder stays and the temporary one goes. Raises OSError as `atomic_write` does.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno in ADVICE:
+            raise named(error, path) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -62,6 +89,16 @@ def check_writable(folder: str | Path) -> None:
         raise PermissionError(f"cannot write into {folder}: {there} is read-only here; give another folder")
 
 
+def lock(folder: str | Path, shared: bool = False) -> int:
+    """Takes the lock of a folder, once no other process has it, or only shares it; gives what `os.close` lets go of it.
+
+    The system lets go of it however the process ends, kill -9 included.
+    """
+    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    return file
+
+
 def is_locked(folder: str | Path) -> bool:
     """Whether a process works in the folder now; the lock of one that died is gone with it."""
     try:
@@ -74,12 +111,8 @@ def is_locked(folder: str | Path) -> bool:
     return False
 
 
-def _named(error: OSError, path: Path) -> OSError:
+def named(error: OSError, path: Path) -> OSError:
     """The same kind of error as one sentence that names the file asked for, not the temporary one."""
-    advice = {
-        errno.ENOSPC: "the disk is full; free some space and run again",
-        errno.EDQUOT: "the disk quota is used up; free some space and run again",
-    }
-    named = type(error)(f"cannot write {path}: {advice.get(error.errno or 0, error.strerror)}")
-    named.errno = error.errno
-    return named
+    told = type(error)(f"cannot write {path}: {ADVICE.get(error.errno or 0, error.strerror)}")
+    told.errno = error.errno
+    return told

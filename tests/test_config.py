@@ -27,6 +27,7 @@ from ldm.config import (
 )
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
+from ldm.files import is_locked
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -270,10 +271,14 @@ def test_the_runs_of_a_sweep_that_are_not_there_wait_under_the_names_that_they_w
         for seed, kind in cells
     ]
     folders[0].mkdir()
+    left = waiting(tmp_path / "of a sweep that was stopped")
+    left.parent.mkdir()
+    left.touch()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         Waiting().on_multirun_start(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
     assert {*(tmp_path / ".waiting").iterdir()} == {waiting(folder) for folder in folders[1:]}
+    assert is_locked(tmp_path)
 
 
 def test_hyperparameters_are_what_was_chosen_and_each_is_told_once() -> None:

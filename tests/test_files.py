@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import pytest
 
-from ldm.files import atomic_write, check_writable, write_json, write_text
+from ldm.files import atomic_folder, atomic_write, check_writable, write_json, write_text
 
 
 def full_disk(file: BinaryIO) -> None:
@@ -47,6 +47,17 @@ def test_a_full_disk_is_one_sentence_with_the_path_asked_for(tmp_path: Path) -> 
         atomic_write(path, full_disk)
     assert str(raised.value).startswith(f"cannot write {path}: ")
     assert raised.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
+
+
+def test_a_folder_appears_whole_in_place_of_the_old_one_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for text in ("old", "new"):
+        with atomic_folder(path) as folder:
+            write_text(folder / f"{text}.txt", text)
+        assert os.listdir(tmp_path) == ["model"] and os.listdir(path) == [f"{text}.txt"]
+    with pytest.raises(OSError, match=f"^cannot write {path}: the disk is full"), atomic_folder(path) as folder:
+        atomic_write(folder / "part" / "a.bin", full_disk)
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(path) == ["new.txt"]
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")

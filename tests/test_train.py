@@ -127,6 +127,15 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None
         torch.testing.assert_close(other["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_every_run_of_a_sweep_has_its_own_ranks(tmp_path: Path, launcher: str) -> None:
+    sweep = "-m", "seed=1,2", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"
+    run = finish(start(*TINY, *sweep, "trainer.max_steps=1", "metrics=none", "strategy=ddp", "trainer.devices=2"))
+    assert run.returncode == 0, run.stderr
+    folders = [path.parent for path in tmp_path.glob("*/config.yaml")]
+    assert [read(folder)["DataModule"] for folder in folders] == [{"seen": 8}, {"seen": 8}]
+
+
 def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finished_one_again(tmp_path: Path) -> None:
     joblib = "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", f"hydra.sweep.dir={tmp_path}"
     sweep = *TINY, "-m", "model.context_width=17,128", "trainer.max_steps=1", "metrics=none", *joblib

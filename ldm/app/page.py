@@ -193,8 +193,9 @@ class Page:
             self.parts["start"]: gr.Accordion(open=bool(found.sources)),
         }
 
-    def restore(self, png: str) -> Changes:
-        return self.use_settings([Path(png)]) | {self.parts["drop"]: None}
+    def restore(self, png: str) -> Iterator[Changes]:
+        yield {self.parts["drop"]: None}  # there is room for another, also where this one is refused
+        yield self.use_settings([Path(png)])
 
     def start_from(self, shown: list[Path]) -> Changes:
         painting = painting_of({"init": load_image(shown[0])})

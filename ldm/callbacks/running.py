@@ -1,26 +1,22 @@
 """A run's folder belongs to one process at a time, and others can see whether it lives."""
 
-import fcntl
+import os
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.files import LOCK, is_locked
+from ldm.files import is_locked, lock
 
 PATIENCE = 1.0  # seconds, as `ldm status` holds the lock for an instant while it looks
 
 
 class Running(Callback):
-    """Holds the lock of `folder` while fitting. The system lets go of it however the process ends, kill -9 included.
-
-    Raises ValueError where another process holds it.
-    """
+    """Holds the lock of `folder` while fitting. Raises ValueError where another process holds it."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file: BinaryIO | None = None
+        self._lock: int | None = None
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -31,8 +27,7 @@ class Running(Callback):
             if time.monotonic() - began > PATIENCE:
                 raise ValueError(f"another process is training in {self.folder}: wait for it, or give another run_dir")
             time.sleep(PATIENCE / 20)
-        self._file = open(self.folder / LOCK, "wb")  # noqa: SIM115 - held open until training ends
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock = lock(self.folder)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._release()
@@ -41,6 +36,6 @@ class Running(Callback):
         self._release()
 
     def _release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -11,7 +11,7 @@ from ldm.app.models import offered
 from ldm.commands.device import add_device_arguments
 from ldm.commands.edge import UsageError
 from ldm.files import check_writable
-from ldm.memory import MODES
+from ldm.memory import MODES, choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(
             "the page needs Gradio: pip install 'gradio>=6,<7', or pip install -e '.[app]' in the checkout"
         )
+    if not 0 < args.port < 2**16:
+        raise UsageError(f"--port {args.port}: expected 1 to 65535")
+    choose_device(args.device)  # for its refusal, before a picture is asked for
     from ldm.app.server import serve  # not before it is known that Gradio is there
     from ldm.app.service import Service
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.commands.edge import UsageError
 from ldm.data.metadata.columns import parse_choices, resolve
 from ldm.data.metadata.img2dataset import REQUIREMENT, Fetched, check_python, download, drop_unfinished, environment
-from ldm.files import atomic_write, write_json
+from ldm.files import atomic_write, check_writable, write_json
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
@@ -203,4 +203,6 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {least} or more")
     if args.out.is_file():
         raise UsageError(f"--out {args.out} is a file: give a folder")
+    for folder in (args.out, args.env):
+        check_writable(folder)
     check_python(args.python)

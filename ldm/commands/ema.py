@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.commands.edge import UsageError
+from ldm.commands.sample_arguments import number
 from ldm.profiles import coefficients, exponent
 from ldm.progress import Progress
 from ldm.weights.native import read_about, save_network
@@ -50,6 +51,10 @@ def run(args: argparse.Namespace) -> None:
 
 def read_snapshots(run: Path) -> dict[Path, dict[str, Any]]:
     """What the snapshots of a run say of themselves. Raises FileNotFoundError where there are none."""
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"there are no snapshots in {run}, which is no folder; give a run's, as train.py printed it"
+        )
     files = sorted((run / "ema").glob("step_*_length_*.safetensors"))
     if not files:
         raise FileNotFoundError(f"there are no snapshots in {run / 'ema'}; train with ema=power to have them written")
@@ -73,11 +78,19 @@ def reconstruct(snapshots: dict[Path, dict[str, Any]], step: int, length: float)
 
 def _lengths(text: str) -> list[float]:
     try:
-        lengths = [float(part) for part in text.split(",")]
+        lengths = [number(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--length {text}: expected {error}, or several between commas, such as 0.05,0.1") from error
+    check_lengths(lengths)
+    return lengths
+
+
+def check_lengths(lengths: list[float]) -> None:
+    """Raises UsageError for one that no average has."""
+    try:
         [exponent(length) for length in lengths]
     except ValueError as error:
-        raise UsageError(f"--length {text}: {error}") from error
-    return lengths
+        raise UsageError(str(error)) from error
 
 
 def _advice(off: float) -> str:

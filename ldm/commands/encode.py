@@ -5,17 +5,19 @@ import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.commands.caption_states import States
 from ldm.commands.edge import UsageError
 from ldm.data.buckets import bucket_sizes
 from ldm.data.encoding import Encode, Job, encode_shards, finish
 from ldm.data.shards import Shards, find_tars
 from ldm.image import WHITE
 from ldm.progress import Progress
-from ldm.weights.parts import encoder, first_stage
+from ldm.weights.parts import FirstStage, encoder, first_stage, text_encoder
 
 NUMBERS = (
     ("size", 64, 1, "pixels a side; the short side is scaled to it, the long side cropped around the centre"),
@@ -54,6 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where captions are, all of which are kept: extensions such as txt or alt.txt, txt:lines (one a line), "
         "json:FIELD (a string or a list) (default: txt, or else the caption in json)",
     )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FILE",
+        help="also keep the states of all captions, for data=latents_and_text: of Stable Diffusion 1.x 118 kB a "
+        "caption, where its latents take 66 kB a picture (default: none, and training runs the encoder)",
+    )
+    parser.add_argument(
+        "--text-dtype", choices=("float16", "float32"), help="of the states (default: float16, to 3 digits)"
+    )
     for name, default, _, unit in NUMBERS:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{unit} (default: %(default)s)")
 
@@ -63,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     for name, _, least, _ in NUMBERS:
         if getattr(args, name) < least:
             raise UsageError(f"--{name} {getattr(args, name)}: expected {least} or more")
+    if args.text_dtype and not args.text_encoder:
+        raise UsageError(f"--text-dtype {args.text_dtype} is of the states that --text-encoder FILE makes: give both")
     rank, world, local = ranks()
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
@@ -74,29 +87,22 @@ def run(args: argparse.Namespace) -> None:
     if args.buckets % stage.network.factor:
         raise UsageError(f"--buckets {args.buckets}: expected a multiple of {stage.network.factor}, or 0")
     sizes = bucket_sizes(args.size, args.buckets) if args.buckets else []
-    settings = {
-        "first_stage": stage.source["fingerprint"],
-        "scale": stage.network.config["scale"],
-        "resolution": [args.size, args.size],
-        **({"buckets": [list(size) for size in sizes]} if sizes else {}),
-        "captions": args.captions,
-        "crop": "center",
-        "background": list(WHITE),
-        "dtype": "float16",
-        "version": _version(),
-    }
+    text = States(text_encoder(args.text_encoder), args.text_dtype or "float16") if args.text_encoder else None
     files = find_tars(args.shards)
-    own = files[rank::world]
+    own, others = files[rank::world], [file for k, file in enumerate(files) if k % world != rank]
     if not own:
         print(f"rank {rank} of {world} has nothing to do: there are {len(files)} shards")
         return
-    job = Job(files, Shards(own, args.size, buckets=sizes, captions=args.captions), args.out, settings)
+    shards = Shards(own, args.size, buckets=sizes, captions=args.captions, others=others)
+    job = Job(files, shards, args.out, _settings(args, stage, text))
     todo = job.todo()
     if len(todo) < len(own):
         print(f"going on after {len(own) - len(todo)} of {len(own)} shards", flush=True)
-    encode, began = Timed(encoder(stage)), time.monotonic()
     progress = Progress(sum(len(job.shards.rows(shard)) for shard in todo), "pictures")
-    for count in encode_shards(job, encode, args.batch, args.workers):
+    if text and todo:
+        print(text.told(progress.total), flush=True)
+    encode, began = Timed(encoder(stage)), time.monotonic()
+    for count in encode_shards(job, encode, args.batch, args.workers, text):
         progress.step(count)
     if progress.done:
         rate = progress.done / (time.monotonic() - began)
@@ -107,12 +113,36 @@ def run(args: argparse.Namespace) -> None:
     if manifest is None:
         print(f"rank {rank} of {world} is done; the last rank writes the manifest")
         return
+    _tell(manifest, args)
+
+
+def _settings(args: argparse.Namespace, stage: FirstStage, text: States | None) -> dict[str, Any]:
+    """What decides the cache."""
+    sizes = bucket_sizes(args.size, args.buckets) if args.buckets else []
+    return {
+        "first_stage": stage.source["fingerprint"],
+        "scale": stage.network.config["scale"],
+        "resolution": [args.size, args.size],
+        **({"buckets": [list(size) for size in sizes]} if sizes else {}),
+        "captions": args.captions,
+        "crop": "center",
+        "background": list(WHITE),
+        "dtype": "float16",
+        **(text.settings if text else {}),
+        "version": _version(),
+    }
+
+
+def _tell(manifest: dict[str, Any], args: argparse.Namespace) -> None:
+    """What there is now; ValueError if nothing could be used."""
     if manifest["quarantined"] and not manifest["samples"]:
         raise ValueError(
             f"none of {manifest['quarantined']:,} samples could be used: see {args.out}/*.quarantine.jsonl"
         )
     print(f"{manifest['samples']:,} latents in {len(manifest['shards'])} shards of {args.out}")
-    if sizes:
+    if args.text_encoder:
+        print("train on them with data=latents_and_text")
+    if args.buckets:
         print("train on them with data.bucketed=true and data.global_batch=N")
     if manifest["quarantined"]:
         print(f"{manifest['quarantined']:,} samples could not be used: see {args.out}/*.quarantine.jsonl")

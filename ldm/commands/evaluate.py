@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from ldm.commands.device import DTYPES, add_device_arguments
 from ldm.commands.edge import UsageError
-from ldm.commands.ema import read_snapshots, reconstruct
+from ldm.commands.ema import check_lengths, read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
 from ldm.commands.sample import shown_warnings
@@ -106,9 +106,15 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
             raise UsageError(f"--{name} {value}: expected {least} or more")
     if args.out.is_dir():
         raise UsageError(f"--out {args.out} is a folder; give the JSON file to write")
+    if args.held_out and args.data == SHAPES:
+        raise UsageError("--held-out is for data that a model may be trained on; shapes are held out as they are")
     check_writable(args.out.parent)
     given = {name: getattr(args, name.replace("-", "_")) for name in SWEPT}
-    return {name: listed(name, text) for name, text in given.items() if text is not None}
+    swept = {name: listed(name, text) for name, text in given.items() if text is not None}
+    if "ema-length" in swept:
+        check_lengths(swept["ema-length"])
+        read_snapshots(Path(args.model))
+    return swept
 
 
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:

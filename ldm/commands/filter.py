@@ -1,7 +1,6 @@
 """`ldm filter`: metadata in parquet, cut down to the rows worth downloading, with a report of what went and why."""
 
 import argparse
-import math
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.commands.edge import UsageError
 from ldm.data.metadata.columns import ALIASES, parse_choices
 from ldm.data.metadata.rules import Thresholds, rules
+from ldm.files import check_writable
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path(__file__).parents[1] / "assets" / "laion_sd15_filter.yaml"
 NEEDED = ("duckdb", "pyarrow", "matplotlib")
+MOST, MOST_THREADS = 1e9, 1024
 WORDS = ("nsfw", "language", "caption_match", "caption_exclude")
 UNITS = {
     "min_aesthetic": "score, 1 to 10",
@@ -124,13 +125,17 @@ def thresholds(args: argparse.Namespace) -> Thresholds:
     except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UsageError(f"--config {args.config} cannot be read: {' '.join(str(error).split())}") from error
     names = [field.name for field in fields(Thresholds)]
-    if not isinstance(read, dict) or set(read) != set(names):
-        odd = set(read) ^ set(names) if isinstance(read, dict) else {"no mapping"}
-        raise UsageError(
-            f"--config {args.config}: expected exactly the keys of {CONFIG.name}, not: {sorted(map(str, odd))}"
-        )
+    read = read if isinstance(read, dict) else {}
+    keys = {str(key) for key in read}
+    if odd := [f"lacks {name}" for name in names if name not in keys] or sorted(f"has {k}" for k in keys - {*names}):
+        raise UsageError(f"--config {args.config} {', '.join(odd)}: it must have exactly the keys of {CONFIG.name}")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return Thresholds(**{name: _value(name, given.get(name, read[name])) for name in names})
+    cuts = Thresholds(**{name: _value(name, given.get(name, read[name])) for name in names})
+    for name in ("aspect", "caption"):
+        least, most = getattr(cuts, f"min_{name}"), getattr(cuts, f"max_{name}")
+        if least is not None and most is not None and least > most:
+            raise UsageError(f"min_{name}={least} is more than max_{name}={most}, so that no row would be kept")
+    return cuts
 
 
 def _value(name: str, value: Any) -> Any:
@@ -148,8 +153,8 @@ def _value(name: str, value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name}={value}: expected a number, or none") from error
-    if not math.isfinite(number):
-        raise UsageError(f"{name}={value}: expected a finite number, or none")
+    if not abs(number) < MOST:
+        raise UsageError(f"{name}={value}: expected a finite number below {MOST:g}, or none")
     return int(number) if number.is_integer() else number
 
 
@@ -207,9 +212,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("give --out F, the folder for what is kept, or --dry-run")
     if args.out is not None and args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"{args.out} is there already and not an empty folder: give another --out, or remove it")
+    if args.out is not None:
+        check_writable(args.out.parent)
     for name in ("rows_per_shard", "threads", "sample_rows", "size", "pictures_per_second"):
-        if not getattr(args, name) > 0:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected more than 0")
+        most = MOST_THREADS if name == "threads" else MOST
+        if not 0 < getattr(args, name) <= most:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected more than 0, up to {most:g}")
     for name in ("max_bad_share", "alive"):
         if not 0 <= getattr(args, name) <= 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 to 1")

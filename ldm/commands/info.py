@@ -30,9 +30,11 @@ def describe(path: str) -> dict[str, str]:
     try:
         found = recognise(path)
     except FileNotFoundError:
+        if not folder.is_dir():
+            raise
         from ldm.commands.info_cache import describe_cache, is_cache  # here: only these need torch, which takes seconds
 
-        if not folder.is_dir() or not is_cache(folder):
+        if not is_cache(folder):
             raise
         return describe_cache(folder)
     lines = _networks(found) | (_model(found) if found.model else {})

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.data.cache import MANIFEST, map_shard, read_manifest
+from ldm.data.cache import MANIFEST, read_manifest
+from ldm.data.latent_shard import map_shard
 from ldm.data.mapped import read_record
 from ldm.data.verification import cache_problems
 from ldm.weights.parts import first_stage
@@ -73,11 +74,13 @@ def _settings(made_with: dict[str, Any]) -> dict[str, str]:
     shipped = mark == first_stage(SHIPPED).source["fingerprint"]
     size = "x".join(map(str, settings.pop("resolution", [])))
     version, captions = settings.pop("version", "unknown"), ", ".join(settings.pop("captions", []))
+    text = {name: settings.pop(name) for name in [*settings] if name.startswith("text_")}
     return {
         "first stage": mark[:12] + (f" ({SHIPPED})" if shipped else ""),
         "scale": str(settings.pop("scale", "unknown")),
         "pictures": ", ".join([size, *(f"{name}={value}" for name, value in settings.items())]),
         "captions": captions or "txt, or else json",
+        **({"text encoder": f"{text['text_encoder'][:12]}, its states in {text['text_dtype']}"} if text else {}),
         "encoded by": f"ldm {version}",
     }
 

@@ -30,7 +30,7 @@ class Arguments:
 def whole(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-            raise ValueError(f"a whole number from {least} up")
+            raise ValueError(f"a whole number from {least} up, of at most 18 digits")
         return int(text)
 
     return read

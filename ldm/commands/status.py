@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from ldm.commands.edge import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
 from ldm.report.comparison import KNOWN
-from ldm.report.runs import SPEED, WAITING, Run, read_run
+from ldm.report.runs import SPEED, WAITING, Run, read_run, trained
 
 RECORDS = ("config.yaml", "metrics.json")
+DAY = 86400
 SEARCHED = 3  # folders below the given ones
 COLUMNS = ("run", "state", "step", "images/s", "left", "latest")
 ORDER = ("in progress", "starting", "waiting", "stopped", "damaged", "finished")
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "A table of runs: what each is doing, how far it is, how fast, for how long still, and its latest numbers. "
         "In a terminal it renews itself until Ctrl-C; elsewhere it is printed once. States: waiting (of a sweep, and "
         "not begun), starting (before the first logged step), in progress, stopped (by a user, a signal or a crash: "
-        "it goes on with resume=auto), finished."
+        "it goes on with resume=auto, or with its sweep), finished."
     )
     parser.add_argument("runs", nargs="*", default=["runs"], metavar="RUNS", help="runs, or folders of them (runs)")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)s)")
@@ -31,20 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if not 0 < args.every < DAY:
+        raise UsageError(f"--every {args.every:g}: expected more than 0 seconds, and less than a day's {DAY:,}")
     done: dict[Path, Run] = {}
     while True:
         folders = found(args.runs)
         if not folders:
             raise FileNotFoundError(f"there is no run in {', '.join(args.runs)}; give the folder that train.py named")
         for folder in folders:
-            if folder not in done or is_locked(folder) or done[folder].state in ("in progress", "waiting"):
-                begun = any((folder / name).exists() for name in RECORDS)
-                done[folder] = read_run(folder) if begun else Run(folder, "waiting")
+            begun = any((folder / name).exists() for name in RECORDS)
+            if begun and (folder not in done or is_locked(folder) or done[folder].state == "in progress"):
+                done[folder] = read_run(folder)
         live = sys.stdout.isatty() and not args.once
-        show([done[folder] for folder in folders], live)
+        show([done.get(folder) or to_come(folder) for folder in folders], live)
         if not live:
             return
         time.sleep(args.every)
+
+
+def to_come(folder: Path) -> Run:
+    """A run that a sweep has marked and not begun; it will, while the sweep's process lives."""
+    if is_locked(folder.parent):
+        return Run(folder, "waiting")
+    return Run(folder, "stopped", "before it began; the same sweep again begins it")
 
 
 def found(paths: list[str]) -> list[Path]:
@@ -80,11 +91,12 @@ def show(runs: list[Run], live: bool) -> None:
 
 
 def row(run: Run) -> tuple[str, ...]:
-    step = max((curve.steps[-1] + 1 for curve in run.scalars.values()), default=0)
-    steps = run.config.get("trainer.max_steps")
+    measured, steps = run.provenance.get("steps"), run.config.get("trainer.max_steps")
+    step = max(trained(run.scalars), measured if isinstance(measured, int) else 0)
+    steps = steps if isinstance(steps, int) and steps > 0 else None  # -1: until max_time
     speed = run.scalars[SPEED].values[-1] if SPEED in run.scalars else None
     state = "starting" if run.state == "in progress" and not step else run.state
-    going = state == "in progress" and speed and isinstance(steps, int)
+    going = state == "in progress" and speed and steps
     return (
         str(run.path),
         state,

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from ldm.commands.edge import UsageError
 from ldm.data.cache import MANIFEST, read_manifest
+from ldm.data.captions import Captions
 from ldm.data.shards import find_tars
 from ldm.data.verification import cache_problems, shard_problems
 from ldm.progress import Progress, clear
@@ -13,22 +15,34 @@ from ldm.weights.parts import first_stage
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Check a cache (manifest, counts, checksums, NaN) or shards (cut tars, missing and empty members; pictures "
-        "are not decoded). Prints a sentence for each problem; exit code 1 if there is one."
+        "Check a cache (manifest, counts, checksums, NaN) or shards (cut tars, missing and empty members, captions that"
+        " cannot be read; pictures are not decoded). Prints a sentence for each problem; exit code 1 if there is one."
     )
     parser.add_argument("path", metavar="CACHE|SHARDS", help="what ldm encode wrote, or a tar, a pattern, a folder")
     parser.add_argument("--first-stage", metavar="FILE", help="the autoencoder that the cache must be of")
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="where shards have their captions, as for ldm encode (default: txt, or else the caption in json)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """ValueError at the end if there are problems."""
     cache = Path(args.path)
-    if (cache / MANIFEST).exists() or any(cache.glob("*.safetensors")):
+    is_cache = (cache / MANIFEST).exists() or any(cache.glob("*.safetensors"))
+    if is_cache and args.captions:
+        raise UsageError(f"--captions is for shards, and {cache} is a cache of latents, which holds its own")
+    if args.first_stage and not is_cache:
+        raise UsageError(f"--first-stage is for a cache of latents, which {args.path} is not")
+    if is_cache:
         wanted = first_stage(args.first_stage).source["fingerprint"] if args.first_stage else None
         total, checks, what = _shards(cache) + 1, cache_problems(cache, wanted), "files"
     else:
         tars = find_tars(args.path)
-        total, checks, what = len(tars), ((tar.name, shard_problems(tar)) for tar in tars), "shards"
+        total, checks, what = len(tars), shard_problems(tars, Captions(tuple(args.captions))), "shards"
     found = _tell(checks, Progress(total, what))
     if found:
         raise ValueError(f"{args.path} has {found} problem{'s' if found > 1 else ''}")

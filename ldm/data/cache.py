@@ -1,24 +1,19 @@
-"""Latents on disk: the posterior's moments of shards of pictures, and a manifest of what made them.
+"""Latents on disk: shards of them, and a manifest of what made them.
 
-NAME.safetensors holds, of the n readable samples of NAME.tar in their order, `moments` (n, 2z, h, w) float16,
-`keys` and all `captions` as UTF-8 one after the other, where each ends, `key_ends` (n,) and `caption_ends` int64, and
-how many captions there are up to each sample, `caption_groups` (n,); its metadata holds the shard's record. One file,
-so that one rename makes all of a shard visible. hashes.npy holds the CRC-32 of every key, so that samples are split
-without opening the shards. manifest.json comes last: without it a cache is not whole.
+NAME.safetensors holds what became of NAME.tar, see ldm/data/latent_shard.py. hashes.npy holds the CRC-32 of every key,
+so that samples are split without opening the shards. manifest.json comes last: without it a cache is not whole.
 """
 
-import hashlib
 import json
 import os
 import warnings
-import zlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -26,15 +21,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.captions import one_of
-from ldm.data.mapped import map_arrays, write_arrays
-from ldm.data.mapped import read_record as read_record  # of a shard of the cache
+from ldm.data.latent_shard import Shard, key_hashes, map_shard
 from ldm.data.picture import draw_and_index
 from ldm.image import to_uint8
 from ldm.progress import Progress
 
 FORMAT = 2
 MANIFEST, HASHES = "manifest.json", "hashes.npy"
-ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends", "caption_groups")
 OPEN = 1000  # shards mapped at once: a process may have 65,530 mappings
 
 
@@ -43,6 +36,7 @@ class LatentSample(TypedDict):
     caption: str
     key: str
     id: int
+    states: NotRequired[Tensor]  # (tokens, d) of the caption
 
 
 class FirstStage(Protocol):
@@ -53,65 +47,25 @@ class FirstStage(Protocol):
     def network(self) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A mapped file of the cache; `record` is {"settings", "source", "samples", "quarantined", "sha256"}."""
+class TextEncoder(Protocol):
+    @property
+    def source(self) -> dict[str, Any]: ...
 
-    moments: np.ndarray
-    keys: np.ndarray
-    key_ends: np.ndarray
-    captions: np.ndarray
-    caption_ends: np.ndarray
-    caption_groups: np.ndarray
-    record: dict[str, Any]
+    @property
+    def network(self) -> Any: ...
 
-    def key(self, row: int) -> str:
-        return _text(self.keys, self.key_ends, row)
-
-    def captions_of(self, row: int) -> list[str]:
-        first = self.caption_groups[row - 1] if row else 0
-        return [_text(self.captions, self.caption_ends, k) for k in range(first, self.caption_groups[row])]
+    @property
+    def tokenizer(self) -> Any: ...
 
 
-def _text(column: np.ndarray, ends: np.ndarray, row: int) -> str:
-    return column[ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
-
-
-def _column(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    data = [text.encode("utf-8", "replace") for text in texts]  # JSON can hold half a surrogate pair
-    return np.frombuffer(b"".join(data), np.uint8), np.cumsum([len(text) for text in data], dtype=np.int64)
-
-
-def write_shard(
-    path: Path, moments: np.ndarray, keys: Sequence[str], captions: Sequence[list[str]], record: dict[str, Any]
-) -> None:
-    """Atomically; the same samples and record give the same bytes. Of `captions` each sample has at least one."""
-    groups = np.cumsum([len(one) for one in captions], dtype=np.int64)
-    columns = (moments, *_column(keys), *_column([text for one in captions for text in one]), groups)
-    arrays = dict(zip(ARRAYS, columns, strict=True))
-    write_arrays(path, arrays, {**record, "samples": len(keys), "sha256": digest(arrays)})
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, types, shapes and bytes, in the order of the names."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype.str} {list(array.shape)}".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
-
-
-def map_shard(path: Path) -> Shard:
-    """Maps a shard into memory, of which pages are read when they are used. Raises ValueError if it is cut."""
-    arrays, record = map_arrays(path, ARRAYS)
-    return Shard(**arrays, record=record)
-
-
-def key_hashes(cache: Path, names: Sequence[str]) -> np.ndarray:
-    """The CRC-32 of every key in the shards named, (n,) uint32."""
-    shards = (map_shard(cache / f"{name}.safetensors") for name in names)
-    return np.array([zlib.crc32(s.key(row).encode()) for s in shards for row in range(len(s.key_ends))], np.uint32)
+def text_settings(text: TextEncoder) -> dict[str, Any]:
+    """What decides the states of a caption."""
+    return {
+        "text_encoder": text.source["fingerprint"],
+        "text_layers": text.network.layers(0),
+        "text_context": text.tokenizer.context,
+        "text_pad": text.tokenizer.pad,
+    }
 
 
 def read_manifest(cache: Path) -> dict[str, Any]:
@@ -137,7 +91,7 @@ class CachedLatents(Dataset[LatentSample]):
     several sizes those of the run's size are used, with a warning, or all if the batches are `bucketed`. They are
     `mapped`, and so come through the page cache, or lie in `memory`, all read at the start. There is no `flip`, and no
     random crop: a mirrored latent is not the latent of the mirrored picture. Of several captions each draw has one,
-    keyed by the `seed`.
+    keyed by the `seed`; given a `text_encoder`, with its states, which must be what the cache holds.
     """
 
     def __init__(
@@ -148,11 +102,19 @@ class CachedLatents(Dataset[LatentSample]):
         bucketed: bool = False,
         load: Literal["mapped", "memory"] = "mapped",
         seed: int = 0,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
-        self.cache, self.seed = Path(cache), seed
+        self.cache, self.seed, self.with_states = Path(cache), seed, text_encoder is not None
         manifest = read_manifest(self.cache)
         config = first_stage.network.config
         run = {"first_stage": first_stage.source["fingerprint"], "scale": config["scale"], "resolution": list(size)}
+        if text_encoder is not None:
+            if "text_encoder" not in manifest["settings"]:
+                raise ValueError(
+                    f"{cache} holds no states of captions: set data=latents, or encode the shards again into another "
+                    "folder, with ldm encode --text-encoder"
+                )
+            run |= text_settings(text_encoder)
         check_settings(self.cache, manifest["settings"], run)
         shards = manifest["shards"]
         self.counts = np.array([shard["samples"] for shard in shards], np.int64)
@@ -176,7 +138,8 @@ class CachedLatents(Dataset[LatentSample]):
 
     def _fill(self) -> None:
         """Reads all shards, several at once. Raises ValueError where there is not the memory for them."""
-        needed = sum((self.cache / f"{name}.safetensors").stat().st_size for name in self.names)
+        shards = (self._open(index) for index in range(len(self.names)))
+        needed = sum(array.nbytes for shard in shards for array in shard.arrays.values())
         free = available_memory()
         if needed > free:
             raise ValueError(
@@ -191,7 +154,8 @@ class CachedLatents(Dataset[LatentSample]):
 
     def _read(self, index: int) -> Shard:
         shard = self._open(index)
-        return Shard(**{name: np.array(getattr(shard, name)) for name in ARRAYS}, record=shard.record)
+        copies: dict[str, Any] = {name: np.array(array) for name, array in shard.arrays.items()}
+        return replace(shard, **copies)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -201,8 +165,16 @@ class CachedLatents(Dataset[LatentSample]):
         shard = self._shard(position)
         row = position - self.starts[shard]
         moments, texts = self._map(shard)
-        caption = one_of(texts.captions_of(row), self.seed, position, draw)
-        return {"moments": moments[row], "caption": caption, "key": texts.key(row), "id": position}
+        number = one_of(texts.numbers(row), self.seed, position, draw)
+        sample: LatentSample = {
+            "moments": moments[row],
+            "caption": texts.caption(number),
+            "key": texts.key(row),
+            "id": position,
+        }
+        if texts.states is not None:
+            sample["states"] = torch.from_numpy(texts.states[number])
+        return sample
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "mapped": {}}  # a spawned worker maps the files itself
@@ -247,7 +219,7 @@ class CachedLatents(Dataset[LatentSample]):
                 f"{self.names[index]} in {self.cache} holds {len(shard.moments)} samples, its manifest says "
                 f"{expected}; run ldm encode again"
             )
-        return shard
+        return shard if self.with_states else replace(shard, states=None)
 
 
 def available_memory() -> int:

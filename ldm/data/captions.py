@@ -59,6 +59,10 @@ class Captions:
         """Those to read of what is there, which is in the order of `extensions`."""
         return there if self.places else there[:1]
 
+    def read(self, texts: Sequence[Text]) -> list[str]:
+        """What a sample has, of the texts that are `needed`; raises ValueError that names one where that is nothing."""
+        return self.some(self.of_texts(texts), texts[-1].name)
+
     def of_texts(self, texts: Sequence[Text]) -> list[str]:
         """Raises ValueError that names the text which is not UTF-8 or not JSON."""
         return [
@@ -84,7 +88,7 @@ class Captions:
         return [(place.partition(":")[0], place.partition(":")[2]) for place in self.places or DEFAULT]
 
 
-def one_of(captions: Sequence[str], seed: int, id: int, draw: int) -> str:
+def one_of(captions: Sequence[Item], seed: int, id: int, draw: int) -> Item:
     """Each as likely; the choice depends on (seed, id, draw) and nothing else."""
     if len(captions) == 1:
         return captions[0]
@@ -125,4 +129,5 @@ def _of_json(value: object, field: str) -> list[str]:
 
 def _strings(value: object) -> list[str]:
     listed = value if isinstance(value, list) else [value]
-    return [text.strip() for text in listed if isinstance(text, str)]
+    texts = [text for text in listed if isinstance(text, str)]
+    return [text.encode("utf-8", "replace").decode().strip() for text in texts]  # JSON can hold half a surrogate pair

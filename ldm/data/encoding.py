@@ -1,4 +1,4 @@
-"""Shards of pictures → shards of latents (ldm/data/cache.py), one at a time, so that a kill costs at most one."""
+"""Shards of pictures → files of latents (ldm/data/latent_shard.py), one at a time: a kill costs at most one."""
 
 import hashlib
 import json
@@ -14,13 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data import worker
 from ldm.data.buckets import Size
-from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings, key_hashes, write_shard
+from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings
+from ldm.data.latent_shard import key_hashes, write_shard
 from ldm.data.mapped import read_record
 from ldm.data.shards import Shards
 from ldm.data.storage import File
 from ldm.files import atomic_write, write_json
 
 Encode = Callable[[Tensor], Tensor]  # uint8 pictures (b, 3, h, w) → moments (b, 2z, h/f, w/f)
+EncodeText = Callable[[list[str]], np.ndarray]  # c captions → states (c, tokens, d)
 Bad = dict[str, str | None]
 
 
@@ -87,7 +89,7 @@ class Job:
             except (FileNotFoundError, ValueError):  # a damaged one is made anew
                 return None
             wanted = {name: value for name, value in self.settings.items() if name != "version"}
-            check_settings(target, record["settings"], wanted)
+            check_settings(target, record["settings"], {"text_encoder": None, **wanted})
             if not source.items() <= record["source"].items():
                 return None
             records.append({"name": target.stem, **record})
@@ -103,9 +105,12 @@ def _known(file: File) -> dict[str, Any]:
     return {"name": file.name, "bytes": file.size}
 
 
-def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -> Iterator[int]:
+def encode_shards(
+    job: Job, encode: Encode, batch_size: int, workers: int = 0, encode_text: EncodeText | None = None
+) -> Iterator[int]:
     """Encodes what `job` has to do; gives the number of samples of each batch once it is encoded.
 
+    With `encode_text` the states of all captions are kept too; then the job's settings must say of which text encoder.
     Batches never cross shards, so the bytes of a shard do not depend on where the work was stopped and resumed.
     """
     _sweep(job)
@@ -133,7 +138,7 @@ def encode_shards(job: Job, encode: Encode, batch_size: int, workers: int = 0) -
         for latents in made.values():
             latents.encode(encode, batch_size, least=1)
             bad += latents.bad
-        _write(job, shard, made, bad)
+        _write(job, shard, made, bad, encode_text)
 
 
 class _Latents:
@@ -181,7 +186,7 @@ def _collate(samples: list[dict[str, Any]]) -> tuple[dict[Size, tuple[list[dict[
     return {size: (texts[size], torch.stack(pictures[size])) for size in texts}, bad
 
 
-def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad]) -> None:
+def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad], encode_text: EncodeText | None) -> None:
     """The quarantine first, since the shard's own files say that it is done."""
     file = job.shards.files[shard]
     quarantine = job.out / f"{file.stem}.quarantine.jsonl"
@@ -197,7 +202,8 @@ def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad]) -> 
         keys, captions = ([sample[name] for sample in latents.good] for name in ("key", "captions"))
         quarantined = 0 if number else len(bad)  # counted once, whatever the size that a sample would have had
         record = {"settings": job.settings, "source": job.source(shard), "quarantined": quarantined, "size": size}
-        write_shard(target, moments, keys, captions, record)
+        states = None if encode_text is None else encode_text([text for one in captions for text in one])
+        write_shard(target, moments, keys, captions, record, states)
 
 
 def _sweep(job: Job) -> None:

@@ -15,7 +15,9 @@ from safetensors.numpy import save
 
 from ldm.files import atomic_write
 
-TYPES = {name: np.dtype(kind) for name, kind in {"F16": "<f2", "I64": "<i8", "U32": "<u4", "U8": "u1"}.items()}
+TYPES = {
+    name: np.dtype(kind) for name, kind in {"F16": "<f2", "F32": "<f4", "I64": "<i8", "U32": "<u4", "U8": "u1"}.items()
+}
 _MAX_HEADER = 1 << 20
 
 
@@ -32,14 +34,17 @@ def read_record(path: Path) -> dict[str, Any]:
         return _read_header(file)[0]
 
 
-def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def map_arrays(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays, whose pages are read when they are used, and the record. Raises ValueError if the file is cut."""
     with open(path, "rb") as file:  # once: another process may put another file in its place
         record, header, start = _read_header(file)
         # Copy-on-write, because torch warns of arrays that cannot be written to.
         data = np.memmap(file, np.uint8, "c").view(np.ndarray)[start:]
     try:
-        return {name: _view(data, header[name]) for name in names}, record
+        there = [*names, *(name for name in optional if name in header)]
+        return {name: _view(data, header[name]) for name in there}, record
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is cut short or damaged; make it anew") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.data.captions import DEFAULT
+from ldm.data.captions import DEFAULT, Captions
 from ldm.data.mapped import map_arrays, write_arrays
 from ldm.data.picture import EXTENSIONS
 from ldm.data.storage import File
@@ -43,6 +43,16 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.spans)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether any sample has a picture, and a text with each extension, (1 + t,) bool."""
+        return np.any(self.spans[..., 0] >= 0, axis=0)
+
+    def texts(self, row: int, captions: Captions) -> Sequence[tuple[str, tuple[int, int]]]:
+        """Extension, and offset and size, of those to read for `captions`, of whose extensions the index must be."""
+        named = zip(captions.extensions, self.spans[row, 1:].tolist(), strict=True)
+        return captions.needed([(extension, (offset, size)) for extension, (offset, size) in named if offset >= 0])
 
     def shard(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, "right")) - 1
@@ -128,8 +138,7 @@ def scan(shard: File, texts: Sequence[str] = DEFAULT) -> Index:
 
     Of a tar cut short, the last sample is left out where it lost a member, and the loss says so.
     """
-    with shard.open() as file:
-        found, loss = members(file, shard.size, shard.url)
+    found, loss = shard.retried(lambda: _members(shard))
     groups: dict[str, dict[str, Member]] = {}
     for member in found:
         match = _KEY_AND_EXTENSION.fullmatch(member.name)
@@ -148,6 +157,11 @@ def scan(shard: File, texts: Sequence[str] = DEFAULT) -> Index:
         key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
         losses={0: f"{loss}: its {len(groups)} samples before that are used"} if loss else {},
     )
+
+
+def _members(shard: File) -> tuple[list[Member], str]:
+    with shard.open() as file:
+        return members(file, shard.size, shard.url)
 
 
 def _row(group: dict[str, Member], texts: Sequence[str]) -> list[tuple[int, int]]:

@@ -15,8 +15,9 @@ from ldm.data.buckets import Size
 from ldm.data.captions import Captions, Text, one_of
 from ldm.data.picture import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.shard_index import load_index
-from ldm.data.storage import File, local_file, remote_files
+from ldm.data.storage import File, local_file, named, remote_files
 from ldm.image import WHITE
+from ldm.progress import Progress
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -28,7 +29,8 @@ class Shards(Dataset[Sample]):
     `urls` is a path, a pattern such as emoji-{00000..00003}.tar or emoji-*.tar, a folder, an address that fsspec
     opens, such as s3://bucket/folder, or a list of these. `shards[index]` or `shards[draw, index]`; a sample that
     lacks a member or cannot be read raises ValueError or OSError when it is asked for. A tar cut short is used as far
-    as it goes, with a warning.
+    as it goes, with a warning. `others` are shards of the same data that other processes read: that none of all has a
+    picture, or a place of captions, is refused with ValueError.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Shards(Dataset[Sample]):
         seed: int = 0,
         buckets: Sequence[Size] = (),
         captions: Sequence[str] = (),
+        others: Sequence[File] = (),
     ) -> None:
         self.framing = Framing(size, background, crop, flip, seed, tuple(buckets))
         self.captions = Captions(tuple(captions))
@@ -48,8 +51,19 @@ class Shards(Dataset[Sample]):
         self.index = load_index(self.files, self.captions.extensions)
         for shard, loss in self.index.losses.items():
             warnings.warn(f"{self.files[shard]} is cut short or damaged: {loss}", stacklevel=2)
-        where = str(self.files[0]) + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
-        picture, *texts = (bool((column >= 0).any()) for column in self.index.spans[..., 0].T)
+        self._check(others)
+
+    def _check(self, others: Sequence[File]) -> None:
+        """Looks into `others` one by one, and only while these shards lack something."""
+        present = self.index.present
+        progress = Progress(len(others), "shards", "looking for pictures and captions: ")
+        for file in others:
+            if present[: None if self.captions.places else 1].all():
+                break
+            present = present | load_index([file], self.captions.extensions).present
+            progress.step()
+        picture, *texts = present
+        where = named([*self.files, *others])
         if not picture:
             raise ValueError(f"{where} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
         self.captions.check({*compress(self.captions.extensions, texts)}, where)
@@ -67,15 +81,13 @@ class Shards(Dataset[Sample]):
     def read(self, position: int) -> tuple[bytes, list[str]]:
         """The file of a picture, and all its captions."""
         file, key = self.files[self.index.shard(position)], self.key(position)
-        picture, *texts = self.index.spans[position].tolist()
-        named = zip(self.captions.extensions, texts, strict=True)
-        needed = self.captions.needed([(extension, span) for extension, span in named if span[0] >= 0])
+        picture, needed = self.index.spans[position, 0].tolist(), self.index.texts(position, self.captions)
         if picture[0] < 0 or not needed:
             lacking = "picture" if picture[0] < 0 else " or ".join(f".{e}" for e in self.captions.extensions)
             raise ValueError(f"{file} has no {lacking} for {key}")
         data, *contents = file.read(picture, *(span for _, span in needed))
         read = [Text(e, text, f"{key}.{e} in {file}") for (e, _), text in zip(needed, contents, strict=True)]
-        return data, self.captions.some(self.captions.of_texts(read), read[-1].name)
+        return data, self.captions.read(read)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "index": None}  # a spawned worker maps it itself

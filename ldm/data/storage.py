@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,11 +10,6 @@ from typing import BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
-
-try:
-    from aiohttp import ClientError
-except ImportError:  # only fsspec's http(s):// and some clouds use it
-    ClientError = OSError  # type: ignore[misc, assignment]
 
 Result = TypeVar("Result")
 TRIES = 4  # of a read from object storage, the pauses between them doubling from one second
@@ -65,11 +60,15 @@ class File:
         first, last = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
         if last - first > sum(size for _, size in spans) + GAP:
             return [self.read(span)[0] for span in spans]
-        data = retried(lambda: self._range(first, last), self.url, self._filesystem())
+        data = self.retried(lambda: self._range(first, last))
         return [data[offset - first : offset - first + size] for offset, size in spans]
 
+    def retried(self, work: Callable[[], Result]) -> Result:
+        """`work()`, which reads this file; see `retried` where it lies in object storage."""
+        return work() if self.path else retried(work, self.url, self._filesystem())
+
     def _range(self, first: int, last: int) -> bytes:
-        data = cast(bytes, self._filesystem().cat_file(self.url, first, last))
+        data = cast(bytes, self._filesystem().cat_file(self.url, start=first, end=last))  # s3fs has another order
         if len(data) != last - first:
             raise OSError(f"{len(data)} bytes came where {last - first} were asked for")
         return data
@@ -82,6 +81,11 @@ class File:
 def _filesystem(protocol: str, process: int) -> AbstractFileSystem:
     """One a process, for it holds connections, which a fork must not share; fsspec itself would make one a thread."""
     return fsspec.filesystem(protocol)
+
+
+def named(files: Sequence[File]) -> str:
+    """The first, and how many more, for people."""
+    return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 def local_file(path: str | Path) -> File:
@@ -121,14 +125,19 @@ def _file(filesystem: AbstractFileSystem, path: str, listed: dict) -> File:
 
 
 def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
-    """`work()`; on object storage again after errors of the network, then OSError that names `what`."""
+    """`work()`; on object storage again after errors of the network, then OSError that names `what`.
+
+    ValueError is of the content, and passes.
+    """
     for attempt in range(TRIES):
         try:
             return work()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except (OSError, EOFError, ClientError) as error:
+        except (FileNotFoundError, PermissionError) as error:
             if is_local(filesystem):
+                raise
+            raise type(error)(f"{what} is not there or may not be read: {in_one_line(error)}") from error
+        except Exception as error:  # each storage's library has its own errors
+            if is_local(filesystem) or isinstance(error, ValueError):
                 raise
             if attempt == TRIES - 1:
                 raise OSError(f"{what} could not be read in {TRIES} tries: {in_one_line(error)}") from error

@@ -1,14 +1,17 @@
 """What is wrong with a cache of latents or with shards of pictures, sentence by sentence, at the speed of the disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm.data.cache import ARRAYS, MANIFEST, check_settings, digest, map_shard, read_manifest
-from ldm.data.shard_index import scan
-from ldm.data.storage import File
+from ldm.data.cache import MANIFEST, check_settings, read_manifest
+from ldm.data.captions import Captions, Text
+from ldm.data.latent_shard import digest, map_shard
+from ldm.data.shard_index import Index, scan
+from ldm.data.storage import File, named
 
 
 def cache_problems(
@@ -62,33 +65,74 @@ def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], gla
         )
     if glance:
         return
-    if digest({name: getattr(shard, name) for name in ARRAYS}) != entry["sha256"]:
+    if digest(shard.arrays) != entry["sha256"]:
         yield f"{path} does not have the checksum of the manifest: it was changed or damaged; delete it, encode again"
-    step = max(1, (1 << 24) // max(1, shard.moments[:1].size))
-    bad = sum(
-        int((~np.isfinite(shard.moments[k : k + step].reshape(-1, shard.moments[0].size)).all(1)).sum())
-        for k in range(0, len(shard.moments), step)
-    )
-    if bad:
-        yield f"{path} holds {bad} latents with NaN or infinity; delete it and encode again"
+    for name, what in (("moments", "latents"), ("states", "captions' states")):
+        if bad := _not_finite(shard.arrays.get(name)):
+            yield f"{path} holds {bad} {what} with NaN or infinity; delete it and encode again"
 
 
-def shard_problems(tar: File) -> list[str]:
-    """A tar that is cut, samples without picture or caption, empty pictures; pictures are not decoded."""
-    try:
-        index = scan(tar)
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    told = [f"{tar} is cut short or damaged: {loss}" for loss in index.losses.values()]
+def _not_finite(rows: np.ndarray | None) -> int:
+    """How many, read a part at a time."""
+    if rows is None or not rows.size:
+        return 0
+    step = max(1, (1 << 24) // rows[0].size)
+    parts = (rows[k : k + step].reshape(-1, rows[0].size) for k in range(0, len(rows), step))
+    return sum(int((~np.isfinite(part).all(1)).sum()) for part in parts)
+
+
+def shard_problems(tars: Sequence[File], captions: Captions) -> Iterator[tuple[str, list[str]]]:
+    """(tar, problems) of each: whether it is cut, and what its samples lack; pictures are not decoded.
+
+    Captions are read as training reads them, and a place of captions that is in none of the tars is told last.
+    """
+    present: set[str] = set()
+    for number, tar in enumerate(tars, 1):
+        problems = []
+        try:
+            index = scan(tar, captions.extensions)
+            present.update(compress(captions.extensions, index.present[1:]))
+            problems += [*_of_members(tar, index, captions), *_of_texts(tar, index, captions)]
+            if number == len(tars):
+                captions.check(present, named(tars))
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+        yield tar.name, problems
+
+
+def _of_members(tar: File, index: Index, captions: Captions) -> Iterator[str]:
+    yield from (f"{tar} is cut short or damaged: {loss}" for loss in index.losses.values())
     keys = [index.key(row) for row in range(len(index))]
     there = index.spans[..., 0] >= 0
-    for found, what in ((there[:, 0], "picture"), (there[:, 1:].any(1), "caption (.txt or .json)")):
+    places = " or ".join(f".{extension}" for extension in captions.extensions)
+    for found, what in ((there[:, 0], "picture"), (there[:, 1:].any(1), f"caption ({places})")):
         if not found.all():
-            told.append(f"{tar} has no {what} for {_some([keys[row] for row in np.flatnonzero(~found)])}")
+            yield f"{tar} has no {what} for {_some([keys[row] for row in np.flatnonzero(~found)])}"
     empty = np.flatnonzero(there[:, 0] & (index.spans[:, 0, 1] == 0))
     if len(empty):
-        told.append(f"{tar} holds a picture of 0 bytes for {_some([keys[row] for row in empty])}")
-    return told
+        yield f"{tar} holds a picture of 0 bytes for {_some([keys[row] for row in empty])}"
+
+
+def _of_texts(tar: File, index: Index, captions: Captions) -> Iterator[str]:
+    reasons = tar.retried(lambda: _unreadable(tar, index, captions))
+    if reasons:
+        yield reasons[0] + (f"; and so on, of {len(reasons)} samples" if len(reasons) > 1 else "")
+
+
+def _unreadable(tar: File, index: Index, captions: Captions) -> list[str]:
+    """Why captions cannot be read, which is done as they lie: in object storage a request for each would take long."""
+    reasons = []
+    with tar.open() as file:
+        for row in range(len(index)):
+            texts = []
+            for extension, (offset, size) in index.texts(row, captions):
+                file.seek(offset)
+                texts.append(Text(extension, file.read(size), f"{index.key(row)}.{extension} in {tar}"))
+            try:
+                captions.read(texts) if texts else None
+            except ValueError as error:
+                reasons.append(str(error))
+    return reasons
 
 
 def _some(keys: list[str], most: int = 3) -> str:

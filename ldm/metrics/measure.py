@@ -104,13 +104,13 @@ def composition(found: Tensor, captions: Sequence[str]) -> dict[str, float]:
 
 @contextmanager
 def counting(network: nn.Module) -> Iterator[list[int]]:
-    """Within it the one number of the list rises by the samples that the network is called for."""
+    """Within it the one number of the list rises by the outputs of the network, two for each guided sample."""
     calls = [0]
 
-    def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        calls[0] += len(inputs[0])
+    def count(_: Any, _inputs: Any, out: Tensor) -> None:
+        calls[0] += len(out)
 
-    hook = network.register_forward_pre_hook(count)
+    hook = network.register_forward_hook(count)
     try:
         yield calls
     finally:

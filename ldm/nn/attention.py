@@ -17,6 +17,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
+def repeated(x: Tensor, like: Tensor) -> Tensor:
+    """(b, …) → (k·b, …), the whole batch k times, where `like` has k·b entries."""
+    return x if len(x) == len(like) else x.repeat(len(like) // len(x), *[1] * (x.ndim - 1))
+
+
 class Attention(nn.Module):
     """Multi-head attention of x (b, n, width) to context (b, m, context_width), or to itself."""
 
@@ -53,7 +58,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each on a normalised input, each added back."""
+    """Self-attention, attention to the text, feed-forward; each on a normalised input, each added back.
+
+    x (b, n, width) and k contexts for each of its entries, (k·b, m, context_width), give (k·b, n, width).
+    """
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
@@ -63,7 +71,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.self_attention(self.norm1(x))
+        x = repeated(x + self.self_attention(self.norm1(x)), context)
         x = x + self.text_attention(self.norm2(x), context)
         return x + self.feed_forward(self.norm3(x))
 
@@ -98,4 +106,4 @@ class SpatialTransformer(nn.Module):
         hidden = hidden.transpose(1, 2).unflatten(2, (height, -1))  # (b, c, h, w)
         if not self.linear_projection:
             hidden = self.proj_out(hidden)
-        return x + hidden
+        return repeated(x, hidden) + hidden

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.nn.attention import SpatialTransformer
+from ldm.nn.attention import SpatialTransformer, repeated
 from ldm.nn.init import zeroed
 from ldm.nn.layers import Downsample, ResBlock, Upsample
 
@@ -62,6 +62,8 @@ def each_level(name: str, value: int | Sequence[int], levels: int) -> list[int]:
 class UNet(nn.Module):
     """Noisy latents (b, in_channels, h, w), times (b,) and text (b, n, context_width) → (b, out_channels, h, w).
 
+    Of k·b texts, entry i of x has those at i, b + i, 2b + i …, and gets k outputs; what comes before the first
+    attention to text is computed once for all of them.
     `multipliers`: width of each level as a multiple of `width`; each level but the last halves the size, rounded up.
     `depth`: transformer blocks at each level, 0 for none; `middle_depth` likewise.
     `heads`: attention heads; or `head_width`, the width of one head (SD 2.x).
@@ -154,15 +156,16 @@ class UNet(nn.Module):
 
         for level, stages in enumerate(self.up):
             for stage in stages:  # type: ignore[attr-defined]
-                hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding, contexts[-1 - level])
+                hidden = torch.cat([hidden, repeated(skips.pop(), hidden)], dim=1)
+                hidden = self._run(stage, hidden, embedding, contexts[-1 - level])
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
-        return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+        return self.conv_out(nn.functional.silu(self.norm_out(repeated(hidden, contexts[0]))))
 
     def _run(self, stage: nn.Module, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, x, time, context, use_reentrant=False)
-        return stage(x, time, context)
+            return checkpoint(stage, x, repeated(time, x), context, use_reentrant=False)
+        return stage(x, repeated(time, x), context)
 
 
 def _heads(heads: int | Sequence[int], head_width: int | None, widths: list[int]) -> list[int]:

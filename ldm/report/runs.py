@@ -181,7 +181,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
-    steps, last = config.get("trainer.max_steps"), max((c.steps[-1] + 1 for c in scalars.values()), default=0)
+    steps, last = config.get("trainer.max_steps"), trained(scalars)
     if report and not is_locked(path):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
         measured = report["provenance"].get("steps")
@@ -197,6 +197,12 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
     if is_locked(path) if (path / LOCK).is_file() else age < SILENCE:
         return "in progress", f"{where}, last wrote {_ago(age)} ago"
     return "stopped", f"{where}, last wrote {_ago(age)} ago; go on with resume=auto"
+
+
+def trained(scalars: dict[str, Curve]) -> int:
+    """The optimizer steps that were logged; the metrics at the end are logged as if there had been one more."""
+    curves = (curve for name, curve in scalars.items() if name.startswith(("train/", "val/")))
+    return max((curve.steps[-1] + 1 for curve in curves), default=0)
 
 
 def _ago(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Training of the denoising UNet, between a frozen first stage and a frozen text encoder."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,10 +44,10 @@ class DiffusionTraining(LightningModule):
     """Moves a batch to latents, adds noise, and asks the UNet for the prediction.
 
     The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    perhaps the captions' "tokens" (b, n), and in training "stratum" (b, 2). All randomness is keyed by (seed, stream,
-    id, draw). `start` is a model whose UNet's weights to start from; `compile` one of COMPILE_MODES; `compute` the type
-    that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and `huber` are
-    those of the Objective.
+    perhaps the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training "stratum" (b, 2).
+    All randomness is keyed by (seed, stream, id, draw). `start` is a model whose UNet's weights to start from;
+    `compile` one of COMPILE_MODES; `compute` the type that strategy=fsdp casts float32 weights to; `times`,
+    `weighting`, `stratified`, `offset_noise` and `huber` are those of the Objective.
     """
 
     def __init__(
@@ -126,9 +127,21 @@ class DiffusionTraining(LightningModule):
         noise = normal(self.seed, "posterior", batch["id"], batch["draw"], shape)
         return self.first_stage.latents(moments, noise)
 
+    @cached_property
+    def nothing(self) -> Tensor:
+        """The context (1, n, d) of the empty caption."""
+        with torch.inference_mode(False), torch.no_grad():  # validation may ask first
+            return self.text_encoder(self.tokenizer([""]).to(self.device))
+
     @torch.no_grad()
-    def context(self, captions: list[str], tokens: Tensor | None = None) -> Tensor:
-        """What the UNet reads of the captions (b, n, d); `tokens` (b, n) are theirs before some were dropped."""
+    def context(self, captions: list[str], tokens: Tensor | None = None, states: Tensor | None = None) -> Tensor:
+        """What the UNet reads of the captions (b, n, d).
+
+        `tokens` (b, n), or else `states` (b, n, d) from a cache, are theirs before some were dropped.
+        """
+        if states is not None:
+            blank = torch.tensor([not caption for caption in captions], device=states.device)
+            return torch.where(blank[:, None, None], self.nothing, states.to(self.nothing.dtype))
         if tokens is None:
             tokens = self.tokenizer(captions).to(self.device)
         else:
@@ -138,7 +151,7 @@ class DiffusionTraining(LightningModule):
 
     def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Times and losses, each (b,)."""
-        context = self.context(captions, batch.get("tokens"))
+        context = self.context(captions, batch.get("tokens"), batch.get("states"))
         return self.objective(self.denoiser, self.latents(batch), context, batch)
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:

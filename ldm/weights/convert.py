@@ -1,15 +1,13 @@
 """From any of the formats that `find` reads to any that other tools read."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import torch
 
-from ldm.files import check_writable
+from ldm.files import atomic_folder, check_writable
 from ldm.weights import diffusers_folder
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.diffusers_writer import write_folder
@@ -83,17 +81,11 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
         )
     if path.exists():
         _check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    try:
+    with atomic_folder(path) as folder:
         if to == "diffusers":
-            write_folder(temporary, contents, shard)
+            write_folder(folder, contents, shard)
         else:
-            _write_native_folder(temporary, contents)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_native_folder(folder, contents)
 
 
 def _check_replaceable(folder: Path) -> None:

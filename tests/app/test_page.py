@@ -164,9 +164,12 @@ def test_what_a_strange_png_says_is_shown_as_text(page, service: Service, tmp_pa
     assert page.locator("#evil").count() == 0
 
 
-def test_a_picture_of_another_program_is_refused_in_a_sentence(page, tmp_path: Path):
-    page.set_input_files("#drop input[type=file]", picture(tmp_path / "other.png"))
-    page.wait_for_selector(".toast-body.error:has-text('holds no settings')")
+def test_a_picture_of_another_program_is_refused_in_a_sentence_and_another_may_be_dropped(page, tmp_path: Path):
+    for name in ("one", "other"):
+        page.set_input_files("#drop input[type=file]", picture(tmp_path / f"{name}.png"))
+        page.wait_for_selector(f".toast-body.error:has-text('{name}.png holds no settings')")
+        browsing.expect(page.locator("#drop input[type=file]")).to_have_count(1, timeout=PATIENCE)
+        assert f"{name}.png" not in page.locator("#drop").inner_text()
 
 
 def test_an_upload_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path: Path):

@@ -20,6 +20,21 @@ def test_a_models_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.
     assert "is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code", "told"),
+    [
+        (["--port", "70000"], 2, "--port 70000: expected 1 to 65535"),
+        (["--device", "gpu"], 1, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_once(
+    wrong: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("gradio")
+    assert main(["app", "--out", str(tmp_path), *wrong]) == code
+    assert told in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("gradio")
     with socket.socket() as taken:

@@ -134,6 +134,13 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
         (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model draws 16x16"),
         (["--features", "nowhere.pth"], 1, "there are no Inception weights nowhere.pth"),
         (["--ema-length", "0.1"], 1, "there are no snapshots in"),
+        (["--ema-length", "2"], 2, "the length of an average is a share of the training between 0 and 0.288, not 2.0"),
+        (
+            ["--seed", "9999999999999999999"],
+            2,
+            "--seed 9999999999999999999: expected a whole number from 0 up, of at most 18",
+        ),
+        (["--data", "shapes", "--held-out", "5"], 2, "--held-out is for data that a model may be trained on"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(

@@ -128,6 +128,12 @@ def test_a_dry_run_predicts_and_writes_nothing(tmp_path: Path, capsys: pytest.Ca
         (["--out", "{tmp}/o", "--column", "colour=RED"], "colour is none of"),
         (["--out", "{tmp}/o", "--rows-per-shard", "0"], "expected more than 0"),
         (["--out", "{tmp}/o", "--max-bad-share", "2"], "expected 0 to 1"),
+        (["--out", "{tmp}/o", "--min-side", "1e300"], "expected a finite number below 1e+09"),
+        (["--out", "{tmp}/o", "--threads", "100000000"], "expected more than 0, up to 1024"),
+        (["--dry-run", "--sample-rows", "99999999999999999999"], "expected more than 0, up to 1e+09"),
+        (["--dry-run", "--pictures-per-second", "inf"], "expected more than 0, up to 1e+09"),
+        (["--out", "{tmp}/o", "--min-caption", "300", "--max-caption", "20"], "min_caption=300 is more than max_"),
+        (["--out", "{tmp}/o", "--min-aspect", "3"], "min_aspect=3 is more than max_aspect=2, so that no row"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(
@@ -137,6 +143,25 @@ def test_a_wrong_command_line_exits_with_2(
     assert main(["filter", str(file), *[option.replace("{tmp}", str(tmp_path)) for option in options]]) == 2
     assert told in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = dump(tmp_path / "a.parquet", {})
+    assert main(["filter", str(file), "--out", f"{file}/out"]) == 1
+    assert f"cannot write into {file}: {file} is no folder; give another" in capsys.readouterr().err
+
+
+def test_a_config_that_lacks_a_rule_or_has_an_unknown_one_is_told_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = dump(tmp_path / "a.parquet", {}), tmp_path / "rules.yaml"
+    for text, told in (
+        (CONFIG.read_text() + "\nmin_sid: 3\n", "has min_sid:"),
+        ("min_side: 3", "lacks min_aesthetic,"),
+    ):
+        config.write_text(text)
+        assert main(["filter", str(file), "--out", str(tmp_path / "out"), "--config", str(config)]) == 2
+        assert f"{config} {told}" in capsys.readouterr().err
 
 
 def test_a_missing_column_is_an_error_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,12 @@ def test_weights_are_described_without_torch_whose_import_takes_seconds(tmp_path
     assert "parameters" in done.stdout and done.stdout.endswith("set()\n")
 
 
+def test_a_path_that_is_not_there_is_told_without_torch_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IMPORTED, tmp_path / "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "there is no model" in done.stderr and done.stdout == "set()\n"
+
+
 def test_what_of_a_second_model_is_a_guess_is_said(tmp_path: Path) -> None:
     write(whole_model(SD2), tmp_path / "m.safetensors", "single")
     told = describe(str(without_metadata(tmp_path / "m.safetensors")))

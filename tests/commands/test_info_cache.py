@@ -6,7 +6,8 @@ import pytest
 
 from ldm.__main__ import main
 from ldm.commands.info import describe
-from ldm.data.cache import FORMAT, write_shard
+from ldm.data.cache import FORMAT
+from ldm.data.latent_shard import write_shard
 from ldm.files import write_json
 from ldm.weights.parts import first_stage
 from tests.data.test_cache import SETTINGS, moments, write_cache

@@ -102,3 +102,7 @@ def test_each_caption_is_as_likely_over_seeds_ids_and_draws(changed: int) -> Non
 
     counts = Counter(one_of("abcde", *key(k)) for k in range(2000))
     assert all(abs(counts[caption] - 400) < 72 for caption in "abcde")  # four standard deviations
+
+
+def test_half_a_surrogate_pair_in_json_becomes_text_that_any_tokenizer_takes() -> None:
+    assert read('{"caption": "a cut emoji \\ud83d"}', "json") == ["a cut emoji ?"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import ldm.files
-from ldm.data.cache import map_shard, read_manifest
+from ldm.data.cache import read_manifest
 from ldm.data.encoding import Job, encode_shards, finish
+from ldm.data.latent_shard import map_shard
 from ldm.data.shards import Shards, find_tars
 from tests.data.tars import picture, samples, write_tar
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.captions import one_of
 from ldm.data.shards import Shards, find_tars
+from ldm.data.storage import File
 from tests.data.tars import picture, sample, samples, write_tar
 
 EMOJI = Path(__file__).parents[3] / "shared" / "data" / "emoji"
@@ -133,6 +134,23 @@ def test_a_caption_that_is_drawn_decides_whether_the_picture_may_be_mirrored(tmp
 def test_a_place_that_no_sample_has_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.alt\.text, which captions=\['txt', 'alt\.text'\] asks for"):
         Shards(folder, 8, captions=["txt", "alt.text"])
+
+
+def test_what_only_the_shards_of_other_processes_have_is_no_lack(folder: Path, tmp_path: Path) -> None:
+    _, empty, last = find_tars(folder)
+    (another,) = find_tars(write_tar(tmp_path / "y.tar", sample("a") | {"a.alt.txt": b"another"}))
+    shards = Shards([last], 8, captions=["txt", "alt.txt"], others=[empty, another])
+    assert len(shards) == 3 and len(Shards([empty], 8, others=[last])) == 0
+    with pytest.raises(ValueError, match=r"x-00001.tar and 1 more holds no pictures"):
+        Shards([empty], 8, others=[empty])
+    with pytest.raises(ValueError, match=r"x-00002.tar and 2 more holds no \.syn\.txt"):
+        Shards([last], 8, captions=["txt", "syn.txt"], others=[empty, another])
+
+
+def test_others_are_not_read_where_nothing_is_lacking(folder: Path) -> None:
+    first, *_ = find_tars(folder)
+    absent = File("/nowhere.tar", 0, "")
+    assert len(Shards([first], 8, others=[absent])) == len(Shards([first], 8, captions=["txt"], others=[absent])) == 4
 
 
 @pytest.mark.parametrize(

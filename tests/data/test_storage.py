@@ -5,10 +5,12 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader
 
 from ldm.data.datamodule import DataModule, collate
@@ -122,6 +124,19 @@ def test_the_index_is_kept_so_that_a_second_start_reads_no_shard(web: str, tmp_p
     assert not Storage.asked and list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_a_storage_whose_reads_take_a_version_before_the_range_is_read_too(
+    memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MemoryFileSystem.cat_file
+
+    def as_in_s3fs(self: Any, path: str, version_id: Any = None, start: Any = None, end: Any = None) -> bytes:
+        assert version_id is None
+        return real(self, path, start=start, end=end)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", as_in_s3fs)
+    assert_same(Shards(memory, 8), Shards(folder, 8))
+
+
 def test_an_error_that_passes_is_not_noticed(web: str) -> None:
     shards = Shards(web + "/x-0.tar", 8)
     Storage.failures = TRIES - 1
@@ -178,7 +193,7 @@ def test_what_is_not_there_or_cannot_be_opened_is_told(url: str, error: type[Exc
 def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("ldm.data.storage.time.sleep", waits.append)
-    tries = iter([OSError("reset"), OSError("reset"), None])
+    tries = iter([OSError("reset"), RuntimeError("an error of the storage's own library"), None])
 
     def read() -> int:
         if error := next(tries):
@@ -191,4 +206,24 @@ def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: p
         raise OSError("connection reset")
 
     with pytest.raises(OSError, match=r"s3://b/x could not be read in 4 tries: connection reset"):
+        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError("no such key"), "s3://b/x is not there or may not be read: no such key"),
+        (PermissionError("Forbidden"), "s3://b/x is not there or may not be read: Forbidden"),
+        (ValueError("x is not an uncompressed tar"), "^x is not an uncompressed tar$"),
+    ],
+)
+def test_what_another_try_would_not_change_is_told_at_once(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.data.storage.time.sleep", lambda _: pytest.fail("it waited"))
+
+    def broken() -> int:
+        raise error
+
+    with pytest.raises(type(error), match=told):
         retried(broken, "s3://b/x", fsspec.filesystem("memory"))

@@ -61,6 +61,17 @@ def test_the_order_of_the_text_tokens_does_not_matter() -> None:
     torch.testing.assert_close(unet(x, time, context), unet(x, time, context.flip(1)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"depth": (0, 1)}, {"depth": (0, 0), "middle_depth": 0}])
+def test_several_texts_on_one_picture_are_as_many_calls(changes: dict[str, object]) -> None:
+    unet, (x, time, _) = tiny(**changes), inputs()
+    contexts = torch.randn(3, len(x), 5, 24, generator=torch.Generator().manual_seed(2))
+    first: list[int] = []
+    unet.conv_in.register_forward_hook(lambda _module, _args, out: first.append(len(out)))
+    together = unet(x, time, contexts.flatten(0, 1))
+    torch.testing.assert_close(together, torch.cat([unet(x, time, context) for context in contexts]))
+    assert first == [len(x)] * 4
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -17,19 +17,19 @@ from tests.tiny import save_tiny_model, tiny_about, tiny_unet
 
 def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], steps=2)
     pipeline(PROMPTS[:3], steps=1, guidance=1.0)
     hook.remove()
-    assert sizes == [6, 6, 3]
+    assert sizes == [(3, 6), (3, 6), (3, 3)]
 
 
 def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
     hook.remove()
-    assert sizes == [3, 3, 6, 3]
+    assert sizes == [(3, 3), (3, 3), (3, 6), (3, 3)]
     with pytest.raises(ValueError, match="holds no time that is sampled"):
         pipeline("red", steps=4, guidance_interval=(200.0, 800.0))
 

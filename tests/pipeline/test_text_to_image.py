@@ -75,7 +75,7 @@ def test_a_clean_prediction_of_zero_gives_the_first_stages_picture_of_zero(pipel
 
         def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
             assert (time == 1000).all()
-            return x
+            return x.repeat(len(context) // len(x), 1, 1, 1)
 
     images = assembled(pipeline, unet=Echo())(PROMPTS, steps=1).images
     expected = to_uint8(pipeline.first_stage.decode(torch.zeros(5, 4, 8, 8)))

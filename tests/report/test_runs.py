@@ -43,6 +43,15 @@ def test_a_run_trained_on_after_it_was_measured_is_told(tmp_path: Path) -> None:
     assert run.note == "measured at step 7, but trained on to step 20"
 
 
+def test_metrics_that_were_logged_after_the_last_step_are_no_further_step(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run", metrics={"fid": 1.0})
+    log = folder / "csv" / "metrics.csv"
+    rows = log.read_text().splitlines()
+    log.write_text("\n".join([f"{rows[0]},fid", *(f"{row}," for row in rows[1:]), "20,,,,1.0"]) + "\n")
+    run = read_run(folder)
+    assert run.scalars["fid"].steps == [20] and run.note == ""
+
+
 def test_empty_and_damaged_folders_are_what_they_are(tmp_path: Path) -> None:
     assert read_run(tmp_path).state == "empty"
     folder = made_run(tmp_path / "run", metrics={})

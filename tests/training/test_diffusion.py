@@ -75,6 +75,29 @@ def test_the_context_is_what_the_text_tower_says_of_the_captions() -> None:
     assert module.context(CAPTIONS).shape == (4, 16, 16) and torch.equal(module.context(CAPTIONS), expected)
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
+def test_states_from_a_cache_train_as_the_text_tower_does_dropped_captions_too(
+    dtype: torch.dtype, digits: float
+) -> None:
+    module, images = diffusion(caption_dropout=0.5), batch(*range(8))
+    cached = {**images, "states": module.text_encoder(module.tokenizer(images["caption"])).to(dtype)}
+    dropped = ["", *images["caption"][1:6], "", ""]
+    states = module.context(dropped, states=cached["states"])
+    torch.testing.assert_close(states, module.context(dropped), rtol=digits, atol=digits)
+    torch.testing.assert_close(
+        module.training_step(cached, 0)["losses"], module.training_step(images, 0)["losses"], rtol=digits, atol=digits
+    )
+
+
+def test_the_empty_caption_that_validation_asked_for_first_trains_too() -> None:
+    module, images = diffusion(caption_dropout=0.9), batch(0, 1)
+    images["states"] = module.text_encoder(module.tokenizer(images["caption"])).detach()
+    with torch.inference_mode():
+        module.context(["", ""], states=images["states"])
+    module.training_step(images, 0)["loss"].backward()
+    assert module.unet.conv_in.weight.grad is not None
+
+
 def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, n, dropped = diffusion(caption_dropout=0.1), 4000, []
 

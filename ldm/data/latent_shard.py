@@ -1,0 +1,98 @@
+"""A file of latents: what became of the pictures of a tar, or of those of one size.
+
+It holds, of the n readable samples of the tar in their order, `moments` (n, 2z, h, w) float16, `keys` and all
+`captions` as UTF-8 one after the other, where each ends, `key_ends` (n,) and `caption_ends` int64, and how many
+captions there are up to each sample, `caption_groups` (n,); perhaps also a text encoder's `states` of every caption
+(captions, tokens, d) float16 or float32. Its metadata holds the record. One file, so that one rename makes all of it
+visible.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.data.mapped import map_arrays, write_arrays
+
+ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends", "caption_groups")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A mapped file of the cache; `record` is {"settings", "source", "samples", "quarantined", "sha256"}."""
+
+    moments: np.ndarray
+    keys: np.ndarray
+    key_ends: np.ndarray
+    captions: np.ndarray
+    caption_ends: np.ndarray
+    caption_groups: np.ndarray
+    record: dict[str, Any]
+    states: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: array for name, array in vars(self).items() if isinstance(array, np.ndarray)}
+
+    def key(self, row: int) -> str:
+        return _text(self.keys, self.key_ends, row)
+
+    def numbers(self, row: int) -> range:
+        """Of a sample's captions among all."""
+        return range(self.caption_groups[row - 1] if row else 0, self.caption_groups[row])
+
+    def caption(self, number: int) -> str:
+        return _text(self.captions, self.caption_ends, number)
+
+    def captions_of(self, row: int) -> list[str]:
+        return [self.caption(number) for number in self.numbers(row)]
+
+
+def _text(column: np.ndarray, ends: np.ndarray, row: int) -> str:
+    return column[ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
+
+
+def _column(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    data = [text.encode("utf-8", "replace") for text in texts]  # JSON can hold half a surrogate pair
+    return np.frombuffer(b"".join(data), np.uint8), np.cumsum([len(text) for text in data], dtype=np.int64)
+
+
+def write_shard(
+    path: Path,
+    moments: np.ndarray,
+    keys: Sequence[str],
+    captions: Sequence[list[str]],
+    record: dict[str, Any],
+    states: np.ndarray | None = None,
+) -> None:
+    """Atomically; the same samples and record give the same bytes. Of `captions` each sample has at least one."""
+    groups = np.cumsum([len(one) for one in captions], dtype=np.int64)
+    columns = (moments, *_column(keys), *_column([text for one in captions for text in one]), groups)
+    arrays = dict(zip(ARRAYS, columns, strict=True)) | ({} if states is None else {"states": states})
+    write_arrays(path, arrays, {**record, "samples": len(keys), "sha256": digest(arrays)})
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {list(array.shape)}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def map_shard(path: Path) -> Shard:
+    """Maps a shard into memory, of which pages are read when they are used. Raises ValueError if it is cut."""
+    arrays, record = map_arrays(path, ARRAYS, optional=["states"])
+    return Shard(**arrays, record=record)
+
+
+def key_hashes(cache: Path, names: Sequence[str]) -> np.ndarray:
+    """The CRC-32 of every key in the shards named, (n,) uint32."""
+    shards = (map_shard(cache / f"{name}.safetensors") for name in names)
+    return np.array([zlib.crc32(s.key(row).encode()) for s in shards for row in range(len(s.key_ends))], np.uint32)
