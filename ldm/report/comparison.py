@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 from ldm.metrics.provenance import incomparable
@@ -67,6 +67,11 @@ class Pair:
     p: float | None  # adjusted for the pairs of this metric
     reasons: list[str]
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it was tested and no difference shown."""
+        return self.p is not None and self.p >= LEVEL
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -80,8 +85,11 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """What the headline metrics show of the best group against each other one."""
-        return [sentence(pair, self.groups) for pair in self.pairs if pair.metric.headline and self._with_best(pair)]
+        """What the headline metrics show of the best group against each other one; the differences shown come first."""
+        told = [pair for pair in self.pairs if pair.metric.headline and self._with_best(pair)]
+        loud = [sentence(pair, self.groups) for pair in told if not pair.is_quiet]
+        quiet = groupby((pair for pair in told if pair.is_quiet), lambda pair: pair.metric)
+        return loud + [nothing_shown(list(pairs), self.groups) for _, pairs in quiet]
 
     def _with_best(self, pair: Pair) -> bool:
         """The best of those that can be compared with the first, and that have two seeds if any has."""
@@ -169,10 +177,20 @@ def sentence(pair: Pair, groups: list[Group]) -> str:
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
     if pair.contrast.half is None or pair.p is None:
         return f"{title}: {a} is better than {b} by {by}, but with one seed a side nothing is shown."
-    how = _how(pair)
-    if pair.p >= LEVEL:
-        return f"{title}: no difference shown between {a} and {b} ({by}, {how})."
-    return f"{a} beats {b} by {by} {title}, {how}."
+    if pair.is_quiet:
+        return f"{title}: no difference shown between {a} and {b} ({by}, {_how(pair)})."
+    return f"{a} beats {b} by {by} {title}, {_how(pair)}."
+
+
+def nothing_shown(pairs: list[Pair], groups: list[Group]) -> str:
+    """One sentence for all quiet pairs of a metric with its best group."""
+    if len(pairs) == 1:
+        return sentence(pairs[0], groups)
+    (best,) = set.intersection(*({pair.a, pair.b} for pair in pairs))
+    others = ", ".join(groups[pair.a + pair.b - best].name for pair in pairs)
+    least = min(pair.p for pair in pairs if pair.p is not None)
+    title, name = pairs[0].metric.title, groups[best].name
+    return f"{title}: no difference shown between {name}, the best, and {others} (p ≥ {least:.2g})."
 
 
 def _how(pair: Pair) -> str:

@@ -76,6 +76,18 @@ def test_p_values_are_adjusted_for_the_pairs(tmp_path: Path) -> None:
     assert len(found.sentences) == 2  # of the best with each other one
 
 
+def test_what_shows_no_difference_is_told_last_and_together(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": fid + noise, "clip_score": score + noise})
+        for schedule, fid, score in (("Flow", 1.0, 20.0), ("Cosine", 1.0, 60.0), ("Linear", 1.0, 40.0))
+        for seed, noise in enumerate([0.0, 0.3, -0.1 * score / 20])
+    ]
+    *shown, nothing = compare([read_run(run) for run in runs]).sentences
+    assert len(shown) == 2 and all("Cosine beats" in text for text in shown)
+    assert nothing.startswith("FID: no difference shown between ") and ", the best, and " in nothing
+    assert all(schedule in nothing for schedule in ("Flow", "Cosine", "Linear")) and "(p ≥ " in nothing
+
+
 def test_neither_other_data_nor_a_lucky_seed_is_the_best_that_sentences_speak_of(tmp_path: Path) -> None:
     other = {"reference": {"sha256": "e" * 64}}
     runs = [
