@@ -149,12 +149,12 @@ def in_sweep(config: DictConfig) -> Path:
 
 def forget_ranks(environment: dict[str, str]) -> None:
     """Takes back what a run on several ranks leaves in this process, and the next run of a sweep would take for its."""
-    if not (left := os.environ.keys() - environment.keys()):
+    if os.environ == environment:
         return
     from torch import distributed
 
-    for name in left:
-        del os.environ[name]
+    os.environ.clear()
+    os.environ.update(environment)
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -177,10 +177,12 @@ class Waiting(Callback):
                 folders.append(sweep_folder(job, parent, label))
         marks = [waiting(folder) for folder in folders if not folder.exists()]
         for folder in {mark.parent for mark in marks}:
-            if not is_locked(folder.parent):
-                shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was stopped
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            others = is_locked(folder.parent)
             lock(folder.parent, shared=True)  # until the process ends
+            if not others:
+                shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was stopped
+            folder.mkdir(exist_ok=True)
         for mark in marks:
             mark.touch()
 
@@ -221,9 +223,12 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         )
 
 
-def fast_precision(accelerator: str) -> str:
-    """bf16-mixed where the GPU, or without one the CPU, has instructions for it; float32 elsewhere."""
+def fast_precision(accelerator: str, plan: bool) -> str:
+    """bf16-mixed where the GPU, or without one the CPU, has instructions for it, and in a plan; float32 elsewhere."""
     import torch
+
+    if plan:
+        return "bf16-mixed"  # which every GPU that is planned for has
 
     if accelerator != "cpu" and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

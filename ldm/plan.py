@@ -83,7 +83,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
     yield "  as if all were there at once; without workspaces, and without what torch.compile saves"
-    yield from cache(trained)
+    yield from cache(trained, has_states(config))
     yield from hours(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
 
@@ -142,7 +142,8 @@ def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, note
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
         parts.append(Part("first stage", vae, encode, note))
     if isinstance(text, TextTower):
-        parts.append(Part("text encoder", text, partial(text, tokens), "frozen"))
+        note = "frozen; not called in a step, because data holds its states" if has_states(config) else "frozen"
+        parts.append(Part("text encoder", text, None if has_states(config) else partial(text, tokens), note))
     return parts
 
 
@@ -155,6 +156,11 @@ def pictures(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype) 
     """A batch (b, 3, h, w) on the meta device."""
     shape = config["data"]["batch_size"], 3, *size
     return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+
+
+def has_states(config: dict[str, Any]) -> bool:
+    """Whether the data holds what the text encoder says of captions."""
+    return find(config["data"]["module"]["train"], "text_encoder") is not None
 
 
 def find(node: Any, key: str) -> Any:
@@ -281,12 +287,14 @@ def operations(costs: dict[str, Cost]) -> Iterator[str]:
             yield row(f"{name}, backward", amount(cost.backward))
 
 
-def cache(trained: Part) -> Iterator[str]:
-    """What `ldm encode` would write a sample: moments in half precision, and a caption."""
+def cache(trained: Part, states: bool) -> Iterator[str]:
+    """What `ldm encode` would write a sample: moments in half precision, and a caption, perhaps with its states."""
     if isinstance(trained.network, UNet) and isinstance(trained.forward, partial):
         z, height, width = trained.forward.args[0].shape[1:]
-        held = 2 * (2 * z * height * width) + CAPTION
-        yield f"cache (moments {2 * z}x{height}x{width} in float16; {CAPTION} bytes of caption, assumed)"
+        _, tokens, width_of_states = trained.forward.args[2].shape
+        held = 2 * (2 * z * height * width) + CAPTION + states * 2 * tokens * width_of_states
+        told = f", with states {tokens}x{width_of_states} in float16" if states else ""
+        yield f"cache (moments {2 * z}x{height}x{width} in float16; {CAPTION} bytes of caption{told}, assumed)"
         yield row("a sample", amount(held, 1024, "B"))
         yield row("a million", amount(held * 10**6, 1024, "B"))
 

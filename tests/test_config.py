@@ -328,3 +328,5 @@ def test_precision_auto_is_what_the_processor_has_instructions_for(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     config = composed("precision=auto", f"trainer.accelerator={accelerator}")
     assert config.trainer.precision == expected
+    config.plan = True  # of GPUs, which have them
+    assert config.trainer.precision == "bf16-mixed"

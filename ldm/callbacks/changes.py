@@ -12,6 +12,7 @@ NEUTRAL = (
     *("run_dir", "resume", "accept_changes", "name", "plan"),
     *("callbacks", "logger", "metrics", "evaluation", "debug"),
     *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
+    "optimizer.precision",  # the trainer's
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_steps")

@@ -127,7 +127,7 @@ def _file(filesystem: AbstractFileSystem, path: str, listed: dict) -> File:
 def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
     """`work()`; on object storage again after errors of the network, then OSError that names `what`.
 
-    ValueError is of the content, and passes.
+    ValueError is of the content and passes, as do errors of the program.
     """
     for attempt in range(TRIES):
         try:
@@ -137,7 +137,9 @@ def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSyste
                 raise
             raise type(error)(f"{what} is not there or may not be read: {in_one_line(error)}") from error
         except Exception as error:  # each storage's library has its own errors
-            if is_local(filesystem) or isinstance(error, ValueError):
+            if is_local(filesystem) or isinstance(
+                error, (ValueError, TypeError, LookupError, AttributeError, MemoryError)
+            ):
                 raise
             if attempt == TRIES - 1:
                 raise OSError(f"{what} could not be read in {TRIES} tries: {in_one_line(error)}") from error

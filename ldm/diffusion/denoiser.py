@@ -43,14 +43,17 @@ class Denoiser:
         return self.network(x, NETWORK_TIMES[self.time](self.schedule, t).float(), context)
 
     def __call__(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        """The estimate of x0 (b, c, h, w), in the type of x, at one time or at times (b,); one for each context."""
+        """The estimate of x0 (b, c, h, w), in the type of x, at one time or at times (b,).
+
+        At one time there may be k contexts for each x, and are as many estimates (k·b, c, h, w).
+        """
         if isinstance(t, Tensor):
             times = t.to(x.device, torch.float64).expand(len(x))
             out = self.output(x, times, context)
             return self.prediction.to_x0(x, out, self.schedule.alpha(times), self.schedule.sigma(times))
         time, of_x, of_out = self._numbers(t)
         out = self.network(x, torch.full((len(x),), time, dtype=torch.float32, device=x.device), context)
-        x = x if len(x) == len(out) else x.repeat(len(out) // len(x), 1, 1, 1)
+        x = x if len(x) == len(out) else torch.cat([x] * (len(out) // len(x)))
         return (of_x * x).add_(out, alpha=of_out)  # one new tensor, and numbers that no device is asked for
 
     def _numbers(self, t: float) -> tuple[float, float, float]:

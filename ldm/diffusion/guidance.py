@@ -40,7 +40,7 @@ def classifier_free(
         return denoiser(x, t, context)
 
     def together(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        towards, away = denoiser(x, t, both).chunk(2)
+        towards, away = denoiser(x, t, both).split(len(x))
         return towards, away
 
     def in_turn(x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -6,20 +6,22 @@ from torch import Tensor, nn
 
 from ldm.nn.init import zeroed
 
-SHORT = 128  # keys up to which a CPU goes back through attention faster, in bfloat16 many times, when it is written out
+SHORT = 128  # keys; with fewer, a CPU goes back through bfloat16 attention several times faster when it is written out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q·kᵀ/√d)·v, of q (b, heads, n, d) and k, v (b, heads, m, d); the softmax in float32 at least."""
-    if q.device.type != "cpu" or k.shape[-2] > SHORT or not torch.is_grad_enabled():
+    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[-2] <= SHORT and torch.is_grad_enabled()
+    if not slow:
         return F.scaled_dot_product_attention(q, k, v)
-    scores = q * q.shape[-1] ** -0.5 @ k.mT
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 def repeated(x: Tensor, like: Tensor) -> Tensor:
     """(b, …) → (k·b, …), the whole batch k times, where `like` has k·b entries."""
-    return x if len(x) == len(like) else x.repeat(len(like) // len(x), *[1] * (x.ndim - 1))
+    return (
+        x if len(x) == len(like) else torch.cat([x] * (len(like) // len(x)))
+    )  # keeps channels_last, as repeat does not
 
 
 class Attention(nn.Module):

@@ -142,6 +142,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | Sequence[Tensor]) -> Tensor:
         contexts = [context] * len(self.down) if isinstance(context, Tensor) else context
+        if len(contexts[0]) % len(x):
+            raise ValueError(f"{len(contexts[0])} texts do not go with {len(x)} pictures: give each as many")
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
         hidden = self.conv_in(x)
         skips = [hidden]

@@ -190,7 +190,7 @@ def nothing_shown(pairs: list[Pair], groups: list[Group]) -> str:
     others = ", ".join(groups[pair.a + pair.b - best].name for pair in pairs)
     least = min(pair.p for pair in pairs if pair.p is not None)
     title, name = pairs[0].metric.title, groups[best].name
-    return f"{title}: no difference shown between {name}, the best, and {others} (p ≥ {least:.2g})."
+    return f"{title}: no difference shown between {name}, the best, and {others} (p from {least:.2g} up)."
 
 
 def _how(pair: Pair) -> str:

@@ -16,6 +16,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.image import from_uint8
+from ldm.nn.attention import Attention
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -78,7 +79,9 @@ class DiffusionTraining(LightningModule):
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
         check_widths(unet, first_stage, text_encoder)
         if start is not None:
-            fill(unet, find(start).network("unet").load().state_dict(), start)
+            stored = find(start).network("unet").load()
+            fill(unet, stored.state_dict(), start)
+            check_meaning(unet, stored, start)
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
         for network in self.frozen:
@@ -253,6 +256,21 @@ def check_widths(unet: UNet, first_stage: FirstStage, text_encoder: TextEncoder)
             f"first_stage makes {channels} latent channels, but the UNet takes model.in_channels={needed}; "
             "make them equal"
         )
+
+
+def check_meaning(unet: UNet, stored: nn.Module, source: str) -> None:
+    """Raises ValueError where the weights of `stored` fit and yet mean something else in `unet`."""
+    kinds: dict[str, tuple[type[nn.Module], str]] = {
+        "groups": (nn.GroupNorm, "num_groups"),
+        "heads": (Attention, "heads"),
+    }
+    for key, (kind, name) in kinds.items():
+        ours, theirs = ([getattr(m, name) for m in part.modules() if isinstance(m, kind)] for part in (unet, stored))
+        if ours != theirs:
+            raise ValueError(
+                f"training.start={source} was trained with {key} {theirs[0]}, and model.{key} is {ours[0]}: "
+                "make them equal"
+            )
 
 
 def as_float(image: Tensor) -> Tensor:

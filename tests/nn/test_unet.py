@@ -70,6 +70,8 @@ def test_several_texts_on_one_picture_are_as_many_calls(changes: dict[str, objec
     together = unet(x, time, contexts.flatten(0, 1))
     torch.testing.assert_close(together, torch.cat([unet(x, time, context) for context in contexts]))
     assert first == [len(x)] * 4
+    with pytest.raises(ValueError, match="1 texts do not go with 2 pictures: give each as many"):
+        unet(x, time, contexts[0, :1])
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

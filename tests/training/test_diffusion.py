@@ -280,6 +280,13 @@ def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
         diffusion(unet=wider, start=str(model))
 
 
+def test_weights_that_fit_and_mean_something_else_are_no_start(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    groups = tiny_unet().config["groups"]
+    with pytest.raises(ValueError, match=f"was trained with groups {groups}, and model.groups is {groups // 2}: make"):
+        diffusion(unet=UNet(**{**tiny_unet().config, "groups": groups // 2}), start=str(model))
+
+
 def test_a_compile_mode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match=r"training\.compile=fastest is no mode of torch's; choose default, reduce"):
         diffusion(compile="fastest")

@@ -27,7 +27,7 @@ def test_the_gram_iteration_is_newton_schulz():
     for _ in range(5):
         gram = expected @ expected.mT
         expected = 3.4445 * expected + (-4.7750 * gram + 2.0315 * gram @ gram) @ expected
-    torch.testing.assert_close(orthogonal(x), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(orthogonal(x, 5), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_vectors_get_what_adamw_gives_them():
@@ -88,3 +88,13 @@ def test_with_bf16_mixed_updates_are_nearly_the_same() -> None:
     whole, rounded = (weight.detach() for weight in weights)
     assert rounded.dtype == torch.float32
     assert 0 < (whole - rounded).norm() / whole.norm() < 0.05
+
+
+@pytest.mark.parametrize("rank", [1, 4, 64])
+def test_in_bfloat16_no_gradient_makes_a_huge_update(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    low = torch.randn(64, rank, generator=generator) @ torch.randn(rank, 64, generator=generator)
+    matrices = (low + 1e-3 * torch.randn(64, 64, generator=generator)).bfloat16()
+    assert torch.linalg.matrix_norm(orthogonal(matrices).float(), 2) < 1.5
+    with pytest.raises(ValueError, match="at most 4 iterations in bfloat16"):
+        Muon([nn.Parameter(torch.ones(2, 2))], iterations=5, precision="bf16-mixed")
