@@ -206,6 +206,11 @@ def check_given(config: DictConfig) -> None:
 
 def check_parallel(config: DictConfig, gpu: bool) -> None:
     """Refuses what the device, or strategy=fsdp, cannot do."""
+    if "largest_batch" in config.callbacks and (config.trainer.accelerator == "cpu" or not gpu):
+        raise ValueError(
+            "debug=batch_size fills the memory of a GPU, and a process that fills the machine's is killed: use "
+            "debug=plan, which computes what fits"
+        )
     if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError("precision=16-mixed needs a GPU; choose precision=bf16-mixed or precision=fp32")
     if config.precision.compute and "compute" not in config.training:

@@ -296,6 +296,7 @@ def test_hyperparameters_are_what_was_chosen_and_each_is_told_once() -> None:
         ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true is for training=diffusion"),
         ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp is for training=diffusion"),
         ("strategy=fsdp metrics=none", "optimizer=muon needs whole matrices"),
+        ("debug=batch_size", "use debug=plan, which computes what fits"),
         ("strategy=fsdp optimizer=adamw", "give metrics=none, and measure the run with ldm evaluate"),
     ],
 )

@@ -10,7 +10,7 @@ SHORT = 128  # keys; with fewer, a CPU goes back through bfloat16 attention seve
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ/√d)·v, of q (b, heads, n, d) and k, v (b, heads, m, d); the softmax in float32 at least."""
+    """softmax(q·kᵀ/√d)·v, of q (b, heads, n, d) and k, v (b, heads, m, d); written out with the softmax in float32."""
     slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[-2] <= SHORT and torch.is_grad_enabled()
     if not slow:
         return F.scaled_dot_product_attention(q, k, v)
@@ -18,10 +18,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def repeated(x: Tensor, like: Tensor) -> Tensor:
-    """(b, …) → (k·b, …), the whole batch k times, where `like` has k·b entries."""
-    return (
-        x if len(x) == len(like) else torch.cat([x] * (len(like) // len(x)))
-    )  # keeps channels_last, as repeat does not
+    """(b, …) → (k·b, …), the whole batch k times and laid out as it was, where `like` has k·b entries."""
+    return x if len(x) == len(like) else torch.cat([x] * (len(like) // len(x)))
 
 
 class Attention(nn.Module):
