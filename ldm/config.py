@@ -234,7 +234,6 @@ def fast_precision(accelerator: str, plan: bool) -> str:
 
     if plan:
         return "bf16-mixed"  # which every GPU that is planned for has
-
     if accelerator != "cpu" and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -125,6 +125,7 @@ class EMA(Callback):
             self._weights.append(exchange(parameter, self.averages[name].to(parameter)))
 
     def _swap_out(self, module: LightningModule) -> None:
+        # fewer weights than parameters, or none, where swapping in was cut short or training has not begun
         for parameter, weight in zip(unet_of(module).parameters(), self._weights, strict=False):
             exchange(parameter, weight)
         self._weights = []

@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ldm.commands.caption_states import States
 from ldm.commands.edge import UsageError
-from ldm.data.buckets import bucket_sizes
+from ldm.data.buckets import Size, bucket_sizes
 from ldm.data.encoding import Encode, Job, encode_shards, finish
 from ldm.data.shards import Shards, find_tars
 from ldm.image import WHITE
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"rank {rank} of {world} has nothing to do: there are {len(files)} shards")
         return
     shards = Shards(own, args.size, buckets=sizes, captions=args.captions, others=others)
-    job = Job(files, shards, args.out, _settings(args, stage, text))
+    job = Job(files, shards, args.out, _settings(args, stage, sizes, text))
     todo = job.todo()
     if len(todo) < len(own):
         print(f"going on after {len(own) - len(todo)} of {len(own)} shards", flush=True)
@@ -116,9 +117,10 @@ def run(args: argparse.Namespace) -> None:
     _tell(manifest, args)
 
 
-def _settings(args: argparse.Namespace, stage: FirstStage, text: States | None) -> dict[str, Any]:
+def _settings(
+    args: argparse.Namespace, stage: FirstStage, sizes: Sequence[Size], text: States | None
+) -> dict[str, Any]:
     """What decides the cache."""
-    sizes = bucket_sizes(args.size, args.buckets) if args.buckets else []
     return {
         "first_stage": stage.source["fingerprint"],
         "scale": stage.network.config["scale"],

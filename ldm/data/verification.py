@@ -129,7 +129,8 @@ def _unreadable(tar: File, index: Index, captions: Captions) -> list[str]:
                 file.seek(offset)
                 texts.append(Text(extension, file.read(size), f"{index.key(row)}.{extension} in {tar}"))
             try:
-                captions.read(texts) if texts else None
+                if texts:
+                    captions.read(texts)
             except ValueError as error:
                 reasons.append(str(error))
     return reasons
