@@ -4,17 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.nn.attend import attend
 from ldm.nn.init import zeroed
-
-SHORT = 128  # keys; with fewer, a CPU goes back through bfloat16 attention several times faster when it is written out
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ/√d)·v, of q (b, heads, n, d) and k, v (b, heads, m, d); written out with the softmax in float32."""
-    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[-2] <= SHORT and torch.is_grad_enabled()
-    if not slow:
-        return F.scaled_dot_product_attention(q, k, v)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 def repeated(x: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.nn.attend import attend
 from ldm.nn.init import scaled
 from ldm.nn.layers import Downsample, ResBlock, Upsample, normalize
 from ldm.nn.tiling import in_tiles
@@ -23,7 +24,7 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h·w, c)
         q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))
-        hidden = self.to_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        hidden = self.to_out(attend(q, k, v)[:, 0])
         return x + hidden.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
