@@ -230,15 +230,11 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
 
 def fast_precision(accelerator: str, plan: bool) -> str:
     """bf16-mixed where the GPU, or without one the CPU, has instructions for it, and in a plan; float32 elsewhere."""
-    import torch
-
     if plan:
         return "bf16-mixed"  # which every GPU that is planned for has
-    if accelerator != "cpu" and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
-    return "bf16-mixed" if fast else "32-true"
+    from ldm.processor import choose_device, has_bf16
+
+    return "bf16-mixed" if has_bf16(choose_device("cpu" if accelerator == "cpu" else "auto")) else "32-true"
 
 
 OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)

@@ -1,6 +1,5 @@
 """Where networks lie while they work and while they wait, and what to do when memory is out."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,18 +13,6 @@ MODES = ("none", "idle", "sequential")
 MEND = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
 T = TypeVar("T")
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} GPUs): use device=cpu")
-    return device
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from ldm.editing import STRENGTH, keeping, latent_mask, originals_of, paste, ste
 from ldm.image import from_uint8, to_uint8
 from ldm.items import Between, Each, Item, Picture, items_of
 from ldm.lint import Setup, check
-from ldm.memory import Offload, choose_device, in_batches
+from ldm.memory import Offload, in_batches
 from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.noise import START, noise_of
+from ldm.processor import choose_device
 from ldm.remarks import remarks_of
 from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
@@ -147,7 +148,7 @@ class Pipeline:
         cancelled: Callable[[], bool] | None = None,
         **changes: Unpack[Changes],
     ) -> Result:
-        """One picture a prompt; the prompt and its seed decide it, to 1/255, at any batch size.
+        """One picture a prompt; the prompt and its seed decide it, in float32 to 1/255, at any batch size.
 
         With an `image` they start from it, scaled and cropped to the size, and take the last int(strength · steps)
         steps only (0.8 of them by default; all with inpainting weights). With a `mask` they differ from it only where

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.memory import Offload, choose_device, in_batches
+from ldm.memory import Offload, in_batches
 from ldm.nn.unet import UNet
 from tests.tiny import tiny_text_tower, tiny_unet
 
@@ -90,11 +90,3 @@ def test_other_errors_are_left_alone() -> None:
 def test_a_mode_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="offload is 'disk', but must be one of none, idle, sequential"):
         Offload(META, "disk")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "must be auto, cpu, cuda"), ("cuda:99", "there is no device cuda:99")]
-)
-def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        choose_device(name)

@@ -50,7 +50,7 @@ class Service:
     """One request at a time; the model of the last one stays loaded. Pictures go to the folder `out`."""
 
     def __init__(
-        self, models: dict[str, str], out: Path, device: str = "auto", precision: str = "32", offload: str = "none"
+        self, models: dict[str, str], out: Path, device: str = "auto", precision: str = "auto", offload: str = "none"
     ) -> None:
         self.models, self.out = models, out
         self._choices: dict[str, Any] = {"device": device, "precision": precision, "offload": offload}

@@ -11,7 +11,8 @@ from ldm.app.models import offered
 from ldm.commands.device import add_device_arguments
 from ldm.commands.edge import UsageError
 from ldm.files import check_writable
-from ldm.memory import MODES, choose_device
+from ldm.memory import MODES
+from ldm.processor import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve (%(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="port to serve (%(default)s)")
-    add_device_arguments(parser)
+    add_device_arguments(parser, precision="auto")
     parser.add_argument("--offload", choices=MODES, default="none", help="what waits beside the GPU (%(default)s)")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ldm.commands.device import DTYPES, add_device_arguments
+from ldm.commands.device import DTYPES, add_device_arguments, choose_precision
 from ldm.commands.edge import UsageError
 from ldm.commands.ema import check_lengths, read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
@@ -34,6 +34,7 @@ from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
 from ldm.metrics.reference import data_about, pictures_of, reference
 from ldm.pipeline import Pipeline
+from ldm.processor import choose_device
 from ldm.progress import Progress, clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
     )
-    add_device_arguments(parser)
+    add_device_arguments(parser, precision="32")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,6 +120,7 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
+    args.precision = choose_precision(args.precision, choose_device(args.device))
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
     data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]

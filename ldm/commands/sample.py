@@ -62,7 +62,7 @@ def fresh(arguments: Arguments) -> Job:
         model=given.get("model", DEFAULT),
         weak=given.get("weak"),
         device=given.get("device", "auto"),
-        precision=given.get("precision", "32"),
+        precision=given.get("precision", "auto"),
         offload=given.get("offload", "none"),
         compile=given.get("compile", False),
         preview=given.get("preview"),

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.commands.device import DTYPES
+from ldm.commands.device import DTYPES, choose_precision
 from ldm.commands.sample_prompts import Picture
 from ldm.commands.sample_sources import CALLED, Source
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.items import Item
 from ldm.pipeline import OnStep, Pipeline
 from ldm.preview import Previews
+from ldm.processor import choose_device
 from ldm.progress import Progress, clear
 from ldm.settings import Settings
 from ldm.weights.model import model_fingerprint
@@ -221,8 +222,9 @@ def save_grid(job: Job) -> None:
 def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and what besides the settings of a call decides a picture's every bit."""
     fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
-    device, dtype = process.device(job.device), DTYPES[job.precision]
-    pipeline = Pipeline.load(job.model, device, dtype, job.offload, job.weak, job.compile)
+    device = process.device(job.device)
+    precision = choose_precision(job.precision, choose_device(device))
+    pipeline = Pipeline.load(job.model, device, DTYPES[precision], job.offload, job.weak, job.compile)
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
@@ -230,7 +232,7 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
         "device": pipeline.device.type,
-        "precision": job.precision,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "ldm": ldm_version(),

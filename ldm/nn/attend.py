@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.processor import has_tiles
+
 SHORT = 128  # keys at most, for all scores at once
 LONG = 1024  # keys at least, for a block of scores at a time
 ROWS = 512  # queries to a block; their scores fit a cache
@@ -13,11 +15,11 @@ LANE = 16  # widths that matrix products in bfloat16 like are multiples of it
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Of q (b, heads, n, d) and k, v (b, heads, m, d); (b, heads, n, d)."""
-    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if slow and k.shape[-2] <= SHORT:
-        return whole(q, k, v)
-    if slow and k.shape[-2] >= LONG and not torch.is_grad_enabled():
-        return in_blocks(q, k, v)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        if k.shape[-2] <= SHORT:
+            return whole(q, k, v)
+        if k.shape[-2] >= LONG and not torch.is_grad_enabled() and not has_tiles():
+            return in_blocks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ldm.nn.attend import attend
 from ldm.nn.init import zeroed
+from ldm.nn.layers import GroupNorm
 
 
 def repeated(x: Tensor, like: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width) if linear_projection else nn.Conv2d(width, width, 1)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, context_width) for _ in range(depth))
         self.proj_out = zeroed(nn.Linear(width, width) if linear_projection else nn.Conv2d(width, width, 1))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.nn.attention import SpatialTransformer, repeated
 from ldm.nn.init import zeroed
-from ldm.nn.layers import Downsample, ResBlock, Upsample
+from ldm.nn.layers import Downsample, GroupNorm, ResBlock, Upsample
 
 
 def timestep_embedding(time: Tensor, width: int) -> Tensor:
@@ -137,7 +137,7 @@ class UNet(nn.Module):
             if level:
                 self.upsample.append(Upsample(widths[level]))
 
-        self.norm_out = nn.GroupNorm(groups, widths[0])
+        self.norm_out = GroupNorm(groups, widths[0])
         self.conv_out = zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | Sequence[Tensor]) -> Tensor:

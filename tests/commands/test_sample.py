@@ -37,6 +37,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "guidance=3",
         "size=8x16",
         "steps=2",
+        "precision=32",
         model,
         f"out={out}",
     ]

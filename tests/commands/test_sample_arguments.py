@@ -83,7 +83,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> 
         ("strength=1.1", "a number above 0 and at most 1"),
         ("guidance_interval=3", "LOW,HIGH of sigma/alpha"),
         ("size=64 x 64", "HEIGHTxWIDTH"),
-        ("precision=64", "one of 32, bf16, 16"),
+        ("precision=64", "one of auto, 32, bf16, 16"),
         ("model=", "a name or path"),
         ("fixed_steps=yes", "one of true, false"),
         ("offload=disk", "one of none, idle, sequential"),

@@ -38,13 +38,26 @@ def test_a_job_goes_on_where_it_was_killed_and_ends_in_the_same_files(
     assert sample.main([*argv, f"out={out}"]) == 0 and len(drawn) == 2
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "32")])
+def test_pictures_are_drawn_in_bf16_where_it_is_fast_and_again_as_they_were(
+    fast: bool, precision: str, model: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
+    assert sample.main(["red", "device=cpu", model, f"out={out}"]) == 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not fast})
+    assert sample.main([f"from={out / '0000.png'}", f"out={out / 'again'}"]) == 0
+    assert (out / "again" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
+    assert read_metadata(out / "0000.png")["precision"] == precision
+
+
 @pytest.mark.parametrize("change", ["steps=2", "seed=1", "negative=blue", "guidance=3", "precision=bf16"])
 def test_pictures_of_another_job_are_not_taken_for_this_ones(
     change: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["red", model, f"out={out}"]
-    assert sample.main(argv) == 0
-    assert "which is not of this job" in error(capsys, 1, *argv, change)
+    assert sample.main([*argv, "precision=32"]) == 0
+    changed = {"precision": "32"} | dict([change.split("=")])
+    assert "which is not of this job" in error(capsys, 1, *argv, *map("=".join, changed.items()))
 
 
 def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Path) -> None:

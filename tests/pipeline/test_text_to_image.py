@@ -100,6 +100,14 @@ def test_half_precision_networks_draw_nearly_the_same(tmp_path: Path, pipeline: 
     assert error.abs().mean() < 8  # bf16 keeps 8 bits, over three steps of random networks
 
 
+@pytest.mark.parametrize("size", [(16, 16), (64, 64)])
+def test_half_precision_networks_draw_the_same_at_any_batch_size(size: tuple[int, int], tmp_path: Path) -> None:
+    half = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", torch.bfloat16)
+    together = half(PROMPTS, size=size).images
+    for batch in (1, 2, 3):
+        assert distance(half(PROMPTS, size=size, batch_size=batch).images, together) <= 1
+
+
 def test_sizes_that_the_unet_halves_unevenly_can_be_drawn(pipeline: Pipeline) -> None:
     assert pipeline("red", size=(10, 14)).images.shape == (1, 3, 10, 14)
 

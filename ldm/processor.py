@@ -1,0 +1,31 @@
+"""Which processor works, and what it has instructions for."""
+
+import re
+from functools import cache
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} GPUs): use device=cpu")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is fast there; elsewhere it is emulated, at a fraction of float32's speed."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 as such (AMX)."""
+    return torch.cpu.get_capabilities().get("amx_bf16", False)

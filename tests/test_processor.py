@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from ldm.processor import choose_device, has_bf16
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx2": True, "avx512_bf16": True}, True),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
+    ],
+)
+def test_bf16_is_fast_where_there_are_instructions_for_it(
+    cpu: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not expected)
+    assert has_bf16(torch.device("cpu")) == expected
+    assert has_bf16(torch.device("cuda")) != expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu", "must be auto, cpu, cuda"), ("cuda:99", "there is no device cuda:99")]
+)
+def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_device(name)
