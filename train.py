@@ -25,6 +25,7 @@ from ldm.config import (
     save_run,
     sentence,
     sweep_folder,
+    sweep_label,
     waiting,
 )
 from ldm.report.runs import is_finished
@@ -137,7 +138,7 @@ def in_sweep(config: DictConfig) -> Path:
     """Gives the run of a sweep its folder, named by what decides its result, in which it goes on."""
     hydra_config = HydraConfig.get()
     check_given(config)
-    run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), hydra_config.job.override_dirname)
+    run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), sweep_label(hydra_config))
     OmegaConf.update(config, "run_dir", str(run_dir))
     OmegaConf.update(config, "resume", config.resume or "auto")
     # the run's own command, whichever process its launcher runs it in, and what its other ranks are started by

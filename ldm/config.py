@@ -146,6 +146,14 @@ def save_run(config: DictConfig, run_dir: Path) -> None:
     write_text(run_dir / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
 
 
+def sweep_label(hydra: DictConfig) -> str:
+    """A job's overrides, for people: first those that its sweep varies, as far as that is known."""
+    kept = set(hydra.job.config.override_dirname.exclude_keys)
+    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    rest = sorted(one.input_line for one in parsed if one.key_or_group in kept)
+    return ",".join([*filter(None, [hydra.job.override_dirname]), *rest])
+
+
 def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
     """A sweep's run by its content: a hash of what decides its result; `label`, for people, is of the first so made."""
     settings = decisive(flatten(OmegaConf.to_container(config, resolve=True)), config.run_dir)
@@ -157,6 +165,8 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
 class Waiting(Callback):
     """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more.
 
+    Their names begin with what the sweep varies.
+
     The marks hold while the sweep's process does, which locks the folder of its runs.
     """
 
@@ -166,10 +176,13 @@ class Waiting(Callback):
         folders = []
         listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
+        kept = json.dumps([one.key_or_group for one in overrides if not one.is_sweep_override()])
+        with open_dict(config):
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={kept}")
         for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overridden))
             HydraConfig.instance().set_config(job)  # which the job's ${hydra:…} refer to
-            parent, label = Path(job.hydra.sweep.dir), job.hydra.job.override_dirname
+            parent, label = Path(job.hydra.sweep.dir), sweep_label(job.hydra)
             with open_dict(job):
                 del job["hydra"]
             with suppress(ValueError):  # for a key that was not given: the run itself says so

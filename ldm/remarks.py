@@ -18,18 +18,24 @@ def remarks_of(
 
 
 def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chunks: int) -> Iterator[str]:
-    """What the text encoder will not read: ends that are too long, and unknown words."""
-    for text in texts:
-        if cut := tokenizer.cut(text, chunks):
-            yield (
-                f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that "
-                f"the text encoder reads; this end was cut off: {cut!r} (chunks={chunks + 1} reads more)"
-            )
-        if unknown := [word for word in _words(text) if _unknown(tokenizer, encoder, word)]:
-            yield (
-                f"the text encoder does not know {', '.join(map(repr, unknown))} in {_short(text)}; "
-                "the model was not trained on such words"
-            )
+    """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
+    cuts = {text: end for text in texts if (end := tokenizer.cut(text, chunks))}
+    for text, end in list(cuts.items())[:1]:
+        others = f", and ends of {len(cuts) - 1} more prompts" if len(cuts) > 1 else ""
+        yield (
+            f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that the text encoder "
+            f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
+        )
+    words = {text: _words(text) for text in texts}
+    unknown = {word for word in {word for own in words.values() for word in own} if _unknown(tokenizer, encoder, word)}
+    met = {text: new for text, own in words.items() if (new := [word for word in own if word in unknown])}
+    named = list(dict.fromkeys(word for new in met.values() for word in new))
+    for text in list(met)[:1]:
+        others = f" and {len(met) - 1} more prompts" if len(met) > 1 else ""
+        yield (
+            f"the text encoder does not know {_listed(named)} in {_short(text)}{others}; "
+            "the model was not trained on such words"
+        )
 
 
 def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:
@@ -50,6 +56,11 @@ def _unknown(tokenizer: Tokenizer, encoder: TextTower, word: str) -> bool:
 
 def _words(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text)))
+
+
+def _listed(words: Sequence[str], most: int = 12) -> str:
+    rest = f" and {len(words) - most} other words" if len(words) > most else ""
+    return ", ".join(map(repr, words[:most])) + rest
 
 
 def _short(text: str, most: int = 60) -> str:

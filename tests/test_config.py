@@ -266,7 +266,7 @@ def test_the_runs_of_a_sweep_that_are_not_there_wait_under_the_names_that_they_w
     cells = [(seed, kind) for seed in (1, 2, 3) for kind in ("flow", "v")]
     folders = [
         sweep_folder(
-            composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"name=test,prediction={kind},seed={seed}"
+            composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"prediction={kind},seed={seed},name=test"
         )
         for seed, kind in cells
     ]

@@ -17,6 +17,10 @@ READ_AHEAD = 8 << 20  # bytes a request, where a file is read from end to end
 GAP = 64 << 10  # bytes; a request costs more than reading over so many that nobody asked for
 
 
+class Unreachable(OSError):
+    """Object storage gave no answer in `TRIES`."""
+
+
 @dataclass(frozen=True)
 class File:
     """A path or protocol://address, with the size in bytes and a stamp that changes with the content."""
@@ -125,7 +129,7 @@ def _file(filesystem: AbstractFileSystem, path: str, listed: dict) -> File:
 
 
 def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
-    """`work()`; on object storage again after errors of the network, then OSError that names `what`.
+    """`work()`; on object storage again after errors of the network, then Unreachable, naming `what`.
 
     ValueError is of the content and passes, as do errors of the program.
     """
@@ -142,7 +146,7 @@ def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSyste
             ):
                 raise
             if attempt == TRIES - 1:
-                raise OSError(f"{what} could not be read in {TRIES} tries: {in_one_line(error)}") from error
+                raise Unreachable(f"{what} could not be read in {TRIES} tries: {in_one_line(error)}") from error
             time.sleep(2**attempt)
     raise AssertionError
 

@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.picture import Sample, draw_and_index
+from ldm.data.storage import Unreachable
 
 NEAR, FAR = 8, 1000
+OUTAGE = 16  # samples, of which each was waited for
 
 
 class Replaceable(Protocol):
@@ -32,7 +34,8 @@ class Tolerant(Dataset[CheckedSample]):
     """`dataset` with each sample that raises ValueError or OSError replaced by a good one, and "bad" saying why.
 
     The next few of its group (its shard) are tried, then others spread over the whole data set, so that a
-    wholly damaged shard costs little. Raises ValueError when none of 1,000 can be read.
+    wholly damaged shard costs little. Raises ValueError when none of 1,000 can be read, and Unreachable when object
+    storage answered for none of `OUTAGE`.
     """
 
     def __init__(self, dataset: Replaceable) -> None:
@@ -44,11 +47,17 @@ class Tolerant(Dataset[CheckedSample]):
     def __getitem__(self, index: int | tuple[int, int]) -> CheckedSample:
         draw, position = draw_and_index(index, len(self))
         reasons: list[str] = []
+        unanswered = 0
         for candidate in self._candidates(position):
             try:
                 sample = self.dataset[draw, candidate]
             except (ValueError, OSError) as error:
                 reasons.append(str(error))
+                unanswered += isinstance(error, Unreachable)
+                if unanswered == OUTAGE:
+                    raise Unreachable(
+                        f"none of {OUTAGE} samples came from object storage; the last: {error}"
+                    ) from error
             else:
                 return {**sample, "bad": reasons[:1]}
         raise ValueError(f"none of {len(reasons)} samples tried could be read; the first: {reasons[0]}")

@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from ldm.data.datamodule import collate
 from ldm.data.picture import Sample, draw_and_index
 from ldm.data.shards import Shards
-from ldm.data.tolerant import BadSamples, Tolerant
+from ldm.data.storage import Unreachable
+from ldm.data.tolerant import OUTAGE, BadSamples, Tolerant
 from tests.data.tars import samples, write_tar
 
 
@@ -43,6 +44,18 @@ def test_a_bad_sample_is_replaced_by_the_next_good_one_of_the_same_draw(error: t
     data = Numbers(20, {4, 5}, error)
     sample = Tolerant(data)[7, 4]
     assert (sample["id"], sample["bad"]) == (6, ["4.png is damaged"]) and data.asked == [(7, 4), (7, 5), (7, 6)]
+
+
+def test_an_outage_of_object_storage_is_not_waited_for_sample_by_sample() -> None:
+    data = Numbers(100_000, set(range(100_000)), Unreachable)
+    with pytest.raises(Unreachable, match=r"^none of 16 samples came from object storage; the last: \d+.png is"):
+        Tolerant(data)[12]
+    assert len(data.asked) == OUTAGE
+
+
+def test_a_shard_that_cannot_be_reached_is_replaced() -> None:
+    sample = Tolerant(Numbers(100_000, set(range(10, 20)), Unreachable))[12]
+    assert not 10 <= sample["id"] < 20 and sample["bad"] == ["12.png is damaged"]
 
 
 def test_the_replacement_is_of_the_same_group_where_there_is_a_good_one() -> None:

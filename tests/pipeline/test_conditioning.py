@@ -112,6 +112,16 @@ def test_words_that_the_text_encoder_does_not_know_are_named(pipeline: Pipeline)
         pipeline("a purple, red circle")
 
 
+def test_many_prompts_that_are_not_read_in_full_are_two_remarks(pipeline: Pipeline) -> None:
+    words = [f"word{i}" for i in range(14)]
+    long = "red " * 20
+    with pytest.warns(UserWarning) as told:
+        pipeline(["red", *words, long + "circle", long + "blue"], negative="word3 white")
+    cut, unknown = (str(one.message) for one in told)
+    assert "this end was cut off: 'red red red red red red circle', and ends of 1 more prompts (chunks=2" in cut
+    assert f"does not know {', '.join(map(repr, words[:12]))} and 2 other words in 'word0' and 14 more" in unknown
+
+
 def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
