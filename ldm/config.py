@@ -146,11 +146,11 @@ def save_run(config: DictConfig, run_dir: Path) -> None:
     write_text(run_dir / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
 
 
-def sweep_label(hydra: DictConfig) -> str:
+def sweep_label(hydra: Any) -> str:
     """A job's overrides, for people: first those that its sweep varies, as far as that is known."""
     kept = set(hydra.job.config.override_dirname.exclude_keys)
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    rest = sorted(one.input_line for one in parsed if one.key_or_group in kept)
+    rest = sorted(str(one.input_line) for one in parsed if one.key_or_group in kept)
     return ",".join([*filter(None, [hydra.job.override_dirname]), *rest])
 
 

@@ -25,6 +25,7 @@ from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.noise import START, noise_of
+from ldm.packing import can_pack, pack
 from ldm.processor import choose_device
 from ldm.remarks import remarks_of
 from ldm.sampling.driver import sample, solver_of
@@ -114,6 +115,8 @@ class Pipeline:
             about, tokenizer = one.about["model"], model.text_encoder.tokenizer
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
             settings = Settings(size=tuple(about["size"]), **about["sampling"])
+            if can_pack(working.device, dtype) and not compile:
+                pack(one.unet)
             parts = one.unet, stage, text, tokenizer, schedule, prediction, settings, about["time"]
             return cls(*parts, weak, working, compile)
 

@@ -9,7 +9,7 @@ from ldm.processor import has_tiles
 SHORT = 128  # keys at most, for all scores at once
 LONG = 1024  # keys at least, for a block of scores at a time
 ROWS = 512  # queries to a block; their scores fit a cache
-SAMPLE = 16  # one key in so many is looked at to guess a query's largest score
+SAMPLE = 31  # one key in so many, from all columns of a picture, is looked at to guess a query's largest score
 LANE = 16  # widths that matrix products in bfloat16 like are multiples of it
 
 
