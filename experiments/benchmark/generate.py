@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels on a side (512)")
     parser.add_argument("--steps", type=int, default=3, help="of a picture (3)")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="of pictures, and twice as many of steps, of which the fastest counts (2)"
+        "--rounds", type=int, default=2, help="of pictures, twice as many of steps; the fastest counts (2)"
     )
     parser.add_argument("--width", type=int, default=320, help="of the UNet; less is a trial run, no figure (320)")
     args = parser.parse_args()
