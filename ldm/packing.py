@@ -3,6 +3,7 @@
 The operations are those that torch.compile calls for frozen weights; torch has no public name for them.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,10 @@ ONEDNN: Any = torch.ops.mkldnn
 
 
 class Packed(nn.Module):
-    """A layer without gradients, whose state dict holds the weight as the plain layer has it."""
+    """A layer without gradients, in the type of its weight.
+
+    Its state dict holds the weight as the plain layer has it; `parameters()` does not, for no optimiser could move it.
+    """
 
     def __init__(self, plain: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
@@ -30,15 +34,27 @@ class Packed(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "the weights of a pipeline on a CPU are packed for drawing and have no gradients: "
-                "read the network with ldm.weights.model.read_model"
+                "call it under torch.no_grad(), or read the network with ldm.weights.model.read_model"
             )
-        return self._run(x)
+        return self._run(x.to(self.packed.dtype))
 
     def _pack(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _run(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = self._pack(fn(self.weight))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "packed": self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.packed = self._pack(self.packed)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

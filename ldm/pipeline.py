@@ -101,7 +101,9 @@ class Pipeline:
     ) -> "Pipeline":
         """The model at `path`, see `read_model`; in `dtype` but for a first stage in float16, where it would overflow.
 
+        float32 is for numbers to compare; bfloat16 is sample.py's choice where the processor has it, and faster there.
         `offload` is a mode of `Offload`, `weak` the path of a worse model, `compile` is for the UNet, see `compiled`.
+        Nothing has gradients.
         """
         working = Offload(choose_device(device), offload)
         read = partial(read_model, dtype=dtype, device=working.home, channels_last=True)
@@ -110,11 +112,14 @@ class Pipeline:
         for layers in stage.children() if dtype != torch.float16 else ():  # its scale stays in float32
             layers.to(dtype)
         text = model.text_encoder.network.to(working.home, dtype)
+        for frozen in stage, text:
+            frozen.requires_grad_(False)
 
         def assembled(one: Model, weak: Pipeline | None = None) -> Pipeline:
             about, tokenizer = one.about["model"], model.text_encoder.tokenizer
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
             settings = Settings(size=tuple(about["size"]), **about["sampling"])
+            one.unet.requires_grad_(False)
             if can_pack(working.device, dtype) and not compile:
                 pack(one.unet)
             parts = one.unet, stage, text, tokenizer, schedule, prediction, settings, about["time"]

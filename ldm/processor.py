@@ -1,7 +1,6 @@
 """Which processor works, and what it has instructions for."""
 
 import re
-from functools import cache
 
 import torch
 
@@ -21,11 +20,10 @@ def choose_device(name: str) -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is fast there; elsewhere it is emulated, at a fraction of float32's speed."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-@cache
 def has_tiles() -> bool:
     """Whether the CPU multiplies matrices of bfloat16 as such (AMX)."""
     return torch.cpu.get_capabilities().get("amx_bf16", False)

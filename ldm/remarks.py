@@ -21,7 +21,7 @@ def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chun
     """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
     cuts = {text: end for text in texts if (end := tokenizer.cut(text, chunks))}
     for text, end in list(cuts.items())[:1]:
-        others = f", and ends of {len(cuts) - 1} more prompts" if len(cuts) > 1 else ""
+        others = f", as of {len(cuts)} prompts in all" if len(cuts) > 1 else ""
         yield (
             f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that the text encoder "
             f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
@@ -31,11 +31,8 @@ def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chun
     met = {text: new for text, own in words.items() if (new := [word for word in own if word in unknown])}
     named = list(dict.fromkeys(word for new in met.values() for word in new))
     for text in list(met)[:1]:
-        others = f" and {len(met) - 1} more prompts" if len(met) > 1 else ""
-        yield (
-            f"the text encoder does not know {_listed(named)} in {_short(text)}{others}; "
-            "the model was not trained on such words"
-        )
+        where = f"{len(met)} prompts, such as {_short(text)}" if len(met) > 1 else _short(text)
+        yield f"the text encoder does not know {_listed(named)} in {where}; the model was not trained on such words"
 
 
 def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Settings:
         return replace(self, **given)
 
     def record(self, item: Item, strength: float | None) -> dict[str, Any]:
-        """All that decides a picture to 1/255 but the model and the pictures that it starts from, as plain data."""
+        """All that decides a picture but for rounding, the model and the pictures it starts from, as plain data."""
         own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
         drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
         return own | drawn | ({} if strength is None else {"strength": strength})

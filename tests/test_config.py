@@ -325,7 +325,7 @@ def test_precision_auto_is_what_the_processor_has_instructions_for(
     accelerator: str, gpu: bool | None, cpu: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if gpu else (7, 5))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     config = composed("precision=auto", f"trainer.accelerator={accelerator}")
     assert config.trainer.precision == expected

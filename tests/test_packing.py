@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -59,13 +60,30 @@ def test_its_state_is_the_plain_networks(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+def test_it_can_be_copied_stored_and_cast(dtype: torch.dtype) -> None:
+    plain, packed = pair(dtype)
+    x = torch.randn(1, 192, 32, 64).to(dtype)
+    with torch.no_grad():
+        expected = packed(x)
+        assert torch.equal(copy.deepcopy(packed)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(packed))(x), expected)
+        packed.float()
+        torch.testing.assert_close(packed(x.float()), plain.float()(x.float()))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(packed(x.float()).float(), plain(x.float()).float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_gradients_are_refused(dtype: torch.dtype) -> None:
     packed = pair(dtype)[1]
-    with pytest.raises(RuntimeError, match=r"have no gradients: read the network with ldm\.weights\.model\.read_model"):
+    with pytest.raises(RuntimeError, match=r"have no gradients: call it under .* with ldm\.weights\.model\.read_model"):
         packed(torch.randn(1, 192, 32, 64, dtype=dtype, requires_grad=True))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_pipeline_on_a_cpu_is_packed(dtype: torch.dtype) -> None:
-    unet = Pipeline.load(device="cpu", dtype=dtype).unet
-    assert any(isinstance(layer, Packed) for layer in unet.modules())
+    pipeline = Pipeline.load(device="cpu", dtype=dtype)
+    assert any(isinstance(layer, Packed) for layer in pipeline.unet.modules())
+    states = pipeline.text_encoder(pipeline.tokenizer(["a red circle"]))
+    drawn = pipeline.unet(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), states.to(dtype))
+    assert drawn.shape == (1, 4, 8, 8) and not drawn.requires_grad  # with no torch.no_grad() around it

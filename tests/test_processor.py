@@ -16,9 +16,13 @@ def test_bf16_is_fast_where_there_are_instructions_for_it(
     cpu: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not expected)
     assert has_bf16(torch.device("cpu")) == expected
-    assert has_bf16(torch.device("cuda")) != expected
+
+
+def test_each_gpu_is_asked_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {0: (7, 5), 1: (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: known[device.index])
+    assert [has_bf16(torch.device("cuda", index)) for index in known] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.packing import pack
+from ldm.packing import can_pack, pack
 from ldm.pipeline import Pipeline
 from ldm.settings import Settings
 
@@ -61,7 +61,8 @@ def ours(dtype: torch.dtype, width: int) -> Pipeline:
     for layers in stage.children():  # as Pipeline.load does
         layers.to(dtype)
     tower: Any = filled(TextTower).to(dtype)
-    pack(unet)
+    if can_pack(torch.device("cpu"), dtype):
+        pack(unet)
     settings = Settings((512, 512), sampler="dpmpp_2m", guidance=7.5)
     parts = unet, stage.to(memory_format=torch.channels_last), tower, Tokenizer()
     return Pipeline(*parts, scaled_linear(), Prediction("eps"), settings)

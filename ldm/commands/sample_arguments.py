@@ -189,7 +189,7 @@ keys (default):
   --help         show this
 
 Each PNG holds in its metadata all that is needed to draw it again. A prompt and its seed decide a picture,
-whatever else is drawn beside it (to 1/255).
+whatever else is drawn beside it (with precision=32 to 1/255; on a GPU bf16 and 16 round more).
 Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 stopped by Ctrl-C."""
 
 

@@ -43,7 +43,7 @@ UNRECORDED: dict[str, Any] = {
     "init": None,
     "mask": None,
 }
-DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, to 1/255
+DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, but for rounding
 GRID_MOST = 64
 
 
@@ -183,9 +183,12 @@ def finished(job: Job, number: int, pipeline: Pipeline, origin: dict[str, Any]) 
     for k, path in there:
         item = Item(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
         expected = settings.record(item, job.call.get("strength")) | {name: origin.get(name) for name in DECISIVE}
-        if not json.loads(json.dumps(expected)).items() <= (UNRECORDED | recorded(path)).items():
+        held = recorded(path)
+        found = UNRECORDED | held
+        if other := [name for name, value in json.loads(json.dumps(expected)).items() if found.get(name) != value]:
+            told = f" (there: {', '.join(f'{name}={found.get(name)}' for name in other)})" if held else ""
             raise ValueError(
-                f"{job.out} already holds {path.name}, which is not of this job: "
+                f"{job.out} already holds {path.name}, which is not of this job{told}: "
                 "give another folder, or move that picture away"
             )
     return len(there) == len(job.wanted(number))

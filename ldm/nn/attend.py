@@ -8,8 +8,9 @@ from ldm.processor import has_tiles
 
 SHORT = 128  # keys at most, for all scores at once
 LONG = 1024  # keys at least, for a block of scores at a time
-ROWS = 512  # queries to a block; their scores fit a cache
-SAMPLE = 31  # one key in so many, from all columns of a picture, is looked at to guess a query's largest score
+WIDE = 40  # of a head, at least, for the same
+ROWS = 512  # queries to a block, and at least; their scores fit a cache
+SAMPLE = 31  # one key in so many, in most pictures from all columns, gives a guess of a query's largest score
 LANE = 16  # widths that matrix products in bfloat16 like are multiples of it
 
 
@@ -18,7 +19,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.compiler.is_compiling():
         if k.shape[-2] <= SHORT:
             return whole(q, k, v)
-        if k.shape[-2] >= LONG and not torch.is_grad_enabled() and not has_tiles():
+        large = k.shape[-2] >= LONG and q.shape[-2] >= ROWS and q.shape[-1] >= WIDE
+        if large and not torch.is_grad_enabled() and not has_tiles():
             return in_blocks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from ldm.nn.init import scaled, zeroed
 
-LARGE = 1024  # pixels of a feature map from which on torch sums over a whole batch at once on a CPU
+LARGE = 1024  # pixels of a feature map, channels last, from which on a CPU sums over the whole batch at once
 
 
 class GroupNorm(nn.GroupNorm):
     """Draws each picture by itself where the others in its batch would decide how its sums are rounded."""
 
     def forward(self, x: Tensor) -> Tensor:
-        at_once = x.device.type != "cpu" or x[0, 0].numel() < LARGE
+        at_once = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()
         if at_once or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         return torch.cat([F.group_norm(one, self.num_groups, self.weight, self.bias, self.eps) for one in x.split(1)])

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_pictures_of_another_job_are_not_taken_for_this_ones(
     argv = ["red", model, f"out={out}"]
     assert sample.main([*argv, "precision=32"]) == 0
     changed = {"precision": "32"} | dict([change.split("=")])
-    assert "which is not of this job" in error(capsys, 1, *argv, *map("=".join, changed.items()))
+    told = error(capsys, 1, *argv, *map("=".join, changed.items()))
+    assert re.search(rf"which is not of this job \(there: .*{change.partition('=')[0]}=", told)
 
 
 def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Path) -> None:

@@ -1,8 +1,19 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from ldm.nn.layers import LARGE, GroupNorm
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """One sums in one way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -18,6 +29,11 @@ def test_a_picture_is_normalised_alike_in_every_batch(
         assert torch.equal(together, torch.cat([norm(x[:1]), norm(x[1:3]), norm(x[3:])]))
         assert together.is_contiguous(memory_format=layout)
         torch.testing.assert_close(together, plain(x), atol=1e-4, rtol=1e-2)
+
+
+def test_no_pictures_are_no_pictures() -> None:
+    with torch.no_grad():
+        assert GroupNorm(2, 8)(torch.empty(0, 8, 4, 4)).shape == (0, 8, 4, 4)
 
 
 def test_with_gradients_it_is_torchs() -> None:

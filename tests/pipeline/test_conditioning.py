@@ -118,8 +118,10 @@ def test_many_prompts_that_are_not_read_in_full_are_two_remarks(pipeline: Pipeli
     with pytest.warns(UserWarning) as told:
         pipeline(["red", *words, long + "circle", long + "blue"], negative="word3 white")
     cut, unknown = (str(one.message) for one in told)
-    assert "this end was cut off: 'red red red red red red circle', and ends of 1 more prompts (chunks=2" in cut
-    assert f"does not know {', '.join(map(repr, words[:12]))} and 2 other words in 'word0' and 14 more" in unknown
+    assert "this end was cut off: 'red red red red red red circle', as of 2 prompts in all (chunks=2" in cut
+    assert (
+        f"does not know {', '.join(map(repr, words[:12]))} and 2 other words in 15 prompts, such as 'word0';" in unknown
+    )
 
 
 def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> None:
