@@ -148,9 +148,9 @@ def save_run(config: DictConfig, run_dir: Path) -> None:
 
 def sweep_label(hydra: Any) -> str:
     """A job's overrides, for people: first those that its sweep varies, as far as that is known."""
-    kept = set(hydra.job.config.override_dirname.exclude_keys)
+    constant = set(hydra.job.config.override_dirname.exclude_keys)
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    rest = sorted(str(one.input_line) for one in parsed if one.key_or_group in kept)
+    rest = sorted(str(one.input_line) for one in parsed if one.key_or_group in constant)
     return ",".join([*filter(None, [hydra.job.override_dirname]), *rest])
 
 
@@ -176,9 +176,9 @@ class Waiting(Callback):
         folders = []
         listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
-        kept = json.dumps([one.key_or_group for one in overrides if not one.is_sweep_override()])
+        constant = json.dumps([one.key_or_group for one in overrides if not one.is_sweep_override()])
         with open_dict(config):
-            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={kept}")
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={constant}")
         for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overridden))
             HydraConfig.instance().set_config(job)  # which the job's ${hydra:…} refer to

@@ -3,6 +3,7 @@
 The operations are those that torch.compile calls for frozen weights; torch has no public name for them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ LEAST = 2**18  # numbers in a weight for which it pays
 ONEDNN: Any = torch.ops.mkldnn
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, ABC):
     """A layer without gradients, in the type of its weight.
 
     Its state dict holds the weight as the plain layer has it; `parameters()` does not, for no optimiser could move it.
@@ -38,11 +39,12 @@ class Packed(nn.Module):
             )
         return self._run(x.to(self.packed.dtype))
 
+    @abstractmethod
     def _pack(self, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The plain weight, laid out anew."""
 
-    def _run(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, x: Tensor) -> Tensor: ...
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -102,7 +104,7 @@ class PackedConv2d(Packed):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """On what it was measured on: processors of Intel's kind that calculate in this type."""
+    """On what it was measured on: x86-64 processors that calculate in this type."""
     here = device.type == "cpu" and torch.backends.mkldnn.is_available()
     if not here or torch.cpu.get_capabilities().get("architecture") != "x86_64":
         return False

@@ -20,19 +20,19 @@ def remarks_of(
 def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chunks: int) -> Iterator[str]:
     """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
     cuts = {text: end for text in texts if (end := tokenizer.cut(text, chunks))}
-    for text, end in list(cuts.items())[:1]:
+    if cuts:
+        text, end = next(iter(cuts.items()))
         others = f", as of {len(cuts)} prompts in all" if len(cuts) > 1 else ""
         yield (
             f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that the text encoder "
             f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
         )
-    words = {text: _words(text) for text in texts}
-    unknown = {word for word in {word for own in words.values() for word in own} if _unknown(tokenizer, encoder, word)}
-    met = {text: new for text, own in words.items() if (new := [word for word in own if word in unknown])}
-    named = list(dict.fromkeys(word for new in met.values() for word in new))
-    for text in list(met)[:1]:
-        where = f"{len(met)} prompts, such as {_short(text)}" if len(met) > 1 else _short(text)
-        yield f"the text encoder does not know {_listed(named)} in {where}; the model was not trained on such words"
+    words = dict.fromkeys(word for text in texts for word in _words(text))
+    unknown = [word for word in words if _unknown(tokenizer, encoder, word)]
+    if unknown:
+        met = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]
+        where = f"{len(met)} prompts, such as {_short(met[0])}" if len(met) > 1 else _short(met[0])
+        yield f"the text encoder does not know {_listed(unknown)} in {where}; the model was not trained on such words"
 
 
 def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:

@@ -1,5 +1,4 @@
 import io
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -8,17 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ldm.image import (
     from_uint8,
-    grid,
     load_image,
     pixels,
     psnr,
-    read_metadata,
     resize_and_crop,
-    save_png,
     to_pil,
     to_tensor,
     to_uint8,
@@ -282,86 +278,6 @@ def test_any_shape_of_picture_covers_the_crop(size: tuple[int, int]) -> None:
 def test_a_large_reduction_averages_instead_of_skipping() -> None:
     board = Image.fromarray((np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
     assert np.abs(array(resize_and_crop(board, 16)) - 127.5).max() <= 1
-
-
-def test_a_grid_without_captions_holds_the_pictures_row_by_row() -> None:
-    images = [Image.new("RGB", (10, 10), colour) for colour in (RED, GREEN, BLUE)]
-    sheet = grid(images, columns=2)
-    at = [sheet.getpixel((x, y)) for y in (13, 31) for x in (13, 31)]
-    assert at == [RED, GREEN, BLUE, WHITE]
-
-
-def test_small_pictures_are_enlarged_without_blur_when_they_have_captions() -> None:
-    image = noise("RGB", (64, 64))
-    sheet = grid([image], ["a caption"])
-    shown = sheet.crop((8, 8, 8 + 192, 8 + 192))
-    assert np.array_equal(array(shown), array(image).repeat(3, 0).repeat(3, 1))
-
-
-def dark(sheet: Image.Image, box: tuple[int, int, int, int]) -> int:
-    return int((np.asarray(sheet.crop(box).convert("L")) < 128).sum())
-
-
-def test_each_caption_is_drawn_under_its_own_picture_and_stays_in_its_column() -> None:
-    blank = Image.new("RGB", (192, 192), WHITE)
-    sheet = grid([blank] * 2, ["", "several words, long enough to fill more than one line of the column"], columns=2)
-    assert dark(sheet, (0, 0, 208, sheet.height)) == 0
-    assert dark(sheet, (208, 200, 400, 218)) > 50 and dark(sheet, (208, 218, 400, 236)) > 50
-    assert dark(sheet, (400, 0, sheet.width, sheet.height)) == 0
-
-
-def test_an_accent_that_the_font_lacks_is_left_out_instead_of_the_letter() -> None:
-    blank = Image.new("RGB", (192, 192), WHITE)
-    assert np.array_equal(array(grid([blank], ["café – thé"])), array(grid([blank], ["cafe - the"])))
-
-
-def test_a_word_wider_than_its_column_is_broken() -> None:
-    blank = Image.new("RGB", (192, 192), WHITE)
-    sheet = grid([blank], ["supercalifragilisticexpialidocious" * 2])
-    assert sheet.width == 208 and dark(sheet, (202, 0, 208, sheet.height)) == 0
-
-
-def test_a_caption_without_end_is_cut() -> None:
-    blank = Image.new("RGB", (192, 192), WHITE)
-    assert grid([blank], ["word " * 500]).height == grid([blank], ["word " * 5000]).height < 400
-
-
-def test_a_grid_of_nothing_or_with_captions_missing_is_refused() -> None:
-    with pytest.raises(ValueError, match="a grid needs pictures"):
-        grid([])
-    with pytest.raises(ValueError, match="got 1, 2"):
-        grid([Image.new("RGB", (8, 8))], ["a", "b"])
-
-
-def test_metadata_comes_back_from_a_png_and_the_pixels_are_kept(tmp_path: Path) -> None:
-    image, metadata = noise("RGB"), {"prompt": "un café 🍵\n\x00", "seed": 2**63, "steps": [1, None, 0.1]}
-    save_png(image, tmp_path / "a.png", metadata)
-    assert read_metadata(tmp_path / "a.png") == metadata
-    assert np.array_equal(array(load_image(tmp_path / "a.png")), array(image))
-
-
-def test_metadata_stands_in_the_text_chunk_ldm(tmp_path: Path) -> None:
-    save_png(noise("RGB"), tmp_path / "a.png", {"seed": 1})
-    with Image.open(tmp_path / "a.png") as image:
-        assert isinstance(image, PngImagePlugin.PngImageFile) and json.loads(image.text["ldm"]) == {"seed": 1}
-
-
-@pytest.mark.parametrize("text", [None, "[1]", "{not json"])
-def test_a_png_without_settings_is_refused_by_name(text: str | None, tmp_path: Path) -> None:
-    chunks = PngImagePlugin.PngInfo()
-    if text:
-        chunks.add_text("ldm", text)
-    noise("RGB").save(tmp_path / "a.png", pnginfo=chunks)
-    with pytest.raises(ValueError, match=f"^{tmp_path}/a.png "):
-        read_metadata(tmp_path / "a.png")
-
-
-def test_metadata_of_what_is_no_png_is_refused_by_name(tmp_path: Path) -> None:
-    noise("RGB").save(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=f"^{tmp_path}/a.jpg "):
-        read_metadata(tmp_path / "a.jpg")
-    with pytest.raises(FileNotFoundError):
-        read_metadata(tmp_path / "b.png")
 
 
 def test_a_fifth_of_full_scale_off_is_twenty_decibels() -> None:

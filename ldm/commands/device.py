@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from ldm.processor import has_bf16
+from ldm.processor import choose_device, has_bf16
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 AUTO = "auto"
@@ -22,8 +22,8 @@ def add_device_arguments(parser: argparse.ArgumentParser, precision: str) -> Non
     )
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """ "auto" is the fastest that draws nearly what float32 does."""
+def choose_precision(name: str, device: str) -> str:
+    """ "auto" is the fastest that draws nearly what float32 does. Raises ValueError for a device that is not there."""
     if name != AUTO:
         return name
-    return "bf16" if has_bf16(device) else "32"
+    return "bf16" if has_bf16(choose_device(device)) else "32"

@@ -34,7 +34,6 @@ from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
 from ldm.metrics.reference import data_about, pictures_of, reference
 from ldm.pipeline import Pipeline
-from ldm.processor import choose_device
 from ldm.progress import Progress, clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
@@ -120,7 +119,7 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
-    args.precision = choose_precision(args.precision, choose_device(args.device))
+    args.precision = choose_precision(args.precision, args.device)
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
     data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]

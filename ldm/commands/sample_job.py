@@ -19,7 +19,6 @@ from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.items import Item
 from ldm.pipeline import OnStep, Pipeline
 from ldm.preview import Previews
-from ldm.processor import choose_device
 from ldm.progress import Progress, clear
 from ldm.settings import Settings
 from ldm.weights.model import model_fingerprint
@@ -226,7 +225,7 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and what besides the settings of a call decides a picture's every bit."""
     fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
     device = process.device(job.device)
-    precision = choose_precision(job.precision, choose_device(device))
+    precision = choose_precision(job.precision, device)
     pipeline = Pipeline.load(job.model, device, DTYPES[precision], job.offload, job.weak, job.compile)
     return pipeline, {
         "model": job.model,

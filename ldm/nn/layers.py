@@ -10,7 +10,7 @@ LARGE = 1024  # pixels of a feature map, channels last, from which on a CPU sums
 
 
 class GroupNorm(nn.GroupNorm):
-    """Draws each picture by itself where the others in its batch would decide how its sums are rounded."""
+    """Normalises each picture by itself where the others in its batch would decide how its sums are rounded."""
 
     def forward(self, x: Tensor) -> Tensor:
         at_once = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()

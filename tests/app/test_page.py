@@ -152,7 +152,7 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(page, name: str, value: str,
     page.locator(f"#{name} input, #{name} textarea").first.fill(value)
     page.fill("#prompt textarea", KNOWN)
     page.click("#draw")
-    page.wait_for_selector(f".toast-body.error:has-text('{sentence}')")
+    assert page.wait_for_selector(f".toast-body.error:has-text('{sentence}')").is_visible()
 
 
 def test_what_a_strange_png_says_is_shown_as_text(page, service: Service, tmp_path: Path):
@@ -175,7 +175,7 @@ def test_a_picture_of_another_program_is_refused_in_a_sentence_and_another_may_b
 def test_an_upload_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path: Path):
     Image.new("1", (5000, 5000)).save(tmp_path / "large.png")
     page.set_input_files("#drop input[type=file]", tmp_path / "large.png")
-    page.wait_for_selector(".toast-body.error:has-text('exceeds limit')")
+    assert page.wait_for_selector(".toast-body.error:has-text('exceeds limit')").is_visible()
 
 
 def test_an_upload_of_too_many_bytes_is_refused(address: str):

@@ -131,7 +131,9 @@ def test_a_share_of_zero_bears_none() -> None:
 
 
 def test_a_share_of_one_bears_all() -> None:
-    BadSamples(1, total=10).count([["a"]] * 50)
+    counted = BadSamples(1, total=10)
+    counted.count([["a"]] * 50)
+    assert (counted.bad, counted.seen) == (50, 50)
 
 
 def test_a_share_that_is_no_share_is_refused_by_its_setting() -> None:
