@@ -143,8 +143,7 @@ KEYS = {
     "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
     "precision": Key(
         one_of("auto", "32", "bf16", "16"),
-        "bits of the networks: 32, bf16, or 16, which leaves the first stage at 32; auto is bf16 where the processor "
-        "has instructions for it, else 32 (auto)",
+        "32, bf16, or 16, which leaves the first stage at 32; auto is bf16 where the processor has it, else 32 (auto)",
     ),
     "offload": Key(
         one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
