@@ -16,10 +16,12 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.callbacks.interruption import TIMEOUT
 from ldm.config import (
     check_given,
     check_overrides,
     check_parallel,
+    check_settings,
     hyperparameters,
     is_refusal,
     save_run,
@@ -36,12 +38,16 @@ CONF = Path(__file__).parent / "conf"
 def train(config: DictConfig) -> None:
     """Builds what the config says and runs it."""
     import torch
-    from lightning import Trainer, seed_everything
-    from lightning.pytorch.callbacks import LambdaCallback
+    from lightning import seed_everything
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
+    from ldm.callbacks.beginning import Beginning
     from ldm.callbacks.changes import Changes
     from ldm.callbacks.checkpoint import AtomicCheckpointIO
+    from ldm.callbacks.effective import Effective
     from ldm.callbacks.hyperparameters import Hyperparameters
+    from ldm.callbacks.time_limit import TimeLimit
+    from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
     if config.plan:
@@ -59,34 +65,72 @@ def train(config: DictConfig) -> None:
     seed_everything(config.seed, verbose=False)
 
     lint(config)
+    limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
     module = build(config.training)
     data = build(config.data.module)
     resumed = checkpoint(config.resume, run_dir)
 
-    def begin(trainer: Trainer, _: Any) -> None:  # not before: a checkpoint that does not fit is refused by then
-        if trainer.is_global_zero:
-            save_run(config, run_dir)
-            print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
+    def begin() -> None:
+        save_run(config, run_dir)
+        print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
 
-    nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
-    callbacks = [build(node) for node in nodes if node and "_target_" in node]  # an option none has no target
+    beginning = Beginning(begin)
+    chosen = chosen_callbacks(config)
+    if isinstance(module, DiffusionTraining):
+        check_drawn_size(config, module, data, chosen)
     told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
     trainer = build(
         config.trainer,
-        callbacks=[LambdaCallback(on_fit_start=begin), Changes(settings, config.accept_changes), *callbacks, told],
+        callbacks=[Effective(), beginning, Changes(settings, config.accept_changes), *limit, *chosen, told],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
+        max_time=None,  # TimeLimit's: after Lightning's own a run would count as finished
+        use_distributed_sampler=False,  # the data module deals samples out to the ranks itself
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in chosen),  # else Lightning adds its own
+        enable_progress_bar=any(isinstance(one, ProgressBar) for one in chosen),
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and not trainer.callback_metrics:
-        print(f"{resumed} has done its {trainer.global_step} steps; raise trainer.max_steps to train further")
+    if resumed and not beginning.trained:
+        steps = trainer.global_step == trainer.max_steps
+        done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
+        print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
 
 
 def build(node: Any, **more: Any) -> Any:
     """The object that a part of the config describes."""
     return instantiate(node, **more, _convert_="all")
+
+
+def chosen_callbacks(config: DictConfig) -> list[Any]:
+    """Those of the groups ema, callbacks and metrics, of which the options none have no target."""
+    for name, node in config.callbacks.items():
+        if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
+            raise ValueError(f"callbacks.{name} has no _target_, so that it would be ignored: name its class")
+    nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
+    return [build(node) for node in nodes if node and "_target_" in node]
+
+
+def check_drawn_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:
+    """Refuses images, or a schedule, for another size than training.size, which the run draws and evaluates."""
+    from ldm.callbacks.evaluation import Evaluation
+    from ldm.data.sizes import check_sizes
+
+    (height, width), factor = module.size, module.first_stage.factor
+    datasets = {} if data.bucketed else {"data.module.train": data.train.dataset}
+    if not data.bucketed:
+        datasets |= {f"data.module.val.{name}": dataset for name, dataset in data.val.items()}
+    for callback in callbacks:
+        if isinstance(callback, Evaluation) and callback.prompts:
+            datasets["evaluation.reference"] = callback.reference
+    check_sizes(datasets, (height, width), factor)
+    latent = height * width // factor**2
+    if config.schedule.get("positions", latent) != latent:
+        raise ValueError(
+            f"schedule.positions is {config.schedule.positions}, but a latent of training.size={[height, width]} has "
+            f"{latent} positions: set schedule.positions={latent}"
+        )
 
 
 def lint(config: DictConfig) -> None:
@@ -95,6 +139,7 @@ def lint(config: DictConfig) -> None:
 
     from ldm.lint import Setup, check
 
+    check_settings(config)
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
     evaluation = config.get("evaluation", {})
     if evaluation.get("prompts") and "_target_" not in evaluation:
@@ -140,7 +185,8 @@ def in_sweep(config: DictConfig) -> Path:
     check_given(config)
     run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), sweep_label(hydra_config))
     OmegaConf.update(config, "run_dir", str(run_dir))
-    OmegaConf.update(config, "resume", config.resume or "auto")
+    if config.resume is None or [*run_dir.glob("checkpoints/*.ckpt")]:  # another run's checkpoint only begins this one
+        OmegaConf.update(config, "resume", "auto")
     # the run's own command, whichever process its launcher runs it in, and what its other ranks are started by
     own = f"run_dir='{run_dir}'", f"resume='{config.resume}'"
     sys.argv = [os.path.relpath(CONF.parent / "train.py"), *hydra_config.overrides.task, *own]
@@ -169,6 +215,10 @@ def main(config: DictConfig) -> None:
         train(config)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        if not sweep or stop.code != TIMEOUT:
+            raise
+        raise CompactHydraException(f"{config.run_dir}: stopped by trainer.max_time; the same sweep goes on") from None
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()

@@ -28,6 +28,18 @@ from ldm.commands.edge import EXPECTED
 from ldm.files import is_locked, lock, write_text
 from ldm.report.groups import decisive
 from ldm.report.runs import WAITING, flatten
+from ldm.training.consistency import disagreements
+from ldm.training.reading import is_read
+from ldm.training.trainer import check_argument, check_trainer
+
+# Settings that would be ignored, as others decide → what to set instead.
+ELSEWHERE = {
+    "hydra.run.dir": "set run_dir, the folder of a run",
+    "hydra.sweep.subdir": "the folder of each run is named by its settings, within hydra.sweep.dir",
+}
+ELSEWHERE_IN_SWEEPS = {
+    "run_dir": "the folder of each run is named by its settings; set hydra.sweep.dir, which holds them"
+}
 
 
 def check_overrides(arguments: list[str], conf: Path) -> None:
@@ -36,11 +48,13 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
     Names are told with the nearest right one, types by the value that is there without the override.
     """
     try:
-        overrides = OverridesParser.create().parse_overrides(get_args(arguments).overrides)
+        given = get_args(arguments)
+        overrides = OverridesParser.create().parse_overrides(given.overrides)
     except HydraException as error:
         raise ValueError(
             f"cannot read the arguments ({_first_line(error)}); write key=value, quote odd values"
         ) from error
+    _check_elsewhere(overrides, given.multirun)
     groups = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in conf.iterdir() if path.is_dir()}
     chosen = []
     for override in overrides:
@@ -53,7 +67,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
                 chosen += [f"{name}={option}" for option in options[:1]]
             else:
                 chosen.append(override.input_line or "")
-    values = _values(chosen, conf)
+    values = dict(_walk(_composed(chosen, conf)))
     for override in overrides:
         name = override.key_or_group
         if name in groups or name.startswith("hydra"):
@@ -64,6 +78,43 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
             raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
         elif not override.is_add():
             raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
+    _check_read(overrides, conf)
+
+
+def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:
+    """Refuses settings that would be ignored, since another one decides."""
+    sweep |= any(one.key_or_group == "hydra.mode" and one.value() == "MULTIRUN" for one in overrides)
+    for name in (override.key_or_group for override in overrides if not override.is_delete()):
+        if name in ELSEWHERE:
+            raise ValueError(f"{name} is not a setting here: {ELSEWHERE[name]}")
+        if sweep and name in ELSEWHERE_IN_SWEEPS:
+            raise ValueError(f"{name} is not a setting of a sweep: {ELSEWHERE_IN_SWEEPS[name]}")
+        if name.startswith("trainer."):
+            check_argument(name.split(".")[1])
+
+
+def _check_read(overrides: list[Override], conf: Path) -> None:
+    """Refuses settings that nothing would read, such as a schedule where an autoencoder is trained."""
+    config = _composed([_first(one) for one in overrides if not one.key_or_group.startswith("hydra")], conf)
+    if config["plan"]:  # which looks at more than training does
+        return
+    for override in overrides:
+        key = override.package or override.key_or_group
+        there = key.split(".")[0] in config and not override.is_delete()
+        if there and not is_read(config, key):
+            raise ValueError(
+                f"{override.input_line} would be ignored, since nothing reads {key} under these settings: leave it out"
+            )
+
+
+def _first(override: Override) -> str:
+    """The override itself, or the first of a sweep that lists its values; nothing for another sweep."""
+    line = override.input_line or ""
+    if not override.is_sweep_override():
+        return line
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+        return ""
+    return f"{line.partition('=')[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
 def _check_type(override: Override, default: Any) -> None:
@@ -114,11 +165,11 @@ def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
     return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
 
 
-def _values(chosen: list[str], conf: Path) -> dict[str, Any]:
-    """Every dotted key of the config with these group options, and its value before it is resolved."""
+def _composed(overrides: list[str], conf: Path) -> Any:
+    """The config with these overrides, as plain data before it is resolved."""
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        config = compose("train", overrides=[line for line in chosen if line], return_hydra_config=False)
-    return dict(_walk(OmegaConf.to_container(config)))
+        config = compose("train", overrides=[line for line in overrides if line], return_hydra_config=False)
+    return OmegaConf.to_container(config)
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -155,8 +206,13 @@ def sweep_label(hydra: Any) -> str:
 
 
 def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
-    """A sweep's run by its content: a hash of what decides its result; `label`, for people, is of the first so made."""
+    """A sweep's run by its content: a hash of what decides its result; `label`, for people, is of the first so made.
+
+    A checkpoint that the run starts from, unlike its own, is part of that.
+    """
     settings = decisive(flatten(OmegaConf.to_container(config, resolve=True)), config.run_dir)
+    if config.resume not in (None, "auto"):
+        settings["resume"] = config.resume
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     readable = re.sub(r"[^\w=.,+-]+", "-", label)[:80]
     return next(iter(parent.glob(f"*_{digest}")), parent / f"{readable}_{digest}")
@@ -215,6 +271,14 @@ def check_given(config: DictConfig) -> None:
     for key, value in _walk(OmegaConf.to_container(config)):
         if value == MISSING:
             raise ValueError(f"{key} has no default; give it as {key}=…")
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuses arguments of the Trainer that would be ignored, and settings that differ from those that they follow."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_trainer(plain["trainer"])
+    if found := disagreements(plain):
+        raise ValueError("; ".join(found))
 
 
 def check_parallel(config: DictConfig, gpu: bool) -> None:

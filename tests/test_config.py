@@ -53,7 +53,7 @@ def options(group: str) -> list[str]:
         "schedule=zero_terminal_snr schedule@schedule.schedule=snr_shift",
         "-m seed=range(3)",
         "~ema",
-        "+trainer.model_registry=x",
+        "+trainer.inference_mode=false",
         "hydra.sweep.dir=x",
         "--cfg job",
         "-cn train seed=1",
@@ -128,7 +128,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(line: str, told: str) -> 
         "-m seed=range(3)",
         "-m optimizer.lr=interval(0,1)",
         "evaluation.prompts=0 metrics=none",
-        "+trainer.extra=x",
+        "+sampler.options.eta=1",
     ],
 )
 def test_a_value_that_may_be_meant_is_let_through(line: str) -> None:

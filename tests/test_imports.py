@@ -75,7 +75,15 @@ MAY_IMPORT = {
     "inside": {"pipeline", "nn", "diffusion", "sampling", "image", "items", "editing"},
     "cost": {"nn"},
     "plan": {"cost", "nn", "weights"},
-    "config": {"files", "commands.edge", "report", "processor"},
+    "config": {
+        "files",
+        "commands.edge",
+        "report",
+        "processor",
+        "training.consistency",
+        "training.reading",
+        "training.trainer",
+    },
     "app": {COMMANDS, "pipeline", "settings", "sampling", "weights", "image", "items", "editing"},
     "__main__": {COMMANDS},
 }

@@ -1,7 +1,6 @@
 """When a run's state is saved: on time, when it is asked to stop, and without holding training up."""
 
 import re
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from ldm.callbacks import checkpoint_file
 from ldm.callbacks.full_disk import survived
-from ldm.callbacks.interruption import Interruption, say
+from ldm.callbacks.interruption import Interruption, reason, say
 from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.steps import ending, stepped
+from ldm.callbacks.time_limit import time_limit
 
 STEP = re.compile(r"step_(\d+)[._]")  # of a checkpoint's files, by their names
 
@@ -83,13 +83,14 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(lightning_callbacks.Checkpoint):
-    """Keeps `folder`/last.ckpt: every n optimizer steps, before a validation, at the end, and on a signal.
+    """Keeps `folder`/last.ckpt: every n optimizer steps, before a validation, at the end, and where a run is stopped.
 
     The newest `keep` stay as step_N.ckpt, too, and for good those of every `keep_every`-th step. The state is copied
     at the end of a batch, where resuming is exact, and written in the background once the step is logged, by all ranks
     if the strategy gives each its part. A full disk is told and costs only this checkpoint. On Ctrl-C, SIGTERM or
-    SIGUSR1, to whichever rank, the step is finished and saved, and the process exits with 128 + the signal. Lightning
-    runs it after all other callbacks, so that the EMA has taken in the step; it needs the plugin AtomicCheckpointIO.
+    SIGUSR1, to whichever rank, and after the time of a TimeLimit, the step is finished and saved, and the process exits
+    with 128 + the signal, or with TIMEOUT. Lightning runs it after all other callbacks, so that the EMA has taken in
+    the step; it needs the plugin AtomicCheckpointIO.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.every_n_train_steps, self.keep, self.keep_every = every_n_train_steps, keep, keep_every
         self.interruption = Interruption()
         self._copied = self._written = 0  # steps: of the last copy, and of the last file
-        self._stopped_by: signal.Signals | None = None  # on any rank
+        self._exit_code = 0  # that some rank was asked to stop with
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -116,11 +117,11 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._copied = self._written = trainer.global_step
-        self._stopped_by = None
+        self._exit_code = 0
         if trainer.is_global_zero:
             for left in self.path.parent.glob(".*.tmp"):  # by a process killed while it wrote
                 left.unlink()
-        self.interruption.watch()
+        self.interruption.watch(time_limit(trainer))
         validate_again(trainer)
 
     def on_train_batch_end(
@@ -129,9 +130,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
             return
         self.interruption.patient = not ending(trainer)
-        self._stopped_by = self._any_signal(trainer)
+        self._exit_code = self._asked(trainer)
         on_time = trainer.global_step % self.every_n_train_steps == 0
-        if on_time or ending(trainer) or self._stopped_by or validation_due(trainer):
+        if on_time or ending(trainer) or self._exit_code or validation_due(trainer):
             self._copy(trainer)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -139,7 +140,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             self._write(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self._stopped_by = self._any_signal(trainer)
+        self._exit_code = self._asked(trainer)
         self._stop_if_asked(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -161,11 +162,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._join()
         self.interruption.restore()
 
-    def _any_signal(self, trainer: Trainer) -> signal.Signals | None:
-        """The signal that this rank, or else another one, was sent."""
-        ours = self.interruption.signal
-        asked = trainer.strategy.reduce_boolean_decision(ours is not None, all=False)
-        return (ours or signal.SIGTERM) if asked else None
+    def _asked(self, trainer: Trainer) -> int:
+        """The exit code that any rank was asked to stop with: a signal's is higher than that of a time limit."""
+        own = torch.tensor(self.interruption.code, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(own, reduce_op="max"))
 
     def _copy(self, trainer: Trainer) -> None:
         if trainer.global_step == self._copied or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -227,15 +227,15 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             raise failure
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._stopped_by is None:
+        if not self._exit_code:
             return
         self._wait()
         trainer.strategy.barrier("checkpoint")  # whoever launched the ranks may end all when one ends
         if trainer.is_global_zero:
             step = trainer.global_step
             saved = "" if self._written == step else ", which could not be saved"
-            say(f"stopped by {self._stopped_by.name} after step {step}{saved}: resume={self.path} goes on from there")
-        raise SystemExit(128 + self._stopped_by)
+            say(f"stopped by {reason(self._exit_code)} after step {step}{saved}: resume={self.path} goes on from there")
+        raise SystemExit(self._exit_code)
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
         io = trainer.strategy.checkpoint_io

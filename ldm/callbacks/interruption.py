@@ -1,11 +1,14 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 ask a run to stop; a second one stops it at once."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and the end of its time ask a run to stop; a second signal stops it at once."""
 
+import math
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+TIMEOUT = 124  # the exit code of timeout(1) where the time is over
 
 
 class Interruption:
@@ -14,11 +17,21 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.patient = True
+        self._deadline = math.inf
         self._process = os.getpid()
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def watch(self) -> None:
+    @property
+    def code(self) -> int:
+        """The exit code to stop with after this step; 0 where nothing asks for it, as after the last step."""
+        if self.signal:
+            return 128 + self.signal
+        return TIMEOUT if self.patient and time.monotonic() > self._deadline else 0
+
+    def watch(self, seconds: float = math.inf) -> None:
+        """From now on, and for so many seconds."""
         self.signal, self.patient, self._process = None, True, os.getpid()
+        self._deadline = time.monotonic() + seconds
         self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def restore(self) -> None:
@@ -36,6 +49,11 @@ class Interruption:
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
         say(f"{name}: saving a checkpoint after this step; a second signal stops at once")
+
+
+def reason(code: int) -> str:
+    """What asked for an exit code of `Interruption`."""
+    return "trainer.max_time" if code == TIMEOUT else signal.Signals(code - 128).name
 
 
 def say(text: str) -> None:

@@ -38,7 +38,7 @@ class Framing:
     buckets: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
+        if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size={self.size}: expected a number of pixels from 1 up")
         if self.crop not in ("center", "random"):
             raise ValueError(f'crop={self.crop!r}: expected "center" or "random"')

@@ -50,11 +50,8 @@ class AutoencoderTraining(LightningModule):
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(
-            self.make_optimizer(weight for weight in self.vae.parameters() if weight.requires_grad),
-            self.curve,
-            self.trainer,
-        )
+        weights = (weight for weight in self.vae.parameters() if weight.requires_grad)
+        return with_curve(self.make_optimizer, weights, self.curve, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(self, checkpoint["state_dict"], "the checkpoint")

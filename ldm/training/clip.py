@@ -29,7 +29,7 @@ class ClipTraining(LightningModule):
         self.make_optimizer, self.curve = optimizer, lr
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer(self.clip.parameters()), self.curve, self.trainer)
+        return with_curve(self.make_optimizer, self.clip.parameters(), self.curve, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(self, checkpoint["state_dict"], "the checkpoint")

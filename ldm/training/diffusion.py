@@ -21,7 +21,7 @@ from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.sharding import shard, spread_state
+from ldm.sharding import shard
 from ldm.training.objective import Objective
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.weights.find import find
@@ -118,9 +118,7 @@ class DiffusionTraining(LightningModule):
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(self.unet.parameters())
-        optimizer.register_load_state_dict_post_hook(spread_state)
-        return with_curve(optimizer, self.curve, self.trainer)
+        return with_curve(self.make_optimizer, self.unet.parameters(), self.curve, self.trainer)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -5,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from ldm.training.optim import Curve, constant, cosine, linear, with_curve
-from tests.training.tiny import fit
+from ldm.training.muon import Muon
+from ldm.training.optim import Curve, MakeOptimizer, constant, cosine, linear, with_curve
+from tests.training.tiny import diffusion, fit
 
 
 def curve_of(curve: Curve, total: int) -> list[float]:
@@ -59,10 +62,13 @@ def test_a_run_shorter_than_its_warm_up_still_has_a_rate(curve: Curve) -> None:
 
 @pytest.mark.parametrize("lr", [0.0, -1.0])
 def test_a_rate_with_which_nothing_is_learned_is_refused(lr: float) -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    optimizer.param_groups[0]["lr"] = lr
+    def make(weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(weights, lr=1.0)
+        optimizer.param_groups[0]["lr"] = lr
+        return optimizer
+
     with pytest.raises(ValueError, match=r"optimizer\.lr is .*, but nothing is learned unless it is positive"):
-        with_curve(optimizer, constant(), Trainer())
+        with_curve(make, [nn.Parameter(torch.zeros(1))], constant(), Trainer())
 
 
 class Rates(LightningModule):
@@ -73,7 +79,7 @@ class Rates(LightningModule):
         self.weight, self.curve, self.rates = nn.Parameter(torch.zeros(())), curve, list[float]()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(torch.optim.SGD([self.weight], lr=2.0), self.curve, self.trainer)
+        return with_curve(partial(torch.optim.SGD, lr=2.0), [self.weight], self.curve, self.trainer)
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         return self.weight
@@ -87,3 +93,100 @@ def test_a_run_follows_the_curve_by_optimizer_steps_to_its_last(tmp_path: Path, 
     module = Rates(partial(lambda step, total: (step + 1) / total))
     fit(tmp_path, module, steps=5, accumulate_grad_batches=batches)
     assert module.rates == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+
+
+def trained(folder: Path, module: LightningModule, steps: int, **how: Any) -> Path:
+    """The checkpoint of a run."""
+    path = folder / f"{steps}.ckpt"
+    fit(folder, module, steps, **how).save_checkpoint(path)
+    return path
+
+
+def weights_of(module: LightningModule) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in module.parameters()])
+
+
+class Turn(Callback):
+    """Sets the hyperparameters of a run that is never stopped, before the given batch."""
+
+    def __init__(self, batch: int, lr: float, weight_decay: float) -> None:
+        self.batch, self.lr, self.weight_decay = batch, lr, weight_decay
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.batch:
+            (config,) = trainer.lr_scheduler_configs
+            config.scheduler.base_lrs = [self.lr for _ in trainer.optimizers[0].param_groups]
+            for group in trainer.optimizers[0].param_groups:
+                group |= {"lr": self.lr, "weight_decay": self.weight_decay}
+
+
+OPTIMIZERS = [partial(torch.optim.AdamW, fused=True), Muon]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_other_hyperparameters_take_effect_at_the_first_step_of_a_resumed_run(tmp_path: Path, make: Any) -> None:
+    old, new = {"lr": 1e-2, "weight_decay": 0.1}, {"lr": 3e-3, "weight_decay": 0.5}
+    turned, resumed = diffusion(optimizer=partial(make, **old)), diffusion(optimizer=partial(make, **new))
+    fit(tmp_path, turned, 4, callbacks=[Turn(2, **new)])
+    checkpoint = trained(tmp_path, diffusion(optimizer=partial(make, **old)), 2)
+    fit(tmp_path, resumed, 4, checkpoint)
+    assert torch.equal(weights_of(resumed), weights_of(turned))
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_without_changes_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path: Path, make: Any) -> None:
+    settings = {"optimizer": partial(make, lr=1e-2), "lr": cosine(2)}
+    straight, resumed = diffusion(**settings), diffusion(**settings)
+    fit(tmp_path, straight, 5)
+    fit(tmp_path, resumed, 5, trained(tmp_path, diffusion(**settings), 2, callbacks=[Lengthened(5)]))
+    assert torch.equal(weights_of(resumed), weights_of(straight))
+
+
+class Lengthened(Callback):
+    """Makes a run's curve that of a longer one, as if it were going to be stopped."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        curve = module.curve
+        module.curve = lambda step, _: curve(step, self.steps)  # type: ignore[operator]
+
+
+def test_the_first_step_of_a_lengthened_run_has_the_rate_of_the_longer_curve(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, Rates(cosine()), 3)
+    longer, straight = Rates(cosine()), Rates(cosine())
+    fit(tmp_path, longer, 6, checkpoint)
+    fit(tmp_path, straight, 6)
+    assert longer.rates == straight.rates[3:]
+
+
+class Older(Rates):
+    """Restores all of its optimizer and of its curve, as runs once did."""
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = torch.optim.SGD([self.weight], lr=2.0)
+        schedule = LambdaLR(optimizer, lambda step: self.curve(step, 6))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_a_checkpoint_with_hyperparameters_and_a_whole_curve_in_it_is_resumed_exactly(tmp_path: Path) -> None:
+    resumed, straight = Rates(cosine()), Rates(cosine())
+    fit(tmp_path, straight, 6)
+    fit(tmp_path, resumed, 6, trained(tmp_path, Older(cosine()), 3))
+    assert resumed.rates == straight.rates[3:]
+    assert torch.equal(resumed.weight, straight.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (partial(torch.optim.AdamW, amsgrad=True), "lacks max_exp_avg_sq, which AdamW keeps for each weight"),
+        (partial(torch.optim.RMSprop, momentum=0.9), "lacks momentum_buffer, square_avg, which RMSprop keeps"),
+        (Muon, "groups the weights in another way than Muon does"),
+    ],
+)
+def test_state_that_another_optimizer_left_is_refused(tmp_path: Path, make: MakeOptimizer, told: str) -> None:
+    checkpoint = trained(tmp_path, diffusion(optimizer=torch.optim.AdamW), 1)
+    with pytest.raises(ValueError, match=f"{told}.*start a new run from its weights with training.start"):
+        fit(tmp_path, diffusion(optimizer=make), 2, checkpoint)

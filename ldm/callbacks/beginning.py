@@ -1,0 +1,25 @@
+"""What is done once, when a run is known to be what its config says."""
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Beginning(Callback):
+    """Calls `begin` on the first rank as training starts, or before the work of the end where no step is left.
+
+    Whatever refuses a checkpoint has done so by then, so that the folder of a refused run stays as it was.
+    """
+
+    def __init__(self, begin: Callable[[], object]) -> None:
+        self.begin = begin
+        self.trained = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trained = True
+        if trainer.is_global_zero:
+            self.begin()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero and not self.trained:
+            self.begin()

@@ -1,0 +1,104 @@
+"""Settings of a run that say the same thing in two places: one of them follows the other, and must agree with it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Setting → the one that it follows.
+FOLLOWS = {
+    "trainer.precision": "precision.name",
+    "trainer.strategy": "strategy.name",
+    "optimizer.precision": "precision.name",
+    "training.compute": "precision.compute",
+    "training.unet": "model",
+    "training.vae": "model",
+    "training.clip": "model",
+    **{
+        f"training.{group}": group
+        for group in (
+            *("first_stage", "text_encoder", "schedule", "prediction", "weighting", "times"),
+            *("optimizer", "lr", "seed"),
+        )
+    },
+    "times.schedule": "schedule",
+    "training.sampling.sampler": "sampler.name",
+    "training.sampling.sampler_options": "sampler.options",
+    "training.sampling.spacing": "sampler.spacing",
+    "training.sampling.spacing_options": "sampler.spacing_options",
+    "training.sampling.steps": "sampler.steps",
+    "training.sampling.guidance": "guidance.scale",
+    "training.sampling.guidance_interval": "guidance.interval",
+    "training.sampling.guidance_rescale": "guidance.rescale",
+    "data.module.seed": "seed",
+    **{
+        f"data.module.{name}": f"data.{name}"
+        for name in (
+            *("batch_size", "global_batch", "limit", "run", "bucketed"),
+            *("workers", "readers", "tokenize", "max_bad_share"),
+        )
+    },
+    "callbacks.running.folder": "run_dir",
+    "callbacks.export.folder": "run_dir",
+    "evaluation.folder": "run_dir",
+}
+# Folder → where in run_dir it has to be, since resume=auto and ldm's other commands look there.
+INSIDE = {"callbacks.checkpoint.folder": "checkpoints", "callbacks.previews.folder": "samples", "ema.folder": "ema"}
+
+
+def disagreements(config: Mapping[str, Any]) -> list[str]:
+    """One sentence for each pair of settings, in a resolved config, that must agree and do not."""
+    found = [sentence for follower, owner in FOLLOWS.items() for sentence in _differences(config, follower, owner)]
+    return [*found, *_folders(config), *_size(config)]
+
+
+def _differences(config: Mapping[str, Any], follower: str, owner: str) -> Iterator[str]:
+    """Of two groups, the first setting in which they differ."""
+    ours, theirs = leaves(config, follower), leaves(config, owner)
+    if not ours or not theirs:
+        return
+    for key in [*ours, *theirs]:
+        if ours.get(key, ABSENT) != theirs.get(key, ABSENT):
+            yield (
+                f"{follower}{key} is {ours.get(key, ABSENT)} and {owner}{key} is {theirs.get(key, ABSENT)}: set only "
+                f"{owner}, which {follower} follows"
+            )
+            return
+
+
+ABSENT = "not set"
+
+
+def leaves(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Every value at or below a dotted path, by the rest of its path with a dot in front."""
+    node: Any = config
+    for name in path.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return {}
+        node = node[name]
+    return dict(_walk(node, ""))
+
+
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    if not node:
+        yield path, {}
+    for name, value in node.items():
+        yield from _walk(value, f"{path}.{name}")
+
+
+def _folders(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, name in INSIDE.items():
+        expected = f"{config.get('run_dir')}/{name}"
+        if (folder := leaves(config, key).get("")) not in (None, expected):
+            yield f"{key} is {folder}, but must be {name} in run_dir, where it is looked for: set only run_dir"
+
+
+def _size(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is trained on, and what is drawn and evaluated."""
+    data, training = (leaves(config, key).get("") for key in ("data.size", "training.size"))
+    if data is not None and training is not None and [data, data] != [*training]:
+        yield (
+            f"data.size is {data} and training.size is {[*training]}, so that the model would be trained on images of "
+            f"one size and draw another: set only training.size=[{data},{data}], which data.size follows"
+        )
