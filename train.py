@@ -59,12 +59,13 @@ def train(config: DictConfig) -> None:
     config.precision.name = config.precision.name  # in place of precision=auto, what it came to on this machine
     settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
     OmegaConf.resolve(config)
+    resolved: Any = OmegaConf.to_container(config)
+    lint(config)
     check_parallel(config, torch.cuda.is_available())
     quieten()
     torch.set_float32_matmul_precision("high")
     seed_everything(config.seed, verbose=False)
 
-    lint(config)
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
     module = build(config.training)
     data = build(config.data.module)
@@ -81,7 +82,7 @@ def train(config: DictConfig) -> None:
     told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
     trainer = build(
         config.trainer,
-        callbacks=[Effective(), beginning, Changes(settings, config.accept_changes), *limit, *chosen, told],
+        callbacks=[Effective(), beginning, Changes(settings, resolved, config.accept_changes), *limit, *chosen, told],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),

@@ -40,7 +40,7 @@ def options(group: str) -> list[str]:
     "line",
     [
         "",
-        "trainer.max_steps=3 trainer.limit_train_batches=5 data.batch_size=4",
+        "trainer.max_steps=3 trainer.limit_val_batches=5 data.batch_size=4",
         "schedule=cosine prediction=v sampler=ddim sampler.steps=7",
         "experiment=emoji data.shards=x",
         "experiment=shapes_vae data.shards=x model.widths=[8]",
@@ -121,7 +121,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(line: str, told: str) -> 
         "data.workers=${data.batch_size}",
         "model.heads=[1,2]",
         "trainer.deterministic=warn",
-        "trainer.fast_dev_run=3",
+        "trainer.detect_anomaly=1",
         "experiment=shapes_vae data.shards=x trainer.val_check_interval=0.5",
         "trainer.devices=2",
         "-m data.batch_size=8,16",

@@ -15,18 +15,20 @@ NEUTRAL = (
     "optimizer.precision",  # the trainer's
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
-DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_steps")
+DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # to which all curves but a constant one are stretched
 
 
 class Changes(Callback):
     """Keeps the `settings`, nested plain data, in checkpoints, and compares them with those of a run that is resumed.
 
-    Raises ValueError for changes that would lead elsewhere than the run that was never stopped; `accepted`, they are
-    only shown.
+    They are those that were given, with references to others as such; `resolved` has the values of these. Raises
+    ValueError for changes that would lead elsewhere than the run that was never stopped; `accepted`, they are only
+    shown.
     """
 
-    def __init__(self, settings: dict[str, Any], accepted: bool = False) -> None:
-        self.settings, self.accepted = settings, accepted
+    def __init__(self, settings: dict[str, Any], resolved: dict[str, Any], accepted: bool = False) -> None:
+        self.settings, self.resolved, self.accepted = settings, resolved, accepted
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings
@@ -35,7 +37,7 @@ class Changes(Callback):
         if "settings" not in checkpoint:
             _tell("the checkpoint is of an older layout without settings, so that they cannot be compared")
             return
-        found = differences(checkpoint["settings"], self.settings)
+        found = differences(checkpoint["settings"], self.settings, self.resolved)
         if found and not self.accepted:
             raise ValueError(
                 f"the checkpoint was trained with other settings ({'; '.join(found)}), so that going on would not "
@@ -45,16 +47,18 @@ class Changes(Callback):
             _tell(f"settings changed since the checkpoint of step {checkpoint['global_step']}:", *found)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The settings that decide weights and changed; one that is new and null changes nothing."""
-    before, after = _flat(old), _flat(new)
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+def differences(old: dict[str, Any], new: dict[str, Any], resolved: dict[str, Any]) -> list[str]:
+    """The settings that decide weights and changed; one that is new and null, or refers to its old value, did not."""
+    before, after, values = _flat(old), _flat(new), _flat(resolved)
+    keys = sorted(
+        key for key in before.keys() | after.keys() if before.get(key) not in (after.get(key), values.get(key))
+    )
     return [f"{key} {before.get(key)} → {after.get(key)}" for key in keys if decides(key, new)]
 
 
 def decides(key: str, settings: dict[str, Any]) -> bool:
     """Whether another value leads to other weights."""
-    if key == "trainer.max_steps":  # to whose number the other curves are stretched
+    if key in LENGTH:
         return not str(settings["lr"]["_target_"]).endswith(".constant")
     return key in DECISIVE or not any(f"{key}.".startswith(f"{neutral}.") for neutral in NEUTRAL)
 

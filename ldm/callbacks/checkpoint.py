@@ -168,7 +168,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
     def _copy(self, trainer: Trainer) -> None:
-        if trainer.global_step == self._copied or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.global_step == self._copied:
             return
         self._wait()
         self._copied = trainer.global_step

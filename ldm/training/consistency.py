@@ -7,7 +7,7 @@ from typing import Any
 FOLLOWS = {
     "trainer.precision": "precision.name",
     "trainer.strategy": "strategy.name",
-    "optimizer.precision": "precision.name",
+    "optimizer.precision": "trainer.precision",
     "training.compute": "precision.compute",
     "training.unet": "model",
     "training.vae": "model",
@@ -56,15 +56,11 @@ def _differences(config: Mapping[str, Any], follower: str, owner: str) -> Iterat
     if not ours or not theirs:
         return
     for key in [*ours, *theirs]:
-        if ours.get(key, ABSENT) != theirs.get(key, ABSENT):
-            yield (
-                f"{follower}{key} is {ours.get(key, ABSENT)} and {owner}{key} is {theirs.get(key, ABSENT)}: set only "
-                f"{owner}, which {follower} follows"
-            )
+        absent = "not set" if key else "a group of settings"
+        mine, other = ours.get(key, absent), theirs.get(key, absent)
+        if mine != other:
+            yield (f"{follower}{key} is {mine} and {owner}{key} is {other}: set only {owner}, which {follower} follows")
             return
-
-
-ABSENT = "not set"
 
 
 def leaves(config: Mapping[str, Any], path: str) -> dict[str, Any]:

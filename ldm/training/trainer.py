@@ -7,10 +7,10 @@ from typing import Any
 # Passed on as they are.
 PASSED = (
     *("accelerator", "devices", "num_nodes", "strategy", "precision"),
-    *("max_steps", "min_steps", "max_epochs", "min_epochs", "limit_train_batches"),
+    *("max_steps", "min_steps", "max_epochs", "min_epochs"),
     *("limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode"),
     *("gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm"),
-    *("deterministic", "benchmark", "detect_anomaly", "profiler", "fast_dev_run"),
+    *("deterministic", "benchmark", "detect_anomaly", "profiler"),
     *("log_every_n_steps", "enable_model_summary"),
 )
 OURS = ("max_time",)  # which ldm.callbacks.time_limit enforces, not Lightning
@@ -22,8 +22,10 @@ ELSEWHERE = {
     "enable_autolog_hparams": "the settings are always logged, unless logger=none",
     "enable_checkpointing": "~callbacks.checkpoint trains without checkpoints",
     "enable_progress_bar": "~callbacks.progress trains without a progress bar",
+    "fast_dev_run": "choose debug=fast, a short run that does all that a run does",
     "limit_predict_batches": "a run predicts nothing; evaluation.prompts is the number of images drawn at the end",
     "limit_test_batches": "a run has no test set; evaluation.prompts is the number of images drawn at the end",
+    "limit_train_batches": "set data.limit, which trains on the first samples only",
     "logger": "choose logger=tensorboard, csv, wandb or none",
     "model_registry": "checkpoints are written to run_dir/checkpoints only",
     "overfit_batches": "choose debug=overfit, or set data.limit, which trains on the first samples only",
@@ -57,8 +59,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             f"trainer.gradient_clip_algorithm={given['gradient_clip_algorithm']} clips nothing without "
             "trainer.gradient_clip_val: give both or neither"
         )
-    if given.get("limit_train_batches") == 0:
-        raise ValueError("trainer.limit_train_batches=0 trains on nothing: give at least 1, or leave it out")
+    if isinstance(interval := given.get("val_check_interval"), str | Mapping):
+        raise ValueError(
+            f"trainer.val_check_interval is {interval}, but must be a number of batches: ranks and resumed runs would "
+            "not validate at the same steps"
+        )
     if isinstance(given.get("profiler"), str):
         raise ValueError(
             f"trainer.profiler={given['profiler']} would not write its result anywhere: choose debug=profile, and for "

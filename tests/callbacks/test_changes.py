@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ldm.callbacks.changes import Changes
+from ldm.callbacks.changes import Changes, differences
 from ldm.callbacks.checkpoint import Checkpoint
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
@@ -20,13 +20,13 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    trainer(folder, Changes(SETTINGS), Checkpoint(folder)).fit(Tiny(), Batches())
+    trainer(folder, Changes(SETTINGS, SETTINGS), Checkpoint(folder)).fit(Tiny(), Batches())
     return folder / "last.ckpt"
 
 
 def resume(checkpoint: Path, accepted: bool = False, **changed: Any) -> None:
     settings = SETTINGS | {group: SETTINGS.get(group, {}) | values for group, values in changed.items()}
-    callback = Changes(settings, accepted)
+    callback = Changes(settings, settings, accepted)
     trainer(checkpoint.parent, callback, max_steps=5).fit(Tiny(), Batches(), ckpt_path=checkpoint)
 
 
@@ -35,6 +35,7 @@ def resume(checkpoint: Path, accepted: bool = False, **changed: Any) -> None:
     [
         ({"optimizer": {"lr": 0.2}}, "optimizer.lr 0.1 → 0.2"),
         ({"trainer": {"max_steps": 5}}, "trainer.max_steps 4 → 5"),
+        ({"trainer": {"max_epochs": 2}}, "trainer.max_epochs None → 2"),
         ({"trainer": {"gradient_clip_val": 0.5}}, "trainer.gradient_clip_val 1.0 → 0.5"),
         ({"data": {"shards": "b.tar"}}, "data.shards a.tar → b.tar"),
         ({"ema": {"decay": 0.5}}, "ema.decay None → 0.5"),
@@ -73,10 +74,19 @@ def test_beside_a_change_that_leads_elsewhere_others_are_not_told(run: Path) -> 
         resume(run, optimizer={"lr": 0.2}, evaluation={"prompts": 8}, trainer={"devices": 2})
 
 
+def test_a_setting_that_now_refers_to_its_old_value_has_not_changed() -> None:
+    now = SETTINGS | {"data": {"batch_size": 8, "shards": "${files}"}, "files": "b.tar"}
+    before = {**SETTINGS, "files": "b.tar"}
+    for shards, told in (("b.tar", ["data.shards a.tar → ${files}"]), ("a.tar", [])):
+        resolved = now | {"data": {"batch_size": 8, "shards": shards}}
+        assert differences(before, now, resolved) == told
+
+
 def test_more_steps_are_no_change_where_the_rate_is_constant(tmp_path: Path) -> None:
     settings = SETTINGS | {"lr": {"_target_": "ldm.training.optim.constant"}}
-    trainer(tmp_path, Changes(settings), Checkpoint(tmp_path)).fit(Tiny(), Batches())
-    longer = Changes(settings | {"trainer": {**SETTINGS["trainer"], "max_steps": 5}})
+    trainer(tmp_path, Changes(settings, settings), Checkpoint(tmp_path)).fit(Tiny(), Batches())
+    more = settings | {"trainer": {**SETTINGS["trainer"], "max_steps": 5}}
+    longer = Changes(more, more)
     run = trainer(tmp_path, longer, max_steps=5)
     run.fit(Tiny(), Batches(), ckpt_path=tmp_path / "last.ckpt")
     assert run.global_step == 5
