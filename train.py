@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> None:
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and not beginning.trained:
+    if resumed and trainer.global_step == beginning.step:
         steps = trainer.global_step == trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
@@ -139,6 +140,7 @@ def lint(config: DictConfig) -> None:
     from torch import nn, zeros
 
     from ldm.lint import Setup, check
+    from ldm.settings import Settings
 
     check_settings(config)
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
@@ -152,6 +154,9 @@ def lint(config: DictConfig) -> None:
         return
     parts = [build(config[name]) for name in ("schedule", "prediction", "weighting")]
     training: Any = OmegaConf.to_container(config.training, resolve=True)
+    known = [one.name for one in fields(Settings) if one.name != "size"]
+    if unknown := sorted({*training["sampling"]} - {*known}):
+        raise ValueError(f"training.sampling.{unknown[0]} is no setting of sampling; there are: {', '.join(known)}")
     told = {name: training[name] for name in ("time", "sampling", "offset_noise", "caption_dropout")}
     check(Setup(*parts, **told))
 

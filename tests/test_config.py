@@ -92,6 +92,57 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        (
+            "+trainer.accumulate_grad_batches=4",
+            "trainer.accumulate_grad_batches is not a setting here: set data.global_b",
+        ),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run is not a setting here: choose debug=fast"),
+        ("++trainer.logger=false", "trainer.logger is not a setting here: choose logger="),
+        ("+trainer.extra=1", "there is no key trainer.extra; there are: accelerator, "),
+        (
+            "-m seed=1,2 run_dir=x",
+            "run_dir is not a setting of a sweep: the folder of each run is named by its settings",
+        ),
+        ("hydra.mode=MULTIRUN seed=1,2 run_dir=x", "run_dir is not a setting of a sweep"),
+        ("hydra.run.dir=x", "hydra.run.dir is not a setting here: set run_dir"),
+        ("-m seed=1,2 hydra.sweep.subdir=x", "hydra.sweep.subdir is not a setting here"),
+        ("+new=1", "+new=1 would be ignored, since nothing reads new under these settings: leave it out"),
+        ("+data.new=1", "+data.new=1 would be ignored"),
+        ("+sampler.new=1", "+sampler.new=1 would be ignored"),
+        ("+guidance.new=1", "+guidance.new=1 would be ignored"),
+        ("+strategy.devices=2", "+strategy.devices=2 would be ignored"),
+        ("data=shards data.shards=x +data.count=18", "+data.count=18 would be ignored"),
+        ("experiment=shapes_vae data.shards=x schedule=cosine", "schedule=cosine would be ignored"),
+        ("experiment=shapes_vae data.shards=x sampler.steps=5", "sampler.steps=5 would be ignored"),
+        ("-m experiment=shapes_clip data.shards=x prediction=v,eps", "prediction=v,eps would be ignored"),
+        ("data.batch_size=8 training.sampling.steps=5 sampler.steps=9", "sampler.steps=9 would be ignored"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(line: str, told: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        check_overrides(line.split(), CONF)
+    assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "+data.new=3 data.batch_size=${data.new}",
+        "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.stop.monitor=val/loss",
+        "+callbacks.previews.at_end=false",
+        "+training.sampling.clip_skip=1",
+        "debug=plan +data.size=64",
+        "strategy=ddp +strategy.name.static_graph=true",
+        "name=x run_dir=y",
+    ],
+)
+def test_an_added_setting_that_something_reads_is_let_through(line: str) -> None:
+    check_overrides(line.split(), CONF)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
         ("trainer.max_steps=abc", "trainer.max_steps is abc, but must be a whole number, such as 940"),
         ("data.batch_size=x", "data.batch_size is x, but must be a whole number, such as 64"),
         ("data.batch_size=1.5", "data.batch_size is 1.5, but must be a whole number"),
@@ -249,6 +300,11 @@ def test_a_sweeps_run_is_named_by_what_decides_its_result(tmp_path: Path) -> Non
     assert name("seed=1", *elsewhere, "data.workers=2") == same
     others = name("seed=2"), name("seed=1", "schedule=cosine"), name("seed=1", "evaluation.prompts=7")
     assert len({same, *others}) == 4
+
+
+def test_runs_of_a_sweep_that_start_from_other_checkpoints_are_others(tmp_path: Path) -> None:
+    names = [sweep_folder(composed(f"resume={path}"), tmp_path, "x").name for path in ("a.ckpt", "b.ckpt", "auto")]
+    assert len(set(names)) == 3
 
 
 def test_a_run_that_is_there_already_is_found_by_its_content_and_not_its_label(tmp_path: Path) -> None:

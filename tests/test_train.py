@@ -15,11 +15,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from lightning.pytorch import Callback
+from omegaconf import OmegaConf
 from PIL import Image
 
 import train
+from ldm.callbacks.interruption import TIMEOUT
 from ldm.commands.edge import EXPECTED
 from ldm.config import sentence
+from ldm.report.runs import is_finished, read_run
+from ldm.training.optim import constant
 from ldm.weights.model import read_model
 
 ROOT = Path(train.__file__).parent
@@ -199,6 +204,127 @@ def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_wa
     assert before == ((tmp_path / "config.yaml").read_text(), (tmp_path / "checkpoints" / "last.ckpt").read_bytes())
 
 
+def test_a_run_that_has_done_its_epochs_says_so(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        here("resume=auto", "trainer.max_steps=-1", "trainer.max_epochs=1")
+    assert "has done its 1 epochs; raise trainer.max_epochs to train further" in capsys.readouterr().out
+
+
+def test_accepted_changes_of_the_optimizer_are_those_that_run(here: Any, tmp_path: Path) -> None:
+    here()
+    changed = {"optimizer.lr": 0.01, "optimizer.weight_decay": 0.3, "optimizer.momentum": 0.8}
+    given = (f"{name}={value}" for name, value in changed.items())
+    here("resume=auto", "accept_changes=true", "trainer.max_steps=2", *given)
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    for group in read(tmp_path)["optimizer_states"][0]["param_groups"]:
+        assert group["initial_lr"] == config.optimizer.lr == 0.01
+        assert group["lr"] == 0.01 * constant(config.lr.warmup)(2, 2)
+        for name in ("weight_decay", "momentum"):
+            assert group[name] == config.optimizer[name] == changed[f"optimizer.{name}"]
+
+
+def test_the_settings_under_trainer_are_those_that_lightning_runs_with(here: Any, tmp_path: Path) -> None:
+    given = {
+        **{"max_steps": 3, "max_epochs": 7, "+min_steps": 2, "+min_epochs": 1, "devices": 1, "num_nodes": 1},
+        **{"val_check_interval": 2, "limit_val_batches": 2, "num_sanity_val_steps": 1, "log_every_n_steps": 3},
+        **{"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value", "detect_anomaly": "true"},
+    }
+    others = "+trainer.inference_mode=false", "trainer.check_val_every_n_epoch=null", "precision=bf16-mixed"
+    spy = f"+callbacks.spy._target_={Spy.__module__}.Spy"
+    arguments = (f"+trainer.{k[1:]}={v}" if k[0] == "+" else f"trainer.{k}={v}" for k, v in given.items())
+    here(*arguments, *others, spy)
+    run = Spy.trainer
+    for name, value in given.items():
+        told = (
+            "_detect_anomaly" if name == "detect_anomaly" else name.removeprefix("+").replace("devices", "num_devices")
+        )
+        assert getattr(run, told) == (True if value == "true" else value), name
+    assert run.check_val_every_n_epoch is None and run.precision == "bf16-mixed" and not Spy.inference
+    assert run.accumulate_grad_batches == 1 and run.default_root_dir == str(tmp_path)
+    recorded = OmegaConf.load(tmp_path / "config.yaml").trainer
+    assert all(
+        recorded[name.removeprefix("+")] == (True if value == "true" else value) for name, value in given.items()
+    )
+
+
+class Spy(Callback):
+    """Keeps the trainer of the last run in this process, and whether it validated in inference mode."""
+
+    trainer: Any = None
+    inference: Any = None
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        Spy.trainer = trainer
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        Spy.inference = torch.is_inference_mode_enabled()
+
+
+def test_without_the_callbacks_lightning_writes_no_checkpoints_and_shows_no_bar(here: Any, tmp_path: Path) -> None:
+    here("~callbacks.checkpoint", "~callbacks.progress", f"+callbacks.spy._target_={Spy.__module__}.Spy")
+    assert Spy.trainer.global_step == 1 and Spy.trainer.progress_bar_callback is None
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_run_out_of_time_is_not_finished_and_trains_on_until_it_is(
+    here: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = "resume=auto", "trainer.max_steps=3", "trainer.max_time=00:00:00:00"
+    for step in (1, 2):
+        with pytest.raises(SystemExit) as stopped:
+            here(*again)
+        assert stopped.value.code == TIMEOUT and read(tmp_path)["global_step"] == step
+        assert read_run(tmp_path).state == "stopped" and not is_finished(tmp_path)
+    here(*again)
+    assert read(tmp_path)["global_step"] == 3 and is_finished(tmp_path)
+    capsys.readouterr()
+    here(*again)
+    assert "has done its 3 steps" in capsys.readouterr().out
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a sweep in this process: its exit code, and the folders of its runs."""
+    monkeypatch.setattr(train, "quieten", lambda: None)
+    own = (
+        "-m",
+        "--config-path",
+        str(train.CONF),
+        *TINY,
+        "metrics=none",
+        "logger=none",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+
+    def run(*arguments: str) -> tuple[int, list[Path]]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *own, *arguments])
+        code = 0
+        try:
+            train.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, sorted(path.parent for path in tmp_path.glob("sweep/*/config.yaml"))
+
+    return run
+
+
+def test_a_sweeps_run_that_is_out_of_time_is_resumed_by_the_same_sweep(sweep: Any) -> None:
+    limited = "seed=1,2", "trainer.max_steps=2", "trainer.max_time=00:00:00:00"
+    for code, step in ((1, 1), (0, 2)):
+        got, folders = sweep(*limited)
+        assert got == code and [read(folder)["global_step"] for folder in folders] == [step, step]
+
+
+def test_a_sweep_that_starts_from_a_checkpoint_resumes_from_its_own_ones(
+    here: Any, sweep: Any, tmp_path: Path
+) -> None:
+    here()
+    start = f"resume={tmp_path}/checkpoints/last.ckpt", "trainer.max_steps=3", "trainer.max_time=00:00:00:00"
+    for code, step in ((1, 2), (0, 3)):
+        got, (folder,) = sweep("seed=0", *start)
+        assert got == code and read(folder)["global_step"] == step
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -215,6 +341,17 @@ def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_wa
         (("optimizer.lr=-1",), "lr >= 0.* not \\(-1|Invalid learning rate: -1"),
         (("evaluation.prompts=8",), "evaluation.prompts=8 asks for pictures at the end, which metrics=none does not"),
         (("+sampler.options.eat=1",), "sampler=dpmpp_2m has no option 'eat'"),
+        (("+training.sampling.eat=1",), "training.sampling.eat is no setting of sampling; there are: sampler, "),
+        (
+            ("+trainer.accumulate_grad_batches=4",),
+            "accumulate_grad_batches is not a setting here: set data.global_batch",
+        ),
+        (("trainer.max_time=5",), "trainer.max_time is 5, but must be days, hours, minutes and seconds"),
+        (("trainer.max_time=00:00:00:09", "~callbacks.checkpoint"), "trainer.max_time .* needs callbacks.checkpoint"),
+        (("+callbacks.new.folder=x",), "callbacks.new has no _target_, so that it would be ignored"),
+        (("training.size=[128,128]",), "images of data.module.train are 64x64, but training.size is \\[128, 128\\]"),
+        (("data=shards", "data.shards=x", "data.size=128"), "data.size is 128 and training.size is \\[64, 64\\]"),
+        (("schedule=flow_at_resolution", "schedule.positions=9", "schedule.trained=9"), "set schedule.positions=64"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(

@@ -8,18 +8,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Beginning(Callback):
     """Calls `begin` on the first rank as training starts, or before the work of the end where no step is left.
 
-    Whatever refuses a checkpoint has done so by then, so that the folder of a refused run stays as it was.
+    Whatever refuses a checkpoint has done so by then, so that the folder of a refused run stays as it was. `step` is
+    the optimizer step from which the run trains.
     """
 
     def __init__(self, begin: Callable[[], object]) -> None:
         self.begin = begin
-        self.trained = False
+        self.step: int | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.trained = True
-        if trainer.is_global_zero:
-            self.begin()
+        self._begin(trainer)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero and not self.trained:
-            self.begin()
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        if self.step is None:
+            self.step = trainer.global_step
+            if trainer.is_global_zero:
+                self.begin()

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "A table of runs: what each is doing, how far it is, how fast, for how long still, and its latest numbers. "
         "In a terminal it renews itself until Ctrl-C; elsewhere it is printed once. States: waiting (of a sweep, and "
-        "not begun), starting (before the first logged step), in progress, stopped (by a user, a signal or a crash: "
-        "it goes on with resume=auto, or with its sweep), finished."
+        "not begun), starting (before the first logged step), in progress, stopped (by a user, a signal, a crash or "
+        "trainer.max_time: it goes on with resume=auto, or with its sweep), finished."
     )
     parser.add_argument("runs", nargs="*", default=["runs"], metavar="RUNS", help="runs, or folders of them (runs)")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)s)")
@@ -93,7 +93,7 @@ def show(runs: list[Run], live: bool) -> None:
 def row(run: Run) -> tuple[str, ...]:
     measured, steps = run.provenance.get("steps"), run.config.get("trainer.max_steps")
     step = max(trained(run.scalars), measured if isinstance(measured, int) else 0)
-    steps = steps if isinstance(steps, int) and steps > 0 else None  # -1: until max_time
+    steps = steps if isinstance(steps, int) and steps > 0 else None  # -1: until max_epochs
     speed = run.scalars[SPEED].values[-1] if SPEED in run.scalars else None
     state = "starting" if run.state == "in progress" and not step else run.state
     going = state == "in progress" and speed and steps

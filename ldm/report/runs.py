@@ -182,18 +182,17 @@ def is_finished(folder: Path) -> bool:
 
 def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
     steps, last = config.get("trainer.max_steps"), trained(scalars)
-    if report and not is_locked(path):
+    measured = report["provenance"].get("steps") if report else None
+    longer = isinstance(measured, int) and last > measured  # a finished run that was resumed, to train further
+    if report and not longer and not is_locked(path):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
-        measured = report["provenance"].get("steps")
-        notes = [f"not numbers: {', '.join(broken)}"] if broken else []
-        if is_number(measured) and last > measured:
-            notes.append(f"measured at step {measured}, but trained on to step {last}")
-        return "finished", "; ".join(notes)
-    if is_finished(path) and not is_locked(path):
+        return "finished", f"not numbers: {', '.join(broken)}" if broken else ""
+    if not report and is_finished(path) and not is_locked(path):
         return "finished", "it measured nothing"
     files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
     age = max(0.0, time.time() - max(files))
     where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
+    where += f" (metrics of step {measured})" if longer else ""
     if is_locked(path) if (path / LOCK).is_file() else age < SILENCE:
         return "in progress", f"{where}, last wrote {_ago(age)} ago"
     return "stopped", f"{where}, last wrote {_ago(age)} ago; go on with resume=auto"

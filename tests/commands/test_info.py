@@ -75,6 +75,12 @@ def test_someone_s_run_is_told_what_in_it_contradicts_itself(tmp_path: Path) -> 
     assert "contradictions" in describe(str(tmp_path))
 
 
+def test_a_run_that_trained_at_one_size_and_drew_another_is_found(tmp_path: Path) -> None:
+    config = "{data: {size: 128}, training: {size: [64, 64]}}"
+    told = describe(str(run_folder(tmp_path, config)))["contradictions"]
+    assert told.startswith("data.size is 128 and training.size is [64, 64], so that the model would be trained on")
+
+
 def test_a_run_in_which_all_agrees_is_told_so(tmp_path: Path) -> None:
     config = "weighting: {_target_: os.system, command: 'touch touched'}"
     assert describe(str(run_folder(tmp_path, config)))["contradictions"] == "none"

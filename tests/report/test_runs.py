@@ -38,9 +38,11 @@ def test_numbers_that_are_none_are_left_out_and_told(tmp_path: Path) -> None:
     assert run.metrics == {"kid": 1.0} and run.note == "not numbers: fid"
 
 
-def test_a_run_trained_on_after_it_was_measured_is_told(tmp_path: Path) -> None:
-    run = read_run(made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 7}))
-    assert run.note == "measured at step 7, but trained on to step 20"
+def test_a_run_that_was_stopped_after_training_beyond_its_metrics_is_not_finished(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 7})
+    (folder / LOCK).touch()
+    run = read_run(folder)
+    assert run.state == "stopped" and run.note.startswith("step 20 of 20 (metrics of step 7), last wrote")
 
 
 def test_metrics_that_were_logged_after_the_last_step_are_no_further_step(tmp_path: Path) -> None:
