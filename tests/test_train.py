@@ -315,9 +315,7 @@ def test_a_sweeps_run_that_is_out_of_time_is_resumed_by_the_same_sweep(sweep: An
         assert got == code and [read(folder)["global_step"] for folder in folders] == [step, step]
 
 
-def test_a_sweep_that_starts_from_a_checkpoint_resumes_from_its_own_ones(
-    here: Any, sweep: Any, tmp_path: Path
-) -> None:
+def test_a_sweep_that_starts_from_a_checkpoint_resumes_from_its_own_ones(here: Any, sweep: Any, tmp_path: Path) -> None:
     here()
     start = f"resume={tmp_path}/checkpoints/last.ckpt", "trainer.max_steps=3", "trainer.max_time=00:00:00:00"
     for code, step in ((1, 2), (0, 3)):

@@ -7,7 +7,7 @@ every sample can be made again. A caption belongs to one split for ever: a hash 
 import colorsys
 import zlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -203,6 +203,8 @@ class Shapes(Dataset[dict[str, Any]]):
     ) -> None:
         if length < 1:
             raise ValueError(f"a shapes data set needs length >= 1, not {length}")
+        if split not in get_args(Split):  # for which no scene would ever be found
+            raise ValueError(f"split of a shapes data set is {split}, but must be one of {', '.join(get_args(Split))}")
         self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
 
     def __len__(self) -> int:

@@ -10,23 +10,26 @@ from torch import Tensor
 
 from ldm.callbacks import checkpoint_file
 from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.effective import Effective
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.export import Export
 from ldm.callbacks.sharded import ShardedModelParallel
+from ldm.training.optim import cosine
 from ldm.weights.find import find
 from tests.callbacks.ranks import train_on_two
 from tests.training.tiny import diffusion, fit
 
 
-def train(folder: Path, steps: int, resume: Path | None = None, ranks: int = 1, sharded: bool = True) -> EMA:
+def train(
+    folder: Path, steps: int, resume: Path | None = None, ranks: int = 1, strategy: Any = None, **settings: float
+) -> EMA:
     ema = EMA(decay=0.9)
-    callbacks = [ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
+    callbacks = [Effective(), ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
     how: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "devices": ranks}
-    if sharded:
-        how["strategy"] = ShardedModelParallel()
     # Fused, it reads memory as it lies; eps keeps it from blowing up what rounding does to gradients near 0.
-    adam = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4, fused=True)
-    fit(folder, diffusion(optimizer=adam), steps, resume, 4 // ranks, **how)
+    adam = partial(torch.optim.AdamW, eps=1e-4, fused=True, **({"lr": 1e-2} | settings))
+    module = diffusion(optimizer=adam, lr=cosine(2))
+    fit(folder, module, steps, resume, 4 // ranks, strategy=strategy or ShardedModelParallel(), **how)
     return ema
 
 
@@ -62,7 +65,7 @@ def test_each_rank_writes_its_half_and_old_ones_go(halves: Path) -> None:
 
 
 def test_together_they_are_what_one_process_would_have_written(halves: Path, tmp_path: Path) -> None:
-    train(tmp_path, 3, sharded=False)
+    train(tmp_path, 3, strategy="auto")
     ours, whole = (checkpoint_file.read(folder / "last.ckpt") for folder in (halves, tmp_path))
     for part in ("state_dict", "ema"):
         torch.testing.assert_close(vector(ours[part]), vector(whole[part]), rtol=1e-4, atol=1e-5)
@@ -76,8 +79,8 @@ def test_models_are_read_from_it_and_exported_from_the_averages(halves: Path) ->
 
 
 def test_one_process_goes_on_with_it(halves: Path, copied: Path, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 5, sharded=False)
-    resumed = train(copied, 5, checkpoint_file.newest(copied), sharded=False)
+    whole = train(tmp_path / "whole", 5, strategy="auto")
+    resumed = train(copied, 5, checkpoint_file.newest(copied), strategy="auto")
     torch.testing.assert_close(vector(resumed.averages), vector(whole.averages), rtol=1e-4, atol=1e-5)
 
 
@@ -99,9 +102,27 @@ def test_two_ranks_that_were_stopped_end_bit_for_bit_where_they_would_have(halve
         assert torch.equal(vector(state), vector(resumed["optimizer_states"][0]["state"][index]))
 
 
+@pytest.mark.parametrize("strategy", [None, "ddp"])
+def test_two_ranks_that_resume_train_with_the_hyperparameters_of_their_config(
+    halves: Path, copied: Path, tmp_path: Path, strategy: str | None
+) -> None:
+    changed = {"lr": 3e-3, "weight_decay": 0.5}
+    last = copied / "step_00000003.ckpt"
+    codes, told = train_on_two(copied, lambda _: train(copied, 6, last, 2, strategy, **changed) and None)
+    assert codes == [0, 0], told
+    for group in checkpoint_file.read(copied / "last.ckpt")["optimizer_states"][0]["param_groups"]:
+        assert {name: group[name] for name in ("initial_lr", "weight_decay")} == {
+            "initial_lr": 3e-3,
+            "weight_decay": 0.5,
+        }
+    whole = train(tmp_path / "whole", 6, halves / "last.ckpt", strategy="auto", **changed)
+    ours = checkpoint_file.read(copied / "last.ckpt")["ema"]
+    torch.testing.assert_close(vector(ours), vector(whole.averages), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_ranks_go_on_with_what_one_process_wrote(tmp_path: Path) -> None:
-    whole = train(tmp_path, 4, sharded=False)
+    whole = train(tmp_path, 4, strategy="auto")
     codes, told = train_on_two(tmp_path, lambda _: train(tmp_path, 4, tmp_path / "step_00000003.ckpt", 2) and None)
     assert codes == [0, 0], told
     again = checkpoint_file.read(tmp_path / "last.ckpt")

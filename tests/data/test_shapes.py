@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +102,9 @@ def test_held_out_prompts_differ_and_are_never_trained_on() -> None:
     assert len(set(prompts)) == 128
     splits = [parse(prompt).split for prompt in prompts]
     assert splits.count("unseen") == 16 and "train" not in splits
+
+
+@pytest.mark.parametrize("split", ["test", None])
+def test_a_split_that_there_is_not_is_refused(split: Any) -> None:
+    with pytest.raises(ValueError, match=f"is {split}, but must be one of train, held_out, unseen"):
+        Shapes(split=split)
