@@ -95,7 +95,7 @@ def train(config: DictConfig) -> None:
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if resumed and trainer.global_step == beginning.step:
-        steps = trainer.global_step == trainer.max_steps
+        steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
 
@@ -144,7 +144,7 @@ def lint(config: DictConfig) -> None:
 
     check_settings(config)
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
-    evaluation = config.get("evaluation", {})
+    evaluation: Any = config.get("evaluation") or {}
     if evaluation.get("prompts") and "_target_" not in evaluation:
         raise ValueError(
             f"evaluation.prompts={evaluation.prompts} asks for pictures at the end, which metrics=none does not "

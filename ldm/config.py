@@ -32,6 +32,7 @@ from ldm.training.consistency import disagreements
 from ldm.training.reading import is_read
 from ldm.training.trainer import check_argument, check_trainer
 
+UNTRAINED = "untrained"  # in place of the path of a frozen part, see ldm.weights.parts: what its `config` is for
 # Settings that would be ignored, as others decide → what to set instead.
 ELSEWHERE = {
     "hydra.run.dir": "set run_dir, the folder of a run",
@@ -54,7 +55,8 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         raise ValueError(
             f"cannot read the arguments ({_first_line(error)}); write key=value, quote odd values"
         ) from error
-    _check_elsewhere(overrides, given.multirun)
+    sweep = given.multirun or any(one.key_or_group == "hydra.mode" and one.value() == "MULTIRUN" for one in overrides)
+    _check_elsewhere(overrides, sweep)
     groups = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in conf.iterdir() if path.is_dir()}
     chosen = []
     for override in overrides:
@@ -67,7 +69,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
                 chosen += [f"{name}={option}" for option in options[:1]]
             else:
                 chosen.append(override.input_line or "")
-    values = dict(_walk(_composed(chosen, conf)))
+    values = dict(_walk(OmegaConf.to_container(_composed(chosen, conf))))
     for override in overrides:
         name = override.key_or_group
         if name in groups or name.startswith("hydra"):
@@ -78,12 +80,11 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
             raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
         elif not override.is_add():
             raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
-    _check_read(overrides, conf)
+    _check_read(overrides, sweep, conf)
 
 
 def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:
     """Refuses settings that would be ignored, since another one decides."""
-    sweep |= any(one.key_or_group == "hydra.mode" and one.value() == "MULTIRUN" for one in overrides)
     for name in (override.key_or_group for override in overrides if not override.is_delete()):
         if name in ELSEWHERE:
             raise ValueError(f"{name} is not a setting here: {ELSEWHERE[name]}")
@@ -93,15 +94,24 @@ def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:
             check_argument(name.split(".")[1])
 
 
-def _check_read(overrides: list[Override], conf: Path) -> None:
+def _check_read(overrides: list[Override], sweep: bool, conf: Path) -> None:
     """Refuses settings that nothing would read, such as a schedule where an autoencoder is trained."""
     config = _composed([_first(one) for one in overrides if not one.key_or_group.startswith("hydra")], conf)
-    if config["plan"]:  # which looks at more than training does
+    plain: Any = OmegaConf.to_container(config)
+    if plain["plan"]:  # which looks at more than training does
         return
+    if plain["resume"] == "auto" and "${now:" in str(plain["run_dir"]) and not sweep:
+        raise ValueError(
+            "resume=auto resumes the run in run_dir, which would be a new folder each time: give run_dir too"
+        )
     for override in overrides:
         key = override.package or override.key_or_group
-        there = key.split(".")[0] in config and not override.is_delete()
-        if there and not is_read(config, key):
+        if key.split(".")[0] not in plain or override.is_delete():
+            continue
+        part, _, setting = key.partition(".")
+        if setting.split(".")[0] == "config" and OmegaConf.select(config, f"{part}.weights") not in (None, UNTRAINED):
+            raise ValueError(f"{key} would be ignored, since the file {part}.weights says it: leave it out")
+        if not is_read(plain, key):
             raise ValueError(
                 f"{override.input_line} would be ignored, since nothing reads {key} under these settings: leave it out"
             )
@@ -165,11 +175,10 @@ def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
     return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
 
 
-def _composed(overrides: list[str], conf: Path) -> Any:
-    """The config with these overrides, as plain data before it is resolved."""
+def _composed(overrides: list[str], conf: Path) -> DictConfig:
+    """The config with these overrides."""
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        config = compose("train", overrides=[line for line in overrides if line], return_hydra_config=False)
-    return OmegaConf.to_container(config)
+        return compose("train", overrides=[line for line in overrides if line], return_hydra_config=False)
 
 
 def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -298,7 +307,7 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         raise ValueError("strategy=fsdp is for training=diffusion; choose strategy=ddp")
     if config.optimizer["_target_"].endswith("Muon"):
         raise ValueError("optimizer=muon needs whole matrices, and strategy=fsdp cuts them up; choose optimizer=adamw")
-    if config.get("evaluation", {}).get("prompts"):
+    if (config.get("evaluation") or {}).get("prompts"):
         raise ValueError(
             "with strategy=fsdp no process holds the weights that the evaluation at the end draws with; give "
             "metrics=none, and measure the run with ldm evaluate"

@@ -106,6 +106,18 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
         ("hydra.mode=MULTIRUN seed=1,2 run_dir=x", "run_dir is not a setting of a sweep"),
         ("hydra.run.dir=x", "hydra.run.dir is not a setting here: set run_dir"),
         ("-m seed=1,2 hydra.sweep.subdir=x", "hydra.sweep.subdir is not a setting here"),
+        (
+            "resume=auto",
+            "resume=auto resumes the run in run_dir, which would be a new folder each time: give",
+        ),
+        (
+            "experiment=laion_sd15 data.cache=x first_stage.weights=y first_stage.config.scale=0.13",
+            "first_stage.config.scale would be ignored, since the file first_stage.weights says it",
+        ),
+        (
+            "experiment=laion_sd15 data.cache=x first_stage.weights=y text_encoder.config.width=32",
+            "text_encoder.config.width would be ignored, since the file text_encoder.weights says it",
+        ),
         ("+new=1", "+new=1 would be ignored, since nothing reads new under these settings: leave it out"),
         ("+data.new=1", "+data.new=1 would be ignored"),
         ("+sampler.new=1", "+sampler.new=1 would be ignored"),
@@ -134,6 +146,12 @@ def test_a_setting_that_would_be_ignored_is_refused(line: str, told: str) -> Non
         "debug=plan +data.size=64",
         "strategy=ddp +strategy.name.static_graph=true",
         "name=x run_dir=y",
+        "run_dir=x resume=auto",
+        "-m seed=1,2 resume=auto",
+        "resume=other.ckpt",
+        "experiment=laion_sd15 data.cache=x first_stage.weights=untrained first_stage.config.scale=0.13",
+        "experiment=laion_sd15 data.cache=x first_stage.weights=y text_encoder.weights=untrained "
+        "text_encoder.config.width=32",
     ],
 )
 def test_an_added_setting_that_something_reads_is_let_through(line: str) -> None:

@@ -24,7 +24,7 @@ class Changes(Callback):
 
     They are those that were given, with references to others as such; `resolved` has the values of these. Raises
     ValueError for changes that would lead elsewhere than the run that was never stopped; `accepted`, they are only
-    shown.
+    shown. A run that is to end before the checkpoint is refused, too.
     """
 
     def __init__(self, settings: dict[str, Any], resolved: dict[str, Any], accepted: bool = False) -> None:
@@ -34,6 +34,11 @@ class Changes(Callback):
         checkpoint["settings"] = self.settings
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if -1 < trainer.max_steps < checkpoint["global_step"]:
+            raise ValueError(
+                f"trainer.max_steps is {trainer.max_steps}, but the checkpoint is of step {checkpoint['global_step']}: "
+                "give at least that many, or another checkpoint"
+            )
         if "settings" not in checkpoint:
             _tell("the checkpoint is of an older layout without settings, so that they cannot be compared")
             return

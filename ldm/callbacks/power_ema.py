@@ -45,6 +45,18 @@ class PowerEMA(EMA):
     def about(self) -> dict[str, Any]:
         return {"length": self.lengths[0], "updates": self.updates}
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"lengths": list(self.lengths)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        lengths = state.get("lengths", self.lengths)
+        if [*lengths] != [*self.lengths]:
+            raise ValueError(
+                f"ema.lengths is {[*self.lengths]}, but the averages in the checkpoint have the lengths {[*lengths]}: "
+                "resume with these; ldm ema makes averages of any length afterwards"
+            )
+
     def decays(self) -> list[float]:
         return [decay(gamma, self.updates) for gamma in self.exponents]
 

@@ -50,6 +50,9 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name != "_target_":
             check_argument(name)
+    for name in ("precision", "strategy"):
+        if settings.get(name, "") is None:
+            raise ValueError(f"trainer.{name} is null, which leaves it to Lightning: choose {name}=NAME")
     given = {name: value for name, value in settings.items() if value is not None}
     clip = given.get("gradient_clip_val")
     if clip is not None and not clip >= 0:
@@ -64,10 +67,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             f"trainer.val_check_interval is {interval}, but must be a number of batches: ranks and resumed runs would "
             "not validate at the same steps"
         )
-    if isinstance(given.get("profiler"), str):
+    profiler = given.get("profiler", {"dirpath": None})
+    if isinstance(profiler, str) or ("dirpath" not in profiler and profiler["_target_"].startswith("lightning.")):
         raise ValueError(
-            f"trainer.profiler={given['profiler']} would not write its result anywhere: choose debug=profile, and for "
-            "another profiler trainer.profiler._target_=lightning.pytorch.profilers.CLASS too"
+            "trainer.profiler would not write its result anywhere: choose debug=profile, and for another profiler "
+            "trainer.profiler._target_=lightning.pytorch.profilers.CLASS too"
         )
     _check_end(settings.get("max_steps"), settings.get("max_epochs"))
 

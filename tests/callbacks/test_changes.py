@@ -74,6 +74,12 @@ def test_beside_a_change_that_leads_elsewhere_others_are_not_told(run: Path) -> 
         resume(run, optimizer={"lr": 0.2}, evaluation={"prompts": 8}, trainer={"devices": 2})
 
 
+def test_a_run_that_is_to_end_before_its_checkpoint_is_refused(run: Path) -> None:
+    callback = Changes(SETTINGS, SETTINGS)
+    with pytest.raises(ValueError, match=r"trainer\.max_steps is 3, but the checkpoint is of step 4: give at least"):
+        trainer(run.parent, callback, max_steps=3).fit(Tiny(), Batches(), ckpt_path=run)
+
+
 def test_a_setting_that_now_refers_to_its_old_value_has_not_changed() -> None:
     now = SETTINGS | {"data": {"batch_size": 8, "shards": "${files}"}, "files": "b.tar"}
     before = {**SETTINGS, "files": "b.tar"}

@@ -92,3 +92,11 @@ def test_a_resumed_run_has_the_same_averages_and_snapshots_bit_for_bit(tmp_path:
         assert torch.equal(flat(one), flat(other))
     for file in (tmp_path / "a" / "ema").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / "ema" / file.name).read_bytes()
+
+
+def test_averages_of_other_lengths_than_the_checkpoints_are_refused(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, diffusion(), 1, callbacks=[PowerEMA(tmp_path, LENGTHS)], limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "1.ckpt")
+    told = r"ema\.lengths is \[0\.1, 0\.05\], but the averages in the checkpoint have the lengths \[0\.05, 0\.1\]"
+    with pytest.raises(ValueError, match=told):
+        fit(tmp_path, diffusion(), 2, tmp_path / "1.ckpt", callbacks=[PowerEMA(tmp_path, LENGTHS[::-1])])

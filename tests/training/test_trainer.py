@@ -8,6 +8,7 @@ from lightning import Trainer
 from ldm.training.trainer import ELSEWHERE, OURS, PASSED, check_argument, check_trainer
 
 ENDING = {"max_steps": 5}
+SIMPLE = {"_target_": "lightning.pytorch.profilers.SimpleProfiler"}
 
 
 def test_every_argument_of_lightnings_trainer_is_passed_on_ours_or_refused() -> None:
@@ -37,7 +38,10 @@ def test_an_unknown_argument_is_refused_with_the_nearest_known_one() -> None:
         ({"gradient_clip_val": -1.0}, r"gradient_clip_val is -1\.0, but must be positive"),
         ({"gradient_clip_algorithm": "value"}, "clips nothing without trainer.gradient_clip_val"),
         ({"gradient_clip_algorithm": "norm", "gradient_clip_val": 0}, "clips nothing without"),
-        ({"profiler": "simple"}, "profiler=simple would not write its result anywhere: choose debug=profile"),
+        ({"precision": None}, "precision is null, which leaves it to Lightning: choose precision=NAME"),
+        ({"strategy": None}, "strategy is null, which leaves it to Lightning: choose strategy=NAME"),
+        ({"profiler": "simple"}, "profiler would not write its result anywhere: choose debug=profile"),
+        ({"profiler": SIMPLE}, "profiler would not write its result anywhere: choose debug=profile"),
         ({"val_check_interval": "00:00:10:00"}, "must be a number of batches"),
         ({"val_check_interval": {"minutes": 5}}, "must be a number of batches"),
         ({"max_steps": -1}, "a run needs a last step"),
@@ -60,7 +64,8 @@ def test_values_that_would_be_ignored_or_never_end_the_run_are_refused(settings:
         {"gradient_clip_val": 0},
         {"max_steps": -1, "max_epochs": 3},
         {"max_epochs": 3, "max_time": "00:01:00:00"},
-        {"val_check_interval": 0.5, "profiler": {"_target_": "lightning.pytorch.profilers.SimpleProfiler"}},
+        {"val_check_interval": 0.5, "profiler": SIMPLE | {"dirpath": "run"}},
+        {"profiler": {"_target_": "mine.Profiler"}},
     ],
 )
 def test_values_that_lightning_honours_are_accepted(settings: dict[str, Any]) -> None:
