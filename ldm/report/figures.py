@@ -118,9 +118,10 @@ def _name(group: Group) -> str:
 
 
 def _scalars(comparison: Comparison) -> list[str]:
-    """Validation first, then the training loss."""
+    """Validation first, then the training loss; not the parts of a loss (val/SET/loss_by_log_snr/RANGE)."""
     names = dict.fromkeys(name for group in comparison.groups for run in group.runs for name in run.scalars)
-    return [*sorted(name for name in names if name.startswith("val/")), *(n for n in names if n == "train/loss")]
+    validation = sorted(name for name in names if name.startswith("val/") and name.count("/") == 2)
+    return [*validation, *(name for name in names if name == "train/loss")]
 
 
 def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:

@@ -17,6 +17,7 @@ from ldm.files import LOCK, is_locked
 WAITING = ".waiting"  # beside the runs of a sweep: an empty file for each that is still to come
 SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
 SPEED = "train/images_per_second"
+SEEN = "train/images_seen"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Pictures an optimizer step, of all ranks; 1 where that is not known."""
+        """Pictures an optimizer step, of all ranks; 1 where that is not known.
+
+        By what the run logged, else by its settings, which do not tell how many ranks devices=auto came to.
+        """
+        if seen := self.scalars.get(SEEN):
+            return round(seen.values[-1] / (seen.steps[-1] + 1))
         if self.config.get("data.global_batch"):
             return int(self.config["data.global_batch"])
         devices = self.config.get("trainer.devices")
@@ -188,6 +194,9 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
         notes = [f"not numbers: {', '.join(broken)}"] if broken else []
         if is_number(measured) and last > measured:
             notes.append(f"measured at step {measured}, but trained on to step {last}")
+        validated = report["provenance"].get("validated")
+        if is_number(measured) and is_number(validated) and validated < measured:
+            notes.append(f"last validated at step {validated} of {measured}")
         return "finished", "; ".join(notes)
     if is_finished(path) and not is_locked(path):
         return "finished", "it measured nothing"

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from ldm.callbacks.throughput import Throughput
-from tests.callbacks.test_health import Logged
+from tests.callbacks.logged import Logged
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
