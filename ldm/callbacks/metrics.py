@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ldm.callbacks.checkpoint import AtomicCheckpointIO
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.find import find
 from ldm.callbacks.throughput import Throughput
@@ -61,16 +62,19 @@ class Metrics(Callback):
             self._hashes[name] = add_hashes(self._hashes.get(name, 0), picture_hash(content, batch.get("caption", ())))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        found = trainer.callback_metrics.items()  # on every rank, since this may reduce them
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._hashed, self.validated = True, trainer.global_step
-        found = trainer.callback_metrics.items()
         self.validation = {name: float(value) for name, value in found if name.startswith("val/")}
         ruler: dict[str, Any] = module.ruler  # type: ignore[assignment]
         self.sets = {
             name: {"count": count, "sha256": f"{self._hashes[name]:064x}", **ruler}
             for name, count in self._counts.items()
         }
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, AtomicCheckpointIO) and io.held:  # the run's last checkpoint, made before this validation
+            io.held[1]["callbacks"][self.state_key] = self.state_dict()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero or recorded(self.folder).get("steps") == trainer.global_step:

@@ -110,7 +110,7 @@ def row(run: Run) -> tuple[str, ...]:
 def latest(run: Run) -> str:
     """The headline metrics of a run that is measured, else its last losses."""
     if run.metrics:
-        told = [f"{m.title} {m.write(run.metrics[m.key])}" for m in metrics_of([run]) if m.headline]
+        told = [f"{m.title} {m.write(run.metrics[m.key])}" for m in metrics_of([[run]]) if m.headline]
         return ", ".join(told[:3]) or run.note
     losses = [f"{name} {curve.values[-1]:.4g}" for name, curve in run.scalars.items() if name.endswith("/loss")]
     return ", ".join(losses) or run.note

@@ -124,29 +124,33 @@ def means_of(runs: list[Run]) -> Comparison:
         raise ValueError(
             "none of these folders holds a run: " + "; ".join(f"{run.path} ({run.note or run.state})" for run in runs)
         )
-    metrics = metrics_of([run for group in groups for run in group.runs])
+    metrics = metrics_of([group.runs for group in groups])
     means = {m.key: [mean(list(v.values())) if (v := g.values(m.key)) else None for g in groups] for m in metrics}
     remarks = {metric.key: _remarks(metric, groups) for metric in metrics}
     return Comparison(runs, groups, differences, metrics, means, remarks, [])
 
 
-def metrics_of(runs: list[Run]) -> list[Metric]:
+def metrics_of(groups: list[list[Run]]) -> list[Metric]:
     """Those that any run has: the known ones in their order, parts of accuracy, validation, then what is not known.
 
-    Validation numbers are the headline of runs that measured no generated images.
+    Validation numbers are the headline where no two groups share one that generated images gave.
     """
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    names = dict.fromkeys(name for runs in groups for run in runs for name in run.metrics)
     known = [metric for metric in KNOWN if metric.key in names]
     parts = [
         Metric(name, f"accuracy: {name.removeprefix('accuracy_')}", 1, percent=True, headline=False)
         for name in names
         if name.startswith("accuracy_")
     ]
-    headline = not any(metric.headline for metric in known)
+    headline = not any(_is_shared(metric, groups) for metric in known if metric.headline)
     validation = [_validation(name, headline) for name in names if name.startswith("val/") and name.count("/") > 1]
     told = {metric.key for metric in [*known, *parts, *validation]}
     others = (Metric(name, name, 0, headline=False) for name in names if name not in told)
     return [*known, *parts, *validation, *others]
+
+
+def _is_shared(metric: Metric, groups: list[list[Run]]) -> bool:
+    return sum(any(metric.key in run.metrics for run in runs) for runs in groups) > 1
 
 
 def _validation(name: str, headline: bool) -> Metric:

@@ -218,7 +218,8 @@ def _pareto(
     left_out = sum(map(bool, comparison.remarks[metric.key]))
     note = "Small dots are runs. The broad line joins the means that no other beats in both."
     note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
-    return Plot(f"{metric.key}_by_{name}", f"{metric.title} against {label}", note, figure)
+    key = metric.key.replace("/", "_")
+    return Plot(f"{key}_by_{name}", f"{metric.title} against {label}", note, figure)
 
 
 def _measured(group: Group, metric: Metric) -> list[Run]:
