@@ -36,6 +36,10 @@ class Throughput(Callback):
         """The time from the last batch to the next one is not training's."""
         self._since = None
 
+    def work(self) -> None:
+        """The time since the end of the batch was spent on something else than waiting for data."""
+        self._lap()
+
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.waited += self._lap()
 

@@ -209,7 +209,10 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
 
 
 def trained(scalars: dict[str, Curve]) -> int:
-    """The optimizer steps that were logged; the metrics at the end are logged as if there had been one more."""
+    """How many optimizer steps were logged, which the log counts from 0.
+
+    Only training and validation count: older runs logged their metrics at the end as if there had been one step more.
+    """
     curves = (curve for name, curve in scalars.items() if name.startswith(("train/", "val/")))
     return max((curve.steps[-1] + 1 for curve in curves), default=0)
 
