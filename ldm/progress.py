@@ -25,11 +25,12 @@ class Progress:
         return self.done >= self.total or time.monotonic() - self.shown >= self.seconds
 
     def show(self, note: str) -> None:
-        """What is done of the total, and how fast."""
+        """What is done of the total, the note if there is one, and the time left."""
         self.shown = time.monotonic()
         left = (self.total - self.done) * (self.shown - self.began) / max(1, self.done - self.start)
         clear()
-        line = f"{self.label}{self.done}/{self.total} {self.unit}, {note}, {clock(left)} left"
+        parts = f"{self.label}{self.done}/{self.total} {self.unit}", note, f"{clock(left)} left"
+        line = ", ".join(filter(None, parts))
         renewed = sys.stderr.isatty() and self.done < self.total
         print(line, end="" if renewed else "\n", file=sys.stderr, flush=True)
 

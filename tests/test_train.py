@@ -23,7 +23,7 @@ import train
 from ldm.callbacks.interruption import TIMEOUT
 from ldm.commands.edge import EXPECTED
 from ldm.config import sentence
-from ldm.report.runs import is_finished, read_run
+from ldm.report.runs import is_finished, read_run, read_scalars
 from ldm.training.optim import constant
 from ldm.weights.model import read_model
 
@@ -118,6 +118,19 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
     moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (ours, theirs)]
     for weight, state in moments[0].items():
         assert all(torch.equal(torch.as_tensor(moments[1][weight][name]), tensor) for name, tensor in state.items())
+
+
+def test_a_run_without_pictures_ends_with_its_validation_and_the_curves_of_the_whole_run(
+    stopped: tuple[Path, Run, int], straight: tuple[Path, Run]
+) -> None:
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (stopped[0], straight[0]))
+    losses = {name: value for name, value in theirs["metrics"].items() if name.startswith("val/")}
+    assert losses and losses.items() <= ours["metrics"].items()
+    assert "accuracy" in theirs["metrics"] and "accuracy" not in ours["metrics"]
+    for part in ("steps", "validated", "sets", "ema", "seed"):
+        assert ours["provenance"][part] == theirs["provenance"][part], part
+    found = {name.rpartition("/")[0] for name in read_scalars(stopped[0])}
+    assert {"train/loss_by_log_snr", "val/shapes/loss_by_log_snr"} <= found
 
 
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ldm.callbacks import checkpoint_file
+from ldm.callbacks.find import find
 from ldm.callbacks.full_disk import survived
 from ldm.callbacks.interruption import Interruption, reason, say
 from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.steps import ending, stepped
+from ldm.callbacks.throughput import Throughput
 from ldm.callbacks.time_limit import time_limit
 
 STEP = re.compile(r"step_(\d+)[._]")  # of a checkpoint's files, by their names
@@ -134,6 +136,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         on_time = trainer.global_step % self.every_n_train_steps == 0
         if on_time or ending(trainer) or self._exit_code or validation_due(trainer):
             self._copy(trainer)
+            if speed := find(trainer, Throughput):
+                speed.work()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.interruption.patient:  # else the run would count as finished without this validation

@@ -1,9 +1,7 @@
 """The pictures and numbers that a run ends with."""
 
-import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.sampling import Draw, Trained, drawing, find
-from ldm.callbacks.throughput import Throughput
+from ldm.callbacks.metrics import FILE, numbers, recorded, trained
+from ldm.callbacks.sampling import Draw, Trained, drawing
 from ldm.data.shapes import held_out_prompts
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
@@ -37,7 +34,7 @@ class Evaluation(Callback):
     the first `count` pictures of `reference`, whose features are kept in the file `cache` if one is given.
     The i-th prompt is drawn with seed + i. prompts=0: no evaluation. `clip` measures how pictures fit captions;
     the first `validation` pictures of `reference` give the loss by noise level; `resamples` and `infinity` are
-    those of `distances`.
+    those of `distances`. metrics.json holds the numbers of Metrics, too, which alone writes it without an evaluation.
     """
 
     def __init__(
@@ -72,8 +69,9 @@ class Evaluation(Callback):
 
     def _measured(self) -> int | None:
         """The step whose pictures metrics.json is of, if there is one."""
-        report = self.folder / "metrics.json"
-        return int(json.loads(report.read_text())["provenance"]["steps"]) if report.is_file() else None
+        about = recorded(self.folder)
+        drawn = about.get("prompts", True) is not None  # None: Metrics wrote it, without pictures
+        return about.get("steps") if drawn else None
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if not self.prompts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -89,13 +87,10 @@ class Evaluation(Callback):
         starts = range(0, len(images), self.batch_size)
         rows = [self.ruler.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts]
         together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real)
-        if (speed := find(trainer, Throughput)) and speed.seconds:
-            metrics["images_per_second"] = speed.images / speed.seconds
-            metrics["training_seconds"] = speed.seconds
-        provenance = self._provenance(trainer, module, captions, real, curve)
+        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real) | numbers(trainer)
+        provenance = self._provenance(trainer, model, captions, real, curve)
         self._write(images, captions, metrics, provenance, curve)
-        files = f"{self.folder / 'metrics.json'}, {self.folder / 'samples' / 'final.png'}"
+        files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"
         print(table(metrics, len(images), len(real.ids), files))
 
     def captions(self) -> list[str]:
@@ -120,9 +115,8 @@ class Evaluation(Callback):
         return (self.reference[i] for i in range(min(count, len(self.reference))))  # type: ignore[arg-type]
 
     def _provenance(
-        self, trainer: Trainer, module: LightningModule, captions: list[str], real: Reference, curve: NoiseLoss | None
+        self, trainer: Trainer, model: Trained, captions: list[str], real: Reference, curve: NoiseLoss | None
     ) -> dict[str, Any]:
-        model, ema = cast(Trained, module), find(trainer, EMA)
         data = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
         return Provenance(
             feature_network=self.ruler.features.about,
@@ -135,15 +129,10 @@ class Evaluation(Callback):
             },
             sampling={**model.sampling, "size": list(model.size)},
             size=list(model.size),
-            ema=None if ema is None else ema.about,
-            steps=trainer.global_step,
             seed=model.seed,
-            ranks=trainer.world_size,
-            dtype=str(trainer.precision),
-            device=torch.cuda.get_device_name(module.device) if module.device.type == "cuda" else "cpu",
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
             clip=None if self.ruler.clip is None else self.ruler.clip.fingerprint,
             validation=None if curve is None else curve.about | {"data": data["sha256"]},
+            **trained(trainer),
         ).plain()
 
     def _write(
@@ -154,7 +143,7 @@ class Evaluation(Callback):
         provenance: dict[str, Any],
         curve: NoiseLoss | None,
     ) -> None:
-        write_json(self.folder / "metrics.json", report(metrics, provenance, curve))
+        write_json(self.folder / FILE, report(metrics, provenance, curve))
         sheet = grid(to_pil(images[:64]), captions[:64])
         save_png(sheet, self.folder / "samples" / "final.png", provenance)
         chosen = images[: max(4, min(TILES, 4096 // images.shape[3]))]

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ldm.callbacks.steps import logs, stepped
+from ldm.callbacks.steps import logs, record, stepped
 from ldm.files import write_json
 from ldm.sharding import whole
 
@@ -23,20 +23,17 @@ class Health(Callback):
 
     A step left out is counted, and what its batches held goes into `folder`/step_N_rank_R.json; the `max_skipped`-th
     raises FloatingPointError. Overflows that a scaler of float16 gradients deals with do not count. Every
-    `trainer.log_every_n_steps` steps it logs the learning rate, the norms of gradient (before clipping), weights and
-    update, the share of time that the GPU works (with nvidia-ml-py installed), and the mean loss since then in
-    `buckets` equal parts of the times, for modules whose steps give "times" and "losses" (b,). Of the n steps since
-    then each measures the update of every n-th weight tensor, so that there is never a copy of all weights.
+    `trainer.log_every_n_steps` steps it logs the learning rate that the step used, the norms of gradient (before
+    clipping), weights (after the step) and update, and the share of time that the GPU works (with nvidia-ml-py
+    installed). The update is measured over the n steps since the last logged one, each measuring every n-th weight
+    tensor, so that there is never a copy of all weights.
     """
 
-    def __init__(self, folder: str | Path, max_skipped: int = 10, buckets: int = 10) -> None:
-        if max_skipped < 1 or buckets < 1:
-            raise ValueError(
-                f"callbacks.health.max_skipped is {max_skipped} and buckets {buckets}, but both must be 1 or more"
-            )
+    def __init__(self, folder: str | Path, max_skipped: int = 10) -> None:
+        if max_skipped < 1:
+            raise ValueError(f"callbacks.health.max_skipped is {max_skipped}, but must be 1 or more")
         self.folder, self.max_skipped = Path(folder), max_skipped
         self.skipped = 0
-        self._buckets = torch.zeros(2, buckets, dtype=torch.float64)  # sums of losses, and how many
         self._batches: list[dict[str, Any]] = []  # of this optimizer step
         self._losses: list[Tensor] = []
         self._values: dict[str, Any] = {}  # to be logged with this step
@@ -45,12 +42,11 @@ class Health(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if saved := checkpoint.get("health"):
-            self.skipped, buckets, self._updates = saved["skipped"], saved["buckets"], list(saved.get("updates", ()))
-            self._buckets = buckets if trainer.is_global_zero else torch.zeros_like(buckets)
+            self.skipped, self._updates = saved["skipped"], list(saved.get("updates", ()))
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        buckets, updates = self._of_all_ranks(trainer).cpu(), torch.tensor([float(norm) for norm in self._updates])
-        checkpoint["health"] = {"skipped": self.skipped, "buckets": buckets, "updates": updates}
+        updates = torch.tensor([float(norm) for norm in self._updates])
+        checkpoint["health"] = {"skipped": self.skipped, "updates": updates}
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batches.append({name: batch[name] for name in ("key", "id", "draw") if name in batch})
@@ -61,7 +57,9 @@ class Health(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The norm is that before clipping, which Lightning does after this."""
+        """The norm is that before clipping, which Lightning does after this; then the next step's rate is set."""
+        logged = logs(trainer, trainer.global_step + 1)
+        self._values = {"lr": float(optimizer.param_groups[0]["lr"])} if logged else {}
         losses, batches = torch.stack(self._losses).float(), self._batches
         self._losses, self._batches = [], []
         norm = _norm([weight.grad for weight in _weights(optimizer) if weight.grad is not None])
@@ -72,30 +70,25 @@ class Health(Callback):
             self._skip(trainer, optimizer, losses, batches)
             return
         self._before = {weight: weight.detach().clone() for weight in _turn(trainer, optimizer)}
-        if logs(trainer, trainer.global_step + 1):
+        if logged:
             self._values["grad_norm"] = norm
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if "times" in outputs:
-            self._count(outputs["times"], outputs["losses"])
         if self._before:
             self._updates.append(self._part_of_update())
         if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
-        optimizer = trainer.optimizers[0]
         values, self._values = self._values, {}
-        values |= {"lr": optimizer.param_groups[0]["lr"], "skipped": self.skipped}
-        values["weight_norm"] = _norm([weight.detach() for weight in _weights(optimizer)])
+        values["skipped"] = self.skipped
+        values["weight_norm"] = _norm([weight.detach() for weight in _weights(trainer.optimizers[0])])
         if self._updates:
             values["update_norm"] = get_total_norm(self._updates)
             self._updates = []
         if module.device.type == "cuda" and NVML:
             values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
-        values |= self._bucket_means(trainer)
-        for logger in trainer.loggers:  # not by module.log, which repeats old values of what a step does not have
-            logger.log_metrics({f"train/{name}": float(v) for name, v in values.items()}, trainer.global_step - 1)
+        record(trainer, {f"train/{name}": float(value) for name, value in values.items()})
 
     def _part_of_update(self) -> Tensor:
         """The norm of what the step changed in the weights whose turn it is."""
@@ -126,25 +119,6 @@ class Health(Callback):
                 f"{self.max_skipped - 1}): its samples are listed in {file}",
                 stacklevel=2,
             )
-
-    def _count(self, times: Tensor, losses: Tensor) -> None:
-        count = self._buckets.shape[1]
-        which = (times * count).long().clamp(0, count - 1)
-        member = (which == torch.arange(count, device=which.device)[:, None]) & losses.isfinite()  # (buckets, b)
-        sums = losses.double().where(member, 0.0).sum(1)
-        self._buckets = self._buckets.to(losses.device) + torch.stack((sums, member.sum(1)))
-
-    def _of_all_ranks(self, trainer: Trainer) -> Tensor:
-        total = trainer.strategy.reduce(self._buckets.clone(), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _bucket_means(self, trainer: Trainer) -> dict[str, float]:
-        """Of those parts of the times that any sample fell into since the last time."""
-        count = self._buckets.shape[1]
-        sums, counts = self._of_all_ranks(trainer).tolist()
-        self._buckets = torch.zeros_like(self._buckets)
-        return {f"loss_at_{i / count:.2f}": sums[i] / counts[i] for i in range(count) if counts[i]}
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -62,4 +62,4 @@ class Previews(Callback):
             save_png(sheet, self.folder / f"step_{step:06}.png", about)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", pixels(sheet), step)
+                logger.experiment.add_image("samples", pixels(sheet), step - 1)  # as its scalars count steps

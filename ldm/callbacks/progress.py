@@ -1,26 +1,31 @@
 """How far a training is, how fast, and how long it still takes."""
 
-import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from torch import Tensor
 
 from ldm import progress
-from ldm.callbacks.throughput import images_in
+from ldm.callbacks.find import find
+from ldm.callbacks.throughput import Throughput
+
+LOSS = "train/loss"
 
 
 class Progress(ProgressBar):
-    """Optimizer steps, images a second of all ranks, the loss (smoothed over 50 batches) and time left."""
+    """Optimizer steps, images a second, the step's loss and time left.
+
+    Speed and loss are as the loggers get them: training alone since they were last shown, without validation or
+    drawing, where a Throughput measures it, and the mean over the global batch of the step that is shown.
+    """
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__()
         self.seconds = seconds
         self._enabled = True
         self._shown: progress.Progress | None = None
-        self._images = 0  # since the display was last shown
-        self._loss: Tensor | None = None
+        self._last = (0, 0.0)  # images and seconds of training when the line was last shown
 
     def enable(self) -> None:
         self._enabled = True
@@ -32,6 +37,7 @@ class Progress(ProgressBar):
         if self._enabled:
             total = int(trainer.estimated_stepping_batches)
             self._shown = progress.Progress(total, "steps", "training: ", trainer.global_step, self.seconds)
+            self._last = _trained(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -39,14 +45,17 @@ class Progress(ProgressBar):
         shown = self._shown
         if shown is None:
             return
-        self._images += images_in(batch, trainer.world_size)
-        loss = outputs["loss"].detach().float()
-        self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.02)
         stepped, shown.done = trainer.global_step != shown.done, trainer.global_step
         if stepped and shown.due():
-            rate = self._images / (time.monotonic() - shown.shown)
-            shown.show(f"{rate:.4g} images/s, loss {self._loss:.4f}")
-            self._images = 0
+            shown.show(", ".join(self._notes(trainer)))
+
+    def _notes(self, trainer: Trainer) -> Iterator[str]:
+        """Nothing where nobody measures it."""
+        (images, seconds), self._last = self._last, _trained(trainer)
+        if self._last[1] > seconds:
+            yield f"{(self._last[0] - images) / (self._last[1] - seconds):.4g} images/s"
+        if LOSS in trainer.callback_metrics:
+            yield f"loss {trainer.callback_metrics[LOSS]:.4f}"
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._close()
@@ -61,4 +70,10 @@ class Progress(ProgressBar):
 
     def _close(self) -> None:
         progress.clear()
-        self._shown, self._images, self._loss = None, 0, None
+        self._shown = None
+
+
+def _trained(trainer: Trainer) -> tuple[int, float]:
+    """Images and seconds of training so far."""
+    speed = find(trainer, Throughput)
+    return (0, 0.0) if speed is None else (speed.images, speed.seconds)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ldm.callbacks.ema import EMA
+from ldm.callbacks.find import find
 from ldm.callbacks.throughput import Throughput
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
@@ -20,7 +21,6 @@ from ldm.pipeline import Pipeline
 from ldm.settings import Settings
 
 Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
-C = TypeVar("C", bound=Callback)
 
 
 class Trained(Protocol):
@@ -69,8 +69,3 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
             model.unet.train(training)
             if speed is not None:
                 speed.pause()
-
-
-def find(trainer: Trainer, kind: type[C]) -> C | None:
-    """The run's callback of this kind."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]

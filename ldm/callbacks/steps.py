@@ -1,4 +1,6 @@
-"""Where a run stands at the end of a batch."""
+"""Which optimizer step a batch belongs to, and what is logged of it."""
+
+from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
 
@@ -12,6 +14,15 @@ def logs(trainer: Trainer, step: int) -> bool:
     """Whether Lightning hands what is logged at this step, counted from 1, to the loggers."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
+
+
+def record(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Gives the loggers numbers of the step that was just taken, which they count from 0, as Lightning does.
+
+    `module.log` would repeat an old value at a step that has none.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), trainer.global_step - 1)
 
 
 def ending(trainer: Trainer) -> bool:

@@ -10,10 +10,10 @@ from ldm.callbacks.steps import logs, stepped
 
 
 class Throughput(Callback):
-    """Logs images a second (of all ranks) and the share of time spent waiting for data.
+    """Logs images a second of all ranks, and the share of time that the slowest rank's data loading takes.
 
-    Warns where that share is above `alarm` over `window` seconds. `images` and `seconds` are of this process's training
-    so far, without what comes after a `pause`.
+    Warns where a rank's share is above `alarm` over `window` seconds. `images`, `seconds` and those `waited` are of the
+    run's training so far, also by the processes that it was resumed from, without what comes after a `pause`.
     """
 
     def __init__(self, alarm: float = 0.05, window: float = 60.0) -> None:
@@ -24,9 +24,21 @@ class Throughput(Callback):
         self._judged = (0.0, 0.0)  # seconds and those waited when the share was last compared with the alarm
         self._alarmed = False
 
+    def state_dict(self) -> dict[str, float]:
+        return {"images": self.images, "seconds": self.seconds, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.images, self.seconds, self.waited = int(state["images"]), state["seconds"], state["waited"]
+        self._logged = self.images, self.seconds, self.waited
+        self._judged = self.seconds, self.waited
+
     def pause(self) -> None:
         """The time from the last batch to the next one is not training's."""
         self._since = None
+
+    def work(self) -> None:
+        """The time since the end of the batch was spent on something else than waiting for data."""
+        self._lap()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.waited += self._lap()
@@ -40,7 +52,7 @@ class Throughput(Callback):
             images, seconds, waited = self._logged
             passed = self.seconds - seconds
             module.log("train/images_per_second", (self.images - images) / passed)
-            module.log("train/data_wait", (self.waited - waited) / passed)
+            module.log("train/data_wait", (self.waited - waited) / passed, sync_dist=True, reduce_fx="max")
             self._logged = (self.images, self.seconds, self.waited)
             self._warn(trainer)
 

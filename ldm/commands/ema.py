@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     lengths = _lengths(args.length)
     snapshots = read_snapshots(args.run)
-    last = max(about["ema"]["step"] for about in snapshots.values())
+    last = last_step(snapshots)
     step = last if args.step is None else args.step
     snapshots = {file: about for file, about in snapshots.items() if about["ema"]["step"] <= step}
     if not 0 < step <= last or not snapshots:
@@ -59,6 +59,11 @@ def read_snapshots(run: Path) -> dict[Path, dict[str, Any]]:
     if not files:
         raise FileNotFoundError(f"there are no snapshots in {run / 'ema'}; train with ema=power to have them written")
     return {file: read_about(file) for file in files}
+
+
+def last_step(snapshots: dict[Path, dict[str, Any]]) -> int:
+    """The optimizer step of the last snapshot."""
+    return max(about["ema"]["step"] for about in snapshots.values())
 
 
 def reconstruct(snapshots: dict[Path, dict[str, Any]], step: int, length: float) -> tuple[dict[str, Tensor], float]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from ldm.commands.device import DTYPES, add_device_arguments, choose_precision
 from ldm.commands.edge import UsageError
-from ldm.commands.ema import check_lengths, read_snapshots, reconstruct
+from ldm.commands.ema import check_lengths, last_step, read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
 from ldm.commands.sample import shown_warnings
@@ -185,7 +185,7 @@ def ruler_about(args: argparse.Namespace, ruler: Ruler) -> list[Any]:
 def averaged(run: Path, length: float) -> dict[str, Any]:
     """The run's weights, averaged. Raises FileNotFoundError or ValueError where it has no snapshots to make that of."""
     snapshots = read_snapshots(run)
-    return reconstruct(snapshots, max(about["ema"]["step"] for about in snapshots.values()), length)[0]
+    return reconstruct(snapshots, last_step(snapshots), length)[0]
 
 
 def cells_of(

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ldm.callbacks.evaluation import table
+from ldm.commands.ema import last_step, read_snapshots
 from ldm.evaluation import Job, collect
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
@@ -15,9 +16,10 @@ from ldm.metrics.measure import Ruler, report
 from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference
-from ldm.report.runs import read_run
+from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
 from ldm.weights.model import find_model
+from ldm.weights.tensors import open_tensors
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
         sampling={**asdict(job.settings), "size": size},
         size=size,
         ema=trained["ema"] if cell.length is None else {"length": cell.length},
-        steps=trained["steps"],
+        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(where.model))),
         seed=trained["seed"],
         ranks=None,
         dtype=f"{where.precision}-true",
@@ -75,9 +77,20 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
 
 def trained_as(path: Path) -> dict[str, Any]:
     """What a run's folder says of its training; nothing of other models."""
-    config = read_run(path).config if path.is_dir() else {}
-    ema = {key.removeprefix("ema."): config[key] for key in config if key.startswith("ema.") and key != "ema._target_"}
-    return {"ema": ema or None, "steps": config.get("trainer.max_steps"), "seed": config.get("seed")}
+    if not path.is_dir():
+        return {"ema": None, "steps": None, "seed": None}
+    run = read_run(path)
+    settings = {key.removeprefix("ema."): value for key, value in run.config.items() if key.startswith("ema.")}
+    settings.pop("_target_", None)
+    return {"ema": settings or None, "steps": steps_of(run), "seed": run.config.get("seed")}
+
+
+def steps_of(run: Run) -> int | None:
+    """How long the weights that are read from a run's folder were trained, which may be stopped or trained on."""
+    checkpoint = run.path / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        return cast(int | None, open_tensors(checkpoint).metadata.get("global_step"))
+    return run.provenance.get("steps")
 
 
 def write(out: Path, reports: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm.commands.edge import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
-from ldm.report.comparison import KNOWN
+from ldm.report.comparison import metrics_of
 from ldm.report.runs import SPEED, WAITING, Run, read_run, trained
 
 RECORDS = ("config.yaml", "metrics.json")
@@ -110,7 +110,7 @@ def row(run: Run) -> tuple[str, ...]:
 def latest(run: Run) -> str:
     """The headline metrics of a run that is measured, else its last losses."""
     if run.metrics:
-        told = [f"{m.title} {m.write(run.metrics[m.key])}" for m in KNOWN if m.headline and m.key in run.metrics]
+        told = [f"{m.title} {m.write(run.metrics[m.key])}" for m in metrics_of([[run]]) if m.headline]
         return ", ".join(told[:3]) or run.note
     losses = [f"{name} {curve.values[-1]:.4g}" for name, curve in run.scalars.items() if name.endswith("/loss")]
     return ", ".join(losses) or run.note

@@ -4,7 +4,7 @@ A weighting is written in the space of its paper as a function of log-SNR, and c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Literal
 
@@ -18,11 +18,12 @@ TINY = 1e-150  # stands for 0 in the limits of SNR → 0 and SNR → ∞: its sq
 
 @dataclass(frozen=True)
 class Weighting:
-    """`weight` of log-SNR multiplies the squared error of what `space` names."""
+    """`weight` of log-SNR, with these `settings`, multiplies the squared error of what `space` names."""
 
     name: str
     space: Literal["output", "x0", "eps"]
     weight: Callable[[Tensor], Tensor]
+    settings: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
         """The weight (b,) of the output's squared error, for float64 alpha and sigma (b,)."""
@@ -42,25 +43,25 @@ def uniform() -> Weighting:
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on x0 (Hang et al. 2023)."""
     _check_positive("min_snr", gamma=gamma)
-    return Weighting("min_snr", "x0", lambda log_snr: log_snr.exp().clamp(max=gamma))
+    return Weighting("min_snr", "x0", lambda log_snr: log_snr.exp().clamp(max=gamma), {"gamma": gamma})
 
 
 def soft_min_snr(gamma: float = 5.0) -> Weighting:
     """SNR·gamma / (SNR + gamma) on x0 (Crowson et al. 2024, where gamma is 1 / sigma_data² = 4)."""
     _check_positive("soft_min_snr", gamma=gamma)
-    return Weighting("soft_min_snr", "x0", lambda log_snr: 1 / ((-log_snr).exp() + 1 / gamma))
+    return Weighting("soft_min_snr", "x0", lambda log_snr: 1 / ((-log_snr).exp() + 1 / gamma), {"gamma": gamma})
 
 
 def edm(sigma_data: float = 1.0) -> Weighting:
     """SNR + 1 / sigma_data² on x0 (Karras et al. 2022, table 1); for sigma_data = 1 it is `uniform` on v."""
     _check_positive("edm", sigma_data=sigma_data)
-    return Weighting("edm", "x0", lambda log_snr: log_snr.exp() + sigma_data**-2)
+    return Weighting("edm", "x0", lambda log_snr: log_snr.exp() + sigma_data**-2, {"sigma_data": sigma_data})
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """1 / (k + SNR)^gamma on eps (Choi et al. 2022, equation 8)."""
     _check_positive("p2", gamma=gamma, k=k)
-    return Weighting("p2", "eps", lambda log_snr: (k + log_snr.exp()) ** -gamma)
+    return Weighting("p2", "eps", lambda log_snr: (k + log_snr.exp()) ** -gamma, {"gamma": gamma, "k": k})
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
@@ -68,7 +69,7 @@ def sigmoid(bias: float = 2.0) -> Weighting:
     over log-SNR, so it is the paper's where log-SNR is drawn uniformly, as schedule=edm with times=uniform does."""
     if not isfinite(bias):
         raise ValueError(f"sigmoid's bias is {bias}, but must be finite")
-    return Weighting("sigmoid", "eps", lambda log_snr: (bias - log_snr).sigmoid())
+    return Weighting("sigmoid", "eps", lambda log_snr: (bias - log_snr).sigmoid(), {"bias": bias})
 
 
 def debiased() -> Weighting:

@@ -48,13 +48,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that it takes to measure again, as plain data; it lies beside the metrics in metrics.json."""
+    """All that it takes to measure again, as plain data; it is stored beside the metrics in metrics.json.
 
-    feature_network: dict[str, Any]  # Features.about: fingerprint, resize filter, size, normalisation
-    reference: dict[str, Any]  # {"data", "count", "sha256"}
-    prompts: dict[str, Any]  # {"from", "count", "sha256", "seeds"}; pictures' noise has the seeds from … to
-    sampling: dict[str, Any]  # sampler, spacing, steps, guidance, size
-    size: list[int]  # of the pictures, height and width
+    Without generated images the first five are None, and so is `sets` without a validation during training.
+    """
+
     ema: dict[str, Any] | None
     steps: int | None  # of training; None where a model does not tell
     seed: int | None  # of training
@@ -62,8 +60,15 @@ class Provenance:
     dtype: str
     device: str
     finished: str
+    feature_network: dict[str, Any] | None = None  # Features.about: fingerprint, resize filter, size, normalisation
+    reference: dict[str, Any] | None = None  # {"data", "count", "sha256"}
+    prompts: dict[str, Any] | None = None  # {"from", "count", "sha256", "seeds"}; the noise has the seeds from … to
+    sampling: dict[str, Any] | None = None  # sampler, spacing, steps, guidance, size
+    size: list[int] | None = None  # of the pictures, height and width
     clip: str | None = None  # fingerprint of what measured the CLIP score
     validation: dict[str, Any] | None = None  # of the loss by noise level
+    validated: int | None = None  # the step of the last validation during training
+    sets: dict[str, dict[str, Any]] | None = None  # by set of that validation: {"count", "sha256", …what a loss means}
     model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes"}
     identity: str | None = None  # of `ldm evaluate`: hash of all that decides the numbers
     torch: str = torch.__version__
@@ -71,7 +76,8 @@ class Provenance:
 
     def plain(self) -> dict[str, Any]:
         """With "features", the fingerprint alone, as runs before this one wrote it."""
-        return {**asdict(self), "features": self.feature_network["fingerprint"]}
+        network = self.feature_network
+        return {**asdict(self), "features": None if network is None else network["fingerprint"]}
 
 
 def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -79,11 +85,24 @@ def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]
 
     What was sampled (steps, guidance, sampler, weights) may differ, being what is compared; the ruler may not.
     """
+    if metric.startswith("val/"):  # val/SET/NAME, measured during training
+        return _of_validation(metric.split("/")[1], a, b)
     keys = RULERS.get(metric.partition("_")[0], (*PICTURES, "clip", "validation"))
     return [
         f"{NAMES[key]} differ ({_short(x)} and {_short(y)})"
         for key in keys
         if (x := _entry(a, key)) != (y := _entry(b, key))
+    ]
+
+
+def _of_validation(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    x, y = ((one.get("sets") or {}).get(name, {}) for one in (a, b))
+    if bool(x) != bool(y):
+        return [f"what the validation on {name} measured is recorded of one only"]
+    return [
+        f"validations on {name} differ in {key} ({_short(x.get(key))} and {_short(y.get(key))})"
+        for key in dict.fromkeys([*x, *y])
+        if x.get(key) != y.get(key)
     ]
 
 
@@ -108,11 +127,15 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def picture_hash(images: Tensor) -> int:
-    """Of pictures uint8 (b, 3, h, w) in any order: the sum of their SHA-256, so that ranks' hashes add up."""
+def picture_hash(images: Tensor, captions: Sequence[str] = ()) -> int:
+    """Of pictures uint8 (b, 3, h, w), or their moments, perhaps with captions, in any order: the sum of their SHA-256,
+    so that ranks' hashes add up.
+    """
     rows = images.cpu().contiguous().numpy()
     head = f"{images.dtype} {list(images.shape[1:])}".encode()
-    return sum(int.from_bytes(hashlib.sha256(head + row.tobytes()).digest()) for row in rows) % WORDS
+    texts = [caption.encode() for caption in captions] or [b""] * len(rows)
+    samples = (head + row.tobytes() + text for row, text in zip(rows, texts, strict=True))
+    return sum(int.from_bytes(hashlib.sha256(sample).digest()) for sample in samples) % WORDS
 
 
 def add_hashes(*hashes: int) -> int:

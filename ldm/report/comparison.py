@@ -56,6 +56,14 @@ KNOWN = [
 ]
 
 
+VALIDATION = {  # by the last part of val/SET/NAME: +1 where more is better, and whether it is a share
+    "loss": (-1, False),
+    "psnr": (1, False),
+    "picture_found": (1, True),
+    "caption_found": (1, True),
+}
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two groups by position, `better` first where one is; `reasons` is why they cannot be compared, if so."""
@@ -116,23 +124,39 @@ def means_of(runs: list[Run]) -> Comparison:
         raise ValueError(
             "none of these folders holds a run: " + "; ".join(f"{run.path} ({run.note or run.state})" for run in runs)
         )
-    metrics = _metrics(groups)
+    metrics = metrics_of([group.runs for group in groups])
     means = {m.key: [mean(list(v.values())) if (v := g.values(m.key)) else None for g in groups] for m in metrics}
     remarks = {metric.key: _remarks(metric, groups) for metric in metrics}
     return Comparison(runs, groups, differences, metrics, means, remarks, [])
 
 
-def _metrics(groups: list[Group]) -> list[Metric]:
-    """Those that any run has: the known ones in their order, then parts of accuracy, then what is not known."""
-    names = dict.fromkeys(name for group in groups for run in group.runs for name in run.metrics)
+def metrics_of(groups: list[list[Run]]) -> list[Metric]:
+    """Those that any run has: the known ones in their order, parts of accuracy, validation, then what is not known.
+
+    Validation numbers are the headline where no two groups share one that generated images gave.
+    """
+    names = dict.fromkeys(name for runs in groups for run in runs for name in run.metrics)
     known = [metric for metric in KNOWN if metric.key in names]
     parts = [
         Metric(name, f"accuracy: {name.removeprefix('accuracy_')}", 1, percent=True, headline=False)
         for name in names
         if name.startswith("accuracy_")
     ]
-    told = {metric.key for metric in [*known, *parts]}
-    return [*known, *parts, *(Metric(name, name, 0, headline=False) for name in names if name not in told)]
+    headline = not any(_is_shared(metric, groups) for metric in known if metric.headline)
+    validation = [_validation(name, headline) for name in names if name.startswith("val/") and name.count("/") > 1]
+    told = {metric.key for metric in [*known, *parts, *validation]}
+    others = (Metric(name, name, 0, headline=False) for name in names if name not in told)
+    return [*known, *parts, *validation, *others]
+
+
+def _is_shared(metric: Metric, groups: list[list[Run]]) -> bool:
+    return sum(any(metric.key in run.metrics for run in runs) for runs in groups) > 1
+
+
+def _validation(name: str, headline: bool) -> Metric:
+    _, data, leaf = name.split("/", 2)
+    better, percent = VALIDATION.get(leaf, (0, False))
+    return Metric(name, f"validation {leaf.replace('_', ' ')} on {data}", better, percent, headline and better != 0)
 
 
 def _against(metric: str, runs: list[Run], first: Run) -> list[str]:

@@ -118,9 +118,10 @@ def _name(group: Group) -> str:
 
 
 def _scalars(comparison: Comparison) -> list[str]:
-    """Validation first, then the training loss."""
+    """Validation first, then the training loss; not the parts of a loss (val/SET/loss_by_log_snr/RANGE)."""
     names = dict.fromkeys(name for group in comparison.groups for run in group.runs for name in run.scalars)
-    return [*sorted(name for name in names if name.startswith("val/")), *(n for n in names if n == "train/loss")]
+    validation = sorted(name for name in names if name.startswith("val/") and name.count("/") == 2)
+    return [*validation, *(name for name in names if name == "train/loss")]
 
 
 def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:
@@ -217,7 +218,8 @@ def _pareto(
     left_out = sum(map(bool, comparison.remarks[metric.key]))
     note = "Small dots are runs. The broad line joins the means that no other beats in both."
     note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
-    return Plot(f"{metric.key}_by_{name}", f"{metric.title} against {label}", note, figure)
+    key = metric.key.replace("/", "_")
+    return Plot(f"{key}_by_{name}", f"{metric.title} against {label}", note, figure)
 
 
 def _measured(group: Group, metric: Metric) -> list[Run]:

@@ -113,7 +113,7 @@ def _sentences(comparison: Comparison) -> list[str]:
         return comparison.sentences
     if len(comparison.groups) == 1:
         return ["These runs differ in nothing but their seed: there is nothing to compare."]
-    return ["No two of these groups of runs have a metric in common."]
+    return ["No two of these groups of runs share a metric that says which is better."]
 
 
 def html(comparison: Comparison, made: Sequence[Plot], rows: Sequence[Row], remarks: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from ldm.files import LOCK, is_locked
 WAITING = ".waiting"  # beside the runs of a sweep: an empty file for each that is still to come
 SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
 SPEED = "train/images_per_second"
+SEEN = "train/images_seen"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Pictures an optimizer step, of all ranks; 1 where that is not known."""
+        """Pictures an optimizer step, of all ranks; 1 where that is not known.
+
+        By what the run logged, else by its settings, which do not tell how many ranks devices=auto came to.
+        """
+        if seen := self.scalars.get(SEEN):
+            return round(seen.values[-1] / (seen.steps[-1] + 1))
         if self.config.get("data.global_batch"):
             return int(self.config["data.global_batch"])
         devices = self.config.get("trainer.devices")
@@ -186,7 +192,11 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
     longer = isinstance(measured, int) and last > measured  # a finished run that was resumed, to train further
     if report and not longer and not is_locked(path):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
-        return "finished", f"not numbers: {', '.join(broken)}" if broken else ""
+        notes = [f"not numbers: {', '.join(broken)}"] if broken else []
+        validated = report["provenance"].get("validated")
+        if is_number(measured) and is_number(validated) and validated < measured:
+            notes.append(f"last validated at step {validated} of {measured}")
+        return "finished", "; ".join(notes)
     if not report and is_finished(path) and not is_locked(path):
         return "finished", "it measured nothing"
     files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
@@ -199,7 +209,10 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
 
 
 def trained(scalars: dict[str, Curve]) -> int:
-    """The optimizer steps that were logged; the metrics at the end are logged as if there had been one more."""
+    """How many optimizer steps were logged, which the log counts from 0.
+
+    Only training and validation count: older runs logged their metrics at the end as if there had been one step more.
+    """
     curves = (curve for name, curve in scalars.items() if name.startswith(("train/", "val/")))
     return max((curve.steps[-1] + 1 for curve in curves), default=0)
 

@@ -12,6 +12,7 @@ from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits, fill
 from ldm.weights.parts import first_stage
 
@@ -48,6 +49,7 @@ class AutoencoderTraining(LightningModule):
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.curve = optimizer, lr
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
+        self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weights = (weight for weight in self.vae.parameters() if weight.requires_grad)
@@ -67,13 +69,21 @@ class AutoencoderTraining(LightningModule):
         reconstruction = error.abs().mean() + error.square().mean()
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         loss: Tensor = reconstruction + self.kl_weight * kl
-        self.log_dict({"train/loss": loss, "train/reconstruction": reconstruction, "train/kl": kl})
+        self.means.add(loss=loss, reconstruction=reconstruction, kl=kl)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.means.log(self)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
         image = as_float(batch["image"])
         decoded = self.vae.decode(self.vae.encode(image)).clamp(-1, 1)
         log_validation(self, dataloader_idx, {"psnr": psnr(decoded, image)})
+
+    @property
+    def ruler(self) -> dict[str, Any]:
+        """Nothing but the data decides the meaning of a PSNR."""
+        return {}
 
     @torch.no_grad()
     def parts(self) -> list[Part]:

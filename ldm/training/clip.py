@@ -13,6 +13,7 @@ from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits
 
 
@@ -27,6 +28,7 @@ class ClipTraining(LightningModule):
         self.clip = clip
         self.tokenizer = tokenizer
         self.make_optimizer, self.curve = optimizer, lr
+        self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer, self.clip.parameters(), self.curve, self.trainer)
@@ -46,8 +48,11 @@ class ClipTraining(LightningModule):
         logits, same = self.similarities(batch)
         target = same / same.sum(1, keepdim=True)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        self.log("train/loss", loss)
+        self.means.add(loss=loss)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.means.log(self)
 
     def on_train_batch_start(self, *_: Any) -> None:  # not after the batch: a checkpoint saves before that
         with torch.no_grad():
@@ -59,6 +64,11 @@ class ClipTraining(LightningModule):
         rows = torch.arange(len(same), device=same.device)
         found = {"picture_found": same[rows, logits.argmax(1)], "caption_found": same[logits.argmax(0), rows]}
         log_validation(self, dataloader_idx, found)
+
+    @property
+    def ruler(self) -> dict[str, Any]:
+        """The nearest of a larger batch is harder to find."""
+        return {"batch": self.trainer.datamodule.val_batch_size}  # type: ignore[attr-defined]
 
     def parts(self) -> list[Part]:
         towers = {"text_tower": self.clip.text, "image_tower": self.clip.image}

@@ -24,6 +24,7 @@ from ldm.random import normal, uniform
 from ldm.sharding import shard
 from ldm.training.objective import Objective
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
+from ldm.training.step_means import StepMeans
 from ldm.weights.find import find
 from ldm.weights.native import fill
 from ldm.weights.parts import FirstStage, TextEncoder
@@ -95,7 +96,7 @@ class DiffusionTraining(LightningModule):
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
         self.compute = None if compute is None else getattr(torch, compute)
-        self._losses: list[Tensor] = []  # of the batches of this optimizer step
+        self.means = StepMeans()
 
     @property
     def first_stage(self) -> VAE:
@@ -160,19 +161,29 @@ class DiffusionTraining(LightningModule):
         captions = ["" if drop else text for drop, text in zip(dropped.tolist(), batch["caption"], strict=True)]
         times, losses = self.losses(batch, captions)
         loss = losses.mean()
-        self._losses.append(loss.detach())
-        return {"loss": loss, "times": times, "losses": losses.detach()}
+        self.means.add(loss=loss)
+        return {"loss": loss, **self._by_noise(times, losses)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the loss of the global batch, however it was split into batches and over ranks."""
-        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
-        self._losses = []
+        self.means.log(self)
 
-    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Fixed times and noise for each sample, so that two runs' curves can be compared point by point."""
         batch = {**batch, "draw": torch.zeros_like(batch["id"])}
-        loss = self.losses(batch, batch["caption"])[1]
-        log_validation(self, dataloader_idx, {"loss": loss})
+        times, losses = self.losses(batch, batch["caption"])
+        log_validation(self, dataloader_idx, {"loss": losses})
+        return self._by_noise(times, losses)
+
+    def _by_noise(self, times: Tensor, losses: Tensor) -> dict[str, Tensor]:
+        """What LossByNoise reads, each (b,)."""
+        return {"log_snr": self.schedule.log_snr(times), "losses": losses.detach()}
+
+    @property
+    def ruler(self) -> dict[str, Any]:
+        """What decides the meaning of validation losses besides the data: the objective, and the latents' scale."""
+        fingerprint = self.sources["first_stage"]["fingerprint"]
+        path = {"schedule": self.schedule.config, "prediction": self.prediction.name}
+        return {**path, **self.objective.about, "first_stage": fingerprint}
 
     def parts(self) -> list[Part]:
         return [Part("unet", self.unet, self.about())]

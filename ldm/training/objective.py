@@ -35,6 +35,17 @@ class Objective:
                 f"{self.offset_noise} and {self.huber}"
             )
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What decides which quantity the loss is, besides schedule and prediction, as plain data."""
+        settings = {name: value for name, value in vars(self.times).items() if isinstance(value, int | float | str)}
+        return {
+            "times": {"name": type(self.times).__name__, **settings},
+            "weighting": {"name": self.weighting.name, **self.weighting.settings},
+            "offset_noise": self.offset_noise,
+            "huber": self.huber,
+        }
+
     def __call__(self, denoiser: Denoiser, x0: Tensor, context: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Times and losses, each (b,), of latents x0 (b, z, h, w) whose "id" and "draw" the batch holds."""
         ids, draw = batch["id"], batch["draw"]

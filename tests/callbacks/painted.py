@@ -34,7 +34,8 @@ class Painter:
         return prompt
 
     def __call__(self, prompts: list[str], seeds: list[int], batch_size: int) -> SimpleNamespace:
-        self.calls.append((prompts, seeds, nn.utils.parameters_to_vector(self.unet.parameters()).detach()))
+        weights = torch.cat([weight.detach().flatten() for weight in self.unet.parameters()])
+        self.calls.append((prompts, seeds, weights))
         images = [self.paint(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=torch.stack(images))
 

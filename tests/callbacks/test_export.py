@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.export import Export
+from ldm.callbacks.metrics import Metrics
 from ldm.weights.native import load_network, read_about
 from tests.training.tiny import diffusion, fit
 
@@ -30,7 +30,6 @@ def test_without_an_average_it_writes_the_weights_in_the_type_asked_for(tmp_path
     fit(tmp_path, module, callbacks=[Export(tmp_path, dtype="float16")])
     saved = state(tmp_path / "unet.safetensors")
     assert all(torch.equal(saved[name], weight.half()) for name, weight in module.unet.state_dict().items())
-    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_a_run_that_fails_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,25 +39,15 @@ def test_a_run_that_fails_exports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     module = diffusion()
     monkeypatch.setattr(module, "training_step", broken)
     with pytest.raises(ValueError, match="broken"):
-        fit(tmp_path, module, callbacks=[Export(tmp_path, metrics=True)])
+        fit(tmp_path, module, callbacks=[Metrics(tmp_path), Export(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "metrics.json").exists()
 
 
-def test_the_last_validation_becomes_metrics_json_and_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer = fit(tmp_path, diffusion(), steps=4, callbacks=[Export(tmp_path, metrics=True)])
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    loss = trainer.callback_metrics["val/pictures/loss"].item()
-    assert written["metrics"]["val/pictures/loss"] == loss and written["provenance"]["steps"] == 4
-    assert f"{loss:.4f}" in capsys.readouterr().out
-
-
-def test_a_finished_run_that_is_resumed_keeps_its_metrics_and_weights(tmp_path: Path) -> None:
+def test_a_finished_run_that_is_resumed_keeps_its_weights(tmp_path: Path) -> None:
     for resume in (None, tmp_path / "last.ckpt"):
-        callbacks = [EMA(decay=0.5), Checkpoint(tmp_path), Export(tmp_path, metrics=True)]
+        callbacks = [EMA(decay=0.5), Checkpoint(tmp_path), Export(tmp_path)]
         fit(tmp_path, diffusion(), steps=4, callbacks=callbacks, resume=resume, enable_checkpointing=True)
-        found = (tmp_path / "metrics.json").read_text(), (tmp_path / "unet.safetensors").read_bytes()
+        found = (tmp_path / "unet.safetensors").read_bytes()
         if resume is None:
             first = found
     assert found == first

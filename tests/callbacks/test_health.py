@@ -1,34 +1,16 @@
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.health import Health
+from tests.callbacks.logged import Logged
 from tests.callbacks.tiny import Batches, Tiny, trainer
-
-
-class Logged(Logger):
-    """Keeps what is logged, by step."""
-
-    name, version = "logged", 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[int, dict[str, float]] = {}
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any) -> None:
-        pass
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        assert step is not None
-        self.rows.setdefault(step, {}).update(metrics)
 
 
 class Norms(Callback):
@@ -50,6 +32,28 @@ def test_it_logs_the_gradient_norm_before_clipping_and_the_learning_rate(tmp_pat
     assert list(logger.rows) == [1, 3]  # Lightning's numbers of the second and fourth step
     assert [row["train/grad_norm"] for row in logger.rows.values()] == pytest.approx(norms.seen[1::2])
     assert all(row["train/lr"] == pytest.approx(0.1) for row in logger.rows.values())
+
+
+class Falling(Tiny):
+    """Its rate halves with every step; `used` are the rates that steps were taken with."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        self.used: list[float] = []
+        optimizer.register_step_pre_hook(lambda one, *_: self.used.append(one.param_groups[0]["lr"]))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_rate_logged_at_a_step_is_the_one_that_it_used(tmp_path: Path, accumulation: int) -> None:
+    first, second, logger = Falling(), Falling(), Logged()
+    for module, steps, last in ((first, 2, None), (second, 5, tmp_path / "last.ckpt")):
+        callbacks = Health(tmp_path), Checkpoint(tmp_path)
+        how = {"logger": logger, "accumulate_grad_batches": accumulation, "max_steps": steps}
+        trainer(tmp_path, *callbacks, **how).fit(module, Batches(), ckpt_path=last)
+    assert first.used + second.used == [0.1 * 0.5**step for step in range(5)]
+    assert list(logger.curve("train/lr").values()) == first.used + second.used
 
 
 def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Path) -> None:
@@ -90,35 +94,6 @@ def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_
     change_of_weight, change_of_bias = seen[3][0] - seen[2][0], seen[4][1] - seen[3][1]
     expected = torch.cat([change_of_weight.flatten(), change_of_bias]).norm().item()
     assert row["train/update_norm"] == pytest.approx(expected, rel=1e-4)
-
-
-class Timed(Tiny):
-    """Says of each sample its time and loss, as diffusion does."""
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
-        losses = (self.unet(batch["x"]) - 1).square().mean(1)
-        times = torch.tensor([0.1, 1.0]) if index % 2 else torch.tensor([0.3, 0.6])
-        self.seen += zip(times.tolist(), losses.tolist(), strict=True)
-        return {"loss": losses.mean(), "times": times, "losses": losses.detach()}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[float, float]] = []
-
-
-def test_it_logs_the_mean_loss_of_each_part_of_the_times_since_the_last_time_also_over_a_resume(tmp_path: Path) -> None:
-    def fit(steps: int, resume: Path | None = None) -> tuple[dict[str, float], list[tuple[float, float]]]:
-        logger, module = Logged(), Timed()
-        callbacks = Health(tmp_path, buckets=2), Checkpoint(tmp_path)
-        run = trainer(tmp_path, *callbacks, logger=logger, log_every_n_steps=4, max_steps=steps)
-        run.fit(module, Batches(), ckpt_path=resume)
-        return logger.rows.get(3, {}), module.seen
-
-    _, before = fit(3)
-    row, after = fit(4, tmp_path / "last.ckpt")
-    for name, chosen in (("0.00", lambda t: t < 0.5), ("0.50", lambda t: t >= 0.5)):
-        losses = [loss for time, loss in before + after if chosen(time)]
-        assert row[f"train/loss_at_{name}"] == pytest.approx(sum(losses) / len(losses))
 
 
 def test_a_step_whose_loss_is_no_number_changes_nothing_and_is_counted_told_and_its_samples_listed(
@@ -168,14 +143,9 @@ def test_after_so_many_it_stops_and_counts_those_before_a_resume(tmp_path: Path)
         run.fit(Tiny(broken_at=5), Batches(), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_a_part_of_the_times_without_samples_has_no_loss_and_a_step_left_out_no_norms(tmp_path: Path) -> None:
-    class Once(Timed):
-        def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
-            out = super().training_step(batch, 0)
-            return out if index == 0 else out | {"times": torch.full((2,), 0.9), "loss": out["loss"] * torch.nan}
-
+def test_a_step_left_out_has_no_norms(tmp_path: Path) -> None:
     logger = Logged()
     with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
-        trainer(tmp_path, Health(tmp_path, buckets=2), logger=logger, max_steps=2).fit(Once(), Batches())
-    assert {"train/loss_at_0.00", "train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
-    assert not {"train/loss_at_0.00", "train/grad_norm", "train/update_norm"} & logger.rows[1].keys()
+        trainer(tmp_path, Health(tmp_path), logger=logger, max_steps=2).fit(Tiny(broken_at=1), Batches())
+    assert {"train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
+    assert not {"train/grad_norm", "train/update_norm"} & logger.rows[1].keys()

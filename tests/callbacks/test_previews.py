@@ -37,14 +37,14 @@ def test_the_averaged_weights_draw(tmp_path: Path, painter: type[Painter]) -> No
     assert torch.equal(painter.calls[0][2], averages)
 
 
-def test_tensorboard_gets_the_same_picture(tmp_path: Path, painter: type[Painter]) -> None:
+def test_tensorboard_gets_the_same_picture_at_the_step_of_its_scalars(tmp_path: Path, painter: type[Painter]) -> None:
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
     trainer(tmp_path, Previews(tmp_path, PROMPTS, 9), logger=logger).fit(Model(), Batches())
     logger.experiment.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     (image,) = events.Reload().Images("samples")
     with Image.open(tmp_path / "step_000004.png") as drawn:
-        assert (image.step, image.width, image.height) == (4, *drawn.size)
+        assert (image.step, image.width, image.height) == (3, *drawn.size)  # counted from 0
 
 
 def test_previews_of_nothing_are_refused(tmp_path: Path) -> None:

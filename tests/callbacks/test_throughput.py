@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
+from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.throughput import Throughput
-from tests.callbacks.test_health import Logged
+from tests.callbacks.logged import Logged
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
@@ -36,6 +37,12 @@ def test_time_after_a_pause_is_not_counted(tmp_path: Path) -> None:
     speed = Throughput()
     trainer(tmp_path, speed, Pausing()).fit(Tiny(), Batches())
     assert (speed.seconds, speed.waited) == (4, 0)
+
+
+def test_copying_a_checkpoint_is_no_waiting_for_data(tmp_path: Path) -> None:
+    speed = Throughput()
+    trainer(tmp_path, speed, Checkpoint(tmp_path, every_n_train_steps=2)).fit(Tiny(), Batches())
+    assert (speed.seconds, speed.waited) == (9, 3)  # two more than without: after the second batch and the last
 
 
 def test_validation_is_not_counted(tmp_path: Path) -> None:

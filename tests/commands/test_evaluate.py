@@ -12,9 +12,11 @@ import torch
 
 from ldm.__main__ import main
 from ldm.commands import evaluate
+from ldm.commands.evaluation_result import trained_as
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs
 from tests.data.tars import samples, write_tar
+from tests.report.made import made_run
 from tests.tiny import save_tiny_model
 
 WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
@@ -52,6 +54,14 @@ def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str
     assert about["sampling"]["steps"] == 3
     assert found["metrics"]["nfe"] == 6 and len(found["curves"]["noise_loss"]["mean"]) > 3
     assert alone.with_suffix(".png").is_file() and not list(alone.parent.glob(".*"))
+
+
+def test_the_steps_recorded_are_those_of_the_weights_and_not_those_asked_for(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
+    assert trained_as(run)["steps"] == 12
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # from which it is read
+    assert trained_as(run)["steps"] == 7
 
 
 def test_what_is_done_is_not_done_again_and_never_written_over(

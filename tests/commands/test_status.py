@@ -34,6 +34,14 @@ def test_runs_are_shown_with_what_they_do(tmp_path: Path, capsys: pytest.Capture
     assert told["young"][:2] == ["starting", "0/20"] and told["killed"][0] == "stopped"
 
 
+def test_a_run_without_drawn_pictures_shows_its_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {"val/shapes/loss": 0.25, "images_per_second": 9.0}
+    made_run(tmp_path / "run", metrics=numbers, provenance={"prompts": None, "sampling": None, "size": None})
+    assert main(["status", str(tmp_path)]) == 0
+    told = " ".join(cells(capsys.readouterr().out)["run"])
+    assert told.startswith("finished 20/20") and told.endswith("validation loss on shapes 0.25")
+
+
 def test_the_time_left_follows_from_the_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path / "run")
     config = (run / "config.yaml").read_text()

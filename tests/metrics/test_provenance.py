@@ -18,6 +18,13 @@ PROVENANCE: dict[str, Any] = {
 }
 
 
+SETS = {"count": 256, "sha256": "e" * 64, "weighting": {"name": "min_snr", "gamma": 5.0}, "huber": None}
+
+
+def validated(**values: Any) -> dict[str, Any]:
+    return PROVENANCE | {"sets": {"shapes": SETS | values, "photos": {"count": 1}}}
+
+
 def changed(part: str, **values: Any) -> dict[str, Any]:
     other = copy.deepcopy(PROVENANCE)
     other[part] |= values
@@ -52,6 +59,33 @@ def test_another_ruler_is_told(metric: str, other: dict[str, Any], reason: str) 
 )
 def test_what_is_compared_may_differ(metric: str, other: dict[str, Any]) -> None:
     assert incomparable(metric, PROVENANCE, other) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"count": 9}, "validations on shapes differ in count (256 and 9)"),
+        ({"sha256": "d" * 64}, "validations on shapes differ in sha256 (eeeeeeeeeeee and dddddddddddd)"),
+        ({"weighting": {"name": "min_snr", "gamma": 4.0}}, "differ in weighting (min_snr 5.0 and min_snr 4.0)"),
+        ({"huber": 0.1}, "differ in huber (not recorded and 0.1)"),
+    ],
+)
+def test_validation_losses_need_the_same_data_and_the_same_objective(changes: dict[str, Any], reason: str) -> None:
+    (told,) = incomparable("val/shapes/loss", validated(), validated(**changes))
+    assert reason in told
+    assert incomparable("val/photos/loss", validated(), validated(**changes)) == []
+
+
+def test_a_validation_whose_meaning_is_recorded_of_one_only_is_not_compared() -> None:
+    (told,) = incomparable("val/shapes/loss", validated(), PROVENANCE)
+    assert told == "what the validation on shapes measured is recorded of one only"
+
+
+def test_a_hash_of_pictures_with_captions_tells_swapped_ones_apart() -> None:
+    images = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)
+    both = picture_hash(images, ["red", "blue"])
+    assert both == add_hashes(picture_hash(images[1:], ["blue"]), picture_hash(images[:1], ["red"]))
+    assert len({both, picture_hash(images, ["blue", "red"]), picture_hash(images)}) == 3
 
 
 def test_a_hash_of_pictures_is_that_of_its_parts_in_any_order() -> None:

@@ -33,6 +33,51 @@ def test_more_is_better_where_it_is(tmp_path: Path) -> None:
     assert found.sentences[0].startswith(f"{FLOW} beats {COSINE} by 41.0 ± 2.5 points accuracy")
 
 
+LOSS = "val/shapes/loss"
+SETS = {"shapes": {"count": 256, "sha256": "f" * 64, "schedule": {"name": "flow", "shift": 1.0}}}
+
+
+def test_validation_says_which_run_is_better_where_no_pictures_were_drawn(tmp_path: Path) -> None:
+    for folder, drawn in (("a", {}), ("b", {"fid": 3.0})):
+        losses = {"Flow": [0.30, 0.31, 0.35], "Cosine": [0.20, 0.21, 0.22]}
+        runs = [
+            made_run(tmp_path / folder / f"{name}{i}", i, name, {LOSS: loss} | drawn, {"sets": SETS}, curves=False)
+            for name, values in losses.items()
+            for i, loss in enumerate(values)
+        ]
+        found = compare([read_run(run) for run in runs])
+        assert found.means[LOSS][1].value == pytest.approx(0.21)  # type: ignore[union-attr]
+        told = [text for text in found.sentences if "validation loss on shapes" in text]
+        assert bool(told) == (not drawn)
+        assert all(text.startswith(f"{COSINE} beats {FLOW} by 0.110 ") for text in told)
+
+
+def test_validations_of_another_objective_are_not_ranked(tmp_path: Path) -> None:
+    other = {"shapes": {**SETS["shapes"], "schedule": {"name": "cosine"}}}
+    runs = [
+        made_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3}, {"sets": SETS}),
+        made_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": other}),
+    ]
+    (text,) = compare([read_run(run) for run in runs]).sentences
+    reason = "validations on shapes differ in schedule (flow 1.0 and cosine)"
+    assert text == f"validation loss on shapes of {FLOW} and of {COSINE} cannot be compared: {reason}."
+
+
+def test_a_run_without_pictures_is_compared_by_validation_with_one_that_drew_some(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3, "fid": 2.0}, {"sets": SETS}),
+        made_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": SETS, "prompts": None, "feature_network": None}),
+    ]
+    found = compare([read_run(run) for run in runs])
+    assert found.means["fid"][1] is None and [pair.metric.key for pair in found.pairs] == [LOSS]
+    assert found.sentences[0].startswith(f"validation loss on shapes: {COSINE} is better than {FLOW} by 0.2,")
+
+
+def test_more_is_better_of_some_validation_numbers(tmp_path: Path) -> None:
+    found = of(tmp_path, [0.9], [0.5], metric="val/shapes/picture_found")
+    assert found.sentences[0].startswith(f"validation picture found on shapes: {FLOW} is better than {COSINE} by 40.0")
+
+
 def test_a_difference_within_its_interval_is_none(tmp_path: Path) -> None:
     found = of(tmp_path, [10.0, 12.0, 11.0], [11.5, 10.2, 11.9])
     assert "no difference shown between" in found.sentences[0]

@@ -28,6 +28,24 @@ def test_what_was_logged_and_measured_is_plotted(tmp_path: Path) -> None:
     assert paths[0].read_bytes().startswith(b"<?xml") and paths[1].read_bytes().startswith(b"%PDF")
 
 
+def test_the_parts_of_a_loss_have_no_plots_of_their_own(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    log = folder / "csv" / "metrics.csv"
+    header, *rows = log.read_text().splitlines()
+    names = "val/shapes/loss_by_log_snr/-2_to_0,train/loss_by_log_snr/-2_to_0"
+    log.write_text("\n".join([f"{header},{names}", *(f"{row},0.1,0.1" for row in rows)]) + "\n")
+    made = [plot.name for plot in plots(compare([read_run(folder)]))]
+    assert "val_shapes_loss_by_images" in made and not any("log_snr" in name for name in made)
+
+
+def test_a_headline_of_validation_is_plotted_into_one_folder(tmp_path: Path) -> None:
+    numbers = {"val/shapes/loss": 0.5, "training_seconds": 60.0}
+    runs = [made_run(tmp_path / name, 0, name, numbers, curves=False) for name in ("Flow", "Cosine")]
+    made = plots(compare([read_run(run) for run in runs]))
+    assert made[-1].name == "val_shapes_loss_by_training"
+    assert {path.parent for path in save_plots(made, tmp_path / "figures")} == {tmp_path / "figures"}
+
+
 def test_without_curves_and_numbers_there_are_no_plots(tmp_path: Path) -> None:
     assert plots(compare([read_run(made_run(tmp_path / "run", curves=False))])) == []
 

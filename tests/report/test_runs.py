@@ -73,6 +73,22 @@ def test_a_file_of_an_evaluation_stands_for_a_run(tmp_path: Path) -> None:
     assert run.config["sampling.steps"] == 20
 
 
+def test_a_step_is_of_as_many_images_as_the_log_says_however_many_ranks_there_were(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    assert read_run(folder).batch == 4  # of one rank, as devices=auto does not say
+    log = folder / "csv" / "metrics.csv"
+    rows = [line.split(",") for line in log.read_text().splitlines()[1:]]
+    lines = [",".join([*row, str(32 * (int(row[0]) + 1))]) for row in rows]
+    log.write_text("\n".join(["step,train/images_per_second,train/loss,val/shapes/loss,train/images_seen", *lines]))
+    run = read_run(folder)
+    assert run.batch == 32 and run.minutes([19]) == pytest.approx([20 * 32 / 120 / 60])
+
+
+def test_a_validation_before_the_last_step_is_told(tmp_path: Path) -> None:
+    run = read_run(made_run(tmp_path / "run", metrics={"val/shapes/loss": 0.5}, provenance={"validated": 10}))
+    assert run.note == "last validated at step 10 of 20"
+
+
 def test_minutes_come_from_the_logged_speeds(tmp_path: Path) -> None:
     run = read_run(made_run(tmp_path / "run"))
     assert run.minutes([9, 19]) == pytest.approx([10 * 4 / 120 / 60, 20 * 4 / 120 / 60])

@@ -34,7 +34,6 @@ def with_moments(module: AutoencoderTraining, mean: float, log_variance: float, 
 
 def test_without_extras_the_loss_is_l1_plus_l2_of_decoding_a_draw_from_the_posterior() -> None:
     module, images = training(kl_weight=0.0, noise=0.0), batch(0, 1, 2)
-    logged(module)
     image = images["image"].float() / 127.5 - 1
     noise = normal(0, "posterior", images["id"], images["draw"], (4, 4, 4))
     error = tiny_vae().decode(tiny_vae().encode(image, noise)) - image
@@ -43,8 +42,9 @@ def test_without_extras_the_loss_is_l1_plus_l2_of_decoding_a_draw_from_the_poste
 
 def test_the_divergence_is_that_of_the_posterior_from_a_standard_normal() -> None:
     module = training(kl_weight=2.0)
-    values, moments = logged(module), with_moments(module, 0.5, -1.0, 2)
+    moments = with_moments(module, 0.5, -1.0, 2)
     loss = module.training_step(batch(0, 1), 0)
+    values = logged(module)
     mean, log_variance = moments.chunk(2, dim=1)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(values["train/kl"], expected)
@@ -53,7 +53,6 @@ def test_the_divergence_is_that_of_the_posterior_from_a_standard_normal() -> Non
 
 def test_half_of_the_pictures_are_decoded_from_latents_with_noise_of_every_size_up_to_a_share_of_their_own() -> None:
     module, n, deviation, seen = training(noise=0.8), 400, 5.0, list[Tensor]()
-    logged(module)
     mean = deviation * torch.tensor([-1.0, 1.0]).repeat(n, 4, 4, 2)
     module.vae.moments = lambda _: torch.cat([mean, torch.full_like(mean, -30.0)], dim=1)
     module.vae.decode = lambda latents: seen.append(latents) or torch.zeros(n, 3, 8, 8)  # type: ignore[func-returns-value]
@@ -81,7 +80,6 @@ def test_the_decoder_of_nothing_cannot_be_trained_alone() -> None:
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:
     module = training()
-    logged(module)
     alone = torch.stack([module.training_step(batch(i), 0) for i in range(3)])
     torch.testing.assert_close(module.training_step(batch(2, 0, 1), 0), alone.mean())
     assert (module.training_step(batch(0, draw=1), 0) - alone[0]).abs() > 1e-4

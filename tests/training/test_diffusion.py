@@ -17,7 +17,7 @@ from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import FirstStage
 from tests.tiny import save_part, save_tiny_model, tiny_unet, tiny_vae
-from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit, logged
+from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit
 
 SD = scaled_linear()
 
@@ -107,7 +107,6 @@ def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkey
         return torch.zeros(n), torch.zeros(n)
 
     monkeypatch.setattr(module, "losses", note)
-    logged(module)
     for draw in range(2):
         module.training_step({"id": torch.arange(n), "draw": torch.full((n,), draw), "caption": ["text"] * n}, 0)
     for chosen in dropped:

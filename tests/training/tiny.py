@@ -16,6 +16,8 @@ from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import Uniform
 from ldm.diffusion.weighting import uniform
 from ldm.nn.tokenizer import Tokenizer
+from ldm.training.autoencoder import AutoencoderTraining
+from ldm.training.clip import ClipTraining
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.optim import constant
 from ldm.weights.parts import FirstStage, TextEncoder
@@ -108,9 +110,9 @@ def fit(
     return trainer
 
 
-def logged(module: LightningModule) -> dict[str, Tensor]:
-    """Where what the module logs from now on will be, without a trainer."""
+def logged(module: DiffusionTraining | AutoencoderTraining | ClipTraining) -> dict[str, Tensor]:
+    """What the module logs of the batches since its last optimizer step, without a trainer."""
     values: dict[str, Tensor] = {}
-    module.log = values.__setitem__  # type: ignore[assignment, method-assign]
-    module.log_dict = values.update  # type: ignore[assignment, method-assign]
+    module.log = lambda name, value, **_: values.update({name: value})  # type: ignore[assignment, method-assign]
+    module.means.log(module)
     return values

@@ -1,0 +1,29 @@
+"""How much of the data a run has trained on."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ldm.callbacks.steps import logs, stepped
+
+
+class Seen(Callback):
+    """Logs train/images_seen by all ranks, those of the step included, and "epoch": how often that is the training set.
+
+    Lightning's own epoch counts passes of whole optimizer steps, which are shorter than the training set.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        seen = torch.tensor(data.seen, dtype=torch.float64)  # float32 is exact only up to 16.8 million
+        module.log("train/images_seen", seen)
+        module.log("epoch", seen / len(data.train))
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        module.log("epoch", data.seen / len(data.train), sync_dist=True)  # the same on all ranks

@@ -1,0 +1,102 @@
+"""All numbers that a run logs, of one run on one process, of the same on two ranks, and of the same resumed."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.health import Health
+from ldm.callbacks.loss_by_noise import LossByNoise
+from ldm.callbacks.metrics import Metrics
+from ldm.callbacks.progress import Progress
+from ldm.callbacks.seen import Seen
+from ldm.callbacks.throughput import Throughput
+from ldm.report.runs import Curve, read_scalars
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.optim import cosine
+from tests.callbacks.ranks import train_on_two
+from tests.training.tiny import diffusion, fit
+
+STEPS, BROKEN = 5, 3  # steps, and the epoch in which a sample's loss is no number
+TIMED = {"train/images_per_second", "train/data_wait"}
+SGD = partial(torch.optim.SGD, lr=1e-2)  # which does not blow up how sums over other batches are rounded
+
+
+def module() -> DiffusionTraining:
+    made = diffusion(optimizer=SGD, lr=cosine(warmup=2))
+    losses = made.losses
+
+    def broken(batch: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
+        t, found = losses(batch, captions)
+        return t, found.masked_fill((batch["id"] == 5) & (batch["draw"] == BROKEN), torch.nan)
+
+    made.losses = broken  # type: ignore[method-assign]
+    return made
+
+
+def train(folder: Path, batch_size: int, resume: Path | None = None, **how: Any) -> None:
+    """Steps of eight samples, of which there are eight."""
+    callbacks = [
+        *(EMA(0.5), Throughput(), Progress(), Seen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
+        Checkpoint(folder / "checkpoints", every_n_train_steps=1, keep=9),
+    ]
+    logger = CSVLogger(folder, "csv", flush_logs_every_n_steps=1)
+    every = {"log_every_n_steps": 1, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    shown = {"enable_checkpointing": True, "enable_progress_bar": True}
+    fit(folder, module(), STEPS, resume, batch_size, callbacks=callbacks, logger=logger, **every, **shown, **how)
+
+
+def numbers(folder: Path) -> dict[str, Curve]:
+    return {name: curve for name, curve in read_scalars(folder).items() if name not in TIMED}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.warns(UserWarning, match="STEP 4 WAS LEFT OUT"):
+        train(folder, 4, accumulate_grad_batches=2)
+    return folder
+
+
+def test_a_run_logs_every_number_and_a_step_left_out_has_neither_loss_nor_norms(straight: Path) -> None:
+    found = numbers(straight)
+    everywhere, trained = list(range(STEPS)), [0, 1, 2, 4]
+    for name, steps in (
+        *((f"train/{name}", everywhere) for name in ("lr", "skipped", "weight_norm", "images_seen")),
+        *((f"train/{name}", trained) for name in ("loss", "grad_norm", "update_norm")),
+        ("epoch", everywhere),
+        ("val/pictures/loss", [1, 3]),
+    ):
+        assert found[name].steps == steps, name
+    assert found["train/skipped"].values == [0, 0, 0, 1, 1]
+    assert found["train/images_seen"].values == [8, 16, 24, 32, 40]
+    assert found["epoch"].values == [1, 2, 3, 4, 5]
+
+
+def test_two_ranks_log_what_one_process_does_on_the_same_samples(straight: Path, tmp_path: Path) -> None:
+    def work(_: int) -> None:
+        train(tmp_path, 2, accumulate_grad_batches=2, devices=2, strategy="ddp")
+
+    codes, told = train_on_two(tmp_path, work)
+    assert codes == [0, 0], told
+    ours, theirs = numbers(tmp_path), numbers(straight)
+    assert ours.keys() == theirs.keys()
+    for name, curve in theirs.items():
+        assert ours[name].steps == curve.steps, name
+        assert ours[name].values == pytest.approx(curve.values, rel=1e-5), name
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])  # within an epoch of validation, before one, and after the broken step
+def test_a_resumed_run_logs_what_the_one_that_was_never_stopped_does(straight: Path, tmp_path: Path, step: int) -> None:
+    train(tmp_path, 4, straight / "checkpoints" / f"step_{step:08}.ckpt", accumulate_grad_batches=2)
+    for name, curve in numbers(straight).items():
+        rest = [(at, value) for at, value in zip(curve.steps, curve.values, strict=True) if at >= step]
+        found = numbers(tmp_path).get(name, Curve([], []))
+        logged = [(at, value) for at, value in zip(found.steps, found.values, strict=True) if at >= step]
+        assert logged == rest, name
