@@ -9,7 +9,7 @@ from ldm.callbacks.steps import logs, stepped
 
 
 class Seen(Callback):
-    """Logs train/images_seen by all ranks, those of the step included, and "epoch": how often that is the training set.
+    """Logs train/images_seen by all ranks, those of the step included, and "epoch", that over the size of the data set.
 
     Lightning's own epoch counts passes of whole optimizer steps, which are shorter than the training set.
     """
