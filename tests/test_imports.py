@@ -13,6 +13,7 @@ COMMANDS = "commands"
 # What each part of ldm may import of the others; commands and the scripts at the root may import anything.
 MAY_IMPORT = {
     "files": set(),
+    "ownership": {"files"},
     "random": set(),
     "progress": set(),
     "profiles": set(),
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "sampling": {"diffusion", "random"},
     "lint": {"diffusion", "sampling"},
     "data": {"image", "files", "random", "progress"},
-    "weights": {"nn", "files", "image"},
+    "weights": {"nn", "files", "image", "ownership"},
     "metrics": {"nn", "weights", "image", "data.shapes", "diffusion", "random", "files"},
     "items": {"image"},
     "remarks": {"items", "nn"},
@@ -70,7 +71,7 @@ MAY_IMPORT = {
         "progress",
         "profiles",
     },
-    "report": {"metrics.provenance", "image", "files"},
+    "report": {"metrics.provenance", "image", "files", "ownership"},
     "evaluation": {"metrics", "pipeline", "settings", "files"},
     "inside": {"pipeline", "nn", "diffusion", "sampling", "image", "items", "editing"},
     "cost": {"nn"},

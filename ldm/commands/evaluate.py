@@ -17,11 +17,10 @@ import torch
 import torch.distributed as dist
 
 from ldm.commands.device import DTYPES, add_device_arguments, choose_precision
-from ldm.commands.edge import UsageError
+from ldm.commands.edge import UsageError, shown_warnings
 from ldm.commands.ema import check_lengths, read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
-from ldm.commands.sample import shown_warnings
 from ldm.commands.sample_arguments import number, one_of, whole
 from ldm.evaluation import Job, measure
 from ldm.files import check_writable
