@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def settle(path: Path) -> None:
     """Tidy up after processes that were killed while they wrote a folder at `path`: the old folder is put back where
     the new one had not taken its place, and all else that they left beside it is removed."""
-    for mark in leftovers(path.parent, [path.name], "lock"):
+    for mark in leftovers(path.parent, path.name[:200].__eq__, "lock"):
         if not _is_locked(mark):
             _tidy(path, mark.with_suffix(".tmp"), mark.with_suffix(".old"))
             mark.unlink(missing_ok=True)
@@ -114,11 +114,12 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.{ending}")
 
 
-def leftovers(folder: Path, names: Iterable[str], ending: str = "tmp") -> list[Path]:
-    """The temporary files and folders in `folder` of processes that write one of `names`, or were killed doing so."""
-    either = "|".join(re.escape(name[:200]) for name in names)
-    pattern = re.compile(rf"\.({either})\.[0-9a-f]{{8}}\.{ending}")
-    return [path for path in folder.glob(f".*.{ending}") if pattern.fullmatch(path.name)]
+def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp") -> list[Path]:
+    """The temporary files and folders in `folder` of processes that write a file or folder whose name `is_ours`, or
+    were killed doing so."""
+    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.{ending}")
+    matches = ((path, pattern.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
+    return [path for path, match in matches if match and is_ours(match[1])]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -68,6 +68,7 @@ MAY_IMPORT = {
         "data.shapes",
         "image",
         "files",
+        "ownership",
         "progress",
         "profiles",
     },

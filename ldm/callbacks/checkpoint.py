@@ -22,8 +22,9 @@ from ldm.callbacks.full_disk import survived
 from ldm.callbacks.interruption import Interruption, say
 from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.steps import ending, stepped
+from ldm.files import leftovers
 
-STEP = re.compile(r"step_(\d+)[._]")  # of a checkpoint's files, by their names
+STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # the names of a checkpoint's files
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -118,7 +119,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._copied = self._written = trainer.global_step
         self._stopped_by = None
         if trainer.is_global_zero:
-            for left in self.path.parent.glob(".*.tmp"):  # by a process killed while it wrote
+            for left in leftovers(self.path.parent, self._is_own):  # by a process killed while it wrote
                 left.unlink()
         self.interruption.watch()
         validate_again(trainer)
@@ -204,9 +205,12 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def _own(self, step: int) -> Path:
         return self.path.with_name(f"step_{step:08}.ckpt")
 
+    def _is_own(self, name: str) -> bool:
+        return name == self.path.name or STEP.fullmatch(name) is not None
+
     def _prune(self, step: int) -> None:
         """Counts what all ranks have written: some may still be writing this step, or have failed to."""
-        found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.match(file.name))]
+        found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.fullmatch(file.name))]
         steps = sorted({one for one, _ in found if one <= step}, reverse=True)
         whole = (one for one in steps if checkpoint_file.is_whole(self._own(one)))
         oldest = min(islice(whole, self.keep), default=0)

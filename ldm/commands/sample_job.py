@@ -15,6 +15,7 @@ from PIL.Image import Image
 from ldm.commands.device import DTYPES, choose_precision
 from ldm.commands.sample_prompts import Picture
 from ldm.commands.sample_sources import CALLED, Source
+from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.items import Item
 from ldm.pipeline import OnStep, Pipeline
@@ -204,9 +205,8 @@ def recorded(path: Path) -> dict[str, Any]:
 def clean(job: Job, numbers: Iterable[int]) -> None:
     """Removes what a process that was killed had begun to write of these batches."""
     names = {path.name for number in numbers for _, path in job.wanted(number)}
-    for path in job.out.glob(".*.tmp"):
-        if path.name[1:].rsplit(".", 2)[0] in names:
-            path.unlink(missing_ok=True)
+    for path in leftovers(job.out, names.__contains__):
+        path.unlink(missing_ok=True)
 
 
 def check_grid(out: Path) -> None:

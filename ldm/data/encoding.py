@@ -19,7 +19,7 @@ from ldm.data.latent_shard import key_hashes, write_shard
 from ldm.data.mapped import read_record
 from ldm.data.shards import Shards
 from ldm.data.storage import File
-from ldm.files import atomic_write, write_json
+from ldm.files import atomic_write, leftovers, write_json
 
 Encode = Callable[[Tensor], Tensor]  # uint8 pictures (b, 3, h, w) → moments (b, 2z, h/f, w/f)
 EncodeText = Callable[[list[str]], np.ndarray]  # c captions → states (c, tokens, d)
@@ -211,14 +211,10 @@ def _sweep(job: Job) -> None:
     names = []
     for file in job.shards.files:
         names += [*(path.name for path in job.targets(file).values()), f"{file.stem}.quarantine.jsonl"]
-    left = {path.name: path for path in job.out.glob(".*.tmp")}
-    if not left:
-        return
     alone = len(job.files) == len(job.shards.files)  # otherwise another rank may be writing the manifest now
     ours = {*names, *([MANIFEST, HASHES] if alone else [])}
-    for name, path in left.items():
-        if name[1:].rsplit(".", 2)[0] in ours:
-            path.unlink()
+    for path in leftovers(job.out, ours.__contains__):
+        path.unlink()
 
 
 def finish(job: Job) -> dict[str, Any] | None:
