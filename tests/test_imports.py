@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "image": {"files"},
     "sampling": {"diffusion", "random"},
     "lint": {"diffusion", "sampling"},
-    "data": {"image", "files", "random", "progress"},
+    "data": {"image", "files", "ownership", "random", "progress"},
     "weights": {"nn", "files", "image", "ownership"},
     "metrics": {"nn", "weights", "image", "data.shapes", "diffusion", "random", "files"},
     "items": {"image"},
