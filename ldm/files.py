@@ -122,10 +122,14 @@ def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp
     return [path for path, match in matches if match and is_ours(match[1])]
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` atomically."""
+    atomic_write(path, lambda file: file.write(data))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    data = text.encode()
-    atomic_write(path, lambda file: file.write(data))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:

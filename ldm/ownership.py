@@ -4,11 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-from ldm.files import atomic_write, write_json
+from ldm.files import write_bytes, write_json
 
 
 def is_within(path: Path, place: Path) -> bool:
@@ -84,7 +82,7 @@ class Record:
             digests[path] += [digest(path)] if path.exists() else []
         self._save(self.read() | self._by_name(digests))
         for path, data in paths.items():
-            atomic_write(path, partial(_write, data=data))
+            write_bytes(path, data)
 
     def write_all(self) -> None:
         """Record every file that is below the folder now."""
@@ -96,10 +94,6 @@ class Record:
 
     def _save(self, digests: Mapping[str, list[str]]) -> None:
         write_json(self.file, {"files": digests})
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def digest(path: Path) -> str:
