@@ -11,7 +11,7 @@ from ldm.commands.edge import UsageError, shown_warnings
 from ldm.progress import Progress
 from ldm.weights.contents import Contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
-from ldm.weights.destination import check_apart
+from ldm.weights.destination import check_apart, sources_of
 from ldm.weights.find import DEFAULT, READABLE, find
 from ldm.weights.found import KINDS
 from ldm.weights.single_file import Choices
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.source != DEFAULT:
-        check_apart(args.destination, Path(args.source).expanduser())
     shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
     contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
     _check_used(args, to, contents)
+    given = [] if args.source == DEFAULT else [Path(args.source).expanduser()]
+    check_apart(args.destination, [*given, *sources_of(contents)])
     if args.part:
         contents = part(contents, args.part)
     for note in contents.notes:

@@ -10,7 +10,7 @@ import torch
 from ldm.files import atomic_folder, check_writable, settle
 from ldm.ownership import Record
 from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.destination import check_destination
+from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers_writer import write_folder
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
@@ -64,11 +64,11 @@ def format_of(path: Path) -> str:
 def write(contents: Contents, path: Path, to: str, shard: int | None = None, overwrite: bool = False) -> None:
     """Write `contents` to a file or a folder that appears whole or not at all; a folder with a record of its files.
 
-    Raises FileExistsError and ValueError as `check_destination`, and ValueError for what the format cannot hold.
+    Raises ValueError as `check_apart`, and for what the format cannot hold; FileExistsError as `check_replaceable`.
     """
     settle(path)
-    files = [network.tensors.source for network in contents.networks.values()]
-    check_destination(path, [contents.source, *files], overwrite)
+    check_apart(path, sources_of(contents))
+    check_replaceable(path, overwrite)
     check_writable(path.parent)
     is_file = format_of(path) == "single"
     if to == "single" and is_file:

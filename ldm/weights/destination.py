@@ -6,29 +6,37 @@ from pathlib import Path
 
 from ldm.ownership import Record, is_within, refuse
 from ldm.weights.about import about_of
-from ldm.weights.found import KINDS
+from ldm.weights.found import KINDS, Found
 from ldm.weights.single_file_writer import PART, WHOLE
 from ldm.weights.tensors import open_tensors
 
 NAMES = [f"{kind}.safetensors" for kind in KINDS]  # of the files in a folder of ldm's own format
 
 
-def check_apart(path: Path, source: Path) -> None:
-    """Raises ValueError where the destination is the source, contains it, or lies in it."""
+def check_apart(path: Path, sources: Iterable[Path]) -> None:
+    """Raises ValueError where the destination is one of the sources, contains it, or lies in it."""
+    for source in dict.fromkeys(sources):
+        _check_apart(path, source)
+
+
+def _check_apart(path: Path, source: Path) -> None:
     inside, contains = is_within(path, source), is_within(source, path)
     if inside or contains:
         how = "is" if inside and contains else "lies in" if inside else "contains"
         raise ValueError(f"the destination {path} {how} the source {source}: give a destination apart from it")
 
 
-def check_destination(path: Path, sources: Iterable[Path], overwrite: bool) -> None:
+def sources_of(contents: Found) -> list[Path]:
+    """All that a model is read from: what was given, and the files of its networks."""
+    return [contents.source, *(network.tensors.source for network in contents.networks.values())]
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError for what is at `path`, unless `overwrite` is given and conversions wrote all of it.
 
-    A file in a folder is a conversion's if the folder's record lists it with the bytes that it has; without a record,
-    as former versions left none, and for a single file, if it carries ldm's mark. Raises ValueError as `check_apart`.
+    A file in a folder is a conversion's if the folder's record lists it with the bytes that it has. Without a record,
+    as former versions left none, and for a single file, it is one if it carries ldm's mark.
     """
-    for source in dict.fromkeys(sources):
-        check_apart(path, source)
     if not os.path.lexists(path):
         return
     if not overwrite:

@@ -191,8 +191,9 @@ def test_the_parts_that_a_model_of_ldm_only_names_are_its_source_too(
     model = save_tiny_model(tmp_path / "parts")
     model.rename(tmp_path / "unet.safetensors")
     before = everything(tmp_path)
-    assert replaced(tmp_path / "unet.safetensors", tmp_path / "parts", "--to", "ldm") == 1
-    assert f"the destination {tmp_path}/parts contains the source {tmp_path}/parts/" in capsys.readouterr().err
+    for options in ([], ["--part", "unet"]):
+        assert replaced(tmp_path / "unet.safetensors", tmp_path / "parts", "--to", "ldm", *options) == 1
+        assert f"the destination {tmp_path}/parts contains the source {tmp_path}/parts/" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
 
