@@ -35,7 +35,7 @@ def check_outside(path: Path, place: str | Path, output: str, given: str) -> Non
 def refuse(foreign: list[Path], written_by: str, remedy: str) -> None:
     """Raises FileExistsError that names the first of the `foreign` files, if there are any."""
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise FileExistsError(
             f"{foreign[0]}{more} was not written by {written_by}, or was changed since, and is not replaced: {remedy}"
         )

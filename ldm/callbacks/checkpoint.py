@@ -1,6 +1,5 @@
 """When a run's state is saved: on time, when it is asked to stop, and without holding training up."""
 
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ldm.callbacks import checkpoint_file
+from ldm.callbacks.checkpoint_file import STEP
 from ldm.callbacks.full_disk import survived
 from ldm.callbacks.interruption import Interruption, say
 from ldm.callbacks.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.steps import ending, stepped
 from ldm.files import leftovers
-
-STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # the names of a checkpoint's files
 
 
 class AtomicCheckpointIO(CheckpointIO):

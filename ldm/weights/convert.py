@@ -86,6 +86,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
         else:
             _write_native_folder(folder, contents)
         Record(folder, "convert").write_all()
+        check_replaceable(path, overwrite)  # again, as it took a while
 
 
 def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> None:

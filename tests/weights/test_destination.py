@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ldm.__main__ import main
 from ldm.callbacks.checkpoint_file import write as write_checkpoint
 from ldm.data.latent_shard import write_shard
-from ldm.weights.convert import part, write
+from ldm.weights.convert import part, verified, write
 from ldm.weights.find import find
 from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, whole_model
@@ -156,6 +156,21 @@ def test_a_file_that_a_conversion_wrote_is_replaced(tmp_path: Path, model: Path,
     for dtype in ("float32", "float16"):
         assert replaced(model, tmp_path / name, "--dtype", dtype, *options) == 0
     assert {t.dtype for t in find(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_put_there_while_the_conversion_runs_is_kept(tmp_path: Path, model: Path, overwrite: bool) -> None:
+    path, notes = tmp_path / "m", tmp_path / "m" / "notes.txt"
+    if overwrite:
+        write(find(model), path, "diffusers")
+
+    def on_read(count: int) -> None:
+        path.mkdir(exist_ok=True)
+        notes.write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"notes\.txt was not written|m is there already"):
+        write(verified(find(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
+    assert notes.read_text() == "mine" and not list(tmp_path.glob(".m*"))
 
 
 def test_a_destination_that_is_contains_or_lies_in_the_source_is_refused(
