@@ -80,8 +80,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def settle(path: Path) -> None:
-    """Tidy up after processes that were killed while they wrote a folder at `path`: the old folder is put back where
-    the new one had not taken its place, and all else that they left beside it is removed."""
+    """Tidy up after processes that were killed while they wrote a folder at `path`.
+
+    The old folder is put back where the new one had not taken its place; all else that they left is removed.
+    """
     for mark in leftovers(path.parent, path.name[:200].__eq__, "lock"):
         if not _is_locked(mark):
             _tidy(path, mark.with_suffix(".tmp"), mark.with_suffix(".old"))
@@ -115,8 +117,10 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp") -> list[Path]:
-    """The temporary files and folders in `folder` of processes that write a file or folder whose name `is_ours`, or
-    were killed doing so."""
+    """The temporary files and folders in `folder` for what has a name that `is_ours`, cut to 200 characters.
+
+    A process is writing them, or was killed while it did.
+    """
     pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.{ending}")
     matches = ((path, pattern.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
     return [path for path, match in matches if match and is_ours(match[1])]

@@ -47,8 +47,10 @@ class Drawn:
 
 
 class Service:
-    """One request at a time; the model of the last one stays loaded. New pictures go to the folder `out`, numbered on
-    from those that are there."""
+    """One request at a time; the model of the last one stays loaded.
+
+    Pictures go to the folder `out`, under numbers that are free there.
+    """
 
     def __init__(
         self, models: dict[str, str], out: Path, device: str = "auto", precision: str = "auto", offload: str = "none"

@@ -55,7 +55,7 @@ class Running(Callback):
 def _check_replaceable(folder: Path, resume: str | None) -> None:
     remedy = "give another run_dir"
     if not _is_run(folder):
-        refuse(_there(folder), "a run", f"move it away, or {remedy}")
+        refuse(_in_the_way(folder), "a run", f"move it away, or {remedy}")
     checkpoints = [*folder.glob("checkpoints/*.ckpt")]
     weights = [*folder.glob("*.safetensors")]
     if weights and not checkpoints:
@@ -67,7 +67,7 @@ def _check_replaceable(folder: Path, resume: str | None) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether train.py wrote the config there, which comes before all else."""
+    """Whether train.py wrote the config in the folder, which it does before all else."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -75,7 +75,7 @@ def _is_run(folder: Path) -> bool:
     return isinstance(config, dict) and {"run_dir", "resume", "training"} <= config.keys()
 
 
-def _there(folder: Path) -> list[Path]:
-    """What a run would write to, if there is anything; an empty folder is nothing."""
+def _in_the_way(folder: Path) -> list[Path]:
+    """What there is where a run would write; an empty folder is nothing."""
     found = [path for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
