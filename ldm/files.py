@@ -1,11 +1,13 @@
-"""Files that are either there in full or not there at all."""
+"""Files and folders that are either there in full or not there at all, and locks on folders."""
 
 import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; give the path of a file")
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors of `write` are told apart
@@ -50,28 +52,88 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes it, in place of what was there, once the block ends.
+    """A temporary folder beside `path` that takes its place once the block ends.
 
-    On any failure the old folder stays and the temporary one goes. Raises OSError as `atomic_write` does.
+    A folder at `path` is renamed first and removed last, so that one of the two is in place or can be put there,
+    whatever fails; a warning says where the old one is if it cannot be removed. What a process leaves that is killed
+    in between is for `settle`. Raises OSError as `atomic_write` does.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    new = _beside(path, "tmp")
+    old, mark = new.with_suffix(".old"), new.with_suffix(".lock")
     try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = _lock(mark)
+        try:
+            new.mkdir()
+            yield new
+            if os.path.lexists(path):
+                path.rename(old)
+            new.rename(path)
+        finally:
+            _tidy(path, new, old)
+            mark.unlink(missing_ok=True)
+            os.close(held)
     except OSError as error:
         if error.errno in ADVICE:
             raise named(error, path) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Tidy up after processes that were killed while they wrote a folder at `path`.
+
+    The old folder is put back where the new one had not taken its place; all else that they left is removed.
+    """
+    for mark in leftovers(path.parent, path.name[:200].__eq__, "lock"):
+        if not _is_locked(mark):
+            _tidy(path, mark.with_suffix(".tmp"), mark.with_suffix(".old"))
+            mark.unlink(missing_ok=True)
+
+
+def _tidy(path: Path, new: Path, old: Path) -> None:
+    """Keep the one complete folder, whichever step between writing `new` and removing `old` was the last."""
+    if os.path.lexists(old) and not os.path.lexists(path):
+        old.rename(path)
+    elif os.path.lexists(old) and new.exists():
+        warnings.warn(f"{path} was taken while it was replaced; what was there before is in {old}", stacklevel=2)
+    elif os.path.lexists(old):
+        _remove(old, path)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove(old: Path, path: Path) -> None:
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        warnings.warn(
+            f"the new {path} is complete, but of the old one {error.filename} could not be removed "
+            f"({error.strerror}): what is left of it is in {old}; delete that folder yourself",
+            stacklevel=2,
+        )
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.{ending}")
+
+
+def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp") -> list[Path]:
+    """The temporary files and folders in `folder` for what has a name that `is_ours`, cut to 200 characters.
+
+    A process is writing them, or was killed while it did.
+    """
+    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.{ending}")
+    matches = ((path, pattern.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
+    return [path for path, match in matches if match and is_ours(match[1])]
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` atomically."""
+    atomic_write(path, lambda file: file.write(data))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    data = text.encode()
-    atomic_write(path, lambda file: file.write(data))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -94,15 +156,23 @@ def lock(folder: str | Path, shared: bool = False) -> int:
 
     The system lets go of it however the process ends, kill -9 included.
     """
-    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    return _lock(Path(folder) / LOCK, shared)
+
+
+def _lock(path: Path, shared: bool = False) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     return file
 
 
 def is_locked(folder: str | Path) -> bool:
     """Whether a process works in the folder now; the lock of one that died is gone with it."""
+    return _is_locked(Path(folder) / LOCK)
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        with open(Path(folder) / LOCK, "rb") as file:
+        with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

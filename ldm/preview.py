@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -11,15 +12,25 @@ from ldm.files import atomic_write
 from ldm.image import pixels, to_pil
 from ldm.progress import Progress, clear
 
+MARK = b"ldm"  # the comment in films of ours
+
 
 def save_gif(path: Path, frames: Sequence[Tensor], last: Image.Image, seconds: float = 3.0) -> None:
     """The frames, uint8 (3, h, w), at the size of the last one, which stands for a second more."""
     film = [to_pil(frame)[0].resize(last.size, Image.Resampling.BICUBIC) for frame in frames] + [last]
     pause = max(20, round(1000 * seconds / len(film)))
     pauses = [pause] * (len(film) - 1) + [pause + 1000]  # milliseconds
-    atomic_write(
-        path, lambda file: film[0].save(file, "GIF", save_all=True, append_images=film[1:], duration=pauses, loop=0)
-    )
+    how: dict[str, Any] = {"save_all": True, "append_images": film[1:], "duration": pauses, "loop": 0, "comment": MARK}
+    atomic_write(path, lambda file: film[0].save(file, "GIF", **how))
+
+
+def is_film(path: Path) -> bool:
+    """Whether `save_gif` wrote the file."""
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return image.info.get("comment") == MARK
+    except (OSError, SyntaxError):
+        return False
 
 
 def in_terminal(picture: Tensor, columns: int = 64) -> list[str]:
@@ -34,6 +45,11 @@ def in_terminal(picture: Tensor, columns: int = 64) -> list[str]:
 def _block(above: list[int], below: list[int]) -> str:
     """Half a character in each of two colours (r, g, b)."""
     return "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*above, *below)
+
+
+def film_of(path: Path) -> Path:
+    """Where the film of a picture is."""
+    return path.with_suffix(".gif")
 
 
 class Previews:
@@ -53,7 +69,7 @@ class Previews:
 
     def save(self, position: int, path: Path, image: Image.Image) -> None:
         if self.kind == "gif":
-            save_gif(path.with_suffix(".gif"), self.films[position], image)
+            save_gif(film_of(path), self.films[position], image)
 
 
 def show_in_terminal(picture: Tensor, again: bool, below: bool) -> None:

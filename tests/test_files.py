@@ -2,12 +2,17 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from types import FrameType
+from typing import Any, BinaryIO
 
 import pytest
 
-from ldm.files import atomic_folder, atomic_write, check_writable, write_json, write_text
+from ldm import files
+from ldm.files import atomic_folder, atomic_write, check_writable, leftovers, settle, write_json, write_text
 
 
 def full_disk(file: BinaryIO) -> None:
@@ -58,6 +63,101 @@ def test_a_folder_appears_whole_in_place_of_the_old_one_or_not_at_all(tmp_path: 
     with pytest.raises(OSError, match=f"^cannot write {path}: the disk is full"), atomic_folder(path) as folder:
         atomic_write(folder / "part" / "a.bin", full_disk)
     assert os.listdir(tmp_path) == ["model"] and os.listdir(path) == ["new.txt"]
+
+
+@pytest.fixture
+def undeletable(tmp_path: Path) -> Iterator[Path]:
+    """A folder of which one file cannot be removed, not even by root."""
+    path = tmp_path / "model"
+    write_text(path / "part" / "old.txt", "old")
+    if os.geteuid():
+        (path / "part").chmod(0o500)
+    elif subprocess.run(["chattr", "+i", path / "part" / "old.txt"], capture_output=True, check=False).returncode:
+        pytest.skip("root can remove any file here")
+    yield path
+    for part in tmp_path.rglob("part"):
+        if os.geteuid():
+            part.chmod(0o700)
+        else:
+            subprocess.run(["chattr", "-R", "-i", part], check=True)
+
+
+def test_a_folder_that_cannot_be_removed_is_replaced_and_its_rest_is_named(undeletable: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="the old one .* could not be removed") as told,
+        atomic_folder(undeletable) as new,
+    ):
+        write_text(new / "new.txt", "new")
+    [old] = undeletable.parent.glob(".model.*")
+    assert str(old) in str(told[0].message) and (old / "part" / "old.txt").read_text() == "old"
+    assert os.listdir(undeletable) == ["new.txt"]
+
+
+def test_the_old_folder_is_back_in_place_when_the_new_one_cannot_be_put_there(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    write_text(path / "old.txt", "old")
+    with pytest.raises(FileNotFoundError), atomic_folder(path) as folder:
+        write_text(folder / "new.txt", "new")
+        folder.rename(tmp_path / "elsewhere")
+    assert os.listdir(path) == ["old.txt"] and sorted(os.listdir(tmp_path)) == ["elsewhere", "model"]
+
+
+def replaced_until(path: Path, lines: int) -> bool:
+    """Whether a process that is killed after so many lines of ldm/files.py has replaced the folder before that."""
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, 9)
+        return status == 0
+    left = lines
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        left -= event == "line"
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return trace
+
+    try:
+        sys.settrace(trace)
+        with atomic_folder(path) as folder:
+            for name in "ab":
+                write_text(folder / name, "new")
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_a_kill_at_any_line_leaves_the_old_or_the_new_folder_and_the_next_run_tidies_up(tmp_path: Path) -> None:
+    path, killed, found = tmp_path / "model", 0, set()
+    while True:
+        for name in "ab":
+            write_text(path / name, "old")
+        finished = replaced_until(path, killed)
+        settle(path)
+        found.add("".join((path / name).read_text() for name in "ab"))
+        assert os.listdir(tmp_path) == ["model"] and sorted(os.listdir(path)) == ["a", "b"]
+        if finished:
+            break
+        killed += 1
+    assert found == {"oldold", "newnew"} and killed > 50
+
+
+def test_what_a_living_process_writes_is_not_tidied_away(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as folder:
+        write_text(folder / "a.txt", "a")
+        settle(tmp_path / "model")
+    assert os.listdir(tmp_path / "model") == ["a.txt"]
+
+
+def test_temporary_files_are_told_from_files_that_only_look_alike(tmp_path: Path) -> None:
+    seen: list[Path] = []
+    atomic_write(tmp_path / "a.txt", lambda file: seen.extend(leftovers(tmp_path, {"a.txt", "b.txt"}.__contains__)))
+    assert [path.parent for path in seen] == [tmp_path]
+    for name in (".a.txt.notes.tmp", ".a.txt.tmp", ".c.txt.01234567.tmp", "a.txt.01234567.tmp"):
+        (tmp_path / name).touch()
+    assert leftovers(tmp_path, {"a.txt", "b.txt"}.__contains__) == []
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")

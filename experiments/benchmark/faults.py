@@ -169,7 +169,7 @@ def kill_in(owner: Any, function: str, call: int) -> None:
         if left[0] == 0:
             if function == "write":
                 args[0].parent.mkdir(parents=True, exist_ok=True)
-                args[0].with_name(f".{args[0].name}.0000.tmp").write_bytes(b"half of it")
+                args[0].with_name(f".{args[0].name}.00000000.tmp").write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*args, **kwargs)
 

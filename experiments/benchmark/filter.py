@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ldm.commands.bench import check_replaceable, save
 from ldm.commands.filter import UNITS
 
 COLUMNS = ["URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE", "hash"]
@@ -191,9 +192,10 @@ def main() -> None:
         name, source, out = args.contender
         _contend(name, Path(source), Path(out))
     else:
-        told = json.dumps(measure(args.rows, data=args.data), indent=2)
-        args.json.write_text(told + "\n")
-        print(told)
+        check_replaceable(args.json, "filter")
+        found = measure(args.rows, data=args.data)
+        save(args.json, "filter", found)
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

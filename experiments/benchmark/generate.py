@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.commands.bench import check_replaceable, save
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
-from ldm.files import write_json
 from ldm.nn.clip import TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
@@ -164,10 +164,12 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=320, help="of the UNet; less is a trial run, no figure (320)")
     args = parser.parse_args()
+    if args.json:
+        check_replaceable(args.json, "generate")
     result = measure(args.size, args.steps, args.rounds, args.width)
     print(json.dumps(result, indent=2))
     if args.json:
-        write_json(args.json, result)
+        save(args.json, "generate", result)
 
 
 if __name__ == "__main__":

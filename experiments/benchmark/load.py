@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.files import write_json
+from ldm.commands.bench import check_replaceable, save
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -184,10 +184,12 @@ def main() -> None:
         name, *files = args.load
         print(json.dumps(load_once(name, (Path(files[0]), Path(files[1])))))
         return
+    if args.json:
+        check_replaceable(args.json, "load")
     result = measure(args.repeats)
     print(json.dumps(result, indent=2))
     if args.json:
-        write_json(args.json, result)
+        save(args.json, "load", result)
 
 
 if __name__ == "__main__":

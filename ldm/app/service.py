@@ -47,7 +47,10 @@ class Drawn:
 
 
 class Service:
-    """One request at a time; the model of the last one stays loaded. Pictures go to the folder `out`."""
+    """One request at a time; the model of the last one stays loaded.
+
+    Pictures go to the folder `out`, under numbers that are free there.
+    """
 
     def __init__(
         self, models: dict[str, str], out: Path, device: str = "auto", precision: str = "auto", offload: str = "none"
@@ -107,15 +110,27 @@ class Service:
     def _kept(self, result: Result, origin: dict[str, Any], sources: dict[str, Image]) -> list[Path]:
         """Saves the pictures, and beside them what they were drawn from, which they record by path and content."""
         records = {}
+        while any(path.exists() for path in self._files(len(result.images))):
+            self._count += 1
         for name, image in sources.items():
-            path = self.out / f"{self._count:04d}_{name}.png"
+            path = self._source_file(name)
             save_png(image, path, {})
             records[name] = read(name, str(path)).record
-        paths = [self.out / file_name(self._count + k) for k in range(len(result.images))]
+        paths = self._pictures(len(result.images))
         for path, image, settings in zip(paths, to_pil(result.images), result.settings, strict=True):
             save_png(image, path, settings | origin | records)
         self._count += len(paths)
         return paths
+
+    def _source_file(self, name: str) -> Path:
+        return self.out / f"{self._count:04d}_{name}.png"
+
+    def _files(self, pictures: int) -> list[Path]:
+        """What the next request of so many pictures may write."""
+        return [*self._pictures(pictures), *map(self._source_file, CALLED)]
+
+    def _pictures(self, count: int) -> list[Path]:
+        return [self.out / file_name(self._count + k) for k in range(count)]
 
     def _path(self, model: str) -> str:
         if model not in self.models:

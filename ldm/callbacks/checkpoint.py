@@ -1,6 +1,5 @@
 """When a run's state is saved: on time, when it is asked to stop, and without holding training up."""
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ldm.callbacks import checkpoint_file
+from ldm.callbacks.checkpoint_file import STEP
 from ldm.callbacks.find import find
 from ldm.callbacks.full_disk import survived
 from ldm.callbacks.interruption import Interruption, reason, say
@@ -24,8 +24,7 @@ from ldm.callbacks.resuming import align, dealing, validate_again, validation_du
 from ldm.callbacks.steps import ending, stepped
 from ldm.callbacks.throughput import Throughput
 from ldm.callbacks.time_limit import time_limit
-
-STEP = re.compile(r"step_(\d+)[._]")  # of a checkpoint's files, by their names
+from ldm.files import leftovers
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -121,7 +120,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._copied = self._written = trainer.global_step
         self._exit_code = 0
         if trainer.is_global_zero:
-            for left in self.path.parent.glob(".*.tmp"):  # by a process killed while it wrote
+            for left in leftovers(self.path.parent, self._is_own):  # by a process killed while it wrote
                 left.unlink()
         self.interruption.watch(time_limit(trainer))
         validate_again(trainer)
@@ -208,9 +207,12 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def _own(self, step: int) -> Path:
         return self.path.with_name(f"step_{step:08}.ckpt")
 
+    def _is_own(self, name: str) -> bool:
+        return name == self.path.name or STEP.fullmatch(name) is not None
+
     def _prune(self, step: int) -> None:
         """Counts what all ranks have written: some may still be writing this step, or have failed to."""
-        found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.match(file.name))]
+        found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.fullmatch(file.name))]
         steps = sorted({one for one, _ in found if one <= step}, reverse=True)
         whole = (one for one in steps if checkpoint_file.is_whole(self._own(one)))
         oldest = min(islice(whole, self.keep), default=0)

@@ -1,6 +1,7 @@
 """A checkpoint as a file: written whole or not at all, and known to be undamaged before it is used."""
 
 import pickle
+import re
 import warnings
 import zipfile
 from functools import partial
@@ -13,6 +14,7 @@ from ldm.files import atomic_write
 from ldm.weights.sharded import Join, assembled, files
 
 LAST = "last.ckpt"
+STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # the names of all other files
 UNUSABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, FileNotFoundError)
 
 
@@ -64,12 +66,12 @@ def _check(path: Path) -> None:
 
 
 def newest(folder: str | Path) -> Path | None:
-    """The newest undamaged checkpoint in `folder`, None where there is none; damaged ones are told.
+    """The newest undamaged checkpoint that a run wrote into `folder`, None if there is none; damaged ones are told.
 
-    Raises ValueError where all are damaged.
+    Raises ValueError where all are damaged, or under other names.
     """
     folder, spoiled = Path(folder), set()
-    files = [file for file in folder.glob("*.ckpt") if not file.name.startswith(".")]
+    files = [file for file in folder.glob("*.ckpt") if file.name == LAST or STEP.fullmatch(file.name)]
     files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), reverse=True)
     for file in files:
         if file.stat().st_ino in spoiled:  # last.ckpt and the step's own name are one file
@@ -80,4 +82,6 @@ def newest(folder: str | Path) -> Path | None:
         warnings.warn(f"THE CHECKPOINT {file} IS DAMAGED ({found}): trying the one before it", stacklevel=2)
     if files:
         raise ValueError(f"every checkpoint in {folder} is damaged; give resume=PATH, or another run_dir to start anew")
+    if others := sorted(file for file in folder.glob("*.ckpt") if not file.name.startswith(".")):
+        raise ValueError(f"{folder} holds no checkpoint under a name that a run gives it; give resume={others[0]}")
     return None

@@ -5,9 +5,11 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ldm.commands.edge import UsageError
-from ldm.files import write_json
+from ldm.files import check_writable, write_json
+from ldm.ownership import refuse
 
 CHECKOUT = Path(__file__).parents[2]
 BENCHES = {
@@ -45,8 +47,30 @@ def run(args: argparse.Namespace) -> None:
         sys.path.insert(0, str(CHECKOUT))
     if args.kills is not None and (args.name != "faults" or args.kills < 1):
         raise UsageError(f"--kills is for `ldm bench faults`, and 1 or more, not {args.kills} for {args.name}")
+    if args.json is not None:
+        check_replaceable(args.json, args.name)
     numbers = import_module(module).measure(*([] if args.kills is None else [args.kills]))
     if args.json is None:
         return print(json.dumps(numbers, indent=2))
-    write_json(args.json, numbers)
+    save(args.json, args.name, numbers)
     print(args.json)
+
+
+def check_replaceable(path: Path, name: str) -> None:
+    """Raises FileExistsError for a file other than the numbers of this benchmark, and OSError where none can be."""
+    check_writable(path.parent)
+    if path.exists() and not _is_of(path, name):
+        refuse([path], f"ldm bench {name}", "move it away, or give another --json")
+
+
+def _is_of(path: Path, name: str) -> bool:
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and held.get("bench") == name
+
+
+def save(path: Path, name: str, numbers: dict[str, Any]) -> None:
+    """The numbers, with the benchmark's name, so that the same command may replace them."""
+    write_json(path, {"bench": name} | numbers)

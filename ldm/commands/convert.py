@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ldm.commands.edge import UsageError
+from ldm.commands.edge import UsageError, shown_warnings
 from ldm.progress import Progress
 from ldm.weights.contents import Contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
-from ldm.weights.find import READABLE, find
+from ldm.weights.destination import check_apart, sources_of
+from ldm.weights.find import DEFAULT, READABLE, find
 from ldm.weights.found import KINDS
 from ldm.weights.single_file import Choices
 
@@ -34,20 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the weights themselves where there is a moving average too")
     parser.add_argument("--prediction", choices=["eps", "v"], help="what a single file of SD 2.x predicts")
     parser.add_argument("--variant", help="of a diffusers folder, such as fp16; default: the plain files, if any")
-    parser.add_argument("--overwrite", action="store_true", help="replace the destination")
+    parser.add_argument("--overwrite", action="store_true", help="replace what a conversion wrote there")
 
 
 def run(args: argparse.Namespace) -> None:
     shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
     contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
     _check_used(args, to, contents)
+    given = [] if args.source == DEFAULT else [Path(args.source).expanduser()]
+    check_apart(args.destination, [*given, *sources_of(contents)])
     if args.part:
         contents = part(contents, args.part)
     for note in contents.notes:
         print(note, file=sys.stderr)
     progress = Progress(sum(len(network.tensors) for network in contents.networks.values()), "tensors")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
+    with shown_warnings():
+        write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
 
 

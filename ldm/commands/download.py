@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from functools import partial
@@ -12,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.commands.edge import UsageError
 from ldm.data.metadata.columns import parse_choices, resolve
-from ldm.data.metadata.img2dataset import REQUIREMENT, Fetched, check_python, download, drop_unfinished, environment
-from ldm.files import atomic_write, check_writable, write_json
+from ldm.data.metadata.img2dataset import (
+    READY,
+    REQUIREMENT,
+    Fetched,
+    check_python,
+    download,
+    drop_unfinished,
+    environment,
+)
+from ldm.files import atomic_write, check_writable, write_json, write_text
+from ldm.ownership import check_outside, refuse
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.source}: expected one parquet file, or one folder with parquet files directly in it")
     settings = _settings(args, sources)
     _same_as_before(_beside(args.out, "download.json"), settings | {"rows": [[s.path, s.rows] for s in sources]})
-    python = environment(args.env, args.python, lambda text: print(text, flush=True))
+    python = _environment(args.env, args.python)
     drop_unfinished(args.out)
     fetched, began = Fetched(), time.monotonic()
     earlier = fetched.update(args.out)
@@ -90,6 +100,19 @@ def run(args: argparse.Namespace) -> None:
     missing = sum(-(-s.rows // args.shard_size) for s in sources) - len(fetched.shards)
     if code or missing:
         raise OSError(f"img2dataset left {missing} shards undone (exit code {code}): see {log}, then run this again")
+
+
+def _environment(folder: Path, python: str) -> Path:
+    """ValueError for a virtual environment that ldm did not make: to make one empties its folder."""
+    begun = folder.with_name(f".{folder.name}.ldm_download")  # a file that is there while ldm makes one
+    ready = (folder / READY).is_file()
+    if (folder / "pyvenv.cfg").is_file() and not ready and not begun.is_file():
+        raise ValueError(f"--env {folder} is a virtual environment that ldm did not make: give a new folder")
+    if not ready:
+        write_text(begun, "")
+    made = environment(folder, python, lambda text: print(text, flush=True))
+    begun.unlink(missing_ok=True)
+    return made
 
 
 def _settings(args: argparse.Namespace, sources: "list[Source]") -> dict[str, Any]:
@@ -128,10 +151,20 @@ def _choices(args: argparse.Namespace) -> dict[str, str]:
         raise UsageError(str(error)) from error
 
 
+def _check_replaceable(out: Path) -> None:
+    """Raises FileExistsError for a folder that no download began, where shards would be written over."""
+    if _beside(out, "download.json").is_file():
+        foreign = [path for path in out.glob("*_stats.json") if not re.fullmatch(r"\d{5,}_stats\.json", path.name)]
+    else:
+        there = [_beside(out, name) for name in ("report.json", "report.png", "img2dataset.log")]
+        foreign = [path for path in there if path.exists()] + (sorted(out.iterdir()) if out.exists() else [])
+    refuse(foreign, "ldm download", "move it away, or give another --out")
+
+
 def _same_as_before(path: Path, settings: dict[str, Any]) -> None:
     """Shards are told apart by number alone, so going on with other rows or settings would mix two data sets."""
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = _object(path)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -139,6 +172,16 @@ def _same_as_before(path: Path, settings: dict[str, Any]) -> None:
                     "give the same again, or another --out"
                 )
     write_json(path, settings)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text())
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} does not say what a download was begun with: move it away, or give another --out")
+    return held
 
 
 def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched, seconds: float) -> dict[str, Any]:
@@ -203,6 +246,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {least} or more")
     if args.out.is_file():
         raise UsageError(f"--out {args.out} is a file: give a folder")
+    check_outside(args.out, args.source, "--out", "input")
+    _check_replaceable(args.out)
     for folder in (args.out, args.env):
         check_writable(folder)
     check_python(args.python)

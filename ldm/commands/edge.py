@@ -2,7 +2,12 @@
 
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ldm.progress import clear
 
 EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # whose message is written for people
 
@@ -33,3 +38,21 @@ def sentence(error: Exception) -> str:
     if isinstance(error, EXPECTED) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Each different warning of ours once, as one line on stderr."""
+
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in seen:  # Python forgets what it has shown when a library changes the filters
+            seen.add(str(message))
+            clear()
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield

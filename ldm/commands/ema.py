@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.commands.edge import UsageError
 from ldm.commands.sample_arguments import number
+from ldm.ownership import refuse
 from ldm.profiles import coefficients, exponent
 from ldm.progress import Progress
 from ldm.weights.native import read_about, save_network
@@ -41,12 +42,21 @@ def run(args: argparse.Namespace) -> None:
     snapshots = {file: about for file, about in snapshots.items() if about["ema"]["step"] <= step}
     if not 0 < step <= last or not snapshots:
         raise ValueError(f"the snapshots of {args.run} end at step {last}: none makes an average of step {step}")
-    for length in lengths:
+    names = {length: (args.out or args.run) / f"ema_{length:.3f}.safetensors" for length in lengths}
+    foreign = [name for name in names.values() if name.exists() and not _is_average(name)]
+    refuse(foreign, "ldm ema", "move it away, or give another --out")
+    for length, name in names.items():
         state, off = reconstruct(snapshots, step, length)
-        name = (args.out or args.run) / f"ema_{length:.3f}.safetensors"
         about = next(iter(snapshots.values())) | {"ema": {"length": length, "step": step}}
         save_network(name, state=state, **about)
         print(f"{name}: the average's profile is off by {off:.2%}{_advice(off)}")
+
+
+def _is_average(file: Path) -> bool:
+    try:
+        return "length" in read_about(file).get("ema", {})
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def read_snapshots(run: Path) -> dict[Path, dict[str, Any]]:

@@ -7,13 +7,13 @@ import json
 import re
 import tarfile
 import zlib
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
-from ldm.files import atomic_write
+from ldm.files import write_bytes
+from ldm.ownership import refuse
 
 PACKAGE, VERSION = "emoji-datasource-google", "16.0.0"
 GET = f"get it with `npm pack {PACKAGE}@{VERSION}`"
@@ -44,10 +44,17 @@ def run(args: argparse.Namespace) -> None:
     others = sorted(set(args.out.glob("emoji-*.tar")) - set(paths))
     if others:
         raise ValueError(f"{args.out} already holds {others[0].name}, which is not of these shards: empty it first")
-    for path, shard in zip(paths, shards, strict=True):
-        atomic_write(path, partial(write_tar, samples=shard))
-    atomic_write(args.out / "LICENSE.emoji-datasource", lambda file: file.write(files["LICENSE"]))
+    contents = {path: tar_of(shard) for path, shard in zip(paths, shards, strict=True)}
+    contents[args.out / "LICENSE.emoji-datasource"] = files["LICENSE"]
+    foreign = [path for path, data in contents.items() if path.exists() and not _holds(path, data)]
+    refuse(foreign, "this command", "empty the folder, or give another --out")
+    for path in [path for path in contents if not path.exists()]:
+        write_bytes(path, contents[path])
     print(f"wrote {len(samples):,} emoji in {len(shards)} shards to {args.out}")
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
 
 
 def read_package(source: Path) -> dict[str, bytes]:
@@ -124,13 +131,15 @@ def resized(picture: bytes, size: int) -> bytes:
     return file.getvalue()
 
 
-def write_tar(file: BinaryIO, samples: list[dict[str, bytes]]) -> None:
+def tar_of(samples: list[dict[str, bytes]]) -> bytes:
     """An uncompressed tar with no dates or owners, so that the same samples give the same bytes."""
+    file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in (member for members in samples for member in members.items()):
             header = tarfile.TarInfo(name)
             header.size = len(content)
             tar.addfile(header, io.BytesIO(content))
+    return file.getvalue()
 
 
 def _positive(text: str) -> int:

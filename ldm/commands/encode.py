@@ -17,6 +17,7 @@ from ldm.data.buckets import Size, bucket_sizes
 from ldm.data.encoding import Encode, Job, encode_shards, finish
 from ldm.data.shards import Shards, find_tars
 from ldm.image import WHITE
+from ldm.ownership import check_outside
 from ldm.progress import Progress
 from ldm.weights.parts import FirstStage, encoder, first_stage, text_encoder
 
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name} {getattr(args, name)}: expected {least} or more")
     if args.text_dtype and not args.text_encoder:
         raise UsageError(f"--text-dtype {args.text_dtype} is of the states that --text-encoder FILE makes: give both")
+    for given in args.shards:
+        check_outside(args.out, given, "--out", "shards")
     rank, world, local = ranks()
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())

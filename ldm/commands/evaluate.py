@@ -4,9 +4,11 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import product
@@ -17,11 +19,10 @@ import torch
 import torch.distributed as dist
 
 from ldm.commands.device import DTYPES, add_device_arguments, choose_precision
-from ldm.commands.edge import UsageError
+from ldm.commands.edge import UsageError, shown_warnings
 from ldm.commands.ema import check_lengths, last_step, read_snapshots, reconstruct
 from ldm.commands.evaluation_data import SHAPES, Data, data_of
 from ldm.commands.evaluation_result import Cell, Where, result, save_sheet, write
-from ldm.commands.sample import shown_warnings
 from ldm.commands.sample_arguments import number, one_of, whole
 from ldm.evaluation import Job, measure
 from ldm.files import check_writable
@@ -33,8 +34,10 @@ from ldm.metrics.measure import Ruler
 from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
 from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.ownership import check_outside, refuse
 from ldm.pipeline import Pipeline
 from ldm.progress import Progress, clear
+from ldm.report.sweep import beside
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import READABLE
@@ -109,12 +112,25 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
     if args.held_out and args.data == SHAPES:
         raise UsageError("--held-out is for data that a model may be trained on; shapes are held out as they are")
     check_writable(args.out.parent)
+    check_outputs(args)
     given = {name: getattr(args, name.replace("-", "_")) for name in SWEPT}
     swept = {name: listed(name, text) for name, text in given.items() if text is not None}
     if "ema-length" in swept:
         check_lengths(swept["ema-length"])
         read_snapshots(Path(args.model))
     return swept
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises ValueError or FileExistsError where a file of the evaluation would be read as data or replace another."""
+    if args.data != SHAPES:
+        check_outside(args.out, args.data, "--out", "data")
+    files = [args.out, args.out.with_suffix(".png"), args.out.with_suffix(".md")]
+    if args.reference and args.reference.resolve() in [file.resolve() for file in files]:
+        raise UsageError(f"--reference {args.reference} is a file that --out {args.out} writes; give another")
+    if not args.out.exists():  # which comes before them
+        picture = [path for path in files[1:2] if path.exists()]
+        refuse(picture + beside(args.out), "ldm evaluate", "move it away, or give another --out")
 
 
 def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
@@ -153,7 +169,11 @@ def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
     write(out, reports)
     if len(cells) == 1:
         save_sheet(out.with_suffix(".png"), cells[0])
-    shutil.rmtree(parts(out))
+    for path in parts(out).iterdir():
+        if re.fullmatch(r"(reference_)?[0-9a-f]{16}", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):  # where there is anything else
+        parts(out).rmdir()
 
 
 def parts(out: Path) -> Path:

@@ -20,6 +20,7 @@ from ldm.commands.edge import UsageError
 from ldm.data.metadata.columns import ALIASES, parse_choices
 from ldm.data.metadata.rules import Thresholds, rules
 from ldm.files import check_writable
+from ldm.ownership import check_outside
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     from ldm.data.metadata.funnel import axes
     from ldm.data.metadata.tables import find, open_sources
 
+    if not args.dry_run:
+        filter_report.check_replaceable(args.out)
     began = time.monotonic()
     sources, damaged = open_sources(find(args.inputs))
     if not sources:
@@ -214,6 +217,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.out} is there already and not an empty folder: give another --out, or remove it")
     if args.out is not None:
         check_writable(args.out.parent)
+        for given in args.inputs:
+            check_outside(args.out, given, "--out", "input")
     for name in ("rows_per_shard", "threads", "sample_rows", "size", "pictures_per_second"):
         most = MOST_THREADS if name == "threads" else MOST
         if not 0 < getattr(args, name) <= most:

@@ -1,5 +1,6 @@
 """What `ldm filter` says: lines for people, and a report in JSON with its picture beside the shards."""
 
+import json
 import resource
 import sys
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from ldm.data.metadata.filtering import Filter, Part
 from ldm.data.metadata.funnel_picture import draw, save
 from ldm.data.metadata.rules import Thresholds
 from ldm.files import atomic_write, write_json
+from ldm.ownership import refuse
 
 
 def tell_columns(found: list[Part], cuts: Thresholds, has_nsfw: bool) -> None:
@@ -65,11 +67,33 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def write(out: Path, report: dict[str, Any]) -> None:
+def paths(out: Path) -> tuple[Path, Path]:
     """`OUT.report.json` and `OUT.report.png`, beside `out`."""
+    return out.with_name(f"{out.name}.report.json"), out.with_name(f"{out.name}.report.png")
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises FileExistsError where another kind of file is where the report is to be."""
+    report, picture = paths(out)
+    if not _is_report(report):
+        refuse(
+            [path for path in (report, picture) if path.exists()], "ldm filter", "move it away, or give another --out"
+        )
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and {"inputs", "funnel", "thresholds", "kept"} <= held.keys()
+
+
+def write(out: Path, report: dict[str, Any]) -> None:
     figure = draw(report["funnel"], report["rows"], report["histograms"], report["histograms_of_one_row_in"])
-    write_json(out.with_name(f"{out.name}.report.json"), report)
-    atomic_write(out.with_name(f"{out.name}.report.png"), partial(save, figure))
+    data, picture = paths(out)
+    write_json(data, report)
+    atomic_write(picture, partial(save, figure))
 
 
 def tell(report: dict[str, Any], out: Path) -> None:

@@ -2,22 +2,18 @@
 
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.commands import edge
-from ldm.commands.edge import UsageError
+from ldm.commands.edge import UsageError, shown_warnings
 from ldm.commands.sample_arguments import Arguments, help_text, parse
 from ldm.commands.sample_job import UNRECORDED, Job, Process, draw
 from ldm.commands.sample_prompts import Picture, pictures_of, read_rows
 from ldm.commands.sample_sources import sources_of
 from ldm.files import check_writable
 from ldm.image import read_metadata
-from ldm.progress import clear
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.settings import OPTIONED, Settings
@@ -128,21 +124,3 @@ def choose_folder(given: str | None) -> Path:
     names = (stamp.with_name(f"{stamp.name}_{k}") if k else stamp for k in range(1000))
     check_writable(stamp.parent)
     return next(name for name in names if not name.exists())
-
-
-@contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Each different warning of ours once, as one line on stderr."""
-
-    seen: set[str] = set()
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in seen:  # Python forgets what it has shown when a library changes the filters
-            seen.add(str(message))
-            clear()
-            print(f"warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = show
-        yield

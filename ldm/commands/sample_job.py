@@ -15,10 +15,12 @@ from PIL.Image import Image
 from ldm.commands.device import DTYPES, choose_precision
 from ldm.commands.sample_prompts import Picture
 from ldm.commands.sample_sources import CALLED, Source
+from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.items import Item
+from ldm.ownership import is_within
 from ldm.pipeline import OnStep, Pipeline
-from ldm.preview import Previews
+from ldm.preview import Previews, film_of, is_film
 from ldm.progress import Progress, clear
 from ldm.settings import Settings
 from ldm.weights.model import model_fingerprint
@@ -104,8 +106,9 @@ def draw(job: Job) -> None:
     """Writes pictures as soon as they are drawn, so that Ctrl-C loses none, and at the end the grid.
 
     Batches with nothing left to draw are left out; one that is drawn is drawn whole, so that its bits are the same.
-    Raises ValueError where the folder holds something else under a picture's name.
+    Raises ValueError where the folder holds something else under the name of a picture, a film or the grid.
     """
+    check_sources(job)
     if job.threads:
         torch.set_num_threads(job.threads)  # on the CPU, sums are split among threads and round accordingly
     process = Process.here()
@@ -113,13 +116,15 @@ def draw(job: Job) -> None:
     numbers = range(process.rank, len(job.batches), process.count)
     left = [number for number in numbers if not finished(job, number, pipeline, origin)]
     check_grid(job.out)
+    check_films(job)
     clean(job, left)
+    there = {path for path in job.files if path.exists()}
     if len(left) < len(numbers):
         print(f"{len(numbers) - len(left)} of {len(numbers)} batches are in {job.out} already", file=sys.stderr)
     try:
         for path, image, metadata in pictures(job, left, pipeline, process):
-            if not path.exists():
-                save_png(image, path, metadata | origin)
+            if path not in there:
+                save_new(image, path, metadata | origin)
             clear()
             print(path, flush=True)
     except KeyboardInterrupt:
@@ -204,14 +209,38 @@ def recorded(path: Path) -> dict[str, Any]:
 def clean(job: Job, numbers: Iterable[int]) -> None:
     """Removes what a process that was killed had begun to write of these batches."""
     names = {path.name for number in numbers for _, path in job.wanted(number)}
-    for path in job.out.glob(".*.tmp"):
-        if path.name[1:].rsplit(".", 2)[0] in names:
-            path.unlink(missing_ok=True)
+    for path in leftovers(job.out, names.__contains__):
+        path.unlink(missing_ok=True)
+
+
+def check_sources(job: Job) -> None:
+    """Raises ValueError where a picture that the job starts from is one that it would write."""
+    outputs = [*job.files, *map(film_of, job.files), job.out / "grid.png"]
+    for name, source in job.sources.items():
+        if any(is_within(path, Path(source.path).expanduser()) for path in outputs):
+            raise ValueError(f"{name}={source.path} is a file that this job would write: give another out=")
 
 
 def check_grid(out: Path) -> None:
     if (out / "grid.png").exists() and "grid" not in recorded(out / "grid.png"):
         raise ValueError(f"{out} already holds another grid.png: give another folder, or move that picture away")
+
+
+def check_films(job: Job) -> None:
+    for path in map(film_of, job.files if job.preview == "gif" else []):
+        if path.exists() and not is_film(path):
+            raise ValueError(
+                f"{job.out} already holds {path.name}, which sample.py did not write: give another folder, or move it "
+                "away"
+            )
+
+
+def save_new(image: Image, path: Path, metadata: dict[str, Any]) -> None:
+    """Raises ValueError for another picture that appeared there while this one was drawn."""
+    if not path.exists():
+        save_png(image, path, metadata)
+    elif recorded(path) != json.loads(json.dumps(metadata)):
+        raise ValueError(f"another process wrote {path} meanwhile: give each job its own out=")
 
 
 def save_grid(job: Job) -> None:

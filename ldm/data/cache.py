@@ -84,6 +84,15 @@ def read_manifest(cache: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether the file is a manifest of cached latents, of whatever format."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "settings", "samples", "shards"} <= manifest.keys()
+
+
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data import worker
 from ldm.data.buckets import Size
-from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings
+from ldm.data.cache import FORMAT, HASHES, MANIFEST, check_settings, is_manifest
 from ldm.data.latent_shard import key_hashes, write_shard
 from ldm.data.mapped import read_record
 from ldm.data.shards import Shards
 from ldm.data.storage import File
-from ldm.files import atomic_write, write_json
+from ldm.files import atomic_write, leftovers, write_json
+from ldm.ownership import refuse
 
 Encode = Callable[[Tensor], Tensor]  # uint8 pictures (b, 3, h, w) → moments (b, 2z, h/f, w/f)
 EncodeText = Callable[[list[str]], np.ndarray]  # c captions → states (c, tokens, d)
@@ -48,7 +49,7 @@ class Job:
 
     `settings` say what decides the latents, and are the manifest's. Of each shard there is a file for each bucket that
     the shards have, be it empty. Raises ValueError for files of one name, and for a cache in `out` that other settings
-    or other files made.
+    or other files made; FileExistsError where what is to be written there would replace a file of another kind.
     """
 
     files: Sequence[File]
@@ -65,6 +66,21 @@ class Job:
         others = sorted({path.stem for path in self.out.glob("*.safetensors")} - ours)
         if others:
             raise ValueError(f"{self.out} already holds {others[0]}.safetensors, which is not of these shards")
+        refuse(self._foreign(), "ldm encode", "move it away, or give another --out")
+
+    def _foreign(self) -> list[Path]:
+        """The files where the cache's own are to be, of those that this rank writes, that are of another kind."""
+        targets = [path for file in self.shards.files for path in self.targets(file).values()]
+        found = [path for path in targets if path.exists() and not _is_latents(path)]
+        found += [path for file in self.shards.files if not _is_of(path := self.quarantine(file), file)]
+        manifest, hashes = self.out / MANIFEST, self.out / HASHES
+        begun = manifest.exists() or any(_is_latents(path) for path in self.out.glob("*.safetensors"))
+        found += [manifest] if manifest.exists() and not is_manifest(manifest) else []
+        return found + ([hashes] if hashes.exists() and not begun else [])
+
+    def quarantine(self, file: File) -> Path:
+        """Where the samples of a tar that cannot be used are listed."""
+        return self.out / f"{file.stem}.quarantine.jsonl"
 
     def targets(self, file: File) -> dict[Size, Path]:
         """What a tar becomes, for each size of pictures."""
@@ -84,10 +100,9 @@ class Job:
         """The records of what a tar became, if all of it is there and was made of the same `source`."""
         records = []
         for target in self.targets(file).values():
-            try:
-                record = read_record(target)
-            except (FileNotFoundError, ValueError):  # a damaged one is made anew
+            if not target.exists():
                 return None
+            record = read_record(target)
             wanted = {name: value for name, value in self.settings.items() if name != "version"}
             check_settings(target, record["settings"], {"text_encoder": None, **wanted})
             if not source.items() <= record["source"].items():
@@ -98,6 +113,25 @@ class Job:
     def todo(self) -> list[int]:
         """This rank's shards that are not done."""
         return [k for k, file in enumerate(self.shards.files) if self.records(file, self.source(k)) is None]
+
+
+def _is_latents(path: Path) -> bool:
+    """Whether `write_shard` wrote it."""
+    try:
+        return {"settings", "source", "samples"} <= read_record(path).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _is_of(quarantine: Path, file: File) -> bool:
+    """Whether there is no file there, or one that lists samples of this tar."""
+    if not quarantine.exists():
+        return True
+    try:
+        with open(quarantine, encoding="utf-8") as lines:
+            return bool(json.loads(next(lines))["shard"] == file.name)
+    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+        return False
 
 
 def _known(file: File) -> dict[str, Any]:
@@ -189,7 +223,7 @@ def _collate(samples: list[dict[str, Any]]) -> tuple[dict[Size, tuple[list[dict[
 def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad], encode_text: EncodeText | None) -> None:
     """The quarantine first, since the shard's own files say that it is done."""
     file = job.shards.files[shard]
-    quarantine = job.out / f"{file.stem}.quarantine.jsonl"
+    quarantine = job.quarantine(file)
     lines = [json.dumps({"shard": file.name, **one}, ensure_ascii=False) for one in bad]
     if lines:
         data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
@@ -210,15 +244,11 @@ def _sweep(job: Job) -> None:
     """Removes the temporary files that a killed run of this rank left."""
     names = []
     for file in job.shards.files:
-        names += [*(path.name for path in job.targets(file).values()), f"{file.stem}.quarantine.jsonl"]
-    left = {path.name: path for path in job.out.glob(".*.tmp")}
-    if not left:
-        return
+        names += [path.name for path in (*job.targets(file).values(), job.quarantine(file))]
     alone = len(job.files) == len(job.shards.files)  # otherwise another rank may be writing the manifest now
     ours = {*names, *([MANIFEST, HASHES] if alone else [])}
-    for name, path in left.items():
-        if name[1:].rsplit(".", 2)[0] in ours:
-            path.unlink()
+    for path in leftovers(job.out, ours.__contains__):
+        path.unlink()
 
 
 def finish(job: Job) -> dict[str, Any] | None:

@@ -34,6 +34,15 @@ def read_record(path: Path) -> dict[str, Any]:
         return _read_header(file)[0]
 
 
+def wrote(path: Path) -> bool:
+    """Whether `write_arrays` wrote the file at `path`, as its header says."""
+    try:
+        read_record(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def map_arrays(
     path: Path, names: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

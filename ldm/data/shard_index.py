@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.captions import DEFAULT, Captions
-from ldm.data.mapped import map_arrays, write_arrays
+from ldm.data.mapped import map_arrays, write_arrays, wrote
 from ldm.data.picture import EXTENSIONS
 from ldm.data.storage import File
 from ldm.data.tar import Member, members
@@ -65,7 +65,7 @@ def load_index(shards: Sequence[File], texts: Sequence[str] = DEFAULT) -> Index:
     """Of all shards, mapped from one file in ~/.cache/ldm/index while none of them has changed; `texts` are extensions.
 
     Otherwise put together from each one's own index, in a file beside the shard, or in that folder where the shard
-    lies in object storage or where its own cannot be written.
+    is in object storage, where its own cannot be written, or where a file of another kind has that name.
     """
     if len(shards) == 1:
         return _shard_index(shards[0], texts)
@@ -74,21 +74,26 @@ def load_index(shards: Sequence[File], texts: Sequence[str] = DEFAULT) -> Index:
 
 
 def _shard_index(shard: File, texts: Sequence[str]) -> Index:
-    return _kept(_beside(shard), f"{shard.size} {shard.stamp} {' '.join(texts)}", lambda: scan(shard, texts))
+    stamp = f"{shard.size} {shard.stamp} {' '.join(texts)}"
+    return _kept(_beside(shard), stamp, lambda: scan(shard, texts), otherwise=_at_home(shard))
 
 
-def _kept(path: Path, stamp: str, make: Callable[[], Index]) -> Index:
-    """What lies at `path`, if it has the stamp; otherwise what `make` gives, kept there for the next time."""
-    stamp = f"{VERSION} {stamp}"
+def _kept(path: Path, stamp: str, make: Callable[[], Index], otherwise: Path | None = None) -> Index:
+    """The index at `path`, if it has the stamp; otherwise what `make` gives, kept there for the next time.
+
+    A file at `path` that is no index is left as it is, and `otherwise` takes the place of `path`, if given.
+    """
+    full_stamp = f"{VERSION} {stamp}"
     try:
         arrays, record = map_arrays(path, ARRAYS)
-        if record["stamp"] == stamp:
+        if record["stamp"] == full_stamp:
             return Index(**arrays, losses={int(shard): loss for shard, loss in record["losses"].items()})
-    except (OSError, ValueError, KeyError):
-        pass  # absent, or damaged: it is made anew
-    index = make()
+    except (OSError, ValueError, KeyError):  # absent, or damaged: it is made anew
+        if otherwise and path.exists() and not wrote(path):
+            return _kept(otherwise, stamp, make)
+    index, record = make(), {"stamp": full_stamp}
     try:
-        write_arrays(path, {name: getattr(index, name) for name in ARRAYS}, {"stamp": stamp, "losses": index.losses})
+        write_arrays(path, {name: getattr(index, name) for name in ARRAYS}, record | {"losses": index.losses})
     except OSError as error:
         warnings.warn(f"an index is not kept, so each start scans the shards again: {error}", stacklevel=3)
     return index
@@ -125,6 +130,10 @@ def _beside(shard: File) -> Path:
         path = shard.path.resolve()
         if os.access(path.parent, os.W_OK) and path.parent.stat().st_mode & 0o222:
             return path.with_name(f"{path.name}.index")
+    return _at_home(shard)
+
+
+def _at_home(shard: File) -> Path:
     address = str(shard.path.resolve() if shard.path else shard)
     return _folder() / f"{shard.stem[:100]}.{_digest(address)[:16]}.safetensors"
 

@@ -4,12 +4,9 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ldm.files import atomic_write
 from ldm.metrics.provenance import incomparable
 from ldm.report.comparison import Comparison, Metric
 from ldm.report.groups import Group, label_of
@@ -51,12 +48,15 @@ def plots(comparison: Comparison) -> list[Plot]:
     return [plot for plot in found if plot is not None]
 
 
-def save_plots(made: Sequence[Plot], folder: Path, prefix: str = "") -> list[Path]:
-    """Each as SVG and PDF."""
-    paths = [folder / f"{prefix}{plot.name}.{suffix}" for plot in made for suffix in FORMATS]
-    for path, plot in zip(paths, [plot for plot in made for _ in FORMATS], strict=True):
-        atomic_write(path, partial(plot.figure.savefig, format=path.suffix[1:]))
-    return paths
+def drawn(made: Sequence[Plot], prefix: str = "") -> dict[str, bytes]:
+    """Each as SVG and PDF, by the name of its file."""
+    return {f"{prefix}{plot.name}.{form}": _bytes(plot, form) for plot in made for form in FORMATS}
+
+
+def _bytes(plot: Plot, form: str) -> bytes:
+    buffer = io.BytesIO()
+    plot.figure.savefig(buffer, format=form)
+    return buffer.getvalue()
 
 
 def _axes(x: str, y: str) -> "tuple[Figure, Axes]":

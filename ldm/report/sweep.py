@@ -1,12 +1,13 @@
 """A sweep over sampling settings as a table and plots of quality against cost."""
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from statistics import fmean
 
-from ldm.files import write_text
+from ldm.files import write_bytes
 from ldm.report.comparison import Comparison, Metric, means_of
-from ldm.report.figures import COSTS, front, paretos, save_plots
+from ldm.report.figures import COSTS, FORMATS, drawn, front, paretos
 from ldm.report.groups import Group
 from ldm.report.runs import read_runs
 
@@ -23,9 +24,18 @@ def write_sweep(file: Path) -> str:
     if headline is None:
         raise ValueError(f"{file} holds too few pictures for any metric; draw more prompts")
     text = table(comparison, headline)
-    write_text(file.with_suffix(".md"), text + "\n")
-    plots = save_plots(paretos(comparison, headline), file.parent, f"{file.stem}_")
-    return "\n".join([text, "", *map(str, [file, file.with_suffix(".md"), *plots])])
+    written = {file.with_suffix(".md").name: f"{text}\n".encode()}
+    written |= drawn(paretos(comparison, headline), f"{file.stem}_")
+    for name, data in written.items():
+        write_bytes(file.with_name(name), data)
+    return "\n".join([text, "", *map(str, [file, *(file.with_name(name) for name in written)])])
+
+
+def beside(file: Path) -> list[Path]:
+    """What is there already under the names of a sweep's table and plots."""
+    table = file.with_suffix(".md")
+    plots = [path for form in FORMATS for path in file.parent.glob(f"{escape(file.stem)}_*_by_*.{form}")]
+    return [*([table] if table.exists() else []), *sorted(plots)]
 
 
 def table(comparison: Comparison, headline: Metric) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ldm.files import atomic_folder, check_writable
-from ldm.weights import diffusers_folder
+from ldm.files import atomic_folder, check_writable, settle
+from ldm.ownership import Record
 from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers_writer import write_folder
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
@@ -20,7 +21,6 @@ from ldm.weights.tensors import PICKLED
 from ldm.weights.values import verified as verified_tensors
 
 FORMATS = ("single", "diffusers", "ldm")
-WRITTEN = {*diffusers_folder.PARTS, diffusers_folder.PREPROCESSOR, "model_index.json", "config.json"}  # into a folder
 
 
 def gathered(contents: Contents) -> Contents:
@@ -62,12 +62,13 @@ def format_of(path: Path) -> str:
 
 
 def write(contents: Contents, path: Path, to: str, shard: int | None = None, overwrite: bool = False) -> None:
-    """Write `contents` to a file or a folder that appears whole or not at all.
+    """Write `contents` to a file or a folder that appears whole or not at all; a folder with a record of its files.
 
-    Raises FileExistsError for what is there already, ValueError for what the format cannot hold.
+    Raises ValueError as `check_apart`, and for what the format cannot hold; FileExistsError as `check_replaceable`.
     """
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; give another name, or --overwrite")
+    settle(path)
+    check_apart(path, sources_of(contents))
+    check_replaceable(path, overwrite)
     check_writable(path.parent)
     is_file = format_of(path) == "single"
     if to == "single" and is_file:
@@ -79,24 +80,13 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
             f"{path} is a {'file' if is_file else 'folder'}, but --to {to} writes a {'folder' if is_file else 'file'} "
             f"here; give {'a name without an ending' if is_file else 'a .safetensors or .ckpt'}"
         )
-    if path.exists():
-        _check_replaceable(path)
     with atomic_folder(path) as folder:
         if to == "diffusers":
             write_folder(folder, contents, shard)
         else:
             _write_native_folder(folder, contents)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raises FileExistsError for what is no folder, or holds what no conversion wrote, such as a run or a home."""
-    strange = [folder] if not folder.is_dir() else [path for path in folder.iterdir() if not _is_written(path.name)]
-    if strange:
-        raise FileExistsError(f"{strange[0]} was not written by a conversion, so it is not replaced; give another name")
-
-
-def _is_written(name: str) -> bool:
-    return name in WRITTEN or name.endswith((".safetensors", ".safetensors.index.json"))
+        Record(folder, "convert").write_all()
+        check_replaceable(path, overwrite)  # again, as it took a while
 
 
 def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> None:

@@ -15,7 +15,7 @@ from ldm.weights.single_file import PREFIXES
 from ldm.weights.tensors import PICKLED, Tensors
 from ldm.weights.values import write_safetensors
 
-WHOLE = "stable_diffusion"  # the "kind" in the metadata of a whole model that we wrote
+WHOLE, PART = "stable_diffusion", "part"  # the "kind" in the metadata of what we wrote
 
 
 def whole(contents: Contents) -> tuple[dict[tuple[str, str], Tensors], dict[str, Any]]:
@@ -33,7 +33,7 @@ def write_file(path: Path, contents: Contents) -> None:
     """Write a whole model, or one part alone, as .safetensors or .ckpt."""
     arranged, about = whole(contents)
     is_whole = {"unet", "vae", "text_tower"} <= contents.networks.keys()
-    about |= {"kind": WHOLE if is_whole else "part"}
+    about |= {"kind": WHOLE if is_whole else PART}
     prefixed: dict[str, tuple[Tensors, str]] = {}
     for place, tensors in arranged.items():
         prefix = PREFIXES[place] if is_whole else ""

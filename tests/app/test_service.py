@@ -38,6 +38,16 @@ def test_pictures_are_numbered_through_and_record_their_seeds(service: Service):
     assert [read_metadata(path)["seed"] for path in paths] == [5, 6, 7]
 
 
+def test_pictures_that_are_in_the_folder_already_are_kept(service: Service):
+    service.out.mkdir(parents=True)
+    for name in ("0000.png", "0002.png", "0003_init.png"):
+        (service.out / name).write_bytes(b"theirs")
+    paths = told_by(service, [5, 6], {"init": picture(0)}, steps=1, strength=1.0)[-1].paths
+    assert [path.name for path in paths] == ["0004.png", "0005.png"]
+    assert [read_metadata(path)["init"]["path"] for path in paths] == [str(service.out / "0004_init.png")] * 2
+    assert all((service.out / name).read_bytes() == b"theirs" for name in ("0000.png", "0002.png", "0003_init.png"))
+
+
 def test_sample_py_draws_a_picture_of_the_page_again_with_what_it_started_from(service: Service, tmp_path: Path):
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 8, 16))

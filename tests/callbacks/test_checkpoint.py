@@ -182,6 +182,14 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file_whole_and_its_rubbi
     assert written(tmp_path) == ["last.ckpt", "step_00000001.ckpt"]
 
 
+def test_files_that_only_look_like_checkpoints_are_kept(tmp_path: Path) -> None:
+    theirs = ["step_00000001_best.ckpt", "step_1.ckpt", "step_00000001.ckpt.md5", ".notes.tmp", ".notes.01234567.tmp"]
+    for name in theirs:
+        (tmp_path / name).touch()
+    trainer(tmp_path, Checkpoint(tmp_path, every_n_train_steps=1, keep=1)).fit(Tiny(), Batches())
+    assert written(tmp_path) == sorted([*theirs, "last.ckpt", "step_00000004.ckpt"])
+
+
 def test_where_there_are_no_links_the_last_one_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def three(folder: Path) -> list[Path]:
 def test_the_newest_is_the_last(tmp_path: Path) -> None:
     three(tmp_path)
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
+
+
+def test_a_copy_that_the_user_named_is_not_taken_for_the_newest(tmp_path: Path) -> None:
+    files = three(tmp_path)
+    copy = tmp_path / "step_00000001_best.ckpt"
+    copyfile(files[0], copy)
+    assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
+    for file in (*files, tmp_path / "last.ckpt"):
+        file.unlink()
+    with pytest.raises(ValueError, match=f"holds no checkpoint under a name that a run gives it; give resume={copy}"):
+        checkpoint_file.newest(tmp_path)
 
 
 def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so_once(tmp_path: Path) -> None:

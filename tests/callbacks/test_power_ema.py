@@ -8,6 +8,7 @@ from ldm.__main__ import main
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.power_ema import PowerEMA
 from ldm.weights.native import load_network
+from tests.tiny import save_part, tiny_vae
 from tests.training.tiny import diffusion, fit
 
 LENGTHS = [0.05, 0.10]
@@ -56,6 +57,20 @@ def test_averages_of_an_earlier_step_are_made_from_the_snapshots_up_to_it(run: t
     made = load_network(folder / "out" / "ema_0.050.safetensors", "unet").state_dict()
     taken = load_network(folder / "ema" / "step_00000060_length_0.050.safetensors", "unet").state_dict()
     torch.testing.assert_close(made, taken)
+
+
+def test_an_average_is_written_over_an_average_and_over_no_other_file(
+    run: tuple[Path, PowerEMA], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ema", str(run[0]), "--length", "0.06,0.07", "--out", str(tmp_path)]
+    assert main(command) == 0 and main([*command, "--step", "90"]) == 0
+    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    for data in (b"theirs", (tmp_path / "vae.safetensors").read_bytes()):
+        (tmp_path / "ema_0.070.safetensors").write_bytes(data)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert main(command) == 1
+        assert "ema_0.070.safetensors was not written by ldm ema" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,56 @@ def test_a_folder_of_something_else_is_not_made_an_environment(
     assert [p.name for p in (tmp_path / "env").iterdir()] == ["thesis.tex"]
 
 
+def test_a_virtual_environment_that_ldm_did_not_make_is_not_emptied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = listed(tmp_path / "kept", ["http://good/1"])
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(source, tmp_path / "out", tmp_path / "env") == 1
+    assert "is a virtual environment that ldm did not make: give a new folder" in capsys.readouterr().err
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != "out.download.json") == before
+
+
+@pytest.mark.parametrize(
+    "name", ["out/00000.tar", "out/thesis.tex", "out.report.json", "out.report.png", "out.img2dataset.log"]
+)
+def test_a_folder_that_no_download_began_is_kept(
+    tmp_path: Path, name: str, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = listed(tmp_path / "kept", ["http://good/1"])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("theirs")
+    assert run(source, tmp_path / "out", stand_in) == 1
+    assert f"{name} was not written by ldm download" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "theirs" and not (tmp_path / "out.download.json").exists()
+
+
+def test_statistics_that_are_not_img2datasets_are_kept(
+    tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = listed(tmp_path / "kept", ["http://good/1"])
+    assert run(source, tmp_path / "out", stand_in) == 0
+    (tmp_path / "out" / "my_stats.json").write_text("theirs")
+    assert run(source, tmp_path / "out", stand_in) == 1
+    assert "my_stats.json was not written by ldm download" in capsys.readouterr().err
+    assert (tmp_path / "out" / "my_stats.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [("kept", "is in the input"), ("kept/shards", "is in the input"), ("kept/00000.parquet", "is a file")],
+)
+def test_shards_among_their_own_input_are_refused(
+    tmp_path: Path, out: str, told: str, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = listed(tmp_path / "kept", ["http://good/1"])
+    before = (source / "00000.parquet").read_bytes()
+    assert run(source, tmp_path / out, stand_in) != 0
+    assert told in capsys.readouterr().err
+    assert (source / "00000.parquet").read_bytes() == before and os.listdir(source) == ["00000.parquet"]
+
+
 # A Python that makes an environment of itself, and whose pip finds nothing, as without a network.
 OFFLINE = """#!/bin/sh
 if [ "$2" = venv ]; then mkdir -p "$4/bin" && touch "$4/pyvenv.cfg" && cp "$0" "$4/bin/python"
@@ -157,6 +207,8 @@ def test_the_environment_is_told_of_before_it_is_made_and_a_failure_names_its_ca
     assert f"needs an environment of its own: making it in {tmp_path}/env" in said.out
     assert f"could not be made: ERROR: No matching distribution found for {REQUIREMENT}" in said.err
     assert said.err.count("\n") == 1 and not (tmp_path / "env" / READY).exists()
+    assert run(source, tmp_path / "out", tmp_path / "env", "--python", str(python)) == 1  # which begins it anew
+    assert capsys.readouterr().err == said.err
 
 
 @pytest.mark.parametrize(

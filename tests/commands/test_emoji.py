@@ -117,6 +117,21 @@ def test_webdataset_and_our_own_reader_read_the_shards(source: Path, tmp_path: P
     assert ours == theirs == [(key, f"name of {key}") for key in sorted(KEYS)]
 
 
+@pytest.mark.parametrize("name", ["emoji-00000.tar", "LICENSE.emoji-datasource"])
+def test_shards_are_made_again_and_other_files_are_kept(
+    source: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, file = ["emoji", str(source), "--out", str(tmp_path / "out")], tmp_path / "out" / name
+    assert main(command) == 0
+    data = file.read_bytes()
+    file.unlink()
+    assert main(command) == 0 and file.read_bytes() == data
+    file.write_bytes(b"theirs")
+    assert main(command) == 1
+    assert f"{name} was not written by this command, or was changed since" in capsys.readouterr().err
+    assert file.read_bytes() == b"theirs"
+
+
 def test_the_licence_goes_with_the_pictures(source: Path, tmp_path: Path) -> None:
     assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "LICENSE.emoji-datasource").read_bytes() == b"MIT"

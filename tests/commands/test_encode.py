@@ -50,6 +50,15 @@ def test_numbers_that_make_no_sense_are_usage_errors(wrong: list[str], arguments
     assert main([*arguments, *wrong]) == 2
 
 
+def test_a_cache_among_the_shards_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments[1] = str(tmp_path)
+    assert main(arguments) == 1
+    assert f"--out {tmp_path}/out is in the shards {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")]
 )

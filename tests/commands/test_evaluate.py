@@ -161,6 +161,40 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.md", "a_fid_by_nfe.svg"])
+def test_files_of_others_under_the_names_of_an_evaluations_are_kept(
+    name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("theirs")
+    assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1,2"]) == 1
+    assert f"{name} was not written by ldm evaluate" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "theirs"
+
+
+def test_an_evaluation_among_the_pictures_it_reads_is_refused(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(os.listdir(given[3]))
+    assert main([*given, "--out", f"{given[3]}/a.json"]) == 1
+    assert f"--out {given[3]}/a.json is in the data {given[3]}, so that" in capsys.readouterr().err
+    assert sorted(os.listdir(given[3])) == before
+
+
+def test_the_references_file_is_not_the_evaluations(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "a.json")
+    assert main([*given, "--out", out, "--reference", f"{tmp_path}/../{tmp_path.name}/a.json"]) == 2
+    assert f"is a file that --out {out} writes; give another" in capsys.readouterr().err
+
+
+def test_what_others_put_beside_unfinished_measurements_is_kept(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / ".a.json.parts").mkdir()
+    (tmp_path / ".a.json.parts" / "notes.txt").touch()
+    assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1", "--validation", "0"]) == 0
+    assert os.listdir(tmp_path / ".a.json.parts") == ["notes.txt"]
+
+
 def test_a_picture_that_cannot_be_read_is_told_and_replaced(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

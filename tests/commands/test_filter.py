@@ -103,6 +103,29 @@ def test_nothing_kept_is_an_empty_folder_and_a_report(tmp_path: Path) -> None:
     assert kept(tmp_path / "out") == [] and report(tmp_path / "out")["kept"] == 0
 
 
+@pytest.mark.parametrize("name", ["out.report.json", "out.report.png"])
+def test_a_file_of_another_kind_where_the_report_would_be_is_kept(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text('{"theirs": 1}')
+    file = dump(tmp_path / "a.parquet", {"similarity": 0.0})
+    assert main(["filter", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert f"{name} was not written by ldm filter" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == '{"theirs": 1}' and not (tmp_path / "out").exists()
+    (tmp_path / name).unlink()
+    for _ in range(2):  # the folder stays empty, and so may be given again
+        run(file, tmp_path / "out")
+
+
+def test_shards_among_the_metadata_that_are_filtered_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump(tmp_path / "in" / "a.parquet", {})
+    assert main(["filter", str(tmp_path / "in"), "--out", str(tmp_path / "in" / "kept")]) == 1
+    assert f"--out {tmp_path}/in/kept is in the input {tmp_path}/in, so that" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.parquet"]
+
+
 def test_a_dry_run_predicts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [{"AESTHETIC_SCORE": 7.0 if i % 4 == 0 else 5.0} for i in range(1000)]
     file = dump(tmp_path / "a.parquet", *changes, row_group_size=100)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ldm.commands import sample, sample_job
-from ldm.image import read_metadata
+from ldm.image import read_metadata, save_png
 from ldm.pipeline import Pipeline
 from tests.commands.told import error, files
 
@@ -91,6 +92,49 @@ def test_pictures_are_never_overwritten(model: str, out: Path, capsys: pytest.Ca
     told = error(capsys, 1, "red", "blue", model, f"out={out}")
     assert "already holds 0001.png, which is not of this job: give another folder" in told
     assert (out / "0001.png").read_bytes() == b"mine"
+
+
+def test_a_film_is_written_over_a_film_of_ours_and_over_no_other(
+    model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["red", "blue", "steps=1", "preview=gif", model, f"out={out}"]
+    out.mkdir()
+    Image.new("L", (4, 4)).save(out / "0001.gif")
+    before = files(out)
+    assert "already holds 0001.gif, which sample.py did not write" in error(capsys, 1, *argv)
+    assert files(out) == before
+    (out / "0001.gif").unlink()
+    assert sample.main(argv) == 0
+    (out / "0001.png").unlink()
+    assert sample.main(argv) == 0  # which draws both again
+
+
+@pytest.mark.parametrize("name", ["0000.png", "grid.png"])
+def test_a_picture_to_start_from_is_not_written_over(
+    name: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out.mkdir()
+    save_png(Image.new("RGB", (16, 16)), out / name, {"grid": 1})
+    before = files(out)
+    told = error(capsys, 1, "red", "steps=2", model, f"init={out / name}", f"out={out}")
+    assert f"init={out / name} is a file that this job would write: give another out=" in told
+    assert files(out) == before
+
+
+def test_a_picture_that_another_process_wrote_meanwhile_is_kept(
+    model: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Pipeline.__call__
+
+    def beside(self: Pipeline, prompts: list[str], **call: object) -> object:
+        out.mkdir()
+        (out / "0000.png").write_bytes(b"theirs")
+        return draw(self, prompts, **call)
+
+    monkeypatch.setattr(Pipeline, "__call__", beside)
+    told = error(capsys, 1, "red", "steps=1", model, f"out={out}")
+    assert f"another process wrote {out / '0000.png'} meanwhile" in told
+    assert files(out) == {"0000.png": b"theirs"}
 
 
 def test_of_many_pictures_the_grid_shows_the_first(model: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from ldm.data.encoding import Job, encode_shards, finish
 from ldm.data.latent_shard import map_shard
 from ldm.data.shards import Shards, find_tars
 from tests.data.tars import picture, samples, write_tar
+from tests.tiny import save_part, tiny_vae
 
 SETTINGS = {"first_stage": "f", "resolution": [8, 8], "version": "1"}
 MOMENTS = 11  # six batches, and the renames of one quarantine, two shards, the hashes and the manifest
@@ -120,6 +121,20 @@ def test_a_finished_shard_is_not_done_again_unless_its_tar_changed(folder: Path,
     assert [work(job(folder, tmp_path / "out")) for _ in range(2)] == [12, 0]
     write_tar(folder / "x-1.tar", samples(9, 7))
     assert work(job(folder, tmp_path / "out")) == 9
+
+
+@pytest.mark.parametrize("name", ["x-0.safetensors", "manifest.json", "hashes.npy", "x-1.quarantine.jsonl"])
+def test_a_file_of_another_kind_under_a_name_of_the_caches_is_kept(folder: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if name == "x-0.safetensors":
+        save_part(out / name, "vae", tiny_vae())  # weights of ldm's
+    else:
+        (out / name).write_text('{"shards": 3}')
+    before = contents(out)
+    with pytest.raises(FileExistsError, match=f"{out / name} was not written by ldm encode, .* or give another --out"):
+        work(job(folder, out))
+    assert contents(out) == before
 
 
 def test_ranks_share_the_shards_and_the_last_writes_the_manifest_of_one(folder: Path, tmp_path: Path) -> None:

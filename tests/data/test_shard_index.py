@@ -146,14 +146,26 @@ def test_another_size_or_another_time_makes_the_index_anew(tmp_path: Path, scans
     assert len(load_index(shard)) == 99 and len(scans) == 3
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, scans: list[Path]) -> None:
+def test_a_damaged_index_is_made_anew(tmp_path: Path, scans: list[Path]) -> None:
     shard = write_tar(tmp_path / "a.tar", samples(3))
     load_index(shard)
-    cache = tmp_path / "a.tar.index"
-    for damage in (b"", b"PK\x03\x04 and more", cache.read_bytes()[:200]):
-        cache.write_bytes(damage)
+    index = tmp_path / "a.tar.index"
+    whole = index.read_bytes()
+    for _ in range(2):
+        index.write_bytes(whole[:-8])
         assert len(load_index(shard)) == 3
-    assert len(scans) == 4
+        assert index.read_bytes() == whole
+    assert len(scans) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and more", b"0 512\n512 1024\n"])
+def test_a_file_of_another_kind_beside_a_shard_is_kept(
+    tmp_path: Path, home: Path, scans: list[Path], content: bytes
+) -> None:
+    shard = write_tar(tmp_path / "a.tar", samples(3))
+    (tmp_path / "a.tar.index").write_bytes(content)
+    assert [len(load_index(shard)) for _ in range(2)] == [3, 3] and len(scans) == 1
+    assert (tmp_path / "a.tar.index").read_bytes() == content
 
 
 def test_a_read_only_folder_gets_no_file_and_the_home_folder_does(

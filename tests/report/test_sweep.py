@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ldm.report.runs import read_runs
-from ldm.report.sweep import aligned, write_sweep
+from ldm.report.sweep import aligned, beside, write_sweep
 from tests.report.made import PROVENANCE
 
 
@@ -46,6 +46,9 @@ def test_the_table_marks_what_no_other_beats_in_quality_and_calls(tmp_path: Path
         f"s_fid_by_{cost}.{suffix}" for cost in ("nfe", "seconds") for suffix in ("svg", "pdf")
     }
     assert str(tmp_path / "s_fid_by_nfe.pdf") in told
+    for name in ("s2.md", "s.txt", "s_notes.svg"):
+        (tmp_path / name).touch()
+    assert {path.name for path in beside(file)} == {"s.md", *(path.name for path in tmp_path.glob("s_fid_by_*"))}
 
 
 def test_a_sweep_without_any_ranked_metric_is_refused(tmp_path: Path) -> None:
