@@ -139,7 +139,7 @@ def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
     planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
     gc.collect()  # else what earlier tests left would be freed meanwhile
     with torch.profiler.profile(profile_memory=True) as profile:
-        fit(tmp_path, diffusion(unet=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
+        fit(tmp_path, diffusion(backbone=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
     if sharded:
         torch.distributed.destroy_process_group()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

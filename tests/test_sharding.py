@@ -109,7 +109,7 @@ def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, en
         trainer = fit(tmp_path, module, steps, resume, **how)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
     checkpoint = checkpoint_file.read(tmp_path / "4.ckpt")
-    for name, weight in plain.unet.named_parameters():
+    for name, weight in plain.backbone.named_parameters():
         torch.testing.assert_close(checkpoint["state_dict"][f"unet.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(checkpoint["ema"][name], ema.averages[name], rtol=1e-4, atol=1e-5)
     exported = load_file(tmp_path / "unet.safetensors")

@@ -155,9 +155,9 @@ class DataModule(LightningDataModule):
     def _tokenizer(self) -> Tokenize:
         """The trained module's own."""
         module = self.trainer and self.trainer.lightning_module
-        if not hasattr(module, "tokenizer"):
+        if not hasattr(module, "tokenize"):
             raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: leave it out")
-        return module.tokenizer  # type: ignore[union-attr, return-value]
+        return module.tokenize  # type: ignore[union-attr, return-value]
 
     def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
         return DataLoader(

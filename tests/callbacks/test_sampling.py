@@ -60,7 +60,7 @@ def test_an_exception_leaves_weights_mode_and_clock_as_training_needs_them(tmp_p
     run.fit(module, Batches())
     before = module.weights()
     with pytest.raises(ZeroDivisionError), drawing(run, module):
-        assert not module.unet.training and not torch.equal(module.weights(), before)
+        assert not module.backbone.training and not torch.equal(module.weights(), before)
         raise ZeroDivisionError
-    assert module.unet.training and torch.equal(module.weights(), before)
+    assert module.backbone.training and torch.equal(module.weights(), before)
     assert speed._since is None

@@ -79,7 +79,7 @@ def first_weights(pipeline: Pipeline, prompt: str, seed: int) -> dict[str, Tenso
     """Of the prompt alone, in the first call of the UNet, as a walk from pure noise begins: (heads, n, h, w)."""
     told = {}
     context = pipeline.text_encoder(pipeline.tokenizer([prompt]))
-    with watched(pipeline.unet, lambda layer, weights: told.update({layer: weights[0]})):
+    with watched(pipeline.backbone, lambda layer, weights: told.update({layer: weights[0]})):
         pipeline.denoiser(normal(0, "initial noise", torch.tensor([seed]), 0, (4, 8, 8)), 1.0, context)
     return told
 

@@ -17,7 +17,7 @@ from tests.tiny import save_tiny_model, tiny_about, tiny_unet
 
 def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], steps=2)
     pipeline(PROMPTS[:3], steps=1, guidance=1.0)
     hook.remove()
@@ -26,7 +26,7 @@ def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
 
 def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
     hook.remove()
     assert sizes == [(3, 3), (3, 3), (3, 6), (3, 3)]
@@ -85,7 +85,7 @@ def test_the_end_of_a_long_prompt_is_warned_of(pipeline: Pipeline) -> None:
 
 def test_a_long_prompt_is_read_in_chunks_each_by_itself(pipeline: Pipeline) -> None:
     seen = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[2]))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: seen.append(args[2]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline("red " * 14 + "blue square", steps=1, chunks=2, guidance=1.0)

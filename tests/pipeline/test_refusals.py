@@ -49,7 +49,7 @@ def test_a_call_that_cannot_be_drawn_is_refused(pipeline: Pipeline, call: dict[s
     ("changes", "message"),
     [
         ({"prediction": Prediction("eps")}, "use prediction=v or prediction=flow"),
-        ({"first_stage": tiny_vae(), "unet": tiny_unet(), "time": "log_sigma"}, "use time=thousand"),
+        ({"first_stage": tiny_vae(), "backbone": tiny_unet(), "time": "log_sigma"}, "use time=thousand"),
         ({"schedule": scaled_linear(), "time": "hour"}, "the network's time is 'hour'"),
     ],
 )

@@ -70,8 +70,8 @@ def test_a_clean_prediction_of_zero_gives_the_first_stages_picture_of_zero(pipel
     """Flow with out = eps - x0 = x at t = 1 means x0 = 0: one step leads there from any noise."""
 
     class Echo(torch.nn.Module):
-        config = pipeline.unet.config
-        conv_in = pipeline.unet.conv_in
+        config = pipeline.backbone.config
+        conv_in = pipeline.backbone.conv_in
 
         def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
             assert (time == 1000).all()
@@ -84,7 +84,7 @@ def test_a_clean_prediction_of_zero_gives_the_first_stages_picture_of_zero(pipel
 
 def test_initial_noise_depends_on_seed_and_size_alone(pipeline: Pipeline) -> None:
     seen = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
     pipeline(["red"], seeds=[3])
     pipeline(["blue", "white"], seeds=[3, 4], steps=5, sampler="ddpm", guidance=1.0)
     hook.remove()

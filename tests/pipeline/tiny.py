@@ -14,7 +14,7 @@ PROMPTS = ["a red circle", "a blue square", "a square on a red background", "whi
 
 def assembled(pipeline: Pipeline, **changes: Any) -> Pipeline:
     parts = {
-        "unet": pipeline.unet,
+        "unet": pipeline.backbone,
         "first_stage": pipeline.first_stage,
         "text_encoder": pipeline.text_encoder,
         "tokenizer": pipeline.tokenizer,

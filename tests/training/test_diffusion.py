@@ -15,7 +15,7 @@ from ldm.nn.unet import UNet
 from ldm.random import normal
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
-from ldm.weights.parts import FirstStage
+from ldm.weights.parts import Frozen
 from tests.tiny import save_part, save_tiny_model, tiny_unet, tiny_vae
 from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit, logged
 
@@ -95,7 +95,7 @@ def test_the_empty_caption_that_validation_asked_for_first_trains_too() -> None:
     with torch.inference_mode():
         module.context(["", ""], states=images["states"])
     module.training_step(images, 0)["loss"].backward()
-    assert module.unet.conv_in.weight.grad is not None
+    assert module.backbone.conv_in.weight.grad is not None
 
 
 def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_tokens_made_ahead_by_the_workers_train_to_the_same_bit(
         losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (here, ahead)]
     assert {*called} == {""}  # in this process
     assert losses[0] == losses[1]
-    assert all(torch.equal(a, b) for a, b in zip(here.unet.parameters(), ahead.unet.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(here.backbone.parameters(), ahead.backbone.parameters(), strict=True))
 
 
 def test_training_changes_the_unet_and_nothing_else(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_training_changes_the_unet_and_nothing_else(tmp_path: Path) -> None:
     trainer = fit(tmp_path, module)
     for ours, theirs in zip(module.frozen, fresh.frozen, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert not torch.equal(module.unet.conv_in.weight, fresh.unet.conv_in.weight)
+    assert not torch.equal(module.backbone.conv_in.weight, fresh.backbone.conv_in.weight)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert {name.partition(".")[0] for name in state} == {"unet"}
@@ -167,23 +167,23 @@ def test_what_it_says_of_itself_is_all_that_sampling_needs(tmp_path: Path) -> No
         ("text_encoder", "text_tower", module.frozen[1]),
     ]:
         about["model"][name] = save_part(tmp_path / f"{kind}.safetensors", kind, network)
-    save_model(tmp_path / "unet.safetensors", module.unet.state_dict(), about)
+    save_model(tmp_path / "unet.safetensors", module.backbone.state_dict(), about)
     model = read_model(tmp_path / "unet.safetensors")
     x, time, context = torch.randn(1, 4, 4, 4), torch.ones(1), torch.randn(1, 16, 16)
-    expected = module.unet.eval()(x, time, context)
-    torch.testing.assert_close(model.unet(x, time, context), expected, rtol=1e-5, atol=1e-5)
+    expected = module.backbone.eval()(x, time, context)
+    torch.testing.assert_close(model.backbone(x, time, context), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_context_of_another_width_is_refused() -> None:
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=32, groups=4)
     with pytest.raises(ValueError, match=r"text_encoder gives a context of width 16, but .* model.context_width=32"):
-        diffusion(unet=unet)
+        diffusion(backbone=unet)
 
 
 def test_latents_of_other_channels_are_refused() -> None:
     unet = UNet(3, 3, width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
     with pytest.raises(ValueError, match=r"first_stage makes 4 latent channels, but .* model.in_channels=3"):
-        diffusion(unet=unet)
+        diffusion(backbone=unet)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_its_own_is_taken() -> None:
 def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
     other = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
     with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 8\)"):
-        diffusion().on_load_checkpoint(saved(diffusion(unet=other)))
+        diffusion().on_load_checkpoint(saved(diffusion(backbone=other)))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
     [
         {"prediction": Prediction("v")},
         {"schedule": Flow(shift=3.0)},
-        {"first_stage": FirstStage(tiny_vae(), {"weights": "", "fingerprint": "w"})},
+        {"first_stage": Frozen(tiny_vae(), {"weights": "", "fingerprint": "w"})},
     ],
     ids=["prediction", "schedule", "first_stage"],
 )
@@ -273,18 +273,18 @@ def test_the_loss_that_is_logged_is_that_of_the_global_batch(tmp_path: Path) -> 
 
 def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path)
-    module = diffusion(unet=tiny_unet(seed=5), start=str(model))
-    assert all(map(torch.equal, module.unet.state_dict().values(), tiny_unet().state_dict().values()))
+    module = diffusion(backbone=tiny_unet(seed=5), start=str(model))
+    assert all(map(torch.equal, module.backbone.state_dict().values(), tiny_unet().state_dict().values()))
     wider = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
     with pytest.raises(ValueError, match="are those of another UNet"):
-        diffusion(unet=wider, start=str(model))
+        diffusion(backbone=wider, start=str(model))
 
 
 def test_weights_that_fit_and_mean_something_else_are_no_start(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path)
     groups = tiny_unet().config["groups"]
     with pytest.raises(ValueError, match=f"was trained with groups {groups}, and model.groups is {groups // 2}: make"):
-        diffusion(unet=UNet(**{**tiny_unet().config, "groups": groups // 2}), start=str(model))
+        diffusion(backbone=UNet(**{**tiny_unet().config, "groups": groups // 2}), start=str(model))
 
 
 def test_a_compile_mode_that_does_not_exist_is_refused() -> None:

@@ -18,7 +18,8 @@ from ldm.diffusion.weighting import uniform
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.optim import constant
-from ldm.weights.parts import FirstStage, TextEncoder
+from ldm.nn.text_encoder import TextEncoder
+from ldm.weights.parts import Frozen
 from tests.tiny import SAMPLING, tiny_text_tower, tiny_unet, tiny_vae
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
@@ -48,7 +49,7 @@ def batch(*ids: int, draw: int = 0) -> dict[str, Any]:
 
 def frozen_parts() -> dict[str, Any]:
     return {
-        "first_stage": FirstStage(tiny_vae(), {"weights": "vae.safetensors", "fingerprint": "v"}),
+        "first_stage": Frozen(tiny_vae(), {"weights": "vae.safetensors", "fingerprint": "v"}),
         "text_encoder": TextEncoder(
             tiny_text_tower(), Tokenizer(context=16), {"weights": "text.safetensors", "fingerprint": "t"}
         ),
@@ -57,7 +58,7 @@ def frozen_parts() -> dict[str, Any]:
 
 def diffusion(**how: Any) -> DiffusionTraining:
     settings: dict[str, Any] = {
-        "unet": tiny_unet().train(),
+        "backbone": tiny_unet().train(),
         **frozen_parts(),
         "schedule": Flow(),
         "prediction": Prediction("flow"),

@@ -32,8 +32,8 @@ def save_run(folder: Path, **changes: Any) -> Path:
 
 def test_a_saved_model_comes_back_with_its_parts(tmp_path: Path) -> None:
     model = read_model(save_tiny_model(tmp_path))
-    assert native.fingerprint(model.unet.state_dict()) == native.fingerprint(tiny_unet().state_dict())
-    assert model.about == tiny_about(tmp_path) and not model.unet.training
+    assert native.fingerprint(model.backbone.state_dict()) == native.fingerprint(tiny_unet().state_dict())
+    assert model.about == tiny_about(tmp_path) and not model.backbone.training
     assert model.first_stage.network.factor == 2 and model.text_encoder.tokenizer.context == 16
 
 
@@ -111,9 +111,9 @@ def test_models_of_other_tools_are_read_whole(tmp_path: Path, name: str) -> None
     contents = whole_model(ODD, prediction="v")
     write(contents, tmp_path / name, format_of(tmp_path / name))
     model = read_model(tmp_path / name)
-    assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.unet.config
+    assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.backbone.config
     for kind, network in (
-        ("unet", model.unet),
+        ("unet", model.backbone),
         ("vae", model.first_stage.network),
         ("text_tower", model.text_encoder.network),
     ):
