@@ -20,7 +20,7 @@ from ldm.image import from_uint8, to_uint8
 from ldm.items import Between, Each, Item, Picture, items_of
 from ldm.lint import Setup, check
 from ldm.memory import Offload, in_batches
-from ldm.nn.backbone import Backbone, check_inputs
+from ldm.nn.backbone import Backbone, check_inputs, check_size
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
@@ -126,11 +126,6 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.offload.device
-
-    @property
-    def multiple(self) -> int:
-        """The height and width of an image must be multiples of this."""
-        return self.first_stage.factor * self.backbone.multiple
 
     @torch.no_grad()
     def __call__(
@@ -248,12 +243,8 @@ class Pipeline:
     def _check(self, settings: Settings, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be 1 or more")
-        height, width = settings.size
-        if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"size is {height}x{width}, but this model draws heights and widths that are multiples of "
-                f"{self.multiple}"
-            )
+        for backbone in (self.backbone, *([] if self.weak is None else [self.weak.backbone])):
+            check_size(backbone, self.first_stage.factor, settings.size)
         if settings.chunks < 1:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
         self.text_encoder.check_skip(settings.clip_skip)

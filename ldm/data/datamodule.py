@@ -1,6 +1,6 @@
 """Batches for training and validation, and where in the data a run stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import gcd
@@ -113,6 +113,13 @@ class DataModule(LightningDataModule):
                 f"x {world} ranks; change one of them"
             )
         return steps
+
+    def one_of_each_size(self) -> Iterator[Sample]:
+        """A training sample and a validation sample of every size, which is one where batches are not `bucketed`."""
+        for dataset in (self.train.dataset, *self.val.values()):
+            buckets = dataset.buckets if self.bucketed else [0]  # type: ignore[attr-defined]
+            for index in np.unique(buckets, return_index=True)[1].tolist():
+                yield dataset[index]
 
     def train_dataloader(self) -> DataLoader[Sample]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.conditioning import Conditioning
+from ldm.nn.inpainting import INPAINTING
 
 
 class Backbone(nn.Module, ABC):
@@ -80,14 +81,30 @@ def check_inputs(backbone: Backbone, latent_channels: int, given: dict[str, int]
             f"the first stage has {latent_channels} latent channels, but the {backbone.kind} takes "
             f"{backbone.latent_channels}: choose a first_stage and a model of equal channels"
         )
-    given = {**given, "inpainting": latent_channels + 1}  # the mask and the latents of the masked image
-    for name, width in backbone.reads.items():
+    reads = dict(backbone.reads)
+    hint = reads.pop(INPAINTING, latent_channels + 1)  # the mask and the latents of the masked image
+    if hint != latent_channels + 1:
+        raise ValueError(
+            f"the {backbone.kind} takes {latent_channels + hint} input channels, but must take {latent_channels} or, "
+            f"for inpainting, {2 * latent_channels + 1}: choose a model of so many"
+        )
+    for name, width in reads.items():
         if given.get(name) != width:
             found = f"{name} of width {given[name]}" if name in given else f"no {name}"
             raise ValueError(
                 f"the {backbone.kind} reads {name} of width {width}, but the text encoder gives {found}: choose a "
                 "text_encoder and a model that fit"
             )
+
+
+def check_size(backbone: Backbone, factor: int, size: Sequence[int], what: str = "size") -> None:
+    """Raises ValueError where the network does not take the latents of images of this height and width, which are
+    smaller than the images by the first stage's `factor`; `what` names the size in the error."""
+    multiple = factor * backbone.multiple
+    if any(length < 1 or length % multiple for length in size):
+        raise ValueError(
+            f"{what} is {size[0]}x{size[1]}, but this model draws heights and widths that are multiples of {multiple}"
+        )
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:

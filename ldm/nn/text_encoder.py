@@ -80,5 +80,5 @@ class TextEncoder(nn.Module):
 
 def _states(tower: TextTower, tokens: Tensor, chunks: int, skip: int) -> Tensor:
     """Tokens (b, chunks · n) → states (b, chunks · n, d), each chunk encoded by itself."""
-    split = tokens.unflatten(1, (chunks, -1)).flatten(0, 1)  # (b · chunks, n)
+    split = tokens.unflatten(1, (chunks, -1)).flatten(0, 1).contiguous()  # (b · chunks, n)
     return tower(split, skip).unflatten(0, (len(tokens), chunks)).flatten(1, 2)

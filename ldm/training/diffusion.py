@@ -19,7 +19,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.image import from_uint8
-from ldm.nn.backbone import Backbone, check_inputs, trainable
+from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
@@ -85,6 +85,7 @@ class DiffusionTraining(LightningModule):
         if adapter is not None and base is None:
             raise ValueError("an adapter changes trained weights: say whose by training.start=MODEL")
         check_inputs(backbone, first_stage.network.latent_channels, text_encoder.network.widths)
+        check_size(backbone, first_stage.network.factor, size, "training.size")
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.base, self.adapter = base, adapter
         self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
@@ -115,6 +116,11 @@ class DiffusionTraining(LightningModule):
     def tokenize(self, captions: list[str]) -> Tensor:
         return self.text_encoder.tokenize(captions)
 
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for sample in () if data is None else data.one_of_each_size():
+            self.check_sample(sample)
+
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.backbone, self.compute)
@@ -126,6 +132,17 @@ class DiffusionTraining(LightningModule):
     def on_fit_start(self) -> None:  # not in setup, when the module is still on the CPU
         for network in self.frozen:
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def check_sample(self, sample: dict[str, Any]) -> None:
+        """Raises ValueError for a sample that the network cannot be trained on."""
+        factor = self.first_stage.factor
+        size = sample["image"].shape[1:] if "image" in sample else [factor * n for n in sample["moments"].shape[1:]]
+        check_size(self.backbone, factor, size, "the size of an image in data")
+        if INPAINTING in self.backbone.reads and "image" not in sample:
+            raise ValueError(
+                "an inpainting network is trained on images that are masked before they are encoded, but this data gives "
+                "latents: choose data=folder, data=shards or data=shapes_online"
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.trainable().values())
@@ -167,11 +184,6 @@ class DiffusionTraining(LightningModule):
     @torch.no_grad()
     def hint(self, batch: Batch) -> Tensor:
         """Random masks and the latents of the masked images, for a network that inpaints."""
-        if "image" not in batch:
-            raise ValueError(
-                "an inpainting network is trained on images that are masked before they are encoded, but data=latents "
-                "gives latents: choose data=folder or data=shards"
-            )
         images = as_float(batch["image"])
         masks = random_masks(self.seed, batch["id"], batch["draw"], (images.shape[2], images.shape[3]))
         return inpainting_hint(images, masks, self.first_stage.factor, self.first_stage.encode)
