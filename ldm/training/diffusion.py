@@ -140,8 +140,8 @@ class DiffusionTraining(LightningModule):
         check_size(self.backbone, factor, size, "the size of an image in data")
         if INPAINTING in self.backbone.reads and "image" not in sample:
             raise ValueError(
-                "an inpainting network is trained on images that are masked before they are encoded, but this data gives "
-                "latents: choose data=folder, data=shards or data=shapes_online"
+                "an inpainting network is trained on images that are masked before they are encoded, but this data "
+                "gives latents: choose data=folder, data=shards or data=shapes_online"
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -15,7 +15,12 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
 
     Raises FileNotFoundError or ValueError for weights that are not there, do not fit or mean something else.
     """
-    stored = find(start).denoising.load()
+    found = find(start).denoising
+    if found.kind != backbone.kind:
+        raise ValueError(
+            f"training.start={start} holds a {found.kind}, but model is a {backbone.kind}: choose a model of its kind"
+        )
+    stored = found.load()
     fill(backbone, stored.state_dict(), start)
     check_meaning(backbone, stored, start)
     return {"weights": start, "fingerprint": fingerprint(backbone.state_dict())}

@@ -143,7 +143,8 @@ class Contents(Found):
         """The denoising network. Raises ValueError where there is none."""
         if self.backbone is None:
             raise ValueError(
-                f"{self.source} is {self.form} and holds no denoising network; give a model, a checkpoint or a run"
+                f"{self.source} is {self.form} and holds no denoising network (it holds {', '.join(self.networks)}); "
+                "give a model, a checkpoint or a run"
             )
         return self.networks[self.backbone]
 

@@ -177,7 +177,9 @@ def test_latents_of_other_channels_are_refused(make: Make) -> None:
 
 @each_backbone
 def test_text_of_another_width_is_refused(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"reads text of width 24, but the text encoder gives text of width 32: choose"):
+    with pytest.raises(
+        ValueError, match=r"reads text of width 24, but the text encoder gives text of width 32: choose"
+    ):
         check_inputs(make(), 4, {"text": 32})
 
 

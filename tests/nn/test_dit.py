@@ -80,7 +80,9 @@ def test_position_embeddings_are_distinct_and_separate_rows_from_columns() -> No
 
 def test_positions_are_relative_to_the_size_of_the_image() -> None:
     """The middle of an image is embedded alike at every size, so that another size is not out of range."""
-    small, large = (position_embedding(side, side, 32, torch.device("cpu")).unflatten(0, (side, side)) for side in (4, 16))
+    small, large = (
+        position_embedding(side, side, 32, torch.device("cpu")).unflatten(0, (side, side)) for side in (4, 16)
+    )
     torch.testing.assert_close(small, large[::4, ::4])
 
 
