@@ -108,13 +108,13 @@ def test_steps_of_image_to_image_are_counted(pipeline: Pipeline) -> None:
 
 def inpainting(pipeline: Pipeline) -> Pipeline:
     config = pipeline.backbone.config | {"in_channels": 9}
-    return assembled(pipeline, unet=randomised(UNet(**config), 3, std=0.3))
+    return assembled(pipeline, backbone=randomised(UNet(**config), 3, std=0.3))
 
 
 def test_inpainting_weights_see_the_mask_and_what_is_kept(pipeline: Pipeline) -> None:
     seen = []
     inpaint = inpainting(pipeline)
-    hook = inpaint.unet.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    hook = inpaint.backbone.conv_in.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     mask = torch.zeros(1, 16, 16, dtype=torch.bool)
     mask[..., 8:] = True
     images = inpaint(PROMPTS[:2], image=PICTURE, mask=mask, steps=2).images
