@@ -96,7 +96,7 @@ class Timed(Tiny):
     """Says of each sample its time and loss, as diffusion does."""
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
-        losses = (self.unet(batch["x"]) - 1).square().mean(1)
+        losses = (self.backbone(batch["x"]) - 1).square().mean(1)
         times = torch.tensor([0.1, 1.0]) if index % 2 else torch.tensor([0.3, 0.6])
         self.seen += zip(times.tolist(), losses.tolist(), strict=True)
         return {"loss": losses.mean(), "times": times, "losses": losses.detach()}
@@ -152,7 +152,7 @@ def test_one_bad_batch_of_an_accumulated_step_leaves_the_step_out(tmp_path: Path
 def test_a_gradient_that_is_no_number_is_noticed_though_the_loss_is_one(tmp_path: Path) -> None:
     class Steep(Tiny):
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-            return super().training_step(batch, index) + (self.unet.weight * 0).sum().sqrt()
+            return super().training_step(batch, index) + (self.backbone.weight * 0).sum().sqrt()
 
     module = Steep()
     with pytest.warns(UserWarning, match="STEP 1 WAS LEFT OUT"):
