@@ -68,7 +68,7 @@ def train(config: DictConfig) -> None:
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
-    module = build(config.training)
+    module = training(config.training)
     data = build(config.data.module)
     resumed = checkpoint(config.resume, run_dir)
 
@@ -98,6 +98,25 @@ def train(config: DictConfig) -> None:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
+
+
+def training(node: DictConfig) -> Any:
+    """The module that trains: its network starts from the weights of `start`, if given, and is adapted."""
+    parts: dict[str, Any] = {}
+    start = node.start if "start" in node else None
+    if "backbone" in node:
+        from ldm.training.start import start_from
+
+        backbone, adapter = build(node.backbone), build(node.adapter) if node.adapter else None
+        base = start_from(backbone, start) if start else None
+        if adapter is not None:
+            adapter.adapt(backbone)
+        parts = {"backbone": backbone, "base": base, "adapter": adapter}
+    elif "vae" in node:
+        from ldm.training.start import first_stage_from
+
+        parts = {"vae": first_stage_from(build(node.vae), start, node.decoder_only)}
+    return build({key: value for key, value in node.items() if key not in {"start", *parts}}, **parts)
 
 
 def build(node: Any, **more: Any) -> Any:

@@ -1,72 +1,121 @@
-"""Prompts, guidance and what inpainting weights see → a denoiser that needs no more than (x, t)."""
+"""Every input of a denoising network besides the noisy latents and the time, as one value."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
-from ldm.diffusion.denoiser import Denoise, Denoiser
-from ldm.diffusion.guidance import autoguidance, classifier_free, times_of
-from ldm.editing import small_mask, unmasked
-from ldm.items import Item, ends
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
-from ldm.sampling.thresholding import thresholding_of
-from ldm.settings import Settings
-
-Contexts = tuple[Tensor, Tensor]  # of prompts and of negative prompts, each (b, chunks·n, d)
+CAPTION = ("text", "pooled")  # the fields that encode a caption
+DROPPED = (*CAPTION, "labels")  # the fields that have an unconditional value
+FIELDS = (*DROPPED, "sizes", "guidance")
 
 
-def encoded(
-    texts: list[str], tokenizer: Tokenizer, encoder: TextTower, device: torch.device, settings: Settings
-) -> Tensor:
-    """The context (b, chunks·n, d) of each text, whose chunks are read one by one."""
-    tokens = tokenizer(texts, settings.chunks).to(device)  # (b, chunks·n)
-    states = encoder(tokens.unflatten(1, (settings.chunks, -1)).flatten(0, 1), settings.clip_skip)  # (b·chunks, n, d)
-    return states.unflatten(0, (len(texts), -1)).flatten(1, 2)
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditioning of b samples; a field that the model does not have is None.
+
+    `text` (b, n, d) holds the text encoder's states, `pooled` (b, p) one vector per caption, `labels` (b,) class
+    labels, `sizes` (b, k) the original height and width, crop offsets and target size in pixels (Podell et al. 2023)
+    and `guidance` (b,) the scale that a guidance-distilled network reads (Meng et al. 2023). `hints` are image-shaped
+    inputs (b, c, h, w) by the name of their purpose, such as "inpainting".
+    """
+
+    text: Tensor | None = None
+    pooled: Tensor | None = None
+    labels: Tensor | None = None
+    sizes: Tensor | None = None
+    guidance: Tensor | None = None
+    hints: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of samples; 0 if there is no conditioning at all."""
+        return max((len(tensor) for _, tensor in self.named()), default=0)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The names and tensors of the fields and hints that are there."""
+        for name in FIELDS:
+            if (tensor := getattr(self, name)) is not None:
+                yield name, tensor
+        yield from self.hints.items()
+
+    def get(self, name: str) -> Tensor:
+        """The field or hint of this name. Raises ValueError where there is none."""
+        named = dict(self.named())
+        if name not in named:
+            raise ValueError(f"the network reads {name}, but the conditioning has only {', '.join(named) or 'nothing'}")
+        return named[name]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """The conditioning with every tensor changed in the same way."""
+        return _from(self.hints, {name: change(tensor) for name, tensor in self.named()})
+
+    def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> "Conditioning":
+        """The chosen samples, in that order."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        """Moved to a device; floating-point tensors cast to `dtype`."""
+        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    def repeated(self, times: int) -> "Conditioning":
+        """The batch `times` in a row: sample i becomes samples i, b + i, 2b + i, …"""
+        return self.map(lambda tensor: torch.cat([tensor] * times))
+
+    def dropped(self, rows: Tensor, unconditional: "Conditioning") -> "Conditioning":
+        """The samples where `rows` (b,) is True get the `unconditional` value (of one sample); sizes, guidance scale
+        and hints stay."""
+
+        def choose(own: Tensor, empty: Tensor) -> Tensor:
+            return torch.where(_column(rows, own), empty.to(own), own)
+
+        return self._with(unconditional, DROPPED, choose)
+
+    def lerp(self, other: "Conditioning", share: Tensor) -> "Conditioning":
+        """The captions the `share` (b,) of the way from these samples' to the `other` ones'."""
+        return self._with(other, CAPTION, lambda a, b: torch.lerp(a, b, _column(share, a).to(a.dtype)))
+
+    def with_hint(self, name: str, hint: Tensor) -> "Conditioning":
+        return replace(self, hints={**self.hints, name: hint})
+
+    def _with(
+        self, other: "Conditioning", names: Sequence[str], combine: Callable[[Tensor, Tensor], Tensor]
+    ) -> "Conditioning":
+        """These fields combined with those of another conditioning that has them too."""
+        combined: dict[str, Any] = {
+            name: combine(tensor, getattr(other, name)) for name in names if (tensor := getattr(self, name)) is not None
+        }
+        return replace(self, **combined)
 
 
-def contexts_of(items: Sequence[Item], encode: Callable[[list[str]], Tensor]) -> Contexts:
-    """Each different negative prompt is encoded once; what lies between two prompts lies between their contexts."""
-    prompts, others, shares = ends([item.prompt for item in items])
-    negatives = list(dict.fromkeys(item.negative for item in items))
-    context = encode(prompts + negatives)
-    positive, negative = context[: len(items)], context[len(items) :]
-    if any(shares):
-        share = torch.tensor(shares, device=context.device).view(-1, 1, 1)
-        positive = torch.lerp(positive, encode(others), share.to(context.dtype))
-    return positive, negative[[negatives.index(item.negative) for item in items]]
+def cat(parts: Sequence[Conditioning]) -> Conditioning:
+    """The samples of all parts, in order; a hint that the parts share is kept once, for the samples of each part.
+
+    Raises ValueError where the parts have different fields or shapes.
+    """
+    named = [dict(part.named()) for part in parts]
+    shapes = [{name: tuple(tensor.shape[1:]) for name, tensor in part.items()} for part in named]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"conditionings of different fields or shapes cannot be batched: {shapes}")
+    hints = parts[0].hints
+    shared = {name for name in hints if all(part[name] is named[0][name] for part in named)}
+    joined = {
+        name: one if name in shared else torch.cat([part[name] for part in named]) for name, one in named[0].items()
+    }
+    return _from(hints, joined)
 
 
-def guided(
-    denoiser: Denoiser, weak: Denoiser | None, contexts: Contexts, items: Sequence[Item], settings: Settings
-) -> Denoise:
-    """Towards the prompts: away from the negative ones or, with a `weak` denoiser, from what that gives for them."""
-    positive, negative = contexts
-    scales = [item.guidance for item in items]
-    scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=positive.device)
-    interval = settings.guidance_interval and times_of(denoiser.schedule, settings.guidance_interval)
-    if weak is None:
-        towards = classifier_free(denoiser, positive, negative, scale, interval, rescale=settings.guidance_rescale)
-    else:
-        strong, worse = (_told(one, positive) for one in (denoiser, weak))
-        towards = autoguidance(strong, worse, scale, interval, settings.guidance_rescale)
-    return thresholding_of(settings.thresholding, settings.thresholding_options)(towards)
+def _from(hints: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Conditioning:
+    """The conditioning of these tensors, those named in `hints` as hints."""
+    fields: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in hints}
+    return Conditioning(**fields, hints={name: tensors[name] for name in hints})
 
 
-def hint_of(originals: Tensor, masks: Tensor, factor: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """What inpainting weights see beside x: where to repaint, and latents of what is kept, (b, 1 + z, h, w)."""
-    return torch.cat((small_mask(masks, factor), encode(unmasked(originals, masks))), dim=1)
+def _column(rows: Tensor, like: Tensor) -> Tensor:
+    """(b,) → (b, 1, …), to broadcast with `like`."""
+    return rows.view(-1, *[1] * (like.ndim - 1))
 
 
-def seeing(denoiser: Denoiser, hint: Tensor) -> Denoiser:
-    """Of an inpainting network, with the hint (b, 1 + z, h, w) beside x (b, z, h, w)."""
-
-    def network(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        return denoiser.network(torch.cat((x, hint), dim=1), time, context)
-
-    return Denoiser(network, denoiser.schedule, denoiser.prediction, denoiser.time)
-
-
-def _told(denoiser: Denoiser, context: Tensor) -> Denoise:
-    return lambda x, t: denoiser(x, t, context)
+_pytree.register_dataclass(Conditioning)  # so that torch.compile and FSDP see the tensors in it

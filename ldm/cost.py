@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.nn.unet import Stage, UNet
+from ldm.nn.backbone import Backbone
 
 Forward = Callable[[], Tensor]
 
@@ -71,29 +71,29 @@ def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True,
 
 
 def measure_training(network: nn.Module, forward: Forward, low: torch.dtype | None = None) -> Cost:
-    """`measure`, with gradient checkpointing where the UNet is set to it.
+    """`measure`, with gradient checkpointing where the network is set to it.
 
-    Stages then keep only their inputs, and each is run anew, by itself, in the backward pass.
+    Its repeated blocks then keep only their inputs, and each is recomputed, by itself, in the backward pass.
     """
-    if not isinstance(network, UNet) or not network.checkpointing:
+    if not isinstance(network, Backbone) or not network.checkpointing:
         return measure(forward, low)
     kept = measure(forward, low, backward=False).saved
-    stages = [measure(call, low) for call in calls_of_stages(network, forward, low)]
+    blocks = [measure(call, low) for call in calls_of_blocks(network, forward, low)]
     network.checkpointing = False
     plain = measure(forward, low)
     network.checkpointing = True
-    again = sum(stage.forward for stage in stages)
-    return Cost(plain.forward, plain.backward + again, kept + max(stage.saved for stage in stages))
+    again = sum(block.forward for block in blocks)
+    return Cost(plain.forward, plain.backward + again, kept + max(block.saved for block in blocks))
 
 
-def calls_of_stages(unet: UNet, forward: Forward, low: torch.dtype | None) -> list[Forward]:
-    """Each stage's forward pass by itself, with the inputs that it gets in `forward`."""
+def calls_of_blocks(backbone: Backbone, forward: Forward, low: torch.dtype | None) -> list[Forward]:
+    """The forward pass of each repeated block by itself, with the inputs that it gets in `forward`."""
     calls: list[Forward] = []
 
-    def record(stage: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.append(partial(stage.forward, *inputs))
+    def record(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls.append(partial(block.forward, *inputs))
 
-    hooks = [stage.register_forward_pre_hook(record) for stage in unet.modules() if isinstance(stage, Stage)]
+    hooks = [block.register_forward_pre_hook(record) for block in backbone.repeated_blocks()]
     measure(forward, low, grad=False)
     for hook in hooks:
         hook.remove()

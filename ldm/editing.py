@@ -6,10 +6,10 @@ from math import ceil
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import max_pool2d
 
 from ldm.diffusion.denoiser import Denoise
-from ldm.image import from_uint8, pixels, resize_and_crop
+from ldm.image import pixels, resize_and_crop
 from ldm.items import Item
 
 Size = tuple[int, int]  # height, width
@@ -77,17 +77,6 @@ def keeping(denoise: Denoise, x0: Tensor, repaint: Tensor) -> Denoise:
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
     """Masks (b, 1, h, w) → bool (b, 1, h/factor, w/factor): latents with any pixel that is repainted by half."""
     return max_pool2d(mask, factor) >= 0.5
-
-
-def unmasked(originals: Tensor, masks: Tensor) -> Tensor:
-    """Pictures uint8 (b, 3, h, w) → float in [-1, 1], grey where they are repainted: what inpainting weights see."""
-    return from_uint8(originals) * (masks < 0.5)
-
-
-def small_mask(masks: Tensor, factor: int) -> Tensor:
-    """Masks (b, 1, h, w) → 0 or 1 (b, 1, h/factor, w/factor), each square's first pixel, as inpainting weights
-    were trained."""
-    return interpolate((masks >= 0.5).float(), scale_factor=1 / factor)
 
 
 def paste(drawn: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def measure(job: Job, pipeline: Pipeline, ruler: Ruler, rank: int = 0, world: in
     for ids in job.todo(rank, world):
         captions = job.captions(ids)
         began = time.monotonic()
-        with counting(pipeline.unet) as calls:
+        with counting(pipeline.backbone) as calls:
             seeds = [job.seed + i for i in ids]
             images = pipeline(captions, seeds=seeds, batch_size=len(ids), **asdict(job.settings)).images
         told = {"captions": captions, "seconds": time.monotonic() - began, "calls": calls[0]}

@@ -28,8 +28,7 @@ class Setup:
 
     `time` is the Denoiser's. `sampling` is handed over whole, as a model's file and the pipeline's Settings name it:
     sampler, spacing, steps, sampler_options, spacing_options, guidance, guidance_interval (in sigma/alpha), and more
-    that no rule looks at. `given` and `taken` are pairs of widths: of the text encoder's context and the first
-    stage's latents, and of those that the UNet takes.
+    that no rule looks at.
     """
 
     schedule: Schedule
@@ -39,8 +38,6 @@ class Setup:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     offset_noise: float = 0.0
     caption_dropout: float | None = None
-    given: tuple[int, int] | None = None
-    taken: tuple[int, int] | None = None
 
     @property
     def end(self) -> Point:
@@ -77,7 +74,7 @@ def check(setup: Setup) -> None:
 
 def contradictions(setup: Setup) -> list[str]:
     """One sentence for each pair of settings that cannot work together."""
-    rules = _prediction, _weighting, _time, _offset_noise, _dropout, _widths
+    rules = _prediction, _weighting, _time, _offset_noise, _dropout
     found = [sentence for rule in rules for sentence in rule(setup)]
     try:
         grid, solver = setup.grid(), setup.solver()
@@ -142,15 +139,6 @@ def _dropout(setup: Setup) -> Iterator[str]:
             f"guidance={guidance:g} needs what the network says without a prompt, which caption_dropout=0 "
             "never trains: use caption_dropout=0.1 or a guidance of 1"
         )
-
-
-def _widths(setup: Setup) -> Iterator[str]:
-    if setup.given is None or setup.taken is None:
-        return
-    whose = ("text encoder's width", "context_width"), ("first stage's latent channels", "in_channels")
-    for (giver, taker), given, taken in zip(whose, setup.given, setup.taken, strict=True):
-        if given != taken:
-            yield f"the {giver} and the UNet's {taker} are {given} and {taken}, but must be equal"
 
 
 def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ldm.compiling import compiled
-from ldm.conditioning import contexts_of, encoded, guided, hint_of, seeing
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoise, Denoiser, Network
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
@@ -20,13 +20,14 @@ from ldm.image import from_uint8, to_uint8
 from ldm.items import Between, Each, Item, Picture, items_of
 from ldm.lint import Setup, check
 from ldm.memory import Offload, in_batches
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
-from ldm.nn.unet import UNet
+from ldm.nn.backbone import Backbone, check_inputs, check_size
+from ldm.nn.inpainting import INPAINTING, inpainting_hint
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.noise import START, noise_of
 from ldm.packing import can_pack, pack
 from ldm.processor import choose_device
+from ldm.prompts import conditionings_of, guided
 from ldm.remarks import remarks_of
 from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
@@ -54,16 +55,15 @@ class Pipeline:
 
     They are also where they shall run, unless `offload` says otherwise. `settings` are what a call uses unless it says
     otherwise. With a `weak` pipeline, of a worse model of the same data, guidance leads away from what its UNet gives
-    for the same prompt, instead of from the negative one. A UNet of 2z + 1 channels is taken for inpainting weights:
-    it sees the mask and the latents of what is kept. Raises ValueError for parts that do not fit.
+    for the same prompt, instead of from the negative one. A network that reads the hint "inpainting" sees the mask and
+    the latents of what is kept. Raises ValueError for parts that do not fit.
     """
 
     def __init__(
         self,
-        unet: UNet,
+        backbone: Backbone,
         first_stage: VAE,
-        text_encoder: TextTower,
-        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
         schedule: Schedule,
         prediction: Prediction,
         settings: Settings,
@@ -72,22 +72,14 @@ class Pipeline:
         offload: Offload | None = None,
         compile: bool = False,
     ) -> None:
-        self.unet, self.first_stage, self.text_encoder = unet, first_stage, text_encoder
-        self.tokenizer, self.settings, self.weak = tokenizer, settings, weak
-        self.offload = offload or Offload(unet.conv_in.weight.device)
-        self._run: Network = compiled(unet, self.offload) if compile else unet
+        check_inputs(backbone, first_stage.latent_channels, text_encoder.widths)
+        self.backbone, self.first_stage, self.text_encoder = backbone, first_stage, text_encoder
+        self.settings, self.weak = settings, weak
+        self.offload = offload or Offload(backbone.device)
+        self._run: Network = compiled(backbone, self.offload) if compile else backbone
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
-        latents, channels = first_stage.latent_channels, unet.config["in_channels"]
-        self.inpaints = channels == 2 * latents + 1
-        check(
-            Setup(
-                schedule,
-                prediction,
-                time=self.denoiser.time,
-                given=(text_encoder.config["width"], channels if self.inpaints else latents),
-                taken=(unet.config["context_width"], channels),
-            )
-        )
+        self.inpaints = INPAINTING in backbone.reads
+        check(Setup(schedule, prediction, time=self.denoiser.time))
 
     @classmethod
     def load(
@@ -102,8 +94,8 @@ class Pipeline:
         """The model at `path`, see `read_model`; in `dtype` but for a first stage in float16, where it would overflow.
 
         float32 is for numbers to compare; bfloat16 is sample.py's choice where the processor has it, and faster there.
-        `offload` is a mode of `Offload`, `weak` the path of a worse model, `compile` is for the UNet, see `compiled`.
-        Nothing has gradients.
+        `offload` is a mode of `Offload`, `weak` the path of a worse model, and `compile` compiles the denoising
+        network, see `compiled`. Nothing has gradients.
         """
         working = Offload(choose_device(device), offload)
         read = partial(read_model, dtype=dtype, device=working.home, channels_last=True)
@@ -116,13 +108,13 @@ class Pipeline:
             frozen.requires_grad_(False)
 
         def assembled(one: Model, weak: Pipeline | None = None) -> Pipeline:
-            about, tokenizer = one.about["model"], model.text_encoder.tokenizer
+            about = one.about["model"]
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
             settings = Settings(size=tuple(about["size"]), **about["sampling"])
-            one.unet.requires_grad_(False)
+            one.backbone.requires_grad_(False)
             if can_pack(working.device, dtype) and not compile:
-                pack(one.unet)
-            parts = one.unet, stage, text, tokenizer, schedule, prediction, settings, about["time"]
+                pack(one.backbone)
+            parts = one.backbone, stage, text, schedule, prediction, settings, about["time"]
             return cls(*parts, weak, working, compile)
 
         if weak is None:
@@ -134,11 +126,6 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.offload.device
-
-    @property
-    def multiple(self) -> int:
-        """Of which a picture's height and width must be multiples; the UNet itself takes latents of any size."""
-        return self.first_stage.factor
 
     @torch.no_grad()
     def __call__(
@@ -178,7 +165,7 @@ class Pipeline:
         if strength is None and image is not None:
             strength = 1.0 if self.inpaints else STRENGTH
         self._check(settings, batch_size)
-        for remark in remarks_of(items, settings.size, settings.chunks, self.tokenizer, self.text_encoder):
+        for remark in remarks_of(items, settings.size, settings.chunks, self.text_encoder):
             warnings.warn(remark, stacklevel=3)  # 3: no_grad's wrapper lies between
 
         def draw(batch: list[Item], first: int, done: int, batches: int) -> Tensor:
@@ -197,17 +184,18 @@ class Pipeline:
         self, items: list[Item], settings: Settings, strength: float | None, walk: Callable[..., Tensor]
     ) -> Tensor:
         """Noise, or a noisy picture → latents, step by step → pixels."""
-        shape = (self.first_stage.latent_channels, *(length // self.multiple for length in settings.size))
+        factor = self.first_stage.factor
+        shape = (self.first_stage.latent_channels, *(length // factor for length in settings.size))
         noise = noise_of(settings.noise, [item.seed for item in items], shape, self.device)
         originals, masks = originals_of(items, settings.size, self.device)
         denoise, x0 = self._denoise(items, settings, originals, masks), None
         if originals is not None and not (self.inpaints and strength == 1):
             x0 = self._encode(from_uint8(originals), settings)
             if masks is not None and not self.inpaints:
-                denoise = keeping(denoise, x0, latent_mask(masks, self.multiple))
+                denoise = keeping(denoise, x0, latent_mask(masks, factor))
         grid = self._grid(settings, strength)
         x = grid.start(noise(START), x0)
-        with self.offload.using(self.unet, *([] if self.weak is None else [self.weak.unet])):
+        with self.offload.using(self.backbone, *([] if self.weak is None else [self.weak.backbone])):
             x = walk(solver_of(settings.sampler, settings.sampler_options), denoise, x, grid, noise)
         with self.offload.using(self.first_stage):
             drawn = to_uint8(self.first_stage.decode(x, settings.tile))
@@ -217,20 +205,20 @@ class Pipeline:
         self, items: list[Item], settings: Settings, originals: Tensor | None, masks: Tensor | None
     ) -> Denoise:
         """Prompts → the network, guided by them; inpainting weights see the mask too, or that all is repainted."""
-        encode = partial(
-            encoded, tokenizer=self.tokenizer, encoder=self.text_encoder, device=self.device, settings=settings
-        )
+        encode = partial(self.text_encoder.encode, chunks=settings.chunks, skip=settings.clip_skip, device=self.device)
         with self.offload.using(self.text_encoder):
-            contexts = contexts_of(items, encode)
-        denoiser, weak = self.denoiser, None if self.weak is None else self.weak.denoiser
+            conditionings = conditionings_of(items, encode)
         if self.inpaints:
             if originals is None:
                 originals = torch.zeros(len(items), 3, *settings.size, dtype=torch.uint8, device=self.device)
             if masks is None:
                 masks = torch.ones(len(items), 1, *settings.size, device=self.device)
-            hint = hint_of(originals, masks, self.multiple, partial(self._encode, settings=settings))
-            denoiser, weak = seeing(denoiser, hint), None if weak is None else seeing(weak, hint)
-        return guided(denoiser, weak, contexts, items, settings)
+            encode_image = partial(self._encode, settings=settings)
+            hint = inpainting_hint(from_uint8(originals), masks, self.first_stage.factor, encode_image)
+            positive, negative = conditionings
+            conditionings = positive.with_hint(INPAINTING, hint), negative.with_hint(INPAINTING, hint)
+        weak = None if self.weak is None else self.weak.denoiser
+        return guided(self.denoiser, weak, conditionings, items, settings)
 
     def _grid(self, settings: Settings, strength: float | None) -> Grid:
         """The whole walk, or its end where the strength of a change to a picture is given."""
@@ -242,8 +230,8 @@ class Pipeline:
         with self.offload.using(self.first_stage):
             return self.first_stage.encode(pictures, tile=settings.tile)
 
-    def _network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        return self._run(x.to(self.unet.conv_in.weight.dtype), time, context)
+    def _network(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        return self._run(x.to(self.backbone.dtype), time, conditioning)
 
     @torch.no_grad()
     def small(self, latents: Tensor) -> Tensor:
@@ -255,15 +243,11 @@ class Pipeline:
     def _check(self, settings: Settings, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be 1 or more")
-        height, width = settings.size
-        if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"size is {height}x{width}, but this model draws heights and widths that are multiples of "
-                f"{self.multiple}"
-            )
+        for backbone in (self.backbone, *([] if self.weak is None else [self.weak.backbone])):
+            check_size(backbone, self.first_stage.factor, settings.size)
         if settings.chunks < 1:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
-        self.text_encoder.layers(settings.clip_skip)
+        self.text_encoder.check_skip(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
         thresholding_of(settings.thresholding, settings.thresholding_options)
         check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)))
@@ -284,5 +268,6 @@ def _facts(model: Model) -> dict[str, Any]:
         "schedule": about["schedule"],
         "first stage": about["first_stage"]["fingerprint"],
         "text encoder": about["text_encoder"]["fingerprint"],
-        "number of input channels": model.unet.config["in_channels"],
+        "conditioning": model.backbone.reads,
+        "number of latent channels": model.backbone.latent_channels,
     }

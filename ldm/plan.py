@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.conditioning import Conditioning
 from ldm.cost import Cost, Forward, measure, measure_training
+from ldm.nn.backbone import Backbone, trainable
 from ldm.nn.clip import CLIP, TextTower
-from ldm.nn.unet import Stage, UNet
+from ldm.nn.inpainting import INPAINTING
 from ldm.nn.vae import VAE
 from ldm.weights.find import find as find_weights
 from ldm.weights.native import build as build_network
@@ -96,13 +98,17 @@ def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
         known = ", ".join(ONE_DTYPE | AUTOCAST)
         raise ValueError(f"precision={precision} cannot be planned; choose one of {known}")
     dtype = ONE_DTYPE.get(precision, torch.float32)
-    name = next(name for name in ("unet", "vae", "clip") if name in training)
+    name = next(name for name in ("backbone", "vae", "clip") if name in training)
     network = build(training[name], notes).to("meta", dtype)
-    if isinstance(network, UNet):
+    if isinstance(network, Backbone):
+        if config.get("adapter"):
+            build(config["adapter"], notes).adapt(network)
         return diffusion_parts(config, network, compute(config), notes), notes
     if isinstance(network, CLIP):
         return [clip_part(config, network, dtype)], notes
-    return [autoencoder_part(config, network, dtype)], notes
+    if isinstance(network, VAE):
+        return [autoencoder_part(config, network, dtype)], notes
+    raise ValueError(f"model is a {type(network).__name__}, which is no Backbone, autoencoder or CLIP to plan")
 
 
 def clip_part(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> Part:
@@ -121,8 +127,8 @@ def autoencoder_part(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> Pa
     return Part("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
 
 
-def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, notes: list[str]) -> list[Part]:
-    """The UNet, and of its frozen companions those whose architecture is known."""
+def diffusion_parts(config: dict[str, Any], backbone: Backbone, dtype: torch.dtype, notes: list[str]) -> list[Part]:
+    """The denoising network, and of its frozen companions those whose architecture is known."""
     training, batch = config["training"], config["data"]["batch_size"]
     height, width = training["size"]
     vae = frozen(training["first_stage"], "first stage", "vae", notes)
@@ -130,12 +136,13 @@ def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, note
     factor, n = vae.factor if isinstance(vae, VAE) else 8, text.context if isinstance(text, TextTower) else 77
     if vae is None:
         notes.append("latents are taken to be an eighth the size of pictures")
+    shape = batch, backbone.latent_channels, height // factor, width // factor
     with torch.device("meta"):
-        x = torch.empty(batch, unet.config["in_channels"], height // factor, width // factor, dtype=dtype)
-        context = torch.empty(batch, n, unet.config["context_width"], dtype=dtype)
-        time, tokens = torch.empty(batch), torch.empty(batch, n, dtype=torch.int64)
+        x, time = torch.empty(shape, dtype=dtype), torch.empty(batch)
+        tokens = torch.empty(batch, n, dtype=torch.int64)
     x = x.contiguous(memory_format=torch.channels_last)
-    parts = [Part("UNet", channels_last(unet), partial(unet, x, time, context), "trained")]
+    forward = partial(backbone, x, time, inputs_of(backbone, x, n))
+    parts = [Part(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
     if isinstance(vae, VAE):
         cached = any(target in LATENTS for target in targets(config["data"]["module"]["train"]))
         encode = None if cached else partial(vae.moments, pictures(config, (height, width), torch.float32))
@@ -145,6 +152,23 @@ def diffusion_parts(config: dict[str, Any], unet: UNet, dtype: torch.dtype, note
         note = "frozen; not called in a step, because data holds its states" if has_states(config) else "frozen"
         parts.append(Part("text encoder", text, None if has_states(config) else partial(text, tokens), note))
     return parts
+
+
+def inputs_of(backbone: Backbone, x: Tensor, tokens: int) -> Conditioning:
+    """The conditioning that a network reads beside the latents x, on the meta device."""
+    given: dict[str, Tensor] = {}
+    for name, width in backbone.reads.items():
+        shape = {"text": (tokens, width), INPAINTING: (width, *x.shape[2:]), "labels": ()}.get(name, (width,))
+        given[name] = x.new_empty((len(x), *shape))
+    hints = {name: given.pop(name) for name in (INPAINTING,) if name in given}
+    return Conditioning(**given, hints=hints)
+
+
+def trained_share(backbone: Backbone) -> str:
+    """How much of the network is trained, for people."""
+    trained = sum(weight.numel() for weight in trainable(backbone).values())
+    total = sum(weight.numel() for weight in backbone.parameters())
+    return "trained" if trained == total else f"{amount(trained)} of them trained"
 
 
 def channels_last(network: nn.Module) -> nn.Module:
@@ -216,9 +240,9 @@ def memory(
     config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
 ) -> dict[str, int]:
     """Bytes that a GPU holds all the time, by what they are."""
-    strategy, parameters = config["trainer"]["strategy"], list(trained.parameters())
-    weights = size(parameters)
-    state = {"weights": weights, "gradients": weights}
+    strategy, parameters = config["trainer"]["strategy"], list(trainable(trained).values())
+    gradients = size(parameters)
+    state = {"weights": size(trained.parameters()), "gradients": gradients}
     state["optimizer"] = optimizer_state(config["optimizer"], parameters)
     if (ema := config["ema"]) and ema.get("device") != "cpu":
         each = getattr(torch, ema.get("dtype", "float32")).itemsize * len(ema.get("lengths", [None]))
@@ -227,20 +251,20 @@ def memory(
         state = {f"{name}, sharded": -(-held // gpus) for name, held in state.items()}
         state["gathered"] = gathered(trained, compute(config))
     elif gpus > 1 and not find(strategy, "gradient_as_bucket_view"):
-        state["buckets of DDP"] = weights
+        state["buckets of DDP"] = gradients
     if frozen:
         state["frozen networks"] = sum(size(network.parameters()) for network in frozen)
     return state
 
 
 def gathered(trained: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the weights that FSDP2 has whole at its peak: those in no stage, of the largest stage, and of the next.
-
-    Whole gradients of a stage come later, when old ones have gone.
+    """Bytes of the weights that FSDP2 has gathered at its peak: those in no repeated block, of the largest block, and
+    of the next. The gathered gradients of a block come later, when old ones have gone.
     """
     everywhere = sum(p.numel() for p in trained.parameters())
-    stages = [sum(p.numel() for p in m.parameters()) for m in trained.modules() if isinstance(m, Stage)] or [0]
-    return dtype.itemsize * (everywhere - sum(stages) + 2 * max(stages))
+    repeated = trained.repeated_blocks() if isinstance(trained, Backbone) else []
+    blocks = [sum(p.numel() for p in block.parameters()) for block in repeated] or [0]
+    return dtype.itemsize * (everywhere - sum(blocks) + 2 * max(blocks))
 
 
 def is_sharded(trainer: dict[str, Any]) -> bool:
@@ -289,9 +313,9 @@ def operations(costs: dict[str, Cost]) -> Iterator[str]:
 
 def cache(trained: Part, states: bool) -> Iterator[str]:
     """What `ldm encode` would write a sample: moments in half precision, and a caption, perhaps with its states."""
-    if isinstance(trained.network, UNet) and isinstance(trained.forward, partial):
+    if isinstance(trained.network, Backbone) and isinstance(trained.forward, partial):
         z, height, width = trained.forward.args[0].shape[1:]
-        _, tokens, width_of_states = trained.forward.args[2].shape
+        _, tokens, width_of_states = trained.forward.args[2].get("text").shape
         held = 2 * (2 * z * height * width) + CAPTION + states * 2 * tokens * width_of_states
         told = f", with states {tokens}x{width_of_states} in float16" if states else ""
         yield f"cache (moments {2 * z}x{height}x{width} in float16; {CAPTION} bytes of caption{told}, assumed)"

@@ -4,31 +4,28 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ldm.items import Item, ends
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.text_encoder import TextEncoder
 
 
-def remarks_of(
-    items: Sequence[Item], size: tuple[int, int], chunks: int, tokenizer: Tokenizer, encoder: TextTower
-) -> list[str]:
+def remarks_of(items: Sequence[Item], size: tuple[int, int], chunks: int, encoder: TextEncoder) -> list[str]:
     """Each different one once; pictures are drawn at this size, texts read in so many chunks."""
     prompts, others, _ = ends([item.prompt for item in items])
     texts = dict.fromkeys(prompts + others + [item.negative for item in items])
-    return list(dict.fromkeys([*of_text(tokenizer, encoder, list(texts), chunks), *of_sizes(items, size)]))
+    return list(dict.fromkeys([*of_text(encoder, list(texts), chunks), *of_sizes(items, size)]))
 
 
-def of_text(tokenizer: Tokenizer, encoder: TextTower, texts: Sequence[str], chunks: int) -> Iterator[str]:
+def of_text(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
     """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
-    cuts = {text: end for text in texts if (end := tokenizer.cut(text, chunks))}
+    cuts = {text: end for text in texts if (end := encoder.cut(text, chunks))}
     if cuts:
         text, end = next(iter(cuts.items()))
         others = f", as of {len(cuts)} prompts in all" if len(cuts) > 1 else ""
         yield (
-            f"the prompt {_short(text)} is longer than the {chunks * tokenizer.context} tokens that the text encoder "
+            f"the prompt {_short(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
             f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
         )
     words = dict.fromkeys(word for text in texts for word in _words(text))
-    unknown = [word for word in words if _unknown(tokenizer, encoder, word)]
+    unknown = [word for word in words if encoder.unknown_tokens(word)]
     if unknown:
         met = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]
         where = f"{len(met)} prompts, such as {_short(met[0])}" if len(met) > 1 else _short(met[0])
@@ -44,11 +41,6 @@ def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:
             yield f"the image is {image.height}x{image.width}; it was scaled and cropped to the {drawn} that is drawn"
         if image is not None and mask is not None and mask.size != image.size:
             yield f"the mask is {mask.height}x{mask.width}; it was scaled to the image's {image.height}x{image.width}"
-
-
-def _unknown(tokenizer: Tokenizer, encoder: TextTower, word: str) -> bool:
-    tokens = tokenizer([word]).to(next(encoder.parameters()).device)
-    return bool(set(encoder.unknown_tokens(tokens)) - {tokenizer.begin, tokenizer.end, tokenizer.pad})
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A UNet whose weights, gradients and optimizer state are spread over all ranks by FSDP2."""
+"""A network whose weights, gradients and optimizer state are spread over all ranks by FSDP2."""
 
 from dataclasses import replace
 
@@ -8,30 +8,31 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from ldm.nn.unet import Stage, UNet
+from ldm.conditioning import Conditioning
+from ldm.nn.backbone import Backbone
 
 
-def shard(unet: UNet, dtype: torch.dtype | None = None) -> None:
-    """Shards each stage, and the rest, over all ranks; a second call changes nothing.
+def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
+    """Shards each repeated block, and the rest, over all ranks; a second call changes nothing.
 
-    With `dtype` the UNet computes in it from float32 weights, cast as they are gathered, and gradients are added up
+    With `dtype` the network computes in it from float32 weights, cast as they are gathered, and gradients are added up
     in float32. FSDP2 would cast the time too, of which bfloat16 can only tell 256 values apart: hence the hook.
     """
-    if isinstance(unet, FSDPModule):
+    if isinstance(backbone, FSDPModule):
         return
-    unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
-    for stage in [module for module in unet.modules() if isinstance(module, Stage)]:
-        fully_shard(stage, mp_policy=policy)
+    for block in backbone.repeated_blocks():
+        fully_shard(block, mp_policy=policy)
     # Resharded, because after a forward pass without a backward one its weights must be parts again, too.
-    fully_shard(unet, mp_policy=replace(policy, output_dtype=torch.float32), reshard_after_forward=True)
+    fully_shard(backbone, mp_policy=replace(policy, output_dtype=torch.float32), reshard_after_forward=True)
     if dtype is not None:
 
-        def cast(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x, time, context = inputs
-            return x.to(dtype), time, context.to(dtype)
+        def cast(_: nn.Module, inputs: tuple[Tensor, Tensor, Conditioning]) -> tuple[Tensor, Tensor, Conditioning]:
+            x, time, conditioning = inputs
+            return x.to(dtype), time, conditioning.to(dtype=dtype)
 
-        unet.register_forward_pre_hook(cast)
+        backbone.register_forward_pre_hook(cast)
 
 
 def whole(tensor: Tensor) -> Tensor:

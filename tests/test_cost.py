@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ldm.conditioning import Conditioning
 from ldm.cost import measure, measure_training
 from ldm.nn.unet import UNet
 
@@ -24,8 +25,8 @@ def unet_and_call(device, size=8, checkpointing=False):
             groups=8,
             checkpointing=checkpointing,
         )
-        x, time, context = torch.zeros(4, 4, size, size), torch.zeros(4), torch.zeros(4, 77, WIDTH)
-    return unet, partial(unet, x, time, context)
+        x, time, text = torch.zeros(4, 4, size, size), torch.zeros(4), torch.zeros(4, 77, WIDTH)
+    return unet, partial(unet, x, time, Conditioning(text=text))
 
 
 def kept_by_a_real_run(network, run):

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import NETWORK_TIMES, Denoiser
 from ldm.diffusion.guidance import classifier_free, times_of
 from ldm.diffusion.loss import diffusion_loss
@@ -14,6 +15,7 @@ from ldm.diffusion.prediction import COEFFICIENTS, Prediction
 from ldm.diffusion.schedule import Flow, cosine, linear, scaled_linear, sigmoid, zero_terminal_snr
 from ldm.diffusion.weighting import WEIGHTINGS, debiased, edm, min_snr, uniform
 from ldm.lint import Setup, contradictions
+from ldm.nn.backbone import check_inputs
 from ldm.nn.unet import UNet
 from ldm.sampling.driver import SAMPLERS, sample
 from ldm.sampling.grid import Grid
@@ -171,17 +173,14 @@ def test_guidance_without_dropped_captions_is_refused_because_it_moves_away_from
     assert guided[0.0] == pytest.approx([9 + 3 * (1 - 9), 9 + 3 * (2 - 9)], abs=0.2)
 
 
-def test_widths_that_differ_are_refused_because_the_network_cannot_multiply_them():
-    settings = {"given": (24, 4), "taken": (16, 4)}
-    only(found(SD, V, **settings), "the text encoder's width and the UNet's context_width are 24 and 16")
-    only(
-        found(SD, V, given=(16, 8), taken=(16, 4)), "first stage's latent channels and the UNet's in_channels are 8 and"
-    )
+def test_widths_that_differ_cannot_be_multiplied_which_is_why_check_inputs_refuses_them():
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
-    with pytest.raises(RuntimeError):
-        unet(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, 3, 24))
-    with pytest.raises(RuntimeError):
-        unet(torch.zeros(1, 8, 4, 4), torch.zeros(1), torch.zeros(1, 3, 16))
+    for channels, width in ((4, 24), (8, 16)):
+        with pytest.raises(ValueError, match="choose a"):
+            check_inputs(unet, channels, {"text": width})
+        with pytest.raises(RuntimeError):
+            text = torch.zeros(1, 3, width)
+            unet(torch.zeros(1, channels, 4, 4), torch.zeros(1), Conditioning(text=text))
 
 
 def test_widths_cut_to_fit_instead_would_lose_the_prompt_and_leave_latents_the_noise_that_they_began_as():
@@ -226,14 +225,14 @@ def test_eps_with_hardly_any_signal_is_refused_because_the_first_step_multiplies
     for prediction, spacing in ((EPS, "trailing"), (EPS, "leading"), (V, "trailing")):
         exact = gaussian(schedule, 0.0, 0.5)
 
-        def network(x, time, context, prediction=prediction, exact=exact):
+        def network(x, time, conditioning, prediction=prediction, exact=exact):
             """1 % off."""
             t = time[:1].double()
             alpha, sigma, x0 = schedule.alpha(t), schedule.sigma(t), exact(x, float(t))
             return prediction.target(x0, (x - alpha * x0) / sigma, alpha, sigma) + 0.01
 
         grid = Grid.of(schedule, SPACINGS[spacing](schedule, 20))
-        denoise = partial(Denoiser(network, schedule, prediction), context=torch.zeros(64, 1, 1))
+        denoise = partial(Denoiser(network, schedule, prediction), conditioning=Conditioning())
         x = grid.start(states())
         change = sample(ddim, denoise, x, grid) - sample(ddim, exact, x, grid)
         off[prediction.name, spacing] = float(change.abs().max())
@@ -262,13 +261,13 @@ def test_a_guidance_interval_that_holds_no_time_is_refused_because_there_is_no_g
     only(found(SD, V, guidance_interval=interval, **settings), *words)
     only(found(SD, V, guidance_interval=interval), *words)
     only(found(SD, V, guidance_interval=(1.0, 1.001), **settings), "holds no time")
-    context, x = torch.ones(4, 1, 1), states(4)
+    positive, x = Conditioning(text=torch.ones(4, 1, 1)), states(4)
 
-    def denoiser(x, t, context):
-        return x + context.view(-1, 1, 1, 1)
+    def denoiser(x, t, conditioning):
+        return x + conditioning.get("text").view(-1, 1, 1, 1)
 
-    guided = classifier_free(denoiser, context, -context, 7.5, times_of(SD, interval))
-    assert all(torch.equal(guided(x, t), denoiser(x, t, context)) for t in trailing(SD, 10).tolist())
+    guided = classifier_free(denoiser, positive, positive.map(torch.neg), 7.5, times_of(SD, interval))
+    assert all(torch.equal(guided(x, t), denoiser(x, t, positive)) for t in trailing(SD, 10).tolist())
 
 
 @pytest.mark.parametrize(

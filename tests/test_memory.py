@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.conditioning import Conditioning
 from ldm.memory import Offload, in_batches
 from ldm.nn.unet import UNet
 from tests.tiny import tiny_text_tower, tiny_unet
@@ -14,7 +15,8 @@ def places(network: nn.Module) -> set[str]:
 
 
 def call(unet: UNet) -> torch.Tensor:
-    return unet(torch.zeros(1, 4, 8, 8, device=META), torch.zeros(1, device=META), torch.zeros(1, 3, 16, device=META))
+    text = torch.zeros(1, 3, 16, device=META)
+    return unet(torch.zeros(1, 4, 8, 8, device=META), torch.zeros(1, device=META), Conditioning(text=text))
 
 
 def test_idle_networks_are_lent_to_the_device_as_a_whole_and_come_back_as_they_were() -> None:
@@ -47,7 +49,8 @@ def test_layers_are_lent_one_at_a_time() -> None:
 def test_a_layer_that_fails_comes_back_too() -> None:
     unet = tiny_unet()
     with pytest.raises(RuntimeError), Offload(META, "sequential").using(unet):
-        unet(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 3, 16))  # on the CPU, where no layer is then
+        text = torch.zeros(1, 3, 16)  # on the CPU, where no layer is then
+        unet(torch.zeros(1, 4, 8, 8), torch.zeros(1), Conditioning(text=text))
     assert places(unet) == {"cpu"}
 
 

@@ -83,7 +83,7 @@ def test_gradients_are_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_pipeline_on_a_cpu_is_packed(dtype: torch.dtype) -> None:
     pipeline = Pipeline.load(device="cpu", dtype=dtype)
-    assert any(isinstance(layer, Packed) for layer in pipeline.unet.modules())
-    states = pipeline.text_encoder(pipeline.tokenizer(["a red circle"]))
-    drawn = pipeline.unet(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), states.to(dtype))
+    assert any(isinstance(layer, Packed) for layer in pipeline.backbone.modules())
+    conditioning = pipeline.text_encoder.encode(["a red circle"]).to(dtype=dtype)
+    drawn = pipeline.backbone(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
     assert drawn.shape == (1, 4, 8, 8) and not drawn.requires_grad  # with no torch.no_grad() around it

@@ -34,7 +34,7 @@ def config(unet=UNET, size=SIZE, **trainer):
     nowhere = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
     return {
         "training": {
-            "unet": {"_target_": "ldm.nn.unet.UNet", **unet},
+            "backbone": {"_target_": "ldm.nn.unet.UNet", **unet},
             "first_stage": nowhere,
             "text_encoder": nowhere,
             "size": [size, size],
@@ -83,7 +83,7 @@ def test_memory_of_an_average_is_as_it_is_set():
 
 def test_another_width_gives_other_figures():
     narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
-    names = ("UNet  ", "UNet, forward", "UNet, backward", "a step", "weights", "activations", "H200")
+    names = ("unet  ", "unet, forward", "unet, backward", "a step", "weights", "activations", "H200")
     for name in names:
         assert [line for line in narrow if line.strip().startswith(name)] != [
             line for line in wide if line.strip().startswith(name)
@@ -139,7 +139,7 @@ def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
     planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
     gc.collect()  # else what earlier tests left would be freed meanwhile
     with torch.profiler.profile(profile_memory=True) as profile:
-        fit(tmp_path, diffusion(unet=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
+        fit(tmp_path, diffusion(backbone=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
     if sharded:
         torch.distributed.destroy_process_group()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -155,13 +155,13 @@ def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_t
         "config": {"width": 16, "heads": 2},
     }
     parts, notes = parts_of(setting)
-    assert [part.name for part in parts] == ["UNet", "text encoder"]
+    assert [part.name for part in parts] == ["unet", "text encoder"]
     assert not any("text encoder" in note for note in notes)
 
 
 def test_stable_diffusion_has_859_5_million_parameters():
     lines = list(plan(config({}, size=512, precision="bf16-mixed")))
-    assert next(line for line in lines if line.startswith("  UNet")).split()[1:3] == ["859.5", "M"]
+    assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]
 
 
 @pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])

@@ -61,7 +61,7 @@ def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
 ) -> None:
     monkeypatch.setattr(train, "quieten", lambda: None)
     overrides = *REHEARSAL, *SMALL, cached(tmp_path, 64), "logger=none", "strategy=auto"
-    with pytest.warns(UserWarning, match=r"text_encoder\.weights=untrained: it is random"):
+    with pytest.warns(UserWarning, match=r"text_encoder\.weights=untrained: its weights are random"):
         train.train(recipe("laion_sd15", *overrides, f"run_dir={tmp_path / 'run'}"))
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2

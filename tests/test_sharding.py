@@ -16,6 +16,7 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.export import Export
 from ldm.callbacks.health import Health
 from ldm.callbacks.sharded import ShardedModelParallel
+from ldm.conditioning import Conditioning
 from ldm.sharding import exchange, shard, spread_like, spread_state, whole
 from tests.tiny import tiny_unet
 from tests.training.tiny import diffusion, fit
@@ -31,10 +32,10 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     generator = torch.Generator().manual_seed(0)
-    x, context = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 16)))
-    return x, torch.tensor([501.0, 998.3]), context  # times that bfloat16 would round to 500 and 1000
+    x, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 16)))
+    return x, torch.tensor([501.0, 998.3]), Conditioning(text=text)  # times that bfloat16 would round to 500 and 1000
 
 
 def test_a_sharded_unet_computes_what_it_did(alone: None) -> None:
@@ -47,10 +48,10 @@ def test_a_sharded_unet_computes_what_it_did(alone: None) -> None:
 
 def test_in_bfloat16_it_computes_what_a_copy_in_bfloat16_does_and_its_weights_stay_float32(alone: None) -> None:
     unet = tiny_unet()
-    x, time, context = inputs()
-    expected = deepcopy(unet).bfloat16()(x.bfloat16(), time, context.bfloat16()).float()
+    x, time, conditioning = inputs()
+    expected = deepcopy(unet).bfloat16()(x.bfloat16(), time, conditioning.to(dtype=torch.bfloat16)).float()
     shard(unet, torch.bfloat16)
-    out = unet(x, time, context)
+    out = unet(x, time, conditioning)
     assert out.dtype == torch.float32 and torch.equal(out, expected)
     out.sum().backward()
     assert {tensor.dtype for weight in unet.parameters() for tensor in (weight, weight.grad)} == {torch.float32}
@@ -109,8 +110,8 @@ def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, en
         trainer = fit(tmp_path, module, steps, resume, **how)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
     checkpoint = checkpoint_file.read(tmp_path / "4.ckpt")
-    for name, weight in plain.unet.named_parameters():
-        torch.testing.assert_close(checkpoint["state_dict"][f"unet.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
+    for name, weight in plain.backbone.named_parameters():
+        torch.testing.assert_close(checkpoint["state_dict"][f"backbone.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(checkpoint["ema"][name], ema.averages[name], rtol=1e-4, atol=1e-5)
     exported = load_file(tmp_path / "unet.safetensors")
     assert all(torch.equal(exported[name], average) for name, average in checkpoint["ema"].items())

@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(straight: tuple[Path, Run]) -> None:
     assert len(list((folder / "samples").glob("step_*.png"))) == 1
     assert list((folder / "tensorboard").glob("events*"))
     for model in (folder, folder / "unet.safetensors"):
-        assert read_model(model).unet.config["width"] == 16
+        assert read_model(model).backbone.config["width"] == 16
 
 
 def test_a_user_sees_progress_results_and_warnings_of_one_line_but_no_noise(straight: tuple[Path, Run]) -> None:
@@ -159,7 +159,10 @@ def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finish
     sweep = *TINY, "-m", "model.context_width=17,128", "trainer.max_steps=1", "metrics=none", *joblib
     run = finish(start(*sweep))
     assert run.returncode == 1
-    assert re.search(rf"error: {tmp_path}/\S+: text_encoder gives a context of width 128", run.stderr), run.stderr
+    assert re.search(
+        rf"error: {tmp_path}/\S+: the unet reads text of width 17, but the text encoder gives text of width 128",
+        run.stderr,
+    ), run.stderr
     assert "Traceback" not in run.stderr
     (folder,) = (path.parent for path in tmp_path.glob("*/config.yaml"))
     assert read(folder)["global_step"] == 1

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from ldm.nn.clip import TextTower
+from ldm.nn.dit import DiT
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -41,6 +43,14 @@ def tiny_text_tower(seed: int = 2) -> TextTower:
     tokens = sorted(set(Tokenizer()([KNOWN]).flatten().tolist()))
     tower = TextTower(width=16, layers=1, heads=2, context=16, token_ids=tokens)
     return randomised(tower, seed, std=1.5)  # type: ignore[return-value]
+
+
+def tiny_text_encoder() -> TextEncoder:
+    return TextEncoder([tiny_text_tower()], [Tokenizer(context=16)])
+
+
+def tiny_dit(seed: int = 3) -> DiT:
+    return randomised(DiT(width=16, layers=2, heads=2, context_width=16), seed, std=0.3)  # type: ignore[return-value]
 
 
 def save_part(path: Path, kind: str, network: Any) -> dict[str, str]:

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.commands.bench import check_replaceable, save
+from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.nn.clip import TextTower
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -64,7 +66,7 @@ def ours(dtype: torch.dtype, width: int) -> Pipeline:
     if can_pack(torch.device("cpu"), dtype):
         pack(unet)
     settings = Settings((512, 512), sampler="dpmpp_2m", guidance=7.5)
-    parts = unet, stage.to(memory_format=torch.channels_last), tower, Tokenizer()
+    parts = unet, stage.to(memory_format=torch.channels_last), TextEncoder([tower], [Tokenizer()])
     return Pipeline(*parts, scaled_linear(), Prediction("eps"), settings)
 
 
@@ -118,12 +120,12 @@ def compared(dtype: torch.dtype, size: int, steps: int, rounds: int, width: int)
     context: Tensor = torch.randn(2, 77, 768).to(dtype)
     t, twice = torch.full((1,), 500.0), torch.cat([x.contiguous()] * 2)
     step = {
-        "ldm": lambda: mine.unet(x, t, context),
+        "ldm": lambda: mine.backbone(x, t, Conditioning(text=context)),
         "diffusers": lambda: peer.unet(twice, 500, encoder_hidden_states=context, return_dict=False),
     }
     tower: Any = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
     tower.to(dtype)
-    tokens = mine.tokenizer([PROMPT, ""])
+    tokens = mine.text_encoder.tokenize([PROMPT, ""])
 
     def theirs_whole() -> object:
         states = tower(input_ids=tokens)[0]

@@ -102,7 +102,7 @@ def ours(module: DiffusionTraining, data: Latents, folder: Path) -> list[float]:
 
 
 def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTraining, data: Latents) -> list[float]:
-    """Seconds of each step of the shortest loop; `predict` is (x, times, context) → velocity."""
+    """Seconds of each step of the shortest loop; `predict` is (x, times, conditioning) → velocity."""
     unet.to(DEVICE)
     optimizer, times = OPTIMIZER(unet.parameters()), []
     for step in range(STEPS):
@@ -112,8 +112,8 @@ def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTr
         x0 = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         eps, t = torch.randn_like(x0), torch.rand(BATCH, device=DEVICE)
         x = x0.lerp(eps, t.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
-        context = module.context(batch["caption"])
-        loss = F.mse_loss(predict(x, 1000 * t, context), eps - x0)
+        conditioning = module.conditioning(batch)
+        loss = F.mse_loss(predict(x, 1000 * t, conditioning), eps - x0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -156,7 +156,7 @@ def measure() -> dict[str, Any]:
     """Median seconds a step of each over interleaved rounds, whose first steps are not counted."""
     torch.set_num_threads(1)
     data, schedule, text = Latents(BATCH * (STEPS + 1)), Flow(), text_encoder("assets:text_tower.safetensors")
-    width = text.network.config["width"]
+    width = text.network.widths["text"]
     module = DiffusionTraining(
         UNet(**ARCHITECTURE, context_width=width),  # type: ignore[arg-type]
         first_stage("assets:vae.safetensors"),
@@ -175,8 +175,8 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(ROUNDS):
             found["trainer"] += ours(module, data, Path(folder))[SKIPPED:]
-            found["loop"] += by_hand(module.unet, module.unet, module, data)[SKIPPED:]
-            found["diffusers"] += by_hand(lambda *a: theirs(*a).sample, theirs, module, data)[SKIPPED:]
+            found["loop"] += by_hand(module.backbone, module.backbone, module, data)[SKIPPED:]
+            found["diffusers"] += by_hand(lambda x, t, c: theirs(x, t, c.text).sample, theirs, module, data)[SKIPPED:]
     seconds = {name: median(times) for name, times in found.items()}
     for name, value in seconds.items():
         print(f"{name:<10} {1000 * value:9.1f} ms a step, {value / seconds['loop']:.3f} of the loop's")
@@ -185,7 +185,7 @@ def measure() -> dict[str, Any]:
         "trainer_over_loop": seconds["trainer"] / seconds["loop"],
         "diffusers_over_loop": seconds["diffusers"] / seconds["loop"],
         "keyed_noise_share": noise_seconds() / seconds["loop"],
-        "parameters": sum(parameter.numel() for parameter in module.unet.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.backbone.parameters()),
         "settings": {**ARCHITECTURE, "batch": BATCH, "latents": [4, SIDE, SIDE], "steps": ROUNDS * (STEPS - SKIPPED)},
         "device": torch.cuda.get_device_name() if ON_GPU else "CPU, one thread, processor time",
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},

@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
@@ -55,11 +56,10 @@ def speeds() -> dict[str, dict[str, float]]:
 def ours(solver: Solver, out: Tensor) -> Callable[[], object]:
     """A walk with a network that costs nothing, from eps to x0 and with the driver's own work."""
     schedule = scaled_linear()
-    denoiser = Denoiser(lambda x, time, context: out, schedule, Prediction("eps"))
-    context = torch.zeros(SHAPE[0], 1, 1)
+    denoiser = Denoiser(lambda x, time, conditioning: out, schedule, Prediction("eps"))
     grid = Grid.of(schedule, trailing(schedule, STEPS))
     x = grid.start(out)
-    return lambda: sample(solver, lambda x, t: denoiser(x, t, context), x, grid, lambda draw: torch.randn(SHAPE))
+    return lambda: sample(solver, lambda x, t: denoiser(x, t, Conditioning()), x, grid, lambda draw: torch.randn(SHAPE))
 
 
 def theirs(name: str, settings: dict[str, Any], out: Tensor) -> Callable[[], object]:

@@ -1,6 +1,6 @@
-"""Moving averages of the UNet's weights."""
+"""Moving averages of the trained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ class EMA(Callback):
 
     With `warmup` the decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first weights
     are soon forgotten. The average may lie on another `device`, such as cpu, and in bfloat16. It is used in validation
-    and tests, and lies in checkpoints as "ema": {parameter of the UNet: tensor}; a checkpoint without it
+    and tests, and is saved in checkpoints as "ema": {name of the weight: tensor}; a checkpoint without it
     starts the average at its weights.
     """
 
@@ -50,22 +50,22 @@ class EMA(Callback):
         return [min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay]
 
     @torch.no_grad()
-    def update(self, unet: nn.Module) -> None:
-        """Takes in the UNet's present weights."""
+    def update(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Takes in the present values of the trained weights."""
         self.updates += 1
-        weights = [weight.detach().to(self.device, torch.float32) for weight in unet.parameters()]
+        values = [weight.detach().to(self.device, torch.float32) for weight in weights.values()]
         for track, decay in zip(self.tracks, self.decays(), strict=True):
             averages = list(track.values())
             if self.dtype == torch.float32:
-                torch._foreach_lerp_(averages, weights, 1 - decay)
+                torch._foreach_lerp_(averages, values, 1 - decay)
             else:
                 draw = torch.Generator(averages[0].device).manual_seed(self.updates)
-                for average, weight in zip(averages, weights, strict=True):
-                    average.copy_(round_randomly(average.float().lerp_(weight, 1 - decay), draw))
+                for average, value in zip(averages, values, strict=True):
+                    average.copy_(round_randomly(average.float().lerp_(value, 1 - decay), draw))
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
-        """Within it the module's UNet holds the averages, afterwards its own weights again, come what may."""
+        """Within it the module's trained weights are the averages, afterwards its own again, whatever happens."""
         try:
             self._swap_in(module)
             yield
@@ -76,14 +76,14 @@ class EMA(Callback):
         """Puts the averages where the weights are: here they have reached it under every strategy."""
         self._step = trainer.global_step
         for track in self.tracks:
-            for name, weight in unet_of(module).named_parameters():
+            for name, weight in trained(module).items():
                 start = spread_like(track[name].to(weight.device), weight) if name in track else weight.detach()
                 track[name] = start.to(self.device or weight.device, self.dtype, copy=True)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step != self._step:  # the others only accumulate gradients
             self._step = trainer.global_step
-            self.update(unet_of(module))
+            self.update(trained(module))
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._swap_in(module)
@@ -121,12 +121,12 @@ class EMA(Callback):
             raise RuntimeError("the averages are in place of the weights already")
         if not self.averages:  # training has not begun
             return
-        for name, parameter in unet_of(module).named_parameters():  # an average of its type and device is not copied
+        for name, parameter in trained(module).items():  # an average of its type and device is not copied
             self._weights.append(exchange(parameter, self.averages[name].to(parameter)))
 
     def _swap_out(self, module: LightningModule) -> None:
         # fewer weights than parameters, or none, where swapping in was cut short or training has not begun
-        for parameter, weight in zip(unet_of(module).parameters(), self._weights, strict=False):
+        for parameter, weight in zip(trained(module).values(), self._weights, strict=False):
             exchange(parameter, weight)
         self._weights = []
 
@@ -138,8 +138,7 @@ def round_randomly(value: Tensor, draw: torch.Generator) -> Tensor:
     return (bits & ~0xFFFF).view(torch.float32).bfloat16()  # bits beyond bfloat16's are cut off
 
 
-def unet_of(module: LightningModule) -> nn.Module:
-    """The network that is trained and averaged."""
-    unet = module.unet
-    assert isinstance(unet, nn.Module)
-    return unet
+def trained(module: LightningModule) -> dict[str, nn.Parameter]:
+    """The weights that are trained and averaged, by name."""
+    weights: dict[str, nn.Parameter] = module.trainable()  # type: ignore[operator]
+    return weights

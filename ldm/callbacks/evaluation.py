@@ -103,7 +103,7 @@ class Evaluation(Callback):
         """Pictures, the seconds that they took, and how often the network was called for each (NFE)."""
         progress, images = Progress(len(captions), "pictures", "sampling: "), []
         began = time.monotonic()
-        with counting(cast(Trained, module).unet) as calls:
+        with counting(cast(Trained, module).backbone) as calls:
             for start in range(0, len(captions), self.batch_size):
                 prompts = captions[start : start + self.batch_size]
                 images.append(draw(prompts, [self.seed + start + i for i in range(len(prompts))]).cpu())

@@ -24,7 +24,7 @@ class Export(Callback):
             for part in module.parts():  # type: ignore[operator]
                 state = {
                     name: whole(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
-                    for name, tensor in part.network.state_dict().items()
+                    for name, tensor in part.state.items()
                 }
                 if trainer.is_global_zero:
                     save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)

@@ -1,4 +1,4 @@
-"""Power-function averages of the UNet's weights, with snapshots from which `ldm ema` makes averages of any length."""
+"""Power-function averages of the trained weights, with snapshots from which `ldm ema` makes averages of any length."""
 
 from pathlib import Path
 from typing import Any

@@ -13,9 +13,8 @@ from ldm.callbacks.throughput import Throughput
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
-from ldm.nn.unet import UNet
+from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.pipeline import Pipeline
 from ldm.settings import Settings
@@ -26,8 +25,7 @@ Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n
 class Trained(Protocol):
     """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
 
-    unet: UNet
-    tokenizer: Tokenizer
+    backbone: Backbone
     schedule: Schedule
     prediction: Prediction
     denoiser: Denoiser
@@ -38,7 +36,7 @@ class Trained(Protocol):
     @property
     def first_stage(self) -> VAE: ...
     @property
-    def text_encoder(self) -> TextTower: ...
+    def text_encoder(self) -> TextEncoder: ...
 
 
 @contextmanager
@@ -47,10 +45,9 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
     model = cast(Trained, module)
     height, width = model.size
     pipeline = Pipeline(
-        model.unet,
+        model.backbone,
         model.first_stage,
         model.text_encoder,
-        model.tokenizer,
         model.schedule,
         model.prediction,
         Settings((height, width), **model.sampling),
@@ -60,12 +57,12 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
     def draw(prompts: list[str], seeds: list[int]) -> Tensor:
         return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
-    ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.unet.training
+    ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
     with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
-        model.unet.eval()
+        model.backbone.eval()
         try:
             yield draw
         finally:
-            model.unet.train(training)
+            model.backbone.train(training)
             if speed is not None:
                 speed.pause()

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from ldm.data.cache import text_settings
-from ldm.weights.parts import TextEncoder
+from ldm.nn.text_encoder import TextEncoder
+from ldm.weights.parts import Frozen
 
 BATCH = 64  # captions
 
@@ -12,11 +13,11 @@ BATCH = 64  # captions
 class States:
     """What a text encoder says of captions, (c, tokens, d) in the `dtype` named, on the CPU."""
 
-    def __init__(self, text: TextEncoder, dtype: str) -> None:
+    def __init__(self, text: Frozen[TextEncoder], dtype: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.network, self.tokenizer, self.dtype = text.network.to(self.device), text.tokenizer, dtype
+        self.encoder, self.dtype = text.network.to(self.device), dtype
         self.settings = {**text_settings(text), "text_dtype": dtype}
-        self.shape = text.tokenizer.context, text.network.config["width"]
+        self.shape = self.encoder.context, self.encoder.widths["text"]
         self.bytes = self.shape[0] * self.shape[1] * np.dtype(dtype).itemsize
 
     def told(self, pictures: int) -> str:
@@ -32,8 +33,7 @@ class States:
         """ValueError where the type does not hold a state."""
         states = np.empty((len(captions), *self.shape), self.dtype)
         for k in range(0, len(captions), BATCH):
-            tokens = self.tokenizer(captions[k : k + BATCH]).to(self.device)
-            part = self.network(tokens).to(getattr(torch, self.dtype))
+            part = self.encoder.encode(captions[k : k + BATCH]).get("text").to(getattr(torch, self.dtype))
             if not part.isfinite().all():
                 raise ValueError(f"the text encoder's states do not fit in {self.dtype}: give --text-dtype float32")
             states[k : k + BATCH] = part.cpu().numpy()

@@ -13,7 +13,7 @@ from ldm.weights.contents import Contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
 from ldm.weights.destination import check_apart, sources_of
 from ldm.weights.find import DEFAULT, READABLE, find
-from ldm.weights.found import KINDS
+from ldm.weights.kinds import KINDS
 from ldm.weights.single_file import Choices
 
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -24,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Convert weights between single files of Stable Diffusion (.safetensors, .ckpt), diffusers folders and files "
         "of ldm. Nothing is skipped: tensors that are missing, unexpected or of another shape are listed and end it."
     )
-    parser.add_argument("source", help=f"{READABLE}; also an autoencoder, a UNet or a CLIP alone")
+    parser.add_argument("source", help=f"{READABLE}; also an autoencoder, a denoising network or a CLIP alone")
     parser.add_argument("destination", type=Path, help="a .safetensors or .ckpt; without an ending, a folder")
     parser.add_argument(
         "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
     )
-    parser.add_argument("--part", choices=KINDS, help="only this network of a whole model")
+    parser.add_argument("--part", choices=list(KINDS), help="only this network of a whole model")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the source")
     parser.add_argument("--shard", metavar="SIZE", help="cut a folder's weights into files of at most this, as in 2GB")
     parser.add_argument("--raw", action="store_true", help="the weights themselves where there is a moving average too")

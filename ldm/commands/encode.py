@@ -17,9 +17,10 @@ from ldm.data.buckets import Size, bucket_sizes
 from ldm.data.encoding import Encode, Job, encode_shards, finish
 from ldm.data.shards import Shards, find_tars
 from ldm.image import WHITE
+from ldm.nn.vae import VAE
 from ldm.ownership import check_outside
 from ldm.progress import Progress
-from ldm.weights.parts import FirstStage, encoder, first_stage, text_encoder
+from ldm.weights.parts import Frozen, encoder, first_stage, text_encoder
 
 NUMBERS = (
     ("size", 64, 1, "pixels a side; the short side is scaled to it, the long side cropped around the centre"),
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(
-    args: argparse.Namespace, stage: FirstStage, sizes: Sequence[Size], text: States | None
+    args: argparse.Namespace, stage: Frozen[VAE], sizes: Sequence[Size], text: States | None
 ) -> dict[str, Any]:
     """What decides the cache."""
     return {

@@ -153,7 +153,7 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            pipeline.unet.load_state_dict(averaged(Path(args.model), length))
+            pipeline.backbone.load_state_dict(averaged(Path(args.model), length))
         draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
         if args.validation and not rank:
             samples = (data.pictures[i] for i in range(min(args.validation, count)))

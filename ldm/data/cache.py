@@ -39,7 +39,9 @@ class LatentSample(TypedDict):
     states: NotRequired[Tensor]  # (tokens, d) of the caption
 
 
-class FirstStage(Protocol):
+class Frozen(Protocol):
+    """A network that is not trained, and where its weights came from."""
+
     @property
     def source(self) -> dict[str, Any]: ...
 
@@ -47,25 +49,9 @@ class FirstStage(Protocol):
     def network(self) -> Any: ...
 
 
-class TextEncoder(Protocol):
-    @property
-    def source(self) -> dict[str, Any]: ...
-
-    @property
-    def network(self) -> Any: ...
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-
-def text_settings(text: TextEncoder) -> dict[str, Any]:
+def text_settings(text: Frozen) -> dict[str, Any]:
     """What decides the states of a caption."""
-    return {
-        "text_encoder": text.source["fingerprint"],
-        "text_layers": text.network.layers(0),
-        "text_context": text.tokenizer.context,
-        "text_pad": text.tokenizer.pad,
-    }
+    return {"text_encoder": text.source["fingerprint"], **text.network.settings}
 
 
 def read_manifest(cache: Path) -> dict[str, Any]:
@@ -106,12 +92,12 @@ class CachedLatents(Dataset[LatentSample]):
     def __init__(
         self,
         cache: str | Path,
-        first_stage: FirstStage,
+        first_stage: Frozen,
         size: Sequence[int],
         bucketed: bool = False,
         load: Literal["mapped", "memory"] = "mapped",
         seed: int = 0,
-        text_encoder: TextEncoder | None = None,
+        text_encoder: Frozen | None = None,
     ) -> None:
         self.cache, self.seed, self.with_states = Path(cache), seed, text_encoder is not None
         manifest = read_manifest(self.cache)
@@ -260,7 +246,7 @@ class Decoded(Dataset[dict[str, Any]]):
     FID against these does not see what the first stage itself loses.
     """
 
-    def __init__(self, dataset: Dataset[LatentSample], first_stage: FirstStage) -> None:
+    def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen) -> None:
         self.dataset, self.network = dataset, first_stage.network
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """Batches for training and validation, and where in the data a run stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import gcd
@@ -114,6 +114,13 @@ class DataModule(LightningDataModule):
             )
         return steps
 
+    def one_of_each_size(self) -> Iterator[Sample]:
+        """A training sample and a validation sample of every size, which is one where batches are not `bucketed`."""
+        for dataset in (self.train.dataset, *self.val.values()):
+            buckets = dataset.buckets if self.bucketed else [0]  # type: ignore[attr-defined]
+            for index in np.unique(buckets, return_index=True)[1].tolist():
+                yield dataset[index]
+
     def train_dataloader(self) -> DataLoader[Sample]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         steps = self.accumulation(world)
@@ -155,9 +162,9 @@ class DataModule(LightningDataModule):
     def _tokenizer(self) -> Tokenize:
         """The trained module's own."""
         module = self.trainer and self.trainer.lightning_module
-        if not hasattr(module, "tokenizer"):
+        if not hasattr(module, "tokenize"):
             raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: leave it out")
-        return module.tokenizer  # type: ignore[union-attr, return-value]
+        return module.tokenize  # type: ignore[union-attr, return-value]
 
     def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
         return DataLoader(

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 
-# (x (b, c, h, w), time (b,), contexts (k·b, n, d), k for each x) → output (k·b, c, h, w)
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-Conditional = Callable[[Tensor, float, Tensor], Tensor]  # (x, t, context) → x0
-Denoise = Callable[[Tensor, float], Tensor]  # (x, t) → x0, the context settled
+# (x (b, c, h, w), time (b,), conditioning of k·b samples, k for each x) → output (k·b, c, h, w)
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
+Conditional = Callable[[Tensor, float, Conditioning], Tensor]  # (x, t, conditioning) → x0
+Denoise = Callable[[Tensor, float], Tensor]  # (x, t) → x0, under a fixed conditioning
 
 NETWORK_TIMES: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "index": lambda schedule, t: t,
@@ -22,7 +23,7 @@ NETWORK_TIMES: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 
 
 class Denoiser:
-    """Calls a network as a function (x, t, context) → x0; `time` says how the network is told the time.
+    """Calls a network as a function (x, t, conditioning) → x0; `time` says how the network is told the time.
 
     By default that is the index on a discrete schedule, 1000·t on a continuous one.
     """
@@ -38,21 +39,21 @@ class Denoiser:
         self.network, self.schedule, self.prediction, self.time = network, schedule, prediction, time
         self._known: dict[float, tuple[float, float, float]] = {}
 
-    def output(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """What the network says about x (b, c, h, w) at times t (b,), given context (b, n, d)."""
-        return self.network(x, NETWORK_TIMES[self.time](self.schedule, t).float(), context)
+    def output(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output for x (b, c, h, w) at times t (b,)."""
+        return self.network(x, NETWORK_TIMES[self.time](self.schedule, t).float(), conditioning)
 
-    def __call__(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor, conditioning: Conditioning) -> Tensor:
         """The estimate of x0 (b, c, h, w), in the type of x, at one time or at times (b,).
 
-        At one time there may be k contexts for each x, and are as many estimates (k·b, c, h, w).
+        At one time there may be k conditionings for each x, which give as many estimates (k·b, c, h, w).
         """
         if isinstance(t, Tensor):
             times = t.to(x.device, torch.float64).expand(len(x))
-            out = self.output(x, times, context)
+            out = self.output(x, times, conditioning)
             return self.prediction.to_x0(x, out, self.schedule.alpha(times), self.schedule.sigma(times))
         time, of_x, of_out = self._numbers(t)
-        out = self.network(x, torch.full((len(x),), time, dtype=torch.float32, device=x.device), context)
+        out = self.network(x, torch.full((len(x),), time, dtype=torch.float32, device=x.device), conditioning)
         x = x if len(x) == len(out) else torch.cat([x] * (len(out) // len(x)))
         return (of_x * x).add_(out, alpha=of_out)  # one new tensor, and numbers that no device is asked for
 

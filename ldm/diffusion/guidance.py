@@ -6,6 +6,7 @@ from math import inf, isfinite, log
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning, cat
 from ldm.diffusion.denoiser import Conditional, Denoise
 from ldm.diffusion.prediction import per_sample
 from ldm.diffusion.schedule import Schedule
@@ -16,28 +17,25 @@ Interval = tuple[float, float]
 
 def classifier_free(
     denoiser: Conditional,
-    context: Tensor,
-    negative: Tensor,
+    conditioning: Conditioning,
+    negative: Conditioning,
     scale: float | Tensor,
     interval: Interval | None = None,
     batched: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
-    """Away from what the negative context gives (Ho & Salimans 2022); contexts are (b, n, d), the rest as in `guided`.
+    """Away from the estimate under the negative conditioning (Ho & Salimans 2022); the rest as in `guided`.
 
-    `batched` makes one call of 2b samples; two calls of b take less memory, and contexts of two lengths.
+    `batched` makes one call of 2b samples; two calls of b take less memory, and texts of two lengths.
     """
-    if len(context) != len(negative) or (batched and context.shape != negative.shape):
-        raise ValueError(
-            f"the context is {tuple(context.shape)} and the negative one {tuple(negative.shape)}: "
-            "pad them to one shape, or set batched=False where only their lengths differ"
-        )
-    if isinstance(scale, Tensor) and scale.shape not in ((), (len(context),)):
-        raise ValueError(f"guidance scales of shape {tuple(scale.shape)} do not go with {len(context)} contexts")
-    both = torch.cat((context, negative)) if batched else context  # (2b, n, d)
+    if len(conditioning) != len(negative):
+        raise ValueError(f"there are {len(conditioning)} conditionings but {len(negative)} negative ones")
+    if isinstance(scale, Tensor) and scale.shape not in ((), (len(conditioning),)):
+        raise ValueError(f"guidance scales of shape {tuple(scale.shape)} do not fit {len(conditioning)} conditionings")
+    both = cat([conditioning, negative]) if batched else conditioning
 
     def positive(x: Tensor, t: float) -> Tensor:
-        return denoiser(x, t, context)
+        return denoiser(x, t, conditioning)
 
     def together(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         towards, away = denoiser(x, t, both).split(len(x))

@@ -1,11 +1,18 @@
-"""The training loss."""
+"""The training loss, and the times and noise at which it is evaluated."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import per_sample
+from ldm.diffusion.time_sampling import TimeSampler, stratified
 from ldm.diffusion.weighting import Weighting
+from ldm.random import normal, uniform
 
 
 def diffusion_loss(
@@ -13,19 +20,67 @@ def diffusion_loss(
     x0: Tensor,
     eps: Tensor,
     t: Tensor,
-    context: Tensor,
+    conditioning: Conditioning,
     weighting: Weighting,
     huber: float | None = None,
 ) -> Tensor:
-    """The weighted mean squared error of the output, per sample (b,), so that it may be looked at by time.
+    """The weighted mean squared error of the output, per sample (b,), so that it can be reported by noise level.
 
-    x0 and eps are (b, c, h, w), t is (b,), context (b, n, d). An error d beyond `huber` counts 2·huber·d - huber²
-    in place of d² (Huber 1964), so that outliers pull no harder than that.
+    x0 and eps are (b, c, h, w), t is (b,). An error d beyond `huber` counts 2·huber·d - huber² in place of d²
+    (Huber 1964), which bounds the gradient of outliers.
     """
     alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
     x = per_sample(alpha, x0) * x0 + per_sample(sigma, x0) * eps
     target = denoiser.prediction.target(x0, eps, alpha, sigma)
-    out = denoiser.output(x, t, context).to(target.dtype)
+    out = denoiser.output(x, t, conditioning).to(target.dtype)
     square = (out - target).square() if huber is None else 2 * huber_loss(out, target, reduction="none", delta=huber)
     error = square.flatten(1).mean(1)
     return weighting(alpha, sigma, denoiser.prediction).to(error.dtype) * error
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`diffusion_loss` at times and with noise that are keyed by (`seed`, stream, id, draw) of each sample.
+
+    `stratified` spreads the times evenly over the global batch, by the batch's "stratum" (b, 2). `offset_noise` is the
+    standard deviation of one number per channel that is added to the noise (Guttenberg 2023).
+    """
+
+    times: TimeSampler
+    weighting: Weighting
+    stratified: bool = False
+    offset_noise: float = 0.0
+    huber: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.offset_noise < inf and (self.huber is None or 0 < self.huber < inf)):
+            raise ValueError(
+                f"training.offset_noise must be 0 or more and training.huber positive or null, not "
+                f"{self.offset_noise} and {self.huber}"
+            )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What decides which quantity the loss is, besides schedule and prediction, as plain data."""
+        settings = {name: value for name, value in vars(self.times).items() if isinstance(value, int | float | str)}
+        return {
+            "times": {"name": type(self.times).__name__, **settings},
+            "weighting": {"name": self.weighting.name, **self.weighting.settings},
+            "offset_noise": self.offset_noise,
+            "huber": self.huber,
+        }
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, conditioning: Conditioning, batch: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Times and losses, each (b,), of latents x0 (b, z, h, w) whose "id" and "draw" are in the batch."""
+        ids, draw = batch["id"], batch["draw"]
+        u = uniform(self.seed, "time", ids, draw)
+        if self.stratified and "stratum" in batch:  # absent in validation, where each sample keeps its own time
+            u = stratified(u, batch["stratum"])
+        t = self.times.times(u)
+        eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))
+        if self.offset_noise:
+            eps += self.offset_noise * normal(self.seed, "offset noise", ids, draw, (len(x0[0]), 1, 1))
+        return t, diffusion_loss(denoiser, x0, eps, t, conditioning, self.weighting, self.huber)

@@ -74,10 +74,11 @@ def word_maps(
     `layers` lists beginnings of names in `text_layers`; heads and steps count from 0; all of each by default. Words
     that the text encoder has no room for are left out. Raises ValueError for what the UNet or the walk has not.
     """
-    words, spans = _words(pipeline.tokenizer, prompt)
-    _check(pipeline, words, layers, steps)
+    words, spans = _words(pipeline.text_encoder.tokenizers[0], prompt)
+    unet = _unet_of(pipeline)
+    _check(unet, pipeline.settings.steps, words, layers, steps)
     height, width = (length // pipeline.first_stage.factor for length in pipeline.settings.size)
-    total = torch.zeros(pipeline.tokenizer.context, height, width)
+    total = torch.zeros(pipeline.text_encoder.context, height, width)
     step = added = 0
 
     def watch(layer: str, weights: Tensor) -> None:
@@ -91,7 +92,7 @@ def word_maps(
         nonlocal step
         step = done
 
-    with watched(pipeline.unet, watch):
+    with watched(unet, watch):
         image = pipeline(prompt, seeds=seed, chunks=1, on_step=on_step).images[0]
     if not added:
         raise ValueError("no attention was seen: load the pipeline without compiling its UNet")
@@ -144,10 +145,19 @@ def _words(tokenizer: Tokenizer, prompt: str) -> tuple[list[str], list[slice]]:
     return words, spans
 
 
-def _check(pipeline: Pipeline, words: list[str], layers: Sequence[str] | None, steps: Collection[int] | None) -> None:
+def _unet_of(pipeline: Pipeline) -> UNet:
+    """Raises ValueError for a pipeline whose denoising network is none."""
+    if not isinstance(pipeline.backbone, UNet):
+        raise ValueError(f"attention maps are of a UNet, but this model has a {pipeline.backbone.kind}")
+    return pipeline.backbone
+
+
+def _check(
+    unet: UNet, walked: int, words: list[str], layers: Sequence[str] | None, steps: Collection[int] | None
+) -> None:
     if not words:
         raise ValueError("the prompt has no words to map: give one that says what to draw")
-    known, walked = text_layers(pipeline.unet), pipeline.settings.steps
+    known = text_layers(unet)
     if layers is not None and not (layers and all(any(name.startswith(one) for name in known) for one in layers)):
         raise ValueError(f"layers are {layers}, but each must begin one of {', '.join(known)}")
     if steps is not None and not (steps and all(0 <= step < walked for step in steps)):

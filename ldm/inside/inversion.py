@@ -85,9 +85,9 @@ def inverted(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> T
 
 
 def _in_use(pipeline: Pipeline) -> AbstractContextManager[None]:
-    return pipeline.offload.using(pipeline.text_encoder, pipeline.unet, pipeline.first_stage)
+    return pipeline.offload.using(pipeline.text_encoder, pipeline.backbone, pipeline.first_stage)
 
 
 def _denoise(pipeline: Pipeline, prompt: str) -> Denoise:
-    context = pipeline.text_encoder(pipeline.tokenizer([prompt]).to(pipeline.device))  # (1, n, d)
-    return lambda x, t: pipeline.denoiser(x, t, context)
+    conditioning = pipeline.text_encoder.encode([prompt], device=pipeline.device)
+    return lambda x, t: pipeline.denoiser(x, t, conditioning)

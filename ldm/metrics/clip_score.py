@@ -8,8 +8,7 @@ from torch.nn.functional import cosine_similarity
 from torchmetrics import Metric
 
 from ldm.metrics.features import ClipFeatures, clip_features
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.text_encoder import TextEncoder
 from ldm.weights.native import fingerprint
 from ldm.weights.parts import text_encoder
 
@@ -17,10 +16,10 @@ from ldm.weights.parts import text_encoder
 class ClipSimilarity(nn.Module):
     """Pictures uint8 (b, 3, h, w) and their b captions → cosine similarities (b,) in the space they share."""
 
-    def __init__(self, text: TextTower, image: ClipFeatures) -> None:
+    def __init__(self, text: TextEncoder, image: ClipFeatures) -> None:
         super().__init__()
-        self.text, self.image = text.float().eval().requires_grad_(False), image
-        self.tokenizer = Tokenizer(context=text.context)
+        self.text, self.image = text.towers[0].float().eval().requires_grad_(False), image
+        self.tokenize = text.tokenize
         self.fingerprint = fingerprint(self.state_dict())
 
     @property
@@ -29,7 +28,7 @@ class ClipSimilarity(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(captions)).to(images.device)
+        tokens = self.tokenize(list(captions)).to(images.device)
         return cosine_similarity(self.image.embed(images), self.text.embed(tokens))
 
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.image import from_uint8
-from ldm.nn.clip import TextTower
-from ldm.nn.tokenizer import Tokenizer
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.random import normal
 
@@ -48,36 +48,34 @@ class NoiseLoss:
 class Encodes(Protocol):
     """The parts of a model that turn pictures into latents and captions into context."""
 
-    tokenizer: Tokenizer
-
     @property
     def first_stage(self) -> VAE: ...
     @property
-    def text_encoder(self) -> TextTower: ...
+    def text_encoder(self) -> TextEncoder: ...
 
 
 @torch.no_grad()
 def encoded(
     model: Encodes, samples: Iterable[dict[str, Any]], batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Conditioning, Tensor]]:
     """What `noise_loss` reads, of samples with an "image" and a "caption": the means of the latents' posteriors."""
     rest, start = iter(samples), 0
     while part := list(islice(rest, batch_size)):
         moments = model.first_stage.moments(from_uint8(torch.stack([s["image"] for s in part]).to(device)))
         x0 = model.first_stage.latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]))
-        tokens = model.tokenizer([s["caption"] for s in part]).to(device)
-        yield x0, model.text_encoder(tokens), torch.arange(start, start + len(part), device=device)
+        conditioning = model.text_encoder.encode([s["caption"] for s in part], device=device)
+        yield x0, conditioning, torch.arange(start, start + len(part), device=device)
         start += len(part)
 
 
 @torch.no_grad()
 def noise_loss(
     denoiser: Denoiser,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Conditioning, Tensor]],
     levels: tuple[float, ...] = LEVELS,
     seed: int = 0,
 ) -> NoiseLoss:
-    """Of batches (latents (b, c, h, w), context (b, n, d), ids (b,)); noise is keyed by (seed, id), the same at
+    """Of batches (latents (b, c, h, w), conditioning, ids (b,)); noise is keyed by (seed, id), the same at
     every level. Levels that the schedule does not reach are left out.
     """
     schedule = denoiser.schedule
@@ -87,17 +85,17 @@ def noise_loss(
     if not reached:
         raise ValueError(f"the schedule's log-SNR runs from {low:.3g} to {high:.3g} and reaches none of {levels}")
     rows = []
-    for x0, context, ids in batches:
+    for x0, conditioning, ids in batches:
         eps = normal(seed, "noise loss", ids, 0, tuple(x0.shape[1:]))
-        rows.append(torch.stack([_error(denoiser, x0, eps, context, level) for level in reached], dim=1))
+        rows.append(torch.stack([_error(denoiser, x0, eps, conditioning, level) for level in reached], dim=1))
     if not rows or sum(map(len, rows)) < 2:
         raise ValueError("a mean with its error needs two validation samples or more")
     return NoiseLoss(reached, torch.cat(rows).cpu(), seed)
 
 
-def _error(denoiser: Denoiser, x0: Tensor, eps: Tensor, context: Tensor, level: float) -> Tensor:
+def _error(denoiser: Denoiser, x0: Tensor, eps: Tensor, conditioning: Conditioning, level: float) -> Tensor:
     """Squared error (b,) at exactly this log-SNR, between two indices of a discrete schedule."""
     schedule = denoiser.schedule
     t = schedule.time(torch.tensor(level, dtype=torch.float64, device=x0.device))
     x = (schedule.alpha(t) * x0 + schedule.sigma(t) * eps).to(x0.dtype)
-    return (denoiser(x, t, context) - x0).square().flatten(1).double().mean(1)
+    return (denoiser(x, t, conditioning) - x0).square().flatten(1).double().mean(1)

@@ -262,3 +262,8 @@ class CLIP(nn.Module):
         text = F.normalize(self.text.embed(tokens), dim=-1)
         image = F.normalize(self.image.embed(images), dim=-1)
         return self.logit_scale.exp() * text @ image.T
+
+
+def clip_from(text: dict[str, Any], image: dict[str, Any]) -> CLIP:
+    """A CLIP from the configs of its towers."""
+    return CLIP(TextTower(**text), ImageTower(**image))

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ldm.conditioning import Conditioning
 from ldm.nn.attention import SpatialTransformer, repeated
+from ldm.nn.backbone import Backbone
 from ldm.nn.init import zeroed
 from ldm.nn.layers import Downsample, GroupNorm, ResBlock, Upsample
 
@@ -59,18 +60,17 @@ def each_level(name: str, value: int | Sequence[int], levels: int) -> list[int]:
     return numbers
 
 
-class UNet(nn.Module):
-    """Noisy latents (b, in_channels, h, w), times (b,) and text (b, n, context_width) → (b, out_channels, h, w).
+class UNet(Backbone):
+    """Stable Diffusion's UNet; text (b, n, context_width) is read by cross-attention.
 
-    Of k·b texts, entry i of x has those at i, b + i, 2b + i …, and gets k outputs; what comes before the first
-    attention to text is computed once for all of them.
-    `multipliers`: width of each level as a multiple of `width`; each level but the last halves the size, rounded up.
-    `depth`: transformer blocks at each level, 0 for none; `middle_depth` likewise.
-    `heads`: attention heads; or `head_width`, the width of one head (SD 2.x).
-    `heads` and `context_width` are one number, or one a level, of which the middle has the last; where levels
-    read different contexts, the call takes one a level too. `checkpointing` recomputes each stage in the
-    backward pass instead of keeping what it computed.
+    `multipliers` gives the width of each level as a multiple of `width`; each level but the last halves the size,
+    rounded up. `depth` is the number of transformer blocks at each level, 0 for none, and `middle_depth` that of the
+    middle. `heads` is the number of attention heads, one for all levels or one per level; `head_width` gives the width
+    of one head instead (SD 2.x). Input channels beyond the output's are those of the hint "inpainting": the mask and
+    the latents of the masked image.
     """
+
+    kind = "unet"
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class UNet(nn.Module):
         middle_depth: int = 1,
         heads: int | Sequence[int] = 8,
         head_width: int | None = None,
-        context_width: int | Sequence[int] = 768,
+        context_width: int = 768,
         linear_projection: bool = False,
         groups: int = 32,
         checkpointing: bool = False,
@@ -99,7 +99,7 @@ class UNet(nn.Module):
             "middle_depth": middle_depth,
             "heads": heads if isinstance(heads, int) else list(heads),
             "head_width": head_width,
-            "context_width": context_width if isinstance(context_width, int) else list(context_width),
+            "context_width": context_width,
             "linear_projection": linear_projection,
             "groups": groups,
         }
@@ -108,13 +108,12 @@ class UNet(nn.Module):
         widths = [width * multiplier for multiplier in multipliers]
         depths = each_level("depth", depth, levels)
         counts = _heads(heads, head_width, widths)
-        contexts = each_level("context_width", context_width, levels)
         time_width = 4 * width
 
         def stage(inputs: int, level: int, depth: int) -> Stage:
             outputs, transformer = widths[level], None
             if depth:
-                attention = counts[level], contexts[level], depth
+                attention = counts[level], context_width, depth
                 transformer = SpatialTransformer(outputs, *attention, groups, linear_projection)
             return Stage(ResBlock(inputs, outputs, time_width, groups), transformer)
 
@@ -140,34 +139,45 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(groups, widths[0])
         self.conv_out = zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | Sequence[Tensor]) -> Tensor:
-        contexts = [context] * len(self.down) if isinstance(context, Tensor) else context
-        if len(contexts[0]) % len(x):
-            raise ValueError(f"{len(contexts[0])} texts do not go with {len(x)} pictures: give each as many")
+    @property
+    def latent_channels(self) -> int:
+        return int(self.config["out_channels"])
+
+    @property
+    def reads(self) -> dict[str, int]:
+        hint = self.config["in_channels"] - self.config["out_channels"]
+        return {"text": self.config["context_width"]} | ({"inpainting": hint} if hint else {})
+
+    def repeated_blocks(self) -> list[Stage]:
+        return [module for module in self.modules() if isinstance(module, Stage)]
+
+    def forward(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        text = self.shared(conditioning.get("text"), x)
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
+        if "inpainting" in self.reads:
+            hint = conditioning.get("inpainting").to(x.dtype)
+            x = torch.cat([repeated(x, hint), hint], dim=1)
         hidden = self.conv_in(x)
         skips = [hidden]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
-                skips.append(hidden := self._run(stage, hidden, embedding, contexts[level]))
+                skips.append(hidden := self._stage(stage, hidden, embedding, text))
             if level < len(self.downsample):
                 skips.append(hidden := self.downsample[level](hidden))
 
-        hidden = self._run(self.middle_in, hidden, embedding, contexts[-1])
-        hidden = self._run(self.middle_out, hidden, embedding, contexts[-1])
+        hidden = self._stage(self.middle_in, hidden, embedding, text)
+        hidden = self._stage(self.middle_out, hidden, embedding, text)
 
         for level, stages in enumerate(self.up):
             for stage in stages:  # type: ignore[attr-defined]
                 hidden = torch.cat([hidden, repeated(skips.pop(), hidden)], dim=1)
-                hidden = self._run(stage, hidden, embedding, contexts[-1 - level])
+                hidden = self._stage(stage, hidden, embedding, text)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
-        return self.conv_out(nn.functional.silu(self.norm_out(repeated(hidden, contexts[0]))))
+        return self.conv_out(nn.functional.silu(self.norm_out(repeated(hidden, text))))
 
-    def _run(self, stage: nn.Module, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, x, repeated(time, x), context, use_reentrant=False)
-        return stage(x, repeated(time, x), context)
+    def _stage(self, stage: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        return self.run(stage, x, repeated(time, x), text)
 
 
 def _heads(heads: int | Sequence[int], head_width: int | None, widths: list[int]) -> list[int]:

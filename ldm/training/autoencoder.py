@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.image import psnr
+from ldm.nn.backbone import trainable
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
-from ldm.weights.native import check_fits, fill
-from ldm.weights.parts import first_stage
+from ldm.weights.native import check_fits
 
 
 class AutoencoderTraining(LightningModule):
@@ -22,9 +22,8 @@ class AutoencoderTraining(LightningModule):
 
     Latents of half of the pictures reach the decoder with extra noise, of a random size up to `noise` times their
     own deviation: what a diffusion model draws is never exact, and the decoder so learns to draw sharp pictures
-    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). `start` is an autoencoder to take
-    weights from, see `ldm.weights.find`; with `decoder_only` its encoder stays as it is, and so do all latents made
-    with it.
+    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). With `decoder_only` the encoder stays
+    as it is, and so do all latents made with it.
     """
 
     def __init__(
@@ -34,15 +33,10 @@ class AutoencoderTraining(LightningModule):
         lr: Curve,
         kl_weight: float = 1e-3,
         noise: float = 0.5,
-        start: str | None = None,
         decoder_only: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if start is not None:
-            fill(vae, first_stage(start).network.state_dict(), start)
-        if decoder_only and start is None:
-            raise ValueError("training.decoder_only trains the decoder of a file: say which by training.start=FILE")
         if decoder_only:
             vae.encoder.requires_grad_(False)
             vae.quant.requires_grad_(False)
@@ -52,8 +46,10 @@ class AutoencoderTraining(LightningModule):
         self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        weights = (weight for weight in self.vae.parameters() if weight.requires_grad)
-        return with_curve(self.make_optimizer, weights, self.curve, self.trainer)
+        return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return trainable(self.vae)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(self, checkpoint["state_dict"], "the checkpoint")
@@ -95,4 +91,4 @@ class AutoencoderTraining(LightningModule):
             "shift": [round(x, 4) for x in means.mean((0, 2, 3)).tolist()],
             "scale": [round(1 / x, 4) for x in means.std((0, 2, 3)).tolist()],
         }
-        return [Part("vae", self.vae, {"kind": "vae", "config": config})]
+        return [Part("vae", self.vae.state_dict(), {"kind": "vae", "config": config})]

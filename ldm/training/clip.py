@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
+from ldm.nn.backbone import trainable
 from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.diffusion import Batch, Part, as_float, log_validation
@@ -31,14 +32,20 @@ class ClipTraining(LightningModule):
         self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer, self.clip.parameters(), self.curve, self.trainer)
+        return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(self, checkpoint["state_dict"], "the checkpoint")
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return trainable(self.clip)
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        return self.tokenizer(captions)
+
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""
-        tokens = batch["tokens"] if "tokens" in batch else self.tokenizer(batch["caption"])
+        tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["caption"])
         longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # what follows an end says nothing
         tokens = tokens[:, :longest].contiguous().to(self.device)
         same = (tokens[:, None] == tokens[None]).all(-1)
@@ -72,4 +79,6 @@ class ClipTraining(LightningModule):
 
     def parts(self) -> list[Part]:
         towers = {"text_tower": self.clip.text, "image_tower": self.clip.image}
-        return [Part(name, tower, {"kind": name, "config": tower.config}) for name, tower in towers.items()]
+        return [
+            Part(name, tower.state_dict(), {"kind": name, "config": tower.config}) for name, tower in towers.items()
+        ]

@@ -9,7 +9,8 @@ FOLLOWS = {
     "trainer.strategy": "strategy.name",
     "optimizer.precision": "trainer.precision",
     "training.compute": "precision.compute",
-    "training.unet": "model",
+    "training.backbone": "model",
+    "training.adapter": "adapter",
     "training.vae": "model",
     "training.clip": "model",
     **{

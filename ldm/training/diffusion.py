@@ -1,4 +1,4 @@
-"""Training of the denoising UNet, between a frozen first stage and a frozen text encoder."""
+"""Training of a denoising network between a frozen first stage and a frozen text encoder."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,53 +10,57 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from ldm.adapters.adapter import Adapter
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser, Network
+from ldm.diffusion.loss import Objective
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.image import from_uint8
-from ldm.nn.attention import Attention
-from ldm.nn.clip import TextTower
-from ldm.nn.unet import UNet
+from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
+from ldm.nn.inpainting import INPAINTING, inpainting_hint
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.sharding import shard
-from ldm.training.objective import Objective
+from ldm.training.masks import random_masks
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
-from ldm.weights.find import find
-from ldm.weights.native import fill
-from ldm.weights.parts import FirstStage, TextEncoder
+from ldm.weights.parts import Frozen
 
 Batch = dict[str, Any]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+PREFIX = "backbone."  # of the network's weights in checkpoints
+OLD_PREFIX = "unet."  # until version 0.1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A trained network, the file name it goes by, and what the file says of it (at least "kind" and "config")."""
+    """A file that a run exports: its name, its tensors, and what it says of them (at least "kind" and "config")."""
 
     name: str
-    network: nn.Module
+    state: dict[str, Tensor]
     about: dict[str, Any]
 
 
 class DiffusionTraining(LightningModule):
-    """Moves a batch to latents, adds noise, and asks the UNet for the prediction.
+    """Encodes a batch to latents, adds noise, and trains the network to make the prediction.
 
-    The batch holds "image" uint8 (b, 3, h, w) or ready "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    perhaps the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training "stratum" (b, 2).
-    All randomness is keyed by (seed, stream, id, draw). `start` is a model whose UNet's weights to start from;
-    `compile` one of COMPILE_MODES; `compute` the type that strategy=fsdp casts float32 weights to; `times`,
-    `weighting`, `stratified`, `offset_noise` and `huber` are those of the Objective.
+    The batch holds "image" uint8 (b, 3, h, w) or "moments" (b, 2z, h, w) from a cache, with "caption", "id" and
+    "draw", optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training
+    "stratum" (b, 2). All randomness is keyed by (seed, stream, id, draw). `adapter` is what has changed the network,
+    and `base` names the weights that it started from ("weights", "fingerprint"); `compile` is one of COMPILE_MODES;
+    `compute` is the type that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`,
+    `offset_noise` and `huber` are those of the Objective.
     """
 
     def __init__(
         self,
-        unet: UNet,
-        first_stage: FirstStage,
-        text_encoder: TextEncoder,
+        backbone: Backbone,
+        first_stage: Frozen[VAE],
+        text_encoder: Frozen[TextEncoder],
         schedule: Schedule,
         prediction: Prediction,
         weighting: Weighting,
@@ -70,7 +74,8 @@ class DiffusionTraining(LightningModule):
         offset_noise: float = 0.0,
         huber: float | None = None,
         time: str | None = None,
-        start: str | None = None,
+        base: dict[str, str] | None = None,
+        adapter: Adapter | None = None,
         compile: str | None = None,
         compute: str | None = None,
         seed: int = 0,
@@ -78,19 +83,18 @@ class DiffusionTraining(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
-        check_widths(unet, first_stage, text_encoder)
-        if start is not None:
-            stored = find(start).network("unet").load()
-            fill(unet, stored.state_dict(), start)
-            check_meaning(unet, stored, start)
-        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if adapter is not None and base is None:
+            raise ValueError("an adapter changes trained weights: say whose by training.start=MODEL")
+        check_inputs(backbone, first_stage.network.latent_channels, text_encoder.network.widths)
+        check_size(backbone, first_stage.network.factor, size, "training.size")
+        self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.base, self.adapter = base, adapter
         self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
         for network in self.frozen:
             network.requires_grad_(False).eval()
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
-        self.tokenizer = text_encoder.tokenizer
         self.schedule, self.prediction = schedule, prediction
-        self.denoiser = Denoiser(compiled(self.unet, compile), schedule, prediction, time)
+        self.denoiser = Denoiser(compiled(self.backbone, compile), schedule, prediction, time)
         self.objective = Objective(times, weighting, stratified, offset_noise, huber, seed)
         self.make_optimizer, self.curve = optimizer, lr
         self.sampling, self.size = sampling, size
@@ -103,12 +107,24 @@ class DiffusionTraining(LightningModule):
         return self.frozen[0]  # type: ignore[return-value]
 
     @property
-    def text_encoder(self) -> TextTower:
+    def text_encoder(self) -> TextEncoder:
         return self.frozen[1]  # type: ignore[return-value]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained, averaged, saved and exported, by name."""
+        return trainable(self.backbone)
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        return self.text_encoder.tokenize(captions)
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for sample in () if data is None else data.one_of_each_size():
+            self.check_sample(sample)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard(self.unet, self.compute)
+            shard(self.backbone, self.compute)
         elif self.compute is not None:
             raise ValueError(
                 "precision=bf16-true keeps float32 weights only with strategy=fsdp; choose it, or precision=bf16-mixed"
@@ -118,8 +134,19 @@ class DiffusionTraining(LightningModule):
         for network in self.frozen:
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def check_sample(self, sample: dict[str, Any]) -> None:
+        """Raises ValueError for a sample that the network cannot be trained on."""
+        factor = self.first_stage.factor
+        size = sample["image"].shape[1:] if "image" in sample else [factor * n for n in sample["moments"].shape[1:]]
+        check_size(self.backbone, factor, size, "the size of an image in data")
+        if INPAINTING in self.backbone.reads and "image" not in sample:
+            raise ValueError(
+                "an inpainting network is trained on images that are masked before they are encoded, but this data "
+                "gives latents: choose data=folder, data=shards or data=shapes_online"
+            )
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer, self.unet.parameters(), self.curve, self.trainer)
+        return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -130,36 +157,46 @@ class DiffusionTraining(LightningModule):
         return self.first_stage.latents(moments, noise)
 
     @cached_property
-    def nothing(self) -> Tensor:
-        """The context (1, n, d) of the empty caption."""
+    def unconditional(self) -> Conditioning:
+        """The conditioning of the empty caption, of one sample."""
         with torch.inference_mode(False), torch.no_grad():  # validation may ask first
-            return self.text_encoder(self.tokenizer([""]).to(self.device))
+            return self.text_encoder.encode([""], device=self.device)
+
+    @cached_property
+    def empty_tokens(self) -> Tensor:
+        """The tokens (1, n) of the empty caption."""
+        with torch.inference_mode(False):
+            return self.tokenize([""]).to(self.device)
 
     @torch.no_grad()
-    def context(self, captions: list[str], tokens: Tensor | None = None, states: Tensor | None = None) -> Tensor:
-        """What the UNet reads of the captions (b, n, d).
+    def conditioning(self, batch: Batch, dropped: Tensor | None = None) -> Conditioning:
+        """What the network reads besides latents and time; the captions that are `dropped` (b,) count as empty."""
+        if "states" in batch:
+            given = Conditioning(text=batch["states"].to(self.unconditional.get("text").dtype))
+            return given if dropped is None else given.dropped(dropped, self.unconditional)
+        tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["caption"])
+        tokens = tokens.to(self.device)
+        if dropped is not None:
+            tokens = torch.where(dropped[:, None], self.empty_tokens, tokens)
+        return self.text_encoder.encode(tokens, device=self.device)
 
-        `tokens` (b, n), or else `states` (b, n, d) from a cache, are theirs before some were dropped.
-        """
-        if states is not None:
-            blank = torch.tensor([not caption for caption in captions], device=states.device)
-            return torch.where(blank[:, None, None], self.nothing, states.to(self.nothing.dtype))
-        if tokens is None:
-            tokens = self.tokenizer(captions).to(self.device)
-        else:
-            blank = torch.tensor([not caption for caption in captions], device=tokens.device)
-            tokens = torch.where(blank[:, None], self.tokenizer([""]).to(tokens.device), tokens)
-        return self.text_encoder(tokens)
+    @torch.no_grad()
+    def hint(self, batch: Batch) -> Tensor:
+        """Random masks and the latents of the masked images, for a network that inpaints."""
+        images = as_float(batch["image"])
+        masks = random_masks(self.seed, batch["id"], batch["draw"], (images.shape[2], images.shape[3]))
+        return inpainting_hint(images, masks, self.first_stage.factor, self.first_stage.encode)
 
-    def losses(self, batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Times and losses, each (b,)."""
-        context = self.context(captions, batch.get("tokens"), batch.get("states"))
-        return self.objective(self.denoiser, self.latents(batch), context, batch)
+    def losses(self, batch: Batch, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Times and losses, each (b,); the captions that are `dropped` (b,) count as empty."""
+        conditioning = self.conditioning(batch, dropped)
+        if INPAINTING in self.backbone.reads:
+            conditioning = conditioning.with_hint(INPAINTING, self.hint(batch))
+        return self.objective(self.denoiser, self.latents(batch), conditioning, batch)
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
-        captions = ["" if drop else text for drop, text in zip(dropped.tolist(), batch["caption"], strict=True)]
-        times, losses = self.losses(batch, captions)
+        times, losses = self.losses(batch, dropped)
         loss = losses.mean()
         self.means.add(loss=loss)
         return {"loss": loss, **self._by_noise(times, losses)}
@@ -170,7 +207,7 @@ class DiffusionTraining(LightningModule):
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Fixed times and noise for each sample, so that two runs' curves can be compared point by point."""
         batch = {**batch, "draw": torch.zeros_like(batch["id"])}
-        times, losses = self.losses(batch, batch["caption"])
+        times, losses = self.losses(batch)
         log_validation(self, dataloader_idx, {"loss": losses})
         return self._by_noise(times, losses)
 
@@ -186,43 +223,64 @@ class DiffusionTraining(LightningModule):
         return {**path, **self.objective.about, "first_stage": fingerprint}
 
     def parts(self) -> list[Part]:
-        return [Part("unet", self.unet, self.about())]
+        """The files that a finished run exports."""
+        about, frozen = self.about(), self._frozen()
+        state = {name: one for name, one in self.backbone.state_dict().items() if PREFIX + name not in frozen}
+        return [Part(about["kind"], state, about)]
 
     def about(self) -> dict[str, Any]:
-        """The model as plain data: with the UNet's weights, all that sampling needs to know."""
-        return {
-            "kind": "unet",
-            "config": self.unet.config,
-            "model": {
-                "schedule": self.schedule.config,
-                "prediction": self.prediction.name,
-                "time": self.denoiser.time,
-                **self.sources,
-                "size": list(self.size),
-                "sampling": self.sampling,
-            },
+        """The model as plain data: with the trained weights, all that sampling needs to know."""
+        model = {
+            "schedule": self.schedule.config,
+            "prediction": self.prediction.name,
+            "time": self.denoiser.time,
+            **self.sources,
+            "size": list(self.size),
+            "sampling": self.sampling,
         }
+        if self.adapter is None or self.base is None:
+            return {"kind": self.backbone.kind, "config": self.backbone.config, "model": model}
+        network = {"kind": self.backbone.kind, "config": self.backbone.config}
+        base = {**self.base, "network": network}
+        return {"kind": "adapter", "config": self.adapter.config, "base": base, "model": model}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: tensor for k, tensor in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["ldm"] = self.about()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "ldm" not in checkpoint:
             raise ValueError("the checkpoint is not one of a diffusion run; give resume= the last.ckpt of one")
         ours, theirs = _decisive(self.about()), _decisive(checkpoint["ldm"])
-        changed = [f"{key} {theirs.get(key)} → {value}" for key, value in ours.items() if theirs.get(key) != value]
+        names = dict.fromkeys([*ours, *theirs])
+        changed = [f"{n} {theirs.get(n)} → {ours.get(n)}" for n in names if theirs.get(n) != ours.get(n)]
         if changed:
             raise ValueError(
                 f"the checkpoint holds another model than this config builds ({'; '.join(changed)}); "
                 "resume with what it was trained with"
             )
+        saved = {_renamed(name): tensor for name, tensor in checkpoint["state_dict"].items()}
+        own = self.state_dict()
+        checkpoint["state_dict"] = {name: own[name] for name in self._frozen()} | saved
+
+    def _frozen(self) -> list[str]:
+        """The names, in the state dict, of the weights that are not trained."""
+        return [PREFIX + name for name, weight in self.backbone.named_parameters() if not weight.requires_grad]
+
+
+def _renamed(name: str) -> str:
+    """The name in the state dict of a tensor of a checkpoint, which may be of version 0.1."""
+    return PREFIX + name.removeprefix(OLD_PREFIX) if name.startswith(OLD_PREFIX) else name
 
 
 def _decisive(about: dict[str, Any]) -> dict[str, Any]:
-    """What must stay the same for a run to go on: the UNet, what it predicts, and what it reads and writes."""
+    """What must stay the same for a run to go on: the networks, the adapter, and what the network predicts."""
     model = about["model"]
     parts = {name: model[name]["fingerprint"] for name in ("first_stage", "text_encoder")}
-    return {**about["config"], **{name: model[name] for name in ("schedule", "prediction", "time")}, **parts}
+    diffusion = {name: model[name] for name in ("schedule", "prediction", "time")}
+    base = {"base": about["base"]["fingerprint"]} if "base" in about else {}
+    return {"kind": about["kind"], **about["config"], **base, **diffusion, **parts}
 
 
 def log_validation(module: LightningModule, dataloader_idx: int, values: dict[str, Tensor]) -> None:
@@ -238,48 +296,17 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
         )
 
 
-def compiled(unet: UNet, mode: str | None) -> Network:
-    """The UNet, compiled where gradients are kept: there shapes stay the same, so that it is compiled once.
+def compiled(backbone: Backbone, mode: str | None) -> Network:
+    """The network, compiled where gradients are kept: there shapes stay the same, so that it is compiled once.
 
-    Validation and drawing, whose shapes change, call it as it is. `mode` is one of COMPILE_MODES, None for none.
+    Validation and sampling, whose shapes change, call it as it is. `mode` is one of COMPILE_MODES, None for none.
     """
     if mode is None:
-        return unet
+        return backbone
     if mode not in COMPILE_MODES:
         raise ValueError(f"training.compile={mode} is no mode of torch's; choose {', '.join(COMPILE_MODES)} or null")
-    fast = torch.compile(unet, mode=mode, dynamic=False)
-    return lambda *inputs: (fast if torch.is_grad_enabled() else unet)(*inputs)
-
-
-def check_widths(unet: UNet, first_stage: FirstStage, text_encoder: TextEncoder) -> None:
-    """Raises ValueError where the UNet does not take what the frozen parts give it."""
-    width, needed = text_encoder.network.config["width"], unet.config["context_width"]
-    if width != needed:
-        raise ValueError(
-            f"text_encoder gives a context of width {width}, but the UNet takes model.context_width={needed}; "
-            "make them equal"
-        )
-    channels, needed = first_stage.network.latent_channels, unet.config["in_channels"]
-    if channels != needed:
-        raise ValueError(
-            f"first_stage makes {channels} latent channels, but the UNet takes model.in_channels={needed}; "
-            "make them equal"
-        )
-
-
-def check_meaning(unet: UNet, stored: nn.Module, source: str) -> None:
-    """Raises ValueError where the weights of `stored` fit and yet mean something else in `unet`."""
-    kinds: dict[str, tuple[type[nn.Module], str]] = {
-        "groups": (nn.GroupNorm, "num_groups"),
-        "heads": (Attention, "heads"),
-    }
-    for key, (kind, name) in kinds.items():
-        ours, theirs = ([getattr(m, name) for m in part.modules() if isinstance(m, kind)] for part in (unet, stored))
-        if ours != theirs:
-            raise ValueError(
-                f"training.start={source} was trained with {key} {theirs[0]}, and model.{key} is {ours[0]}: "
-                "make them equal"
-            )
+    fast = torch.compile(backbone, mode=mode, dynamic=False)
+    return lambda *inputs: (fast if torch.is_grad_enabled() else backbone)(*inputs)
 
 
 def as_float(image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 from ldm.weights.tensors import Tensors
 
 Types = dict[str, type | tuple[type, ...]]
-ABOUT: Types = {"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int}
+ABOUT: Types = {"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict}
 MODEL: Types = {"schedule": dict, "prediction": str, "size": (list, tuple), "sampling": dict}  # how to sample
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.weights.arrange import to_ours, to_theirs
 from ldm.weights.found import Found, FoundNetwork
 from ldm.weights.keymaps import NATIVE, Entry, entries
+from ldm.weights.kinds import ADAPTER
 from ldm.weights.native import build, fingerprint_of
 from ldm.weights.tensors import Tensors, refuse_misfits
 from ldm.weights.values import DTYPES, check_finite, chunks, header, on_meta, verified
@@ -32,6 +33,8 @@ class StoredNetwork(FoundNetwork):
 
     @cached_property
     def entries(self) -> list[Entry]:
+        if self.kind == ADAPTER:
+            return entries(self.kind, NATIVE, self.config, list(self.tensors))
         return entries(self.kind, self.layout, self.config, list(self.blueprint.state_dict()))
 
     @property
@@ -112,7 +115,8 @@ class StoredNetwork(FoundNetwork):
 
         Raises ValueError as `load` does.
         """
-        self.check()
+        if self.kind != ADAPTER:
+            self.check()
         tensors = verified(self.arranged(NATIVE), torch.float32)
 
         def values() -> Iterator[tuple[str, Tensor]]:
@@ -133,6 +137,16 @@ class Contents(Found):
     """What is found at a path, to load."""
 
     networks: Mapping[str, StoredNetwork]
+
+    @property
+    def denoising(self) -> StoredNetwork:
+        """The denoising network. Raises ValueError where there is none."""
+        if self.backbone is None:
+            raise ValueError(
+                f"{self.source} is {self.form} and holds no denoising network (it holds {', '.join(self.networks)}); "
+                "give a model, a checkpoint or a run"
+            )
+        return self.networks[self.backbone]
 
     def network(self, kind: str) -> StoredNetwork:
         """Raises ValueError where there is none."""

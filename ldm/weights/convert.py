@@ -99,17 +99,19 @@ def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> No
 
 
 def _write_native_folder(folder: Path, contents: Contents) -> None:
-    """The UNet's file names the other two, beside it, with their fingerprints."""
+    """The denoising network's file names the other two, beside it, with their fingerprints."""
     for kind in contents.networks:
-        if kind != "unet":
+        if kind != contents.backbone:
             _write_native(folder / f"{kind}.safetensors", kind, contents)
-    if "unet" not in contents.networks:
+    if contents.backbone is None:
         return
     sources = {}
     for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
         written = find(folder / f"{kind}.safetensors").network(kind)
         sources[name] = {"weights": f"./{kind}.safetensors", "fingerprint": _mark(written)}
-    _write_native(folder / "unet.safetensors", "unet", contents, model=contents.model | sources)
+    _write_native(
+        folder / f"{contents.backbone}.safetensors", contents.backbone, contents, model=contents.model | sources
+    )
 
 
 def _mark(network: StoredNetwork) -> str:

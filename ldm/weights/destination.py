@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ldm.ownership import Record, is_within, refuse
 from ldm.weights.about import about_of
-from ldm.weights.found import KINDS, Found
+from ldm.weights.found import Found
+from ldm.weights.kinds import KINDS
 from ldm.weights.single_file_writer import PART, WHOLE
 from ldm.weights.tensors import open_tensors
 

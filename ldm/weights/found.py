@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.weights.kinds import BACKBONES
 from ldm.weights.tensors import Tensors
 
-KINDS = ("unet", "vae", "text_tower", "image_tower", "clip")
 PAD = 49407  # of CLIP and Stable Diffusion 1.x; 2.x has 0
 
 
@@ -43,3 +43,9 @@ class Found:
     pad: int = PAD  # the token that fills captions up
     pixels: Pixels = OPENAI  # what an image tower reads
     notes: tuple[str, ...] = ()  # what was chosen or guessed, for people
+    base: dict[str, Any] = field(default_factory=dict)  # of an adapter: {"weights", "fingerprint", "network"}
+
+    @property
+    def backbone(self) -> str | None:
+        """The kind of the denoising network, if one is there."""
+        return next((kind for kind in self.networks if kind in BACKBONES), None)

@@ -12,13 +12,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ldm.nn.unet import UNet
-from ldm.weights.contents import Contents
+from ldm.adapters.adapter import from_config
+from ldm.nn.backbone import Backbone, trainable
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.vae import VAE
+from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.find import DEFAULT, find
 from ldm.weights.keymaps import NATIVE
+from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.native import save_network
-from ldm.weights.parts import FirstStage, TextEncoder, first_stage_in, text_encoder_in
+from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
 from ldm.weights.single_file import Choices
+from ldm.weights.tensors import refuse_misfits
+from ldm.weights.values import check_finite
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
 PARTS = ("first_stage", "text_encoder")  # which a model of ours names with their fingerprints
@@ -32,23 +38,22 @@ class Model:
 
     source: str
     about: dict[str, Any]
-    unet: UNet
-    first_stage: FirstStage
-    text_encoder: TextEncoder
+    backbone: Backbone
+    first_stage: Frozen[VAE]
+    text_encoder: Frozen[TextEncoder]
 
 
-def save_model(path: str | Path, unet_state: State, about: dict[str, Any]) -> None:
-    """Write a native file of the UNet's weights. Raises ValueError where `about` is incomplete."""
+def save_model(path: str | Path, state: State, about: dict[str, Any]) -> None:
+    """Write a native file of the denoising network's weights. Raises ValueError where `about` is incomplete."""
     check_model(path, about.get("kind"), about.get("model"), native=True)
-    save_network(path, "unet", about["config"], unet_state, model=about["model"])
+    save_network(path, about["kind"], about["config"], state, model=about["model"])
 
 
 def find_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Contents:  # noqa: B008 - a constant
     """What `read_model` would read, without its tensors."""
     contents = find(path, choices)
-    kinds = contents.networks
-    native = "unet" in kinds and kinds["unet"].layout == NATIVE
-    check_model(contents.source, "unet" if "unet" in kinds else next(iter(kinds)), contents.model, native)
+    kind = contents.backbone or next(iter(contents.networks))
+    check_model(contents.source, kind, contents.model, native=contents.networks[kind].layout == NATIVE)
     return contents
 
 
@@ -59,28 +64,33 @@ def read_model(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> Model:
-    """The model at `path`, see `find`; its UNet in `dtype`, None for the file's, and as `StoredNetwork.load` puts it.
+    """The model at `path`, see `find`; its denoising network in `dtype` (None: the file's), see `StoredNetwork.load`.
 
     Its frozen parts are in float32 on the CPU, as their fingerprints are taken.
     Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
     """
     contents = find_model(path, choices)
-    unet = cast(UNet, contents.network("unet").load(dtype, device, channels_last))
+    network = base_of(contents).denoising if ADAPTER in contents.networks else contents.denoising
+    backbone = cast(Backbone, network.load(dtype, device, channels_last))
+    if ADAPTER in contents.networks:
+        adapt(backbone, contents.networks[ADAPTER])
     stage, text = frozen_parts(contents)
     sources = {"first_stage": stage.source, "text_encoder": text.source}
-    about = {"kind": "unet", "config": unet.config, "model": sources | contents.model}
-    return Model(str(path), about, unet, stage, text)
+    about = {"kind": backbone.kind, "config": backbone.config, "model": sources | contents.model}
+    return Model(str(path), about, backbone, stage, text)
 
 
 def model_fingerprint(path: str | Path = DEFAULT) -> str:
     """SHA-256 of all that decides what the model at `path` draws: weights, architecture, schedule and prediction."""
     contents = find_model(path)
-    unet, model = contents.network("unet"), contents.model
+    adapted = ADAPTER in contents.networks
+    network, model = base_of(contents).denoising if adapted else contents.denoising, contents.model
     stage, text = frozen_parts(contents)
     decisive = {
-        "unet": [unet.fingerprint, unet.full_config],
+        network.kind: [network.fingerprint, network.full_config],
+        **({ADAPTER: contents.networks[ADAPTER].fingerprint} if adapted else {}),
         "first_stage": [stage.source["fingerprint"], stage.network.config],
-        "text_encoder": [text.source["fingerprint"], text.network.config],
+        "text_encoder": [text.source["fingerprint"], *(tower.config for tower in text.network.towers)],
         "diffusion": [model["schedule"], model["prediction"], model["time"]],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -88,7 +98,7 @@ def model_fingerprint(path: str | Path = DEFAULT) -> str:
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:
     """Raises ValueError where it is no whole model or does not say how to sample; one of ours names its parts too."""
-    if kind != "unet":
+    if kind not in (*BACKBONES, ADAPTER):
         raise ValueError(f"{source} holds a {kind}, but a model is needed here; give a file of one, or a run")
     missing = (
         sorted((NEEDED | (set(PARTS) if native else set())) - set(model)) if isinstance(model, dict) else ["model"]
@@ -100,13 +110,54 @@ def check_model(source: object, kind: str | None, model: Any, native: bool) -> N
         )
 
 
+def base_of(contents: Contents) -> Contents:
+    """The model that an adapter was trained on. Raises FileNotFoundError or ValueError where it is another today."""
+    base = contents.base
+    try:
+        found = find(base["weights"])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{contents.source} is an adapter of {base['weights']}, which is not there: put the file back"
+        ) from error
+    if found.denoising.fingerprint != base["fingerprint"]:
+        raise ValueError(
+            f"{contents.source} is an adapter of another {base['weights']} than that of today: put back the file whose "
+            f"fingerprint begins with {base['fingerprint'][:12]}"
+        )
+    return found
+
+
+def adapt(backbone: Backbone, stored: StoredNetwork) -> None:
+    """Changes the network as the stored adapter says, and fills in what was trained.
+
+    Raises ValueError for tensors that are missing, unexpected, of another shape or not finite.
+    """
+    from_config(stored.config).adapt(backbone)
+    trained, source = trainable(backbone), stored.tensors.source
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    refuse_misfits(
+        source,
+        "adapter",
+        missing=trained.keys() - shapes.keys(),
+        unexpected=shapes.keys() - trained.keys(),
+        misshapen=[
+            f"{name} {list(shapes[name])} instead of {list(weight.shape)}"
+            for name, weight in trained.items()
+            if name in shapes and tuple(shapes[name]) != tuple(weight.shape)
+        ],
+    )
+    for name, tensor in stored.tensors.read(shapes).items():
+        check_finite(name, tensor, source)
+        trained[name].data = torch.empty_like(trained[name]).copy_(tensor)
+
+
 def references(model: dict[str, Any]) -> bool:
     """Whether it only names its frozen parts, as a model of ours does, instead of holding them."""
     return "first_stage" in model
 
 
-def frozen_parts(contents: Contents) -> tuple[FirstStage, TextEncoder]:
-    """The frozen parts beside a UNet, or those that a model of ours was trained with, and no others."""
+def frozen_parts(contents: Contents) -> tuple[Frozen[VAE], Frozen[TextEncoder]]:
+    """The frozen parts beside a denoising network, or those that a model of ours was trained with, and no others."""
     if not references(contents.model):
         return first_stage_in(contents), text_encoder_in(contents)
     stage_at, text_at = (referenced(contents, name) for name in PARTS)

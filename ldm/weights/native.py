@@ -5,7 +5,7 @@ Opening one builds the class that its `kind` names from a closed list; nothing e
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ldm.nn.clip import CLIP, ImageTower, TextTower
-from ldm.nn.unet import UNet
-from ldm.nn.vae import VAE
 from ldm.weights.about import about_of
+from ldm.weights.kinds import constructor
 from ldm.weights.tensors import Tensors, locate, open_tensors, refuse_misfits
 from ldm.weights.values import check_finite, held, raw, write_safetensors
 
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
-
-
-def _clip(text: dict[str, Any], image: dict[str, Any]) -> CLIP:
-    return CLIP(TextTower(**text), ImageTower(**image))
-
-
-CLASSES: dict[str, Callable[..., nn.Module]] = {
-    "unet": UNet,
-    "vae": VAE,
-    "text_tower": TextTower,
-    "image_tower": ImageTower,
-    "clip": _clip,
-}
 
 
 def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
@@ -70,7 +55,8 @@ def build(about: dict[str, Any], source: object) -> nn.Module:
     """The network that `about` describes, on the meta device. Raises ValueError for unfit settings."""
     try:
         with torch.device("meta"), WithoutInitialisation():
-            return CLASSES[about["kind"]](**about["config"])
+            network: nn.Module = constructor(about["kind"])(**about["config"])
+            return network
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{source} describes no network that this ldm can build ({error})") from error
 

@@ -3,33 +3,32 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.image import from_uint8
 from ldm.nn.clip import CLIP, ImageTower, TextTower
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
 from ldm.weights.contents import Contents
 from ldm.weights.find import find
 from ldm.weights.found import Pixels
-from ldm.weights.native import CLASSES, fingerprint
+from ldm.weights.kinds import constructor
+from ldm.weights.native import fingerprint
 
 UNTRAINED = "untrained"  # in place of a path: random weights
 
-
-@dataclass(frozen=True)
-class FirstStage:
-    network: VAE
-    source: dict[str, Any]  # {"weights", "fingerprint"}
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    network: TextTower
-    tokenizer: Tokenizer
+class Frozen(Generic[Network]):
+    """A network that is not trained, and its source: the path of its "weights" and their "fingerprint"."""
+
+    network: Network
     source: dict[str, Any]
 
 
@@ -39,50 +38,49 @@ class ImageEncoder:
     pixels: Pixels
 
 
-def first_stage(weights: str, config: dict[str, Any] | None = None) -> FirstStage:
+def first_stage(weights: str, config: dict[str, Any] | None = None) -> Frozen[VAE]:
     """The autoencoder at a path, see `find`: alone, or in a whole model. Raises FileNotFoundError or ValueError.
 
     "untrained" gives one of this `config` with random weights, to rehearse a run with.
     """
     if weights == UNTRAINED:
         network = cast(VAE, untrained("first_stage", "vae", config))
-        return FirstStage(network, _source(network, weights))
+        return Frozen(network, _source(network, weights))
     return first_stage_in(find(weights), weights)
 
 
-def first_stage_in(contents: Contents, weights: str = "") -> FirstStage:
+def first_stage_in(contents: Contents, weights: str = "") -> Frozen[VAE]:
     network = cast(VAE, contents.network("vae").load())
-    return FirstStage(network, _source(network, weights or str(contents.source)))
+    return Frozen(network, _source(network, weights or str(contents.source)))
 
 
-def encoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
-    """uint8 pictures (b, 3, h, w) → moments (b, 2z, h/f, w/f) on the CPU, computed on a GPU where there is one."""
+def encoder(first_stage: Frozen[VAE]) -> Callable[[Tensor], Tensor]:
+    """uint8 images (b, 3, h, w) → moments (b, 2z, h/f, w/f) on the CPU, computed on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = first_stage.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def encode(pictures: Tensor) -> Tensor:
-        return network.moments(from_uint8(pictures.to(device))).cpu()
+    def encode(images: Tensor) -> Tensor:
+        return network.moments(from_uint8(images.to(device))).cpu()
 
     return encode
 
 
-def text_encoder(weights: str, config: dict[str, Any] | None = None) -> TextEncoder:
-    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's does.
+def text_encoder(weights: str, config: dict[str, Any] | None = None) -> Frozen[TextEncoder]:
+    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's is.
 
     "untrained" gives one of this `config` with random weights, to rehearse a run with.
     """
     if weights == UNTRAINED:
-        network = cast(TextTower, untrained("text_encoder", "text_tower", config))
-        return TextEncoder(network, Tokenizer(context=network.context), _source(network, weights))
+        tower = cast(TextTower, untrained("text_encoder", "text_tower", config))
+        return Frozen(TextEncoder([tower], [Tokenizer(context=tower.context)]), _source(tower, weights))
     return text_encoder_in(find(weights), weights)
 
 
-def text_encoder_in(contents: Contents, weights: str = "") -> TextEncoder:
-    network = cast(TextTower, _tower(contents, "text_tower"))
-    return TextEncoder(
-        network, Tokenizer(context=network.context, pad=contents.pad), _source(network, weights or str(contents.source))
-    )
+def text_encoder_in(contents: Contents, weights: str = "") -> Frozen[TextEncoder]:
+    tower = cast(TextTower, _tower(contents, "text_tower"))
+    tokenizer = Tokenizer(context=tower.context, pad=contents.pad)
+    return Frozen(TextEncoder([tower], [tokenizer]), _source(tower, weights or str(contents.source)))
 
 
 def image_encoder(weights: str) -> ImageEncoder:
@@ -100,10 +98,11 @@ def _tower(contents: Contents, kind: str) -> nn.Module:
 
 def untrained(part: str, kind: str, config: dict[str, Any] | None) -> nn.Module:
     """A network with random weights, the same each time."""
-    warnings.warn(f"{part}.weights=untrained: it is random, which is good for a rehearsal only", stacklevel=2)
+    warnings.warn(f"{part}.weights=untrained: its weights are random, which only a rehearsal wants", stacklevel=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CLASSES[kind](**(config or {})).eval()
+        network: nn.Module = constructor(kind)(**(config or {}))
+        return network.eval()
 
 
 def _source(network: nn.Module, weights: str) -> dict[str, Any]:

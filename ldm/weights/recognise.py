@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ldm.weights.diffusers_folder import STEMS, networks_of, part_contents, read_folder
 from ldm.weights.found import Found
+from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.single_file import Choices, read_file
 from ldm.weights.tensors import locate
 
@@ -47,10 +48,11 @@ def _default() -> Path:
 def _folder(folder: Path, choices: Choices, variant: str | None) -> Found:
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return read_folder(folder, variant)
-    for file in (folder / "checkpoints" / "last.ckpt", folder / "unet.safetensors"):
+    names = [f"{kind}.safetensors" for kind in (*BACKBONES, ADAPTER)]
+    for file in (folder / "checkpoints" / "last.ckpt", *(folder / name for name in names)):
         if file.is_file():
             return read_file(file, choices)
     raise FileNotFoundError(
-        f"the folder {folder} holds no checkpoints/last.ckpt, no unet.safetensors and no model_index.json or "
-        "config.json; give the folder of a run that has saved one, or of a diffusers model"
+        f"the folder {folder} holds none of checkpoints/last.ckpt, {', '.join(names)}, model_index.json and "
+        "config.json; give the folder of a run that has saved a checkpoint, or of a diffusers model"
     )

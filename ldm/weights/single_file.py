@@ -7,8 +7,9 @@ from typing import Any
 
 from ldm.weights.about import about_of
 from ldm.weights.architecture import infer
-from ldm.weights.found import KINDS, OPENAI, PAD, Found, FoundNetwork, Pixels
+from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
 from ldm.weights.keymaps import NATIVE, canonical
+from ldm.weights.kinds import ADAPTER, KINDS
 from ldm.weights.tensors import Tensors, open_tensors, refuse_misfits
 
 PREFIXES = {  # of a whole model's parts
@@ -35,6 +36,7 @@ REFUSED = {  # recognised by any one name, the first that fits
     "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.0\..*|transformer_blocks\.0\.attn\.add_q_proj\..*",
 }
 EMA = "model_ema."
+RUN_PREFIXES = "backbone.", "unet."  # of the denoising network in checkpoints of runs; the second until version 0.1
 # What whole models hold besides: the schedule's tables, and what only training used.
 UNUSED = re.compile(
     r"model_ema\..*|alphas_cumprod.*|betas|log_one_minus_.*|logvar|posterior_.*|sqrt_.*|lvlb_weights|"
@@ -56,7 +58,7 @@ def read_file(path: Path, choices: Choices = Choices()) -> Found:
     """What a .safetensors, .ckpt or .bin holds. Raises ValueError for what is damaged, unknown or of another model."""
     tensors = open_tensors(path)
     about = about_of(tensors)
-    if about.get("kind") in KINDS:
+    if about.get("kind") in (*KINDS, ADAPTER):
         return _native(path, tensors, about, choices)
     for name, pattern in REFUSED.items():
         if any(re.fullmatch(pattern, tensor) for tensor in tensors):
@@ -76,23 +78,34 @@ def read_file(path: Path, choices: Choices = Choices()) -> Found:
 
 
 def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Found:
-    """A file of ours, or a checkpoint of a run: the same plain data, the tensors under "unet." or as "ema"."""
+    """A file of ours, or a checkpoint of a run: the same plain data, the tensors under a prefix or as "ema"."""
     kind, model = about["kind"], about.get("model", {})
     if "config" not in about:
         raise ValueError(f"{path} is a {kind} of ldm whose architecture its metadata lacks; export it again")
+    base = about.get("base", {})
     if path.suffix != ".ckpt":
         network = FoundNetwork(kind, about["config"], NATIVE, tensors)
         pad, pixels = about.get("pad", PAD), _pixels(about, Pixels())
-        return Found(path, f"a {kind} of ldm", {kind: network}, model, pad, pixels, ("as saved",))
+        return Found(
+            path,
+            f"{'a' if kind != ADAPTER else 'an'} {kind} of ldm",
+            {kind: network},
+            model,
+            pad,
+            pixels,
+            ("as saved",),
+            base,
+        )
     averages = tensors.metadata.get("ema") if choices.ema else None
     if averages:
         from ldm.weights.values import held  # here: it needs torch, with which the checkpoint has been read
 
         own = held(path, averages)
     else:
-        own = tensors.under("unet.")
+        own = next((part for prefix in RUN_PREFIXES if (part := tensors.under(prefix))), tensors)
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"
-    return Found(path, "a run of ldm", {kind: FoundNetwork(kind, about["config"], NATIVE, own)}, model, notes=(note,))
+    networks = {kind: FoundNetwork(kind, about["config"], NATIVE, own)}
+    return Found(path, "a run of ldm", networks, model, notes=(note,), base=base)
 
 
 def _pixels(about: dict[str, Any], others: Pixels) -> Pixels:

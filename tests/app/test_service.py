@@ -71,7 +71,7 @@ def test_a_request_that_nobody_reads_any_longer_ends_and_keeps_nothing(service: 
     drawing = service.draw(Request("tiny", KNOWN, [0], {"steps": 200}, {}))
     next(drawing)
     assert service._loaded is not None
-    hook = service._loaded[1].unet.register_forward_hook(lambda *_: steps.append(1))
+    hook = service._loaded[1].backbone.register_forward_hook(lambda *_: steps.append(1))
     drawing.close()
     done = len(steps)
     hook.remove()

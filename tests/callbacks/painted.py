@@ -12,9 +12,9 @@ from tests.callbacks.tiny import Tiny
 
 
 class Model(Tiny):
-    """A tiny module with what drawing looks at; only the UNet is real."""
+    """A tiny module with what drawing looks at; only the denoising network is real."""
 
-    first_stage = text_encoder = tokenizer = schedule = prediction = None
+    first_stage = text_encoder = schedule = prediction = None
     denoiser = SimpleNamespace(time=None)
     sampling = {"sampler": "ddim", "spacing": "trailing", "steps": 7, "guidance": 3.0}  # noqa: RUF012
     size = (64, 64)
@@ -26,15 +26,15 @@ class Painter:
 
     calls: list[tuple[list[str], list[int], Tensor]]
 
-    def __init__(self, unet: nn.Module, *_: Any) -> None:
-        self.unet = unet
+    def __init__(self, backbone: nn.Module, *_: Any) -> None:
+        self.backbone = backbone
 
     @staticmethod
     def understood(prompt: str) -> str:
         return prompt
 
     def __call__(self, prompts: list[str], seeds: list[int], batch_size: int) -> SimpleNamespace:
-        weights = torch.cat([weight.detach().flatten() for weight in self.unet.parameters()])
+        weights = torch.cat([weight.detach().flatten() for weight in self.backbone.parameters()])
         self.calls.append((prompts, seeds, weights))
         images = [self.paint(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=torch.stack(images))

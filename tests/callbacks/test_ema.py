@@ -58,7 +58,7 @@ def test_a_resumed_run_has_the_same_weights_and_averages_bit_for_bit(tmp_path: P
     assert parts.updates == whole.updates == 13
 
 
-def test_a_checkpoint_holds_the_averages_once_and_by_the_names_of_the_unet(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_averages_once_and_by_the_names_of_the_weights(tmp_path: Path) -> None:
     ema = EMA()
     trainer(tmp_path, ema, Checkpoint(tmp_path)).fit(Tiny(), Batches())
     checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
@@ -81,10 +81,10 @@ def test_swapped_puts_the_averages_in_and_the_weights_back_after_an_exception(tm
 def test_the_averages_themselves_stand_in_for_the_weights_instead_of_copies(tmp_path: Path) -> None:
     ema, module = EMA(), Tiny()
     trainer(tmp_path, ema).fit(module, Batches())
-    place, average = module.unet.weight.data_ptr(), ema.averages["weight"].data_ptr()
+    place, average = module.backbone.weight.data_ptr(), ema.averages["weight"].data_ptr()
     with ema.swapped(module):
-        assert module.unet.weight.data_ptr() == average
-    assert module.unet.weight.data_ptr() == place
+        assert module.backbone.weight.data_ptr() == average
+    assert module.backbone.weight.data_ptr() == place
 
 
 def test_averages_of_another_type_are_swapped_in_and_the_weights_back_bit_for_bit(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_averages_of_another_type_are_swapped_in_and_the_weights_back_bit_for_bi
     before = module.weights()
     with torch.inference_mode(), ema.swapped(module):  # as in validation
         assert torch.equal(module.weights(), vector(ema.averages).float())
-    assert torch.equal(module.weights(), before) and not module.unet.weight.is_inference()
+    assert torch.equal(module.weights(), before) and not module.backbone.weight.is_inference()
 
 
 def test_validation_sees_the_averages_and_leaves_the_weights(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_an_average_in_bfloat16_on_the_cpu_follows_the_one_in_float32_though_eac
     naive = low.averages["weight"].clone()
     for _ in range(500):
         naive = naive.float().lerp(network.weight, 1e-3).bfloat16()
-        exact.update(network)
-        low.update(network)
+        exact.update(dict(network.named_parameters()))
+        low.update(dict(network.named_parameters()))
     way = (exact.averages["weight"] - naive.float()).mean()  # what rounding to the nearest loses
     left = (exact.averages["weight"] - low.averages["weight"].float()).mean()
     assert way > 0.1 and abs(left) < 0.01 * way

@@ -19,7 +19,7 @@ def state(path: Path) -> dict[str, torch.Tensor]:
 def test_it_writes_the_networks_with_averaged_weights_and_what_sampling_needs(tmp_path: Path) -> None:
     module, ema = diffusion(), EMA(decay=0.5)
     fit(tmp_path, module, callbacks=[ema, Export(tmp_path)])
-    saved, trained = state(tmp_path / "unet.safetensors"), module.unet.state_dict()
+    saved, trained = state(tmp_path / "unet.safetensors"), module.backbone.state_dict()
     assert all(torch.equal(saved[name], ema.averages[name]) for name in trained)
     assert not any(torch.equal(saved[name], trained[name]) for name in trained)
     assert read_about(tmp_path / "unet.safetensors") == module.about()
@@ -29,7 +29,7 @@ def test_without_an_average_it_writes_the_weights_in_the_type_asked_for(tmp_path
     module = diffusion()
     fit(tmp_path, module, callbacks=[Export(tmp_path, dtype="float16")])
     saved = state(tmp_path / "unet.safetensors")
-    assert all(torch.equal(saved[name], weight.half()) for name, weight in module.unet.state_dict().items())
+    assert all(torch.equal(saved[name], weight.half()) for name, weight in module.backbone.state_dict().items())
 
 
 def test_a_run_that_fails_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ class Norms(Callback):
         self.seen: list[float] = []
 
     def on_before_optimizer_step(self, _: Any, module: Any, __: Any) -> None:
-        gradients = [p.grad.flatten() for p in module.unet.parameters()]
+        gradients = [p.grad.flatten() for p in module.backbone.parameters()]
         self.seen.append(torch.cat(gradients).norm().item())
 
 
@@ -75,7 +75,7 @@ def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Pat
 def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_a_resume(tmp_path: Path) -> None:
     class Weights(Callback):
         def on_train_start(self, _: Any, module: Any) -> None:
-            seen.append((module.unet.weight.detach().clone(), module.unet.bias.detach().clone()))
+            seen.append((module.backbone.weight.detach().clone(), module.backbone.bias.detach().clone()))
 
         def on_train_batch_end(self, *run_and_module: Any) -> None:
             self.on_train_start(*run_and_module[:2])
@@ -127,7 +127,7 @@ def test_one_bad_batch_of_an_accumulated_step_leaves_the_step_out(tmp_path: Path
 def test_a_gradient_that_is_no_number_is_noticed_though_the_loss_is_one(tmp_path: Path) -> None:
     class Steep(Tiny):
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-            return super().training_step(batch, index) + (self.unet.weight * 0).sum().sqrt()
+            return super().training_step(batch, index) + (self.backbone.weight * 0).sum().sqrt()
 
     module = Steep()
     with pytest.warns(UserWarning, match="STEP 1 WAS LEFT OUT"):

@@ -99,7 +99,7 @@ class Levels(Tiny):
         self.levels, self.seen = levels, Samples()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:  # type: ignore[override]
-        losses = (self.unet(batch["x"]) - 1).square().mean(1)
+        losses = (self.backbone(batch["x"]) - 1).square().mean(1)
         place = 2 * index % len(self.levels)
         log_snr = torch.tensor(self.levels[place : place + 2], dtype=torch.float64)
         self.seen += zip(log_snr.tolist(), losses.tolist(), strict=True)

@@ -8,14 +8,14 @@ from torch import Tensor
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.sampling import drawing
 from ldm.callbacks.throughput import Throughput
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
-from ldm.nn.tokenizer import Tokenizer
 from ldm.pipeline import Pipeline
 from ldm.settings import Settings
 from tests.callbacks.tiny import Batches, Tiny, trainer
-from tests.tiny import SAMPLING, tiny_text_tower, tiny_unet, tiny_vae
+from tests.tiny import SAMPLING, tiny_text_encoder, tiny_unet, tiny_vae
 
 PROMPTS, SEEDS = ["a red circle", "a blue square"], [3, 4]
 
@@ -27,16 +27,15 @@ class Real(Tiny):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = tiny_unet().train()
-        self.parts = tiny_vae(), tiny_text_tower()
+        self.backbone = tiny_unet().train()
+        self.parts = tiny_vae(), tiny_text_encoder()
         self.first_stage, self.text_encoder = self.parts
-        self.tokenizer = Tokenizer(context=16)
         self.schedule, self.prediction = Flow(), Prediction("flow")
-        self.denoiser = Denoiser(self.unet, self.schedule, self.prediction)
+        self.denoiser = Denoiser(self.backbone, self.schedule, self.prediction)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        x, context = torch.ones(2, 4, 8, 8), torch.ones(2, 16, 16)
-        return self.unet(x, torch.ones(2), context).square().mean()
+        x, conditioning = torch.ones(2, 4, 8, 8), Conditioning(text=torch.ones(2, 16, 16))
+        return self.backbone(x, torch.ones(2), conditioning).square().mean()
 
 
 def test_it_draws_what_a_pipeline_with_the_averaged_weights_draws(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_it_draws_what_a_pipeline_with_the_averaged_weights_draws(tmp_path: Path
         images = draw(PROMPTS, SEEDS)
     unet = tiny_unet()
     unet.load_state_dict(ema.averages)
-    parts: list[Any] = [*module.parts, module.tokenizer, module.schedule, module.prediction]
+    parts: list[Any] = [*module.parts, module.schedule, module.prediction]
     pipeline = Pipeline(unet, *parts, Settings((16, 16), **SAMPLING), module.denoiser.time)
     assert torch.equal(images, pipeline(PROMPTS, seeds=SEEDS).images)
     assert torch.equal(module.weights(), before)
@@ -60,7 +59,7 @@ def test_an_exception_leaves_weights_mode_and_clock_as_training_needs_them(tmp_p
     run.fit(module, Batches())
     before = module.weights()
     with pytest.raises(ZeroDivisionError), drawing(run, module):
-        assert not module.unet.training and not torch.equal(module.weights(), before)
+        assert not module.backbone.training and not torch.equal(module.weights(), before)
         raise ZeroDivisionError
-    assert module.unet.training and torch.equal(module.weights(), before)
+    assert module.backbone.training and torch.equal(module.weights(), before)
     assert speed._since is None

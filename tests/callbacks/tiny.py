@@ -39,18 +39,21 @@ class Tiny(LightningModule):
     def __init__(self, broken_at: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.unet = nn.Linear(3, 3)
+        self.backbone = nn.Linear(3, 3)
         self.broken_at = broken_at
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        loss = (self.unet(batch["x"]) - 1).square().mean()
+        loss = (self.backbone(batch["x"]) - 1).square().mean()
         return loss * torch.nan if index == self.broken_at else loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.unet.parameters(), lr=0.1)
+        return torch.optim.AdamW(self.backbone.parameters(), lr=0.1)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.backbone.named_parameters())
 
     def weights(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self.unet.parameters()).detach().clone()
+        return nn.utils.parameters_to_vector(self.backbone.parameters()).detach().clone()
 
 
 def trainer(folder: Path, *callbacks: Callback, max_steps: int = 4, **settings: Any) -> Trainer:

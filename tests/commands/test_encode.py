@@ -14,6 +14,7 @@ from ldm.__main__ import main
 from ldm.commands.encode import ranks
 from ldm.data.cache import CachedLatents, read_manifest
 from ldm.data.latent_shard import map_shard
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.weights.parts import first_stage, text_encoder
 from tests.data.tars import picture, samples, write_tar
@@ -135,7 +136,7 @@ def test_each_draw_has_the_states_of_the_caption_that_it_has(
     seen = set()
     for draw, row in product(range(8), range(3)):
         sample = cache[draw, row]
-        expected = text.network(text.tokenizer([sample["caption"]]))[0].detach()
+        expected = text.network.encode([sample["caption"]]).get("text")[0].detach()
         torch.testing.assert_close(sample["states"].float(), expected, rtol=digits, atol=digits)
         assert sample["caption"] == without[draw, row]["caption"] and "states" not in without[draw, row]
         seen.add(sample["caption"])
@@ -149,9 +150,10 @@ def test_states_of_another_text_encoder_another_type_or_none_are_refused(
     stage, text = first_stage(str(tmp_path / "vae.safetensors")), text_encoder(str(tmp_path / "text.safetensors"))
     save_part(tmp_path / "other.safetensors", "text_tower", tiny_text_tower(seed=9))
     other = text_encoder(str(tmp_path / "other.safetensors"))
+    padded = TextEncoder([*text.network.towers], [Tokenizer(context=16, pad=0)])
     for wrong, told in (
         (other, "with text_encoder .*, not "),
-        (replace(text, tokenizer=Tokenizer(context=16, pad=0)), "text_pad 49407, not 0"),
+        (replace(text, network=padded), "text_pad 49407, not 0"),
     ):
         with pytest.raises(ValueError, match=f"was encoded {told}" if wrong is other else told):
             CachedLatents(tmp_path / "out", stage, (8, 8), text_encoder=wrong)

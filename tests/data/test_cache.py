@@ -14,7 +14,7 @@ from ldm.data.cache import (
     FORMAT,
     CachedLatents,
     Decoded,
-    FirstStage,
+    Frozen,
     read_manifest,
 )
 from ldm.data.captions import one_of
@@ -27,7 +27,7 @@ SETTINGS = {"first_stage": "a" * 64, "scale": 0.5, "resolution": [16, 16]}
 CAPTIONS = ["a red circle", "", "café \N{ROCKET}"]
 
 
-def stage(fingerprint: str = "a" * 64, scale: float = 0.5) -> FirstStage:
+def stage(fingerprint: str = "a" * 64, scale: float = 0.5) -> Frozen:
     return SimpleNamespace(source={"fingerprint": fingerprint}, network=SimpleNamespace(config={"scale": scale}))
 
 
@@ -140,7 +140,7 @@ def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
     ],
 )
 def test_a_cache_of_another_first_stage_scale_or_size_is_refused(
-    first_stage: FirstStage, size: tuple[int, int], told: str, tmp_path: Path
+    first_stage: Frozen, size: tuple[int, int], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=told):
         CachedLatents(write_cache(tmp_path), first_stage, size)

@@ -1,23 +1,24 @@
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
 from tests.closed_form import states
 
-X, CONTEXT = states(3).float(), torch.zeros(3, 1, 1)
+X, CONDITIONING = states(3).float(), Conditioning()
 
 
 def told(schedule, t, time=None):
     """The times that the network hears."""
     heard = []
 
-    def network(x, time, context):
+    def network(x, time, conditioning):
         heard.append(time)
         return x
 
-    Denoiser(network, schedule, Prediction("v"), time)(X, t, CONTEXT)
+    Denoiser(network, schedule, Prediction("v"), time)(X, t, CONDITIONING)
     return heard[0]
 
 
@@ -57,9 +58,9 @@ def test_a_network_that_outputs_the_target_gives_the_data(name):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x = alpha.view(-1, 1, 1, 1) * x0 + sigma.view(-1, 1, 1, 1) * eps
     denoiser = Denoiser(lambda *_: prediction.target(x0, eps, alpha, sigma), schedule, prediction)
-    torch.testing.assert_close(denoiser(x, t, CONTEXT), x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(denoiser(x, t, CONDITIONING), x0, rtol=1e-9, atol=1e-9)
 
 
 def test_a_bfloat16_output_still_gives_data_in_the_type_of_the_state():
     denoiser = Denoiser(lambda x, *_: x.bfloat16(), scaled_linear(), Prediction("eps"))
-    assert denoiser(X, 500.0, CONTEXT).dtype == torch.float32
+    assert denoiser(X, 500.0, CONDITIONING).dtype == torch.float32

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import autoguidance, classifier_free, guided, rescaled, times_of
 from ldm.diffusion.prediction import Prediction
@@ -12,53 +13,55 @@ from ldm.sampling.spacing import trailing
 from tests.closed_form import EVERY_SCHEDULE, SCHEDULES, gaussian, schedule_name, states
 
 X = states(4)
-CONTEXT, NEGATIVE = states(4)[:, 0] + 1, states(4)[:, 0] - 1  # (b, 2, 2)
+POSITIVE, NEGATIVE = Conditioning(text=states(4)[:, 0] + 1), Conditioning(text=states(4)[:, 0] - 1)  # (b, 2, 2)
+SHORTER = NEGATIVE.map(lambda text: text[:, :1])
 T = 600.0
 
 
 class Counting:
-    """x0 = tanh(x + mean context) for each context, and how many each call had."""
+    """x0 = tanh(x + mean text) for each conditioning, and how many of them each call had."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, x, t, context):
-        self.calls.append(len(context))
-        return torch.tanh(x.repeat(len(context) // len(x), 1, 1, 1) + context.mean((1, 2)).view(-1, 1, 1, 1))
+    def __call__(self, x, t, conditioning):
+        self.calls.append(len(conditioning))
+        means = conditioning.get("text").mean((1, 2)).view(-1, 1, 1, 1)
+        return torch.tanh(x.repeat(len(means) // len(x), 1, 1, 1) + means)
 
 
-def test_guidance_moves_away_from_the_negative_context():
+def test_guidance_moves_away_from_the_negative_conditioning():
     network = Counting()
-    positive, negative = network(X, T, CONTEXT), network(X, T, NEGATIVE)
-    guided = classifier_free(network, CONTEXT, NEGATIVE, 7.5)(X, T)
+    positive, negative = network(X, T, POSITIVE), network(X, T, NEGATIVE)
+    guided = classifier_free(network, POSITIVE, NEGATIVE, 7.5)(X, T)
     torch.testing.assert_close(guided, negative + 7.5 * (positive - negative))
 
 
 def test_one_batched_call_equals_two_in_sequence():
     together, apart = Counting(), Counting()
-    first = classifier_free(together, CONTEXT, NEGATIVE, 3.0)(X, T)
-    second = classifier_free(apart, CONTEXT, NEGATIVE, 3.0, batched=False)(X, T)
+    first = classifier_free(together, POSITIVE, NEGATIVE, 3.0)(X, T)
+    second = classifier_free(apart, POSITIVE, NEGATIVE, 3.0, batched=False)(X, T)
     torch.testing.assert_close(first, second)
     assert together.calls == [8] and apart.calls == [4, 4]
 
 
 def test_a_scale_of_one_is_one_plain_call():
     network = Counting()
-    guided = classifier_free(network, CONTEXT, NEGATIVE, 1.0)(X, T)
-    assert network.calls == [4] and torch.equal(guided, network(X, T, CONTEXT))
+    guided = classifier_free(network, POSITIVE, NEGATIVE, 1.0)(X, T)
+    assert network.calls == [4] and torch.equal(guided, network(X, T, POSITIVE))
 
 
 def test_each_sample_may_have_its_own_scale():
     scales = torch.tensor([1.0, 2.0, 5.0, 0.0])
-    guided = classifier_free(Counting(), CONTEXT, NEGATIVE, scales)(X, T)
+    guided = classifier_free(Counting(), POSITIVE, NEGATIVE, scales)(X, T)
     for i, scale in enumerate(scales.tolist()):
-        alone = classifier_free(Counting(), CONTEXT[i : i + 1], NEGATIVE[i : i + 1], scale)(X[i : i + 1], T)
+        alone = classifier_free(Counting(), POSITIVE[i : i + 1], NEGATIVE[i : i + 1], scale)(X[i : i + 1], T)
         torch.testing.assert_close(guided[i : i + 1], alone)
 
 
 def test_outside_its_interval_guidance_is_off():
     network = Counting()
-    denoise = classifier_free(network, CONTEXT, NEGATIVE, 3.0, interval=(200.0, 700.0))
+    denoise = classifier_free(network, POSITIVE, NEGATIVE, 3.0, interval=(200.0, 700.0))
     for t in (100.0, 200.0, 700.0, 701.0):
         denoise(X, t)
     assert network.calls == [4, 8, 8, 4]
@@ -68,54 +71,54 @@ def test_guidance_on_data_is_guidance_on_noise():
     schedule, prediction, t = scaled_linear(), Prediction("eps"), torch.full((4,), T)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     network = Counting()
-    guided = classifier_free(Denoiser(network, schedule, prediction), CONTEXT, NEGATIVE, 7.5)(X, T)
-    positive, negative = network(X, t, CONTEXT), network(X, t, NEGATIVE)
+    guided = classifier_free(Denoiser(network, schedule, prediction), POSITIVE, NEGATIVE, 7.5)(X, T)
+    positive, negative = network(X, t, POSITIVE), network(X, t, NEGATIVE)
     on_noise = prediction.to_x0(X, negative + 7.5 * (positive - negative), alpha, sigma)
     torch.testing.assert_close(guided, on_noise, rtol=1e-10, atol=1e-10)
 
 
-def test_contexts_of_two_shapes_cannot_be_batched():
-    with pytest.raises(ValueError, match="pad them to one shape, or set batched=False"):
-        classifier_free(Counting(), CONTEXT, NEGATIVE[:, :1], 3.0)
+def test_texts_of_two_lengths_cannot_be_batched():
+    with pytest.raises(ValueError, match="different fields or shapes cannot be batched"):
+        classifier_free(Counting(), POSITIVE, SHORTER, 3.0)
 
 
-def test_contexts_of_two_lengths_go_one_after_the_other():
+def test_texts_of_two_lengths_are_evaluated_one_after_the_other():
     network = Counting()
-    guided = classifier_free(network, CONTEXT, NEGATIVE[:, :1], 3.0, batched=False)(X, T)
-    positive, negative = network(X, T, CONTEXT), network(X, T, NEGATIVE[:, :1])
+    guided = classifier_free(network, POSITIVE, SHORTER, 3.0, batched=False)(X, T)
+    positive, negative = network(X, T, POSITIVE), network(X, T, SHORTER)
     torch.testing.assert_close(guided, negative + 3 * (positive - negative))
 
 
 @pytest.mark.parametrize("negatives", [1, 3])
 @pytest.mark.parametrize("batched", [True, False])
-def test_each_context_needs_a_negative_one(negatives, batched):
-    with pytest.raises(ValueError, match="pad them to one shape"):
-        classifier_free(Counting(), CONTEXT, NEGATIVE[:negatives], 3.0, batched=batched)
+def test_each_conditioning_needs_a_negative_one(negatives, batched):
+    with pytest.raises(ValueError, match=f"there are 4 conditionings but {negatives} negative ones"):
+        classifier_free(Counting(), POSITIVE, NEGATIVE[:negatives], 3.0, batched=batched)
 
 
 def test_each_prompt_may_have_its_own_negative_one():
-    guided = classifier_free(Counting(), CONTEXT, NEGATIVE, 3.0)(X, T)
+    guided = classifier_free(Counting(), POSITIVE, NEGATIVE, 3.0)(X, T)
     for i in range(4):
-        alone = classifier_free(Counting(), CONTEXT[i : i + 1], NEGATIVE[i : i + 1], 3.0)(X[i : i + 1], T)
+        alone = classifier_free(Counting(), POSITIVE[i : i + 1], NEGATIVE[i : i + 1], 3.0)(X[i : i + 1], T)
         torch.testing.assert_close(guided[i : i + 1], alone)
 
 
 @pytest.mark.parametrize("scale", [torch.nan, torch.inf, torch.tensor([1.0, 2.0, torch.nan, 1.0])])
 def test_a_scale_that_is_not_finite_is_refused(scale):
     with pytest.raises(ValueError, match="must be finite"):
-        classifier_free(Counting(), CONTEXT, NEGATIVE, scale)
+        classifier_free(Counting(), POSITIVE, NEGATIVE, scale)
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (1,)])
 def test_scales_of_another_shape_than_the_batch_are_refused(shape):
-    with pytest.raises(ValueError, match="do not go with 4 contexts"):
-        classifier_free(Counting(), CONTEXT, NEGATIVE, torch.ones(shape))
+    with pytest.raises(ValueError, match="do not fit 4 conditionings"):
+        classifier_free(Counting(), POSITIVE, NEGATIVE, torch.ones(shape))
 
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, torch.nan])
 def test_a_rescale_that_is_no_share_is_refused(rescale):
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
-        classifier_free(Counting(), CONTEXT, NEGATIVE, 3.0, rescale=rescale)
+        classifier_free(Counting(), POSITIVE, NEGATIVE, 3.0, rescale=rescale)
 
 
 def test_autoguidance_moves_away_from_the_weak_model():

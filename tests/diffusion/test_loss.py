@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
 from ldm.diffusion.weighting import WEIGHTINGS, min_snr, uniform
 from tests.closed_form import SCHEDULES, schedule_name, states
 
-X0, EPS, CONTEXT = states(8), states(8).flip(0), torch.zeros(8, 1, 1)
+X0, EPS, CONDITIONING = states(8), states(8).flip(0), Conditioning()
 
 
 def loss(schedule, name, weighting, error, huber=None):
@@ -16,7 +17,7 @@ def loss(schedule, name, weighting, error, huber=None):
     prediction = Prediction(name)
     target = prediction.target(X0, EPS, schedule.alpha(t), schedule.sigma(t))
     denoiser = Denoiser(lambda *_: target + error, schedule, prediction)
-    return diffusion_loss(denoiser, X0, EPS, t, CONTEXT, weighting, huber), t
+    return diffusion_loss(denoiser, X0, EPS, t, CONDITIONING, weighting, huber), t
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
@@ -42,7 +43,7 @@ def test_the_network_sees_the_noised_data_and_gradients_reach_it():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     schedule, t = SCHEDULES[0], torch.full((8,), 300.0)
     denoiser = Denoiser(lambda x, *_: weight * x, schedule, Prediction("x0"))
-    diffusion_loss(denoiser, X0, EPS, t, CONTEXT, uniform()).mean().backward()
+    diffusion_loss(denoiser, X0, EPS, t, CONDITIONING, uniform()).mean().backward()
     alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
     x = alpha * X0 + sigma * EPS
     torch.testing.assert_close(weight.grad, (2 * (x - X0) * x).mean())

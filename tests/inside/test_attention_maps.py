@@ -5,12 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ldm.conditioning import Conditioning
 from ldm.inside.attention_maps import text_layers, watched, word_maps
 from ldm.nn.attention import TransformerBlock
 from ldm.nn.unet import UNet
 from ldm.pipeline import Pipeline
 from ldm.random import normal
-from tests.tiny import randomised, save_tiny_model
+from tests.pipeline.tiny import assembled
+from tests.tiny import randomised, save_tiny_model, tiny_dit
 
 PROMPT = "a red circle on white background"
 
@@ -30,8 +32,8 @@ def unet() -> UNet:
 @torch.no_grad()
 def call(network: UNet, size: tuple[int, int] = (6, 5)) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x, context = (torch.randn(shape, generator=generator) for shape in ((3, 4, *size), (3, 7, 16)))
-    return network(x, torch.tensor([1.0, 500.0, 900.0]), context)
+    x, text = (torch.randn(shape, generator=generator) for shape in ((3, 4, *size), (3, 7, 16)))
+    return network(x, torch.tensor([1.0, 500.0, 900.0]), Conditioning(text=text))
 
 
 def test_the_weights_that_are_told_are_those_that_the_network_uses():
@@ -78,9 +80,9 @@ def test_watching_changes_nothing_and_ends_with_the_block_even_by_an_error():
 def first_weights(pipeline: Pipeline, prompt: str, seed: int) -> dict[str, Tensor]:
     """Of the prompt alone, in the first call of the UNet, as a walk from pure noise begins: (heads, n, h, w)."""
     told = {}
-    context = pipeline.text_encoder(pipeline.tokenizer([prompt]))
-    with watched(pipeline.unet, lambda layer, weights: told.update({layer: weights[0]})):
-        pipeline.denoiser(normal(0, "initial noise", torch.tensor([seed]), 0, (4, 8, 8)), 1.0, context)
+    conditioning = pipeline.text_encoder.encode([prompt])
+    with watched(pipeline.backbone, lambda layer, weights: told.update({layer: weights[0]})):
+        pipeline.denoiser(normal(0, "initial noise", torch.tensor([seed]), 0, (4, 8, 8)), 1.0, conditioning)
     return told
 
 
@@ -103,7 +105,8 @@ def test_steps_are_averaged_and_all_of_them_by_default(pipeline):
 @pytest.mark.filterwarnings("ignore:the (text encoder|prompt)")
 def test_words_of_several_tokens_get_what_all_of_them_get_and_begin_and_end_the_rest(pipeline):
     prompt = "A red-ish  circle's square,"
-    end = int((pipeline.tokenizer([prompt])[0] == pipeline.tokenizer.end).nonzero()[0])
+    (tokenizer,) = pipeline.text_encoder.tokenizers
+    end = int((tokenizer([prompt])[0] == tokenizer.end).nonzero()[0])
     found = word_maps(pipeline, prompt, layers=["middle"], steps=[0])
     assert found.words == ["A", "red-ish", "circle's", "square,"] and end - 1 > len(found.words)
     weights = first_weights(pipeline, prompt, seed=0)
@@ -140,3 +143,8 @@ def test_the_strip_has_the_picture_and_each_word(pipeline):
 def test_what_the_unet_or_the_walk_does_not_have_is_refused(pipeline, wrong, told):
     with pytest.raises(ValueError, match=told):
         word_maps(pipeline, **{"prompt": PROMPT} | wrong)
+
+
+def test_a_network_that_is_no_unet_is_refused(pipeline):
+    with pytest.raises(ValueError, match="attention maps are of a UNet, but this model has a dit"):
+        word_maps(assembled(pipeline, backbone=tiny_dit()), PROMPT)

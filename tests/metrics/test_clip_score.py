@@ -8,6 +8,7 @@ from transformers import CLIPConfig, CLIPModel
 from ldm.metrics.clip_score import ClipScore, ClipSimilarity, clip_similarity
 from ldm.metrics.features import ClipFeatures
 from ldm.nn.clip import CLIP, ImageTower, TextTower
+from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.weights.found import OPENAI
 from ldm.weights.native import save_network
@@ -27,7 +28,8 @@ def images() -> torch.Tensor:
 
 def test_similarities_are_the_diagonal_of_clips_own_matrix(images: torch.Tensor) -> None:
     text, image = towers()
-    found = ClipSimilarity(text, ClipFeatures(image))(images, CAPTIONS)
+    encoder = TextEncoder([text], [Tokenizer(context=16)])
+    found = ClipSimilarity(encoder, ClipFeatures(image))(images, CAPTIONS)
     model = CLIP(text, image)
     tokens = Tokenizer(context=16)(CAPTIONS)
     expected = model(tokens, images / 127.5 - 1).diagonal() / model.logit_scale.exp()

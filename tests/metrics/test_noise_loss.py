@@ -2,24 +2,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, Schedule, cosine, linear
 from ldm.metrics.noise_loss import LEVELS, noise_loss
 
 
-def batches(*sizes: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def batches(*sizes: int) -> list[tuple[Tensor, Conditioning, Tensor]]:
     """Latents of unit variance, ids on from 0."""
     x0 = torch.randn(sum(sizes), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(sum(sizes))
-    return [(a, torch.zeros(len(a), 1, 1), b) for a, b in zip(x0.split(sizes), ids.split(sizes), strict=True)]
+    return [(a, Conditioning(), b) for a, b in zip(x0.split(sizes), ids.split(sizes), strict=True)]
 
 
 def ideal(schedule: Schedule, prediction: str) -> Denoiser:
     """The best a network can say of unit normal data: x0 is x·alpha / (alpha² + sigma²) in the mean."""
     denoiser = Denoiser(lambda x, t, c: x, schedule, Prediction(prediction))
 
-    def network(x: Tensor, _: Tensor, context: Tensor) -> Tensor:
+    def network(x: Tensor, _: Tensor, conditioning: Conditioning) -> Tensor:
         t = network.t  # type: ignore[attr-defined]
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x0 = x * alpha / (alpha**2 + sigma**2)
@@ -27,9 +28,9 @@ def ideal(schedule: Schedule, prediction: str) -> Denoiser:
 
     original = denoiser.output
 
-    def output(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def output(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         network.t = t[0]  # type: ignore[attr-defined]
-        return original(x, t, context)
+        return original(x, t, conditioning)
 
     denoiser.network, denoiser.output = network, output  # type: ignore[method-assign]
     return denoiser

@@ -8,34 +8,51 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ldm.conditioning import Conditioning
 from ldm.nn.clip import ImageTower, TextTower
+from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 
+Built = tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]  # a network, what to call, and its inputs
 TINY_UNET: dict[str, Any] = dict(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, groups=4)
 
 
-def unet(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+def inputs() -> tuple[Tensor, Tensor, Conditioning]:
+    return torch.randn(2, 4, 6, 10), torch.tensor([3.0, 700.0]), Conditioning(text=torch.randn(2, 5, 8))
+
+
+def unet(**changes: Any) -> Built:
     network = UNet(**TINY_UNET, context_width=8, **changes)
-    return network, network, (torch.randn(2, 4, 6, 10), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 8))
+    return network, network, inputs()
 
 
-def encoder(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+def inpainting_unet() -> Built:
+    network, run, (x, time, conditioning) = unet(in_channels=9)
+    return network, run, (x, time, conditioning.with_hint("inpainting", torch.randn(2, 5, 6, 10)))
+
+
+def dit(**changes: Any) -> Built:
+    network = DiT(width=16, layers=2, heads=2, context_width=8, **changes)
+    return network, network, inputs()
+
+
+def encoder(**changes: Any) -> Built:
     network = VAE(widths=(8, 16), blocks=1, groups=4, **changes)
     return network, network.moments, (torch.randn(2, 3, 16, 24),)
 
 
-def decoder(**changes: Any) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+def decoder(**changes: Any) -> Built:
     network = VAE(widths=(8, 16), blocks=1, groups=4, **changes)
     return network, network.decode, (torch.randn(2, 4, 6, 10),)
 
 
-def text() -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+def text() -> Built:
     network = TextTower(width=16, layers=2, heads=2, context=8, projection=4, token_ids=[3, 9, 49407])
     return network, network.embed, (torch.tensor([[3, 9, 49407], [9, 10, 49407]]),)
 
 
-def image() -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
+def image() -> Built:
     network = ImageTower(16, 8, 16, 2, 2, projection=4)
     return network, network.embed, (torch.randn(2, 3, 16, 16),)
 
@@ -68,7 +85,7 @@ def test_an_autoencoder_in_channels_last_copies_nothing_into_another_layout(part
     assert_channels_last(*part())
 
 
-def assert_channels_last(network: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+def assert_channels_last(network: nn.Module, run: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
     last = torch.channels_last
     network.to(memory_format=last)  # type: ignore[call-overload]
     wrong = []
@@ -88,8 +105,28 @@ def assert_channels_last(network: nn.Module, run: Callable[..., Tensor], inputs:
 
 @pytest.mark.parametrize(
     "build",
-    [unet, lambda: unet(checkpointing=True), encoder, decoder, text, image],
-    ids=["unet", "unet with checkpointing", "encoder", "decoder", "text tower", "image tower"],
+    [
+        unet,
+        lambda: unet(checkpointing=True),
+        inpainting_unet,
+        dit,
+        lambda: dit(checkpointing=True),
+        encoder,
+        decoder,
+        text,
+        image,
+    ],
+    ids=[
+        "unet",
+        "unet with checkpointing",
+        "inpainting unet",
+        "dit",
+        "dit with checkpointing",
+        "encoder",
+        "decoder",
+        "text tower",
+        "image tower",
+    ],
 )
 def test_a_network_compiles_without_graph_breaks(build: Any) -> None:
     network, run, inputs = build()
@@ -100,7 +137,7 @@ def test_a_network_compiles_without_graph_breaks(build: Any) -> None:
     torch.testing.assert_close(compiled(*inputs), run(*inputs))
 
 
-@pytest.mark.parametrize("build", [unet, encoder, text, image])
+@pytest.mark.parametrize("build", [unet, dit, encoder, text, image])
 def test_a_network_is_built_without_memory_and_works_once_it_has_weights(build: Any) -> None:
     network, _, inputs = build()
     with torch.device("meta"):

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ldm.conditioning import Conditioning
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
@@ -21,7 +22,7 @@ from tests.weights.test_diffusers_config import SD15, SD21
 FIRST = ODD
 SECOND = ODD2 | {"unet": ODD2["unet"] | {"depth": (1, 0, 1), "middle_depth": 1}}
 TOKENS = torch.tensor([[7, 3, 5, 9, 1]])
-ONES = {"a": torch.linspace(-1, 1, 4 * 8 * 8).view(1, 4, 8, 8), "context": torch.linspace(-1, 1, 36).view(1, 3, 12)}
+ONES = {"a": torch.linspace(-1, 1, 4 * 8 * 8).view(1, 4, 8, 8), "text": torch.linspace(-1, 1, 36).view(1, 3, 12)}
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -32,8 +33,8 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 def agree(contents: Any, unet: nn.Module, vae: nn.Module, text: nn.Module) -> None:
     """The three networks of diffusers compute what ours do."""
     own = {kind: contents.network(kind).load() for kind in ("unet", "vae", "text_tower")}
-    x, context, time = ONES["a"], ONES["context"], torch.tensor([500.0])
-    close(own["unet"](x, time, context), unet(x, time, context).sample)
+    x, text_states, time = ONES["a"], ONES["text"], torch.tensor([500.0])
+    close(own["unet"](x, time, Conditioning(text=text_states)), unet(x, time, text_states).sample)
     close(own["vae"].decode(x * own["vae"].scale), vae.decode(x).sample)
     close(own["text_tower"](TOKENS), text(TOKENS).last_hidden_state)
 

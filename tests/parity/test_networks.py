@@ -15,6 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from ldm.conditioning import Conditioning
 from ldm.weights.arrange import to_theirs
 from ldm.weights.keymaps import entries
 from tests.weights.foreign import loaded
@@ -92,8 +93,9 @@ def test_unet(tmp_path: Path, name: str) -> None:
     time = torch.tensor([3.0, 981.0])
     for size in SIZES:
         x = torch.randn(2, config["in_channels"], *size)
-        context = torch.randn(2, 7, config["cross_attention_dim"])
-        actual, expected = ours(x, time, context), theirs(x, time, context).sample
+        text, (latents, hint) = torch.randn(2, 7, config["cross_attention_dim"]), x.tensor_split([4], dim=1)
+        conditioning = Conditioning(text=text, hints={"inpainting": hint} if hint.shape[1] else {})
+        actual, expected = ours(latents, time, conditioning), theirs(x, time, text).sample
         close(actual, expected)
     weights = torch.randn_like(expected)
     same_gradients("unet", "diffusers", ours, theirs, ((actual * weights).sum(), (expected * weights).sum()))

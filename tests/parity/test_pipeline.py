@@ -69,10 +69,10 @@ def latents(pipeline: Pipeline, **call: Any) -> Tensor:
 def shared(pipeline: Pipeline, steps: int) -> dict[str, Any]:
     """The same call to diffusers, with our text encoder's states."""
     with torch.no_grad():
-        context = pipeline.text_encoder(pipeline.tokenizer(["a red circle", "blue"]))
+        text = pipeline.text_encoder.encode(["a red circle", "blue"]).get("text")
     return {
-        "prompt_embeds": context[:1],
-        "negative_prompt_embeds": context[1:],
+        "prompt_embeds": text[:1],
+        "negative_prompt_embeds": text[1:],
         "guidance_scale": 3.0,
         "num_inference_steps": steps,
         "output_type": "latent",

@@ -26,7 +26,7 @@ def test_too_many_pictures_for_the_memory_are_drawn_in_smaller_batches(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     seen: list[tuple[int, int]] = []
-    hook = pipeline.unet.register_forward_pre_hook(small)
+    hook = pipeline.backbone.register_forward_pre_hook(small)
     with pytest.warns(UserWarning, match="memory does not suffice for 5 pictures at a time") as caught:
         result = pipeline(PROMPTS, steps=2, on_step=lambda *news: seen.append(news))
     hook.remove()

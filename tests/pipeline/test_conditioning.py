@@ -9,6 +9,8 @@ import torch
 
 from ldm.items import Between
 from ldm.nn.clip import TextTower
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.tokenizer import Tokenizer
 from ldm.pipeline import Pipeline
 from ldm.weights.model import save_model
 from tests.pipeline.tiny import PROMPTS, assembled, distance
@@ -17,7 +19,7 @@ from tests.tiny import save_tiny_model, tiny_about, tiny_unet
 
 def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], steps=2)
     pipeline(PROMPTS[:3], steps=1, guidance=1.0)
     hook.remove()
@@ -26,7 +28,7 @@ def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
 
 def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline: Pipeline) -> None:
     sizes = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
     hook.remove()
     assert sizes == [(3, 3), (3, 3), (3, 6), (3, 3)]
@@ -40,7 +42,7 @@ def test_rescaling_changes_guided_pictures_only(pipeline: Pipeline) -> None:
 
 
 def test_with_a_weak_model_guidance_leads_away_from_what_that_gives(pipeline: Pipeline) -> None:
-    weak = assembled(pipeline, unet=tiny_unet(seed=7))
+    weak = assembled(pipeline, backbone=tiny_unet(seed=7))
     guided = assembled(pipeline, weak=weak)
     plain = {"guidance": 1.0, "steps": 1, "sampler": "euler"}
     strong_x0, weak_x0 = (latents_of(one, **plain) for one in (pipeline, weak))
@@ -85,12 +87,12 @@ def test_the_end_of_a_long_prompt_is_warned_of(pipeline: Pipeline) -> None:
 
 def test_a_long_prompt_is_read_in_chunks_each_by_itself(pipeline: Pipeline) -> None:
     seen = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[2]))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: seen.append(args[2].get("text")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline("red " * 14 + "blue square", steps=1, chunks=2, guidance=1.0)
     hook.remove()
-    parts = [pipeline.text_encoder(pipeline.tokenizer([part])) for part in ("red " * 14, "blue square")]
+    parts = [pipeline.text_encoder.encode([part]).get("text") for part in ("red " * 14, "blue square")]
     torch.testing.assert_close(seen[0], torch.cat(parts, dim=1))
 
 
@@ -101,7 +103,7 @@ def test_layers_of_the_text_encoder_can_be_skipped(tmp_path: Path) -> None:
     skipping.load_state_dict(deep.state_dict())
     whole = Pipeline.load(str(save_tiny_model(tmp_path)), device="cpu")
     drawn = [
-        assembled(whole, text_encoder=tower)(["red"], clip_skip=skip).images
+        assembled(whole, text_encoder=TextEncoder([tower], [Tokenizer(context=16)]))(["red"], clip_skip=skip).images
         for tower, skip in ((deep, 1), (skipping, 0), (deep, 0))
     ]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

@@ -27,7 +27,9 @@ def test_from_noise_that_is_not_pure_a_picture_is_seen_at_full_strength(pipeline
 
 def test_a_picture_is_left_where_the_last_steps_of_the_same_walk_begin(pipeline: Pipeline) -> None:
     seen = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append((args[0][0], float(args[1][0]))))
+    hook = pipeline.backbone.register_forward_hook(
+        lambda module, args, out: seen.append((args[0][0], float(args[1][0])))
+    )
     pipeline("red", image=PICTURE, strength=0.5, steps=5, seeds=3, guidance=1.0)
     hook.remove()
     assert [time for _, time in seen] == pytest.approx([400, 200])  # of 1000, 800, 600, 400, 200
@@ -38,7 +40,7 @@ def test_a_picture_is_left_where_the_last_steps_of_the_same_walk_begin(pipeline:
 
 def test_fixed_steps_are_as_many_from_where_the_strength_begins(pipeline: Pipeline) -> None:
     times = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: times.append(float(args[1][0])))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: times.append(float(args[1][0])))
     result = pipeline("red", image=PICTURE, strength=0.5, steps=4, fixed_steps=True, guidance=1.0)
     hook.remove()
     assert times == pytest.approx([500, 375, 250, 125])
@@ -105,14 +107,14 @@ def test_steps_of_image_to_image_are_counted(pipeline: Pipeline) -> None:
 
 
 def inpainting(pipeline: Pipeline) -> Pipeline:
-    config = pipeline.unet.config | {"in_channels": 9}
-    return assembled(pipeline, unet=randomised(UNet(**config), 3, std=0.3))
+    config = pipeline.backbone.config | {"in_channels": 9}
+    return assembled(pipeline, backbone=randomised(UNet(**config), 3, std=0.3))
 
 
 def test_inpainting_weights_see_the_mask_and_what_is_kept(pipeline: Pipeline) -> None:
     seen = []
     inpaint = inpainting(pipeline)
-    hook = inpaint.unet.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    hook = inpaint.backbone.conv_in.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     mask = torch.zeros(1, 16, 16, dtype=torch.bool)
     mask[..., 8:] = True
     images = inpaint(PROMPTS[:2], image=PICTURE, mask=mask, steps=2).images

@@ -5,9 +5,12 @@ import pytest
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.items import Between
+from ldm.nn.clip import TextTower
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.tokenizer import Tokenizer
 from ldm.pipeline import Pipeline
 from tests.pipeline.tiny import PICTURE, assembled
-from tests.tiny import tiny_text_tower, tiny_unet, tiny_vae
+from tests.tiny import tiny_dit, tiny_unet, tiny_vae
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_a_call_that_cannot_be_drawn_is_refused(pipeline: Pipeline, call: dict[s
     ("changes", "message"),
     [
         ({"prediction": Prediction("eps")}, "use prediction=v or prediction=flow"),
-        ({"first_stage": tiny_vae(), "unet": tiny_unet(), "time": "log_sigma"}, "use time=thousand"),
+        ({"first_stage": tiny_vae(), "backbone": tiny_unet(), "time": "log_sigma"}, "use time=thousand"),
         ({"schedule": scaled_linear(), "time": "hour"}, "the network's time is 'hour'"),
     ],
 )
@@ -61,7 +64,19 @@ def test_parts_that_contradict_one_another_are_refused(
 
 
 def test_a_text_encoder_of_another_width_is_refused(pipeline: Pipeline) -> None:
-    tower = tiny_text_tower()
-    tower.config = tower.config | {"width": 24}
-    with pytest.raises(ValueError, match="context_width are 24 and 16, but must be equal"):
-        assembled(pipeline, text_encoder=tower)
+    encoder = TextEncoder([TextTower(width=24, layers=1, heads=2, context=16)], [Tokenizer(context=16)])
+    with pytest.raises(ValueError, match="reads text of width 16, but the text encoder gives text of width 24"):
+        assembled(pipeline, text_encoder=encoder)
+
+
+@pytest.mark.parametrize("size", [(16, 18), (18, 16), (6, 16)])
+def test_a_size_that_is_no_multiple_of_the_patches_is_refused(pipeline: Pipeline, size: tuple[int, int]) -> None:
+    message = f"size is {size[0]}x{size[1]}, but this model draws heights and widths that are multiples of 4"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        assembled(pipeline, backbone=tiny_dit())("red", size=size)
+
+
+def test_a_size_that_the_weak_model_cannot_draw_is_refused(pipeline: Pipeline) -> None:
+    weak = assembled(pipeline, backbone=tiny_dit())
+    with pytest.raises(ValueError, match=r"size is 18x16, .* multiples of 4"):
+        assembled(pipeline, weak=weak)("red", size=(18, 16))

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from ldm.image import to_uint8
+from ldm.nn.unet import UNet
 from ldm.pipeline import Pipeline
 from ldm.random import normal
 from ldm.sampling.driver import SAMPLERS
@@ -69,22 +71,19 @@ def test_what_a_call_does_not_say_is_the_models_own(pipeline: Pipeline) -> None:
 def test_a_clean_prediction_of_zero_gives_the_first_stages_picture_of_zero(pipeline: Pipeline) -> None:
     """Flow with out = eps - x0 = x at t = 1 means x0 = 0: one step leads there from any noise."""
 
-    class Echo(torch.nn.Module):
-        config = pipeline.unet.config
-        conv_in = pipeline.unet.conv_in
-
-        def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    class Echo(UNet):
+        def forward(self, x: torch.Tensor, time: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
             assert (time == 1000).all()
-            return x.repeat(len(context) // len(x), 1, 1, 1)
+            return x.repeat(len(conditioning) // len(x), 1, 1, 1)
 
-    images = assembled(pipeline, unet=Echo())(PROMPTS, steps=1).images
+    images = assembled(pipeline, backbone=Echo(**pipeline.backbone.config))(PROMPTS, steps=1).images
     expected = to_uint8(pipeline.first_stage.decode(torch.zeros(5, 4, 8, 8)))
     assert distance(images, expected) <= 1
 
 
 def test_initial_noise_depends_on_seed_and_size_alone(pipeline: Pipeline) -> None:
     seen = []
-    hook = pipeline.unet.register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
+    hook = pipeline.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
     pipeline(["red"], seeds=[3])
     pipeline(["blue", "white"], seeds=[3, 4], steps=5, sampler="ddpm", guidance=1.0)
     hook.remove()
@@ -94,7 +93,7 @@ def test_initial_noise_depends_on_seed_and_size_alone(pipeline: Pipeline) -> Non
 
 def test_half_precision_networks_draw_nearly_the_same(tmp_path: Path, pipeline: Pipeline) -> None:
     half = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", torch.bfloat16)
-    assert half.unet.conv_in.weight.dtype == torch.bfloat16
+    assert half.backbone.dtype == torch.bfloat16
     assert half.first_stage.scale.dtype == torch.float32
     error = half(PROMPTS).images.float() - pipeline(PROMPTS).images.float()
     assert error.abs().mean() < 8  # bf16 keeps 8 bits, over three steps of random networks

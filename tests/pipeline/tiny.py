@@ -14,10 +14,9 @@ PROMPTS = ["a red circle", "a blue square", "a square on a red background", "whi
 
 def assembled(pipeline: Pipeline, **changes: Any) -> Pipeline:
     parts = {
-        "unet": pipeline.unet,
+        "backbone": pipeline.backbone,
         "first_stage": pipeline.first_stage,
         "text_encoder": pipeline.text_encoder,
-        "tokenizer": pipeline.tokenizer,
         "schedule": Flow(),
         "prediction": Prediction("flow"),
         "settings": pipeline.settings,

@@ -11,12 +11,8 @@ from ldm.nn.vae import VAE
 from ldm.random import normal
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.optim import constant
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.convert import write
-from ldm.weights.keymaps import NATIVE
 from ldm.weights.native import load_network, save_network
-from ldm.weights.values import held
-from tests.tiny import save_part, tiny_vae
+from tests.tiny import tiny_vae
 from tests.training.tiny import ADAM, Pictures, batch, fit, logged
 
 
@@ -65,17 +61,11 @@ def test_half_of_the_pictures_are_decoded_from_latents_with_noise_of_every_size_
 
 
 def test_training_the_decoder_alone_leaves_all_latents_as_they_are(tmp_path: Path) -> None:
-    save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
-    module = training(start=str(tmp_path / "vae.safetensors"), decoder_only=True)
+    module = training(decoder_only=True)
     before, pictures = module.vae.moments(torch.zeros(1, 3, 8, 8)), module.vae.decode(torch.zeros(1, 4, 4, 4))
     fit(tmp_path, module)
     torch.testing.assert_close(module.vae.moments(torch.zeros(1, 3, 8, 8)), before, rtol=0, atol=0)
     assert not torch.equal(module.vae.decode(torch.zeros(1, 4, 4, 4)), pictures)
-
-
-def test_the_decoder_of_nothing_cannot_be_trained_alone() -> None:
-    with pytest.raises(ValueError, match=r"training\.start=FILE"):
-        training(decoder_only=True)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:
@@ -89,7 +79,7 @@ def test_the_exported_autoencoder_has_latents_of_zero_mean_and_unit_deviation(tm
     module = training()
     fit(tmp_path, module)
     (part,) = module.parts()
-    save_network(tmp_path / "vae.safetensors", state=part.network.state_dict(), **part.about)
+    save_network(tmp_path / "vae.safetensors", state=part.state, **part.about)
     vae = cast(VAE, load_network(tmp_path / "vae.safetensors", "vae"))
     images = torch.stack([Pictures(6, seed=1)[index]["image"] for index in range(6)]).float() / 127.5 - 1
     latents = vae.encode(images)
@@ -105,13 +95,3 @@ def test_validation_measures_decoded_pictures(tmp_path: Path) -> None:
     images = torch.stack([Pictures(6, seed=1)[index]["image"] for index in range(6)]).float() / 127.5 - 1
     expected = psnr(module.vae.decode(module.vae.encode(images)).clamp(-1, 1), images).mean()
     torch.testing.assert_close(trainer.callback_metrics["val/pictures/psnr"], expected.detach(), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
-def test_it_can_start_from_a_file_or_folder(tmp_path: Path, name: str) -> None:
-    vae = tiny_vae(seed=7)
-    save_part(tmp_path / "vae.safetensors", "vae", vae)
-    stored = {"vae": StoredNetwork("vae", vae.config, NATIVE, held(tmp_path, vae.state_dict()))}
-    write(Contents(tmp_path, "in memory", stored), tmp_path / "vae", "diffusers")
-    module = training(start=str(tmp_path / name))
-    assert torch.equal(module.vae.encoder.conv_in.weight, tiny_vae(seed=7).encoder.conv_in.weight)

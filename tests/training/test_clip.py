@@ -10,6 +10,7 @@ from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.tokenizer import Tokenizer
 from ldm.training.clip import ClipTraining
 from ldm.training.optim import constant
+from ldm.weights import native
 from tests.tiny import KNOWN
 from tests.training.tiny import ADAM, CAPTIONS, batch, fit, logged
 
@@ -90,9 +91,7 @@ def test_the_scale_of_every_step_is_at_most_a_hundred(tmp_path: Path) -> None:
 
 def test_its_parts_are_the_towers() -> None:
     module = training()
-    found = {part.name: (part.network, part.about) for part in module.parts()}
-    text, image = module.clip.text, module.clip.image
-    assert found == {
-        "text_tower": (text, {"kind": "text_tower", "config": text.config}),
-        "image_tower": (image, {"kind": "image_tower", "config": image.config}),
-    }
+    towers = {"text_tower": module.clip.text, "image_tower": module.clip.image}
+    for part, (name, tower) in zip(module.parts(), towers.items(), strict=True):
+        assert part.name == name and part.about == {"kind": name, "config": tower.config}
+        assert native.fingerprint(part.state) == native.fingerprint(tower.state_dict())

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from ldm.callbacks.ema import EMA
+from ldm.conditioning import Conditioning
+from ldm.data.datamodule import collate
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import EDM, Flow, Schedule, scaled_linear
@@ -15,15 +17,15 @@ from ldm.nn.unet import UNet
 from ldm.random import normal
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
-from ldm.weights.parts import FirstStage
-from tests.tiny import save_part, save_tiny_model, tiny_unet, tiny_vae
+from ldm.weights.parts import Frozen
+from tests.tiny import save_part, tiny_vae
 from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit
 
 SD = scaled_linear()
 
 
 def losses(module: DiffusionTraining, *ids: int, draw: int = 0) -> Tensor:
-    return module.losses(batch(*ids, draw=draw), batch(*ids)["caption"])[1].detach()
+    return module.losses(batch(*ids, draw=draw))[1].detach()
 
 
 @pytest.mark.parametrize(("schedule", "name"), [(Flow(), "flow"), (Flow(), "x0"), (SD, "eps"), (SD, "v")])
@@ -31,7 +33,7 @@ def test_the_loss_of_a_perfect_denoiser_is_zero(schedule: Schedule, name: str) -
     module = diffusion(schedule=schedule, prediction=Prediction(name), times=Uniform(schedule))
     x0 = module.latents(batch(0, 1, 2, 3))
 
-    def perfect(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def perfect(x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         t = time.double() if schedule.discrete else time.double() / 1000
         alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
         return module.prediction.target(x0, (x - alpha * x0) / sigma, alpha.flatten(), sigma.flatten())
@@ -65,25 +67,29 @@ def test_moments_from_a_cache_train_as_the_pictures_do() -> None:
     module, images = diffusion(), batch(0, 1, 2)
     cached: dict[str, Any] = {name: images[name] for name in ("id", "draw", "caption")}
     cached["moments"] = module.first_stage.moments(images["image"].float() / 127.5 - 1)
-    expected = module.losses(images, images["caption"])[1]
-    torch.testing.assert_close(module.losses(cached, images["caption"])[1], expected, rtol=1e-5, atol=1e-6)
+    expected = module.losses(images)[1]
+    torch.testing.assert_close(module.losses(cached)[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_context_is_what_the_text_tower_says_of_the_captions() -> None:
+def test_the_conditioning_is_what_the_text_encoder_makes_of_the_captions() -> None:
     module = diffusion()
-    expected = module.text_encoder(module.tokenizer(CAPTIONS))
-    assert module.context(CAPTIONS).shape == (4, 16, 16) and torch.equal(module.context(CAPTIONS), expected)
+    text = module.conditioning(batch(0, 1, 2, 3)).get("text")
+    assert text.shape == (4, 16, 16) and torch.equal(text, module.text_encoder.encode(CAPTIONS).get("text"))
+
+
+def states_of(module: DiffusionTraining, images: dict[str, Any]) -> Tensor:
+    return module.text_encoder.encode(images["caption"]).get("text").detach()
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
-def test_states_from_a_cache_train_as_the_text_tower_does_dropped_captions_too(
+def test_states_from_a_cache_train_as_the_text_encoder_does_dropped_captions_too(
     dtype: torch.dtype, digits: float
 ) -> None:
     module, images = diffusion(caption_dropout=0.5), batch(*range(8))
-    cached = {**images, "states": module.text_encoder(module.tokenizer(images["caption"])).to(dtype)}
-    dropped = ["", *images["caption"][1:6], "", ""]
-    states = module.context(dropped, states=cached["states"])
-    torch.testing.assert_close(states, module.context(dropped), rtol=digits, atol=digits)
+    cached = {**images, "states": states_of(module, images).to(dtype)}
+    dropped = torch.tensor([True, *[False] * 5, True, True])
+    text = module.conditioning(cached, dropped).get("text")
+    torch.testing.assert_close(text, module.conditioning(images, dropped).get("text"), rtol=digits, atol=digits)
     torch.testing.assert_close(
         module.training_step(cached, 0)["losses"], module.training_step(images, 0)["losses"], rtol=digits, atol=digits
     )
@@ -91,35 +97,40 @@ def test_states_from_a_cache_train_as_the_text_tower_does_dropped_captions_too(
 
 def test_the_empty_caption_that_validation_asked_for_first_trains_too() -> None:
     module, images = diffusion(caption_dropout=0.9), batch(0, 1)
-    images["states"] = module.text_encoder(module.tokenizer(images["caption"])).detach()
+    images["states"] = states_of(module, images)
     with torch.inference_mode():
-        module.context(["", ""], states=images["states"])
+        module.conditioning(images, torch.tensor([True, True]))
     module.training_step(images, 0)["loss"].backward()
-    assert module.unet.conv_in.weight.grad is not None
+    assert module.backbone.conv_in.weight.grad is not None
 
 
 def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, n, dropped = diffusion(caption_dropout=0.1), 4000, []
 
-    def note(batch: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
-        assert set(captions) == {"", "text"}
-        dropped.append({i for i, caption in enumerate(captions) if not caption})
+    def note(batch: dict[str, Any], rows: Tensor) -> tuple[Tensor, Tensor]:
+        dropped.append(set(rows.nonzero().flatten().tolist()))
         return torch.zeros(n), torch.zeros(n)
 
     monkeypatch.setattr(module, "losses", note)
     for draw in range(2):
-        module.training_step({"id": torch.arange(n), "draw": torch.full((n,), draw), "caption": ["text"] * n}, 0)
+        module.training_step({"id": torch.arange(n), "draw": torch.full((n,), draw)}, 0)
     for chosen in dropped:
         assert abs(len(chosen) - 400) < 4 * 360**0.5
     assert len(dropped[0] & dropped[1]) < 40 + 4 * 40**0.5
+
+
+def test_a_dropped_caption_counts_as_the_empty_one() -> None:
+    module, images = diffusion(), batch(0, 1, 2)
+    empty = module.losses({**images, "caption": ["", images["caption"][1], ""]})[1]
+    assert torch.equal(module.losses(images, torch.tensor([True, False, True]))[1], empty)
 
 
 def test_validation_uses_the_same_times_and_noise_each_time_and_every_caption(tmp_path: Path) -> None:
     module = diffusion(caption_dropout=0.9)
     trainer = fit(tmp_path, module, steps=4)
     samples = [Pictures(6, seed=1)[index] for index in range(6)]
-    images = {"image": torch.stack([s["image"] for s in samples]), "id": torch.arange(6), "draw": torch.zeros(6).long()}
-    expected = module.losses(images, [sample["caption"] for sample in samples])[1].mean()
+    images = {**collate(samples), "draw": torch.zeros(6).long()}
+    expected = module.losses(images)[1].mean()
     torch.testing.assert_close(trainer.callback_metrics["val/pictures/loss"], expected.detach(), rtol=1e-5, atol=0)
 
 
@@ -128,31 +139,31 @@ def test_tokens_made_ahead_by_the_workers_train_to_the_same_bit(
 ) -> None:
     here, ahead, called = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5), []
     with monkeypatch.context() as patch:
-        tokenizer = ahead.tokenizer
+        tokenize = ahead.tokenize
 
         def note(captions: list[str]) -> Tensor:
             called.extend(captions)
-            return tokenizer(captions)
+            return tokenize(captions)
 
-        patch.setattr(ahead, "tokenizer", note)
+        patch.setattr(ahead, "tokenize", note)
         losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (here, ahead)]
     assert {*called} == {""}  # in this process
     assert losses[0] == losses[1]
-    assert all(torch.equal(a, b) for a, b in zip(here.unet.parameters(), ahead.unet.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(here.backbone.parameters(), ahead.backbone.parameters(), strict=True))
 
 
-def test_training_changes_the_unet_and_nothing_else(tmp_path: Path) -> None:
+def test_training_changes_the_denoising_network_and_nothing_else(tmp_path: Path) -> None:
     module, fresh = diffusion(), diffusion()
     trainer = fit(tmp_path, module)
     for ours, theirs in zip(module.frozen, fresh.frozen, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert not torch.equal(module.unet.conv_in.weight, fresh.unet.conv_in.weight)
+    assert not torch.equal(module.backbone.conv_in.weight, fresh.backbone.conv_in.weight)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert {name.partition(".")[0] for name in state} == {"unet"}
+    assert {name.partition(".")[0] for name in state} == {"backbone"}
 
 
-def test_frozen_parts_follow_the_unet_to_its_device() -> None:
+def test_frozen_parts_follow_the_denoising_network_to_its_device() -> None:
     module = diffusion().to("meta")
     module.on_fit_start()
     assert {p.device.type for network in module.frozen for p in network.parameters()} == {"meta"}
@@ -163,26 +174,28 @@ def test_what_it_says_of_itself_is_all_that_sampling_needs(tmp_path: Path) -> No
     about = module.about()
     for name, kind, network in [
         ("first_stage", "vae", module.frozen[0]),
-        ("text_encoder", "text_tower", module.frozen[1]),
+        ("text_encoder", "text_tower", module.text_encoder.towers[0]),
     ]:
         about["model"][name] = save_part(tmp_path / f"{kind}.safetensors", kind, network)
-    save_model(tmp_path / "unet.safetensors", module.unet.state_dict(), about)
+    save_model(tmp_path / "unet.safetensors", module.backbone.state_dict(), about)
     model = read_model(tmp_path / "unet.safetensors")
-    x, time, context = torch.randn(1, 4, 4, 4), torch.ones(1), torch.randn(1, 16, 16)
-    expected = module.unet.eval()(x, time, context)
-    torch.testing.assert_close(model.unet(x, time, context), expected, rtol=1e-5, atol=1e-5)
+    inputs = torch.randn(1, 4, 4, 4), torch.ones(1), Conditioning(text=torch.randn(1, 16, 16))
+    expected = module.backbone.eval()(*inputs)
+    torch.testing.assert_close(model.backbone(*inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_context_of_another_width_is_refused() -> None:
+def test_a_text_encoder_of_another_width_is_refused() -> None:
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=32, groups=4)
-    with pytest.raises(ValueError, match=r"text_encoder gives a context of width 16, but .* model.context_width=32"):
-        diffusion(unet=unet)
+    with pytest.raises(
+        ValueError, match="the unet reads text of width 32, but the text encoder gives text of width 16"
+    ):
+        diffusion(backbone=unet)
 
 
 def test_latents_of_other_channels_are_refused() -> None:
     unet = UNet(3, 3, width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
-    with pytest.raises(ValueError, match=r"first_stage makes 4 latent channels, but .* model.in_channels=3"):
-        diffusion(unet=unet)
+    with pytest.raises(ValueError, match="the first stage has 4 latent channels, but the unet takes 3"):
+        diffusion(backbone=unet)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -192,7 +205,7 @@ def test_a_dropout_that_is_no_share_is_refused(share: float) -> None:
 
 
 def saved(module: DiffusionTraining) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     return checkpoint
 
@@ -204,7 +217,7 @@ def test_a_checkpoint_of_its_own_is_taken() -> None:
 def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
     other = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
     with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 8\)"):
-        diffusion().on_load_checkpoint(saved(diffusion(unet=other)))
+        diffusion().on_load_checkpoint(saved(diffusion(backbone=other)))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +225,7 @@ def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
     [
         {"prediction": Prediction("v")},
         {"schedule": Flow(shift=3.0)},
-        {"first_stage": FirstStage(tiny_vae(), {"weights": "", "fingerprint": "w"})},
+        {"first_stage": Frozen(tiny_vae(), {"weights": "", "fingerprint": "w"})},
     ],
     ids=["prediction", "schedule", "first_stage"],
 )
@@ -230,8 +243,8 @@ def test_a_run_s_global_batches_have_a_time_in_every_stratum(tmp_path: Path) -> 
     module, times = diffusion(stratified=True), []
     losses = module.losses
 
-    def note(images: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
-        t, loss = losses(images, captions)
+    def note(images: dict[str, Any], dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        t, loss = losses(images, dropped)
         if module.training:
             times.append(t)
         return t, loss
@@ -268,22 +281,6 @@ def test_the_loss_that_is_logged_is_that_of_the_global_batch(tmp_path: Path) -> 
     whole, halves = (fit(tmp_path, diffusion(), 3, None, size, accumulate_grad_batches=4 // size) for size in (4, 2))
     for name in ("train/loss", "val/pictures/loss"):
         torch.testing.assert_close(whole.callback_metrics[name], halves.callback_metrics[name], rtol=1e-5, atol=1e-6)
-
-
-def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path)
-    module = diffusion(unet=tiny_unet(seed=5), start=str(model))
-    assert all(map(torch.equal, module.unet.state_dict().values(), tiny_unet().state_dict().values()))
-    wider = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
-    with pytest.raises(ValueError, match="are those of another UNet"):
-        diffusion(unet=wider, start=str(model))
-
-
-def test_weights_that_fit_and_mean_something_else_are_no_start(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path)
-    groups = tiny_unet().config["groups"]
-    with pytest.raises(ValueError, match=f"was trained with groups {groups}, and model.groups is {groups // 2}: make"):
-        diffusion(unet=UNet(**{**tiny_unet().config, "groups": groups // 2}), start=str(model))
 
 
 def test_a_compile_mode_that_does_not_exist_is_refused() -> None:

@@ -15,13 +15,12 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import Uniform
 from ldm.diffusion.weighting import uniform
-from ldm.nn.tokenizer import Tokenizer
 from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.clip import ClipTraining
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.optim import constant
-from ldm.weights.parts import FirstStage, TextEncoder
-from tests.tiny import SAMPLING, tiny_text_tower, tiny_unet, tiny_vae
+from ldm.weights.parts import Frozen
+from tests.tiny import SAMPLING, tiny_text_encoder, tiny_unet, tiny_vae
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 CAPTIONS = ["a red circle", "blue square on white background", "a white square", "red"]
@@ -50,16 +49,14 @@ def batch(*ids: int, draw: int = 0) -> dict[str, Any]:
 
 def frozen_parts() -> dict[str, Any]:
     return {
-        "first_stage": FirstStage(tiny_vae(), {"weights": "vae.safetensors", "fingerprint": "v"}),
-        "text_encoder": TextEncoder(
-            tiny_text_tower(), Tokenizer(context=16), {"weights": "text.safetensors", "fingerprint": "t"}
-        ),
+        "first_stage": Frozen(tiny_vae(), {"weights": "vae.safetensors", "fingerprint": "v"}),
+        "text_encoder": Frozen(tiny_text_encoder(), {"weights": "text.safetensors", "fingerprint": "t"}),
     }
 
 
 def diffusion(**how: Any) -> DiffusionTraining:
     settings: dict[str, Any] = {
-        "unet": tiny_unet().train(),
+        "backbone": tiny_unet().train(),
         **frozen_parts(),
         "schedule": Flow(),
         "prediction": Prediction("flow"),

@@ -61,5 +61,5 @@ def test_what_needs_no_cast_is_read_in_one_piece_which_takes_one_mapping_of_the_
 def test_a_model_s_network_is_placed_and_its_fingerprint_is_the_same(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     placed = read_model(path, channels_last=True)
-    assert placed.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert fingerprint(placed.unet.state_dict()) == find(path).network("unet").fingerprint
+    assert placed.backbone.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert fingerprint(placed.backbone.state_dict()) == find(path).network("unet").fingerprint

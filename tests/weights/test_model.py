@@ -14,13 +14,13 @@ from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_v
 from tests.weights.foreign import ODD, SD1, whole_model
 
 
-def save_run(folder: Path, **changes: Any) -> Path:
+def save_run(folder: Path, prefix: str = "backbone.", **changes: Any) -> Path:
     """A run's checkpoint, its averages all one, its weights all two."""
     state = tiny_unet().state_dict()
     checkpoint = {
         "ldm": tiny_about(folder),
         "global_step": 7,
-        "state_dict": {f"unet.{name}": torch.full_like(tensor, 2) for name, tensor in state.items()}
+        "state_dict": {prefix + name: torch.full_like(tensor, 2) for name, tensor in state.items()}
         | {"other.weight": torch.zeros(1)},
         "ema": {name: torch.ones_like(tensor) for name, tensor in state.items()},
     }
@@ -32,9 +32,9 @@ def save_run(folder: Path, **changes: Any) -> Path:
 
 def test_a_saved_model_comes_back_with_its_parts(tmp_path: Path) -> None:
     model = read_model(save_tiny_model(tmp_path))
-    assert native.fingerprint(model.unet.state_dict()) == native.fingerprint(tiny_unet().state_dict())
-    assert model.about == tiny_about(tmp_path) and not model.unet.training
-    assert model.first_stage.network.factor == 2 and model.text_encoder.tokenizer.context == 16
+    assert native.fingerprint(model.backbone.state_dict()) == native.fingerprint(tiny_unet().state_dict())
+    assert model.about == tiny_about(tmp_path) and not model.backbone.training
+    assert model.first_stage.network.factor == 2 and model.text_encoder.network.context == 16
 
 
 def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,14 +48,21 @@ def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: py
 def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
     checkpoint = save_run(tmp_path)
     for path in (tmp_path, checkpoint):
-        assert all((parameter == 1).all() for parameter in read_model(path).unet.parameters())
+        assert all((parameter == 1).all() for parameter in read_model(path).backbone.parameters())
     assert find_model(tmp_path).notes == ("moving average after 7 steps",)
 
 
 @pytest.mark.parametrize("averages", [None, {}])
 def test_of_a_run_without_averages_the_weights_are_read(tmp_path: Path, averages: dict[str, Any] | None) -> None:
     save_run(tmp_path, ema=averages)
-    assert all((parameter == 2).all() for parameter in read_model(tmp_path).unet.parameters())
+    assert all((parameter == 2).all() for parameter in read_model(tmp_path).backbone.parameters())
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_a_run_of_version_0_1_whose_weights_are_named_unet_is_read(tmp_path: Path, averages: bool) -> None:
+    save_run(tmp_path, "unet.", **({} if averages else {"ema": None}))
+    expected = 1 if averages else 2
+    assert all((parameter == expected).all() for parameter in read_model(tmp_path).backbone.parameters())
 
 
 def test_the_fingerprint_is_that_of_what_the_model_draws(tmp_path: Path) -> None:
@@ -102,7 +109,7 @@ def test_nothing_at_the_path_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/last\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"holds none of checkpoints/last\.ckpt, unet\.safetensors, dit"):
         read_model(tmp_path)
 
 
@@ -111,11 +118,11 @@ def test_models_of_other_tools_are_read_whole(tmp_path: Path, name: str) -> None
     contents = whole_model(ODD, prediction="v")
     write(contents, tmp_path / name, format_of(tmp_path / name))
     model = read_model(tmp_path / name)
-    assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.unet.config
+    assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.backbone.config
     for kind, network in (
-        ("unet", model.unet),
+        ("unet", model.backbone),
         ("vae", model.first_stage.network),
-        ("text_tower", model.text_encoder.network),
+        ("text_tower", model.text_encoder.network.towers[0]),
     ):
         expected = contents.network(kind).load()
         assert native.fingerprint(network.state_dict()) == native.fingerprint(expected.state_dict())
@@ -132,8 +139,8 @@ def test_models_of_other_tools_draw(tmp_path: Path) -> None:
 def test_weights_of_half_precision_are_read_in_any_type(tmp_path: Path) -> None:
     write(verified(whole_model(ODD), torch.float16), tmp_path / "m.safetensors", "single")
     for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (None, torch.float16)):
-        unet = read_model(tmp_path / "m.safetensors", dtype).unet
-        assert {parameter.dtype for parameter in unet.parameters()} == {expected}
+        backbone = read_model(tmp_path / "m.safetensors", dtype).backbone
+        assert {parameter.dtype for parameter in backbone.parameters()} == {expected}
 
 
 def test_a_model_without_its_autoencoder_is_refused(tmp_path: Path) -> None:

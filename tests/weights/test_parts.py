@@ -22,9 +22,10 @@ def model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_the_parts_of_a_whole_model_of_others_serve_training(model: Path) -> None:
     vae, text = first_stage(str(model)), text_encoder(str(model))
     assert same(vae.network.state_dict(), networks(ODD)["vae"].state_dict())
-    assert same(text.network.state_dict(), networks(ODD)["text_tower"].state_dict())
+    assert same(text.network.towers[0].state_dict(), networks(ODD)["text_tower"].state_dict())
     assert vae.source["weights"] == text.source["weights"] == str(model)
-    assert text.tokenizer.pad == 0 and text.tokenizer.context == 9
+    (tokenizer,) = text.network.tokenizers
+    assert tokenizer.pad == 0 and tokenizer.context == 9
 
 
 def test_an_autoencoder_alone_has_the_fingerprint_that_it_has_in_its_model(tmp_path: Path, model: Path) -> None:
@@ -43,7 +44,7 @@ def test_weights_of_half_precision_become_float32(tmp_path: Path) -> None:
 def test_a_second_generations_text_tower_alone_is_padded_as_it_was_trained(tmp_path: Path) -> None:
     tower = {"width": 64, "heads": 1, "layers": 2, "context": 6, "vocab_size": 49408, "activation": "gelu"}
     write(part(whole_model({"text_tower": tower}), "text_tower"), tmp_path / "t.safetensors", "single")
-    assert text_encoder(str(without_metadata(tmp_path / "t.safetensors"))).tokenizer.pad == 0
+    assert text_encoder(str(without_metadata(tmp_path / "t.safetensors"))).network.tokenizers[0].pad == 0
 
 
 def test_a_file_without_the_part_is_refused(tmp_path: Path) -> None:
@@ -69,8 +70,8 @@ def test_a_text_tower_is_read_from_a_whole_clip_of_ours(tmp_path: Path) -> None:
     image = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2, "projection": 4}
     clip = CLIP(*networks({"text_tower": text, "image_tower": image}).values())  # type: ignore[arg-type]
     save_network(tmp_path / "clip.safetensors", "clip", clip.config, clip.state_dict())
-    found = text_encoder(str(tmp_path / "clip.safetensors"))
-    assert same(found.network.state_dict(), clip.text.state_dict()) and found.tokenizer.context == 5
+    found = text_encoder(str(tmp_path / "clip.safetensors")).network
+    assert same(found.towers[0].state_dict(), clip.text.state_dict()) and found.tokenizers[0].context == 5
 
 
 PIXELS = Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

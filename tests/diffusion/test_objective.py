@@ -1,3 +1,5 @@
+"""Times and noise of the training loss, as a training sets them."""
+
 import math
 
 import pytest
@@ -6,17 +8,17 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.random import normal
-from tests.training.tiny import CAPTIONS, batch, diffusion
+from tests.training.tiny import batch, diffusion
 
 
 def test_stratified_times_lie_one_in_each_stratum_and_stay_keyed_by_the_sample() -> None:
     even = diffusion(stratified=True)
     images = batch(0, 1, 2, 3)
     strata = torch.tensor([[6, 8], [0, 8], [3, 8], [5, 8]])
-    t, _ = even.losses({**images, "stratum": strata}, images["caption"])
-    plain, _ = diffusion().losses({**images, "stratum": strata}, images["caption"])
+    t, _ = even.losses({**images, "stratum": strata})
+    plain, _ = diffusion().losses({**images, "stratum": strata})
     torch.testing.assert_close(t, (strata[:, 0] + plain) / 8)  # of Uniform(Flow()): times are the numbers themselves
-    assert torch.equal(even.losses(images, images["caption"])[0], plain)  # as in validation, which has no strata
+    assert torch.equal(even.losses(images)[0], plain)  # as in validation, which has no strata
 
 
 def test_offset_noise_adds_one_number_a_channel() -> None:
@@ -24,16 +26,14 @@ def test_offset_noise_adds_one_number_a_channel() -> None:
     for offset in (0.0, 0.3):
         module = diffusion(offset_noise=offset)
         module.denoiser = Denoiser(lambda x, *_: seen.append(x) or x, module.schedule, module.prediction)
-        t, _ = module.losses(batch(0, 1), CAPTIONS[:2])
+        t, _ = module.losses(batch(0, 1))
     added = (seen[1] - seen[0]) / t.view(-1, 1, 1, 1)  # sigma is t
     expected = 0.3 * normal(0, "offset noise", torch.arange(2), torch.zeros(2).long(), (4, 1, 1))
     torch.testing.assert_close(added, expected.expand_as(added).to(added.dtype), rtol=1e-4, atol=1e-5)
 
 
 def test_huber_loss_is_less_where_errors_are_large_and_the_same_where_they_are_small() -> None:
-    plain, strict, loose = (
-        diffusion(huber=huber).losses(batch(0, 1, 2), CAPTIONS[:3])[1].detach() for huber in (None, 0.01, 1e6)
-    )
+    plain, strict, loose = (diffusion(huber=huber).losses(batch(0, 1, 2))[1].detach() for huber in (None, 0.01, 1e6))
     torch.testing.assert_close(loose, plain)
     assert (strict < plain / 5).all()
 

@@ -1,0 +1,34 @@
+"""Changes to a denoising network after its weights are read, and before it is trained or used."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ldm.adapters.train_only import TrainOnly
+from ldm.nn.backbone import Backbone
+
+
+class Adapter(Protocol):
+    @property
+    def config(self) -> dict[str, Any]:
+        """The adapter as plain data: its name in `ADAPTERS` and its settings."""
+
+    def adapt(self, backbone: Backbone) -> None:
+        """Changes the network in place: adds layers, and decides which weights require gradients.
+
+        Raises ValueError where nothing of the network matches.
+        """
+
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly}
+
+
+def from_config(config: dict[str, Any]) -> Adapter:
+    """The adapter that a `config` describes. Raises ValueError for an unknown name or settings."""
+    settings = dict(config)
+    name = settings.pop("name", None)
+    if name not in ADAPTERS:
+        raise ValueError(f"the adapter is {name!r}, but must be one of {', '.join(ADAPTERS)}")
+    try:
+        return ADAPTERS[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"the adapter {name} cannot be made with {settings}: {error}") from error
