@@ -75,12 +75,15 @@ def lent_when_called(layer: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def in_batches(
-    items: list[T], size: int, work: Callable[[list[T], int, int, int], Tensor]
+    items: list[T],
+    size: int,
+    work: Callable[[list[T], int, int, int], Tensor],
+    on_remark: Callable[[str], None] = warnings.warn,
 ) -> Iterator[tuple[list[T], Tensor]]:
     """Batches of `size` items with work(batch, its first item, batches before, batches in all).
 
-    Wherever memory is out it is half as many from there on, which is warned of once. Raises MemoryError, saying what
-    to set, if one item is too many.
+    Where memory is out it is half as many from there on, which `on_remark` reports once. Raises MemoryError, saying
+    what to set, if one item is too many.
     """
     first = done = 0
     given = size
@@ -98,7 +101,7 @@ def in_batches(
             first, done = first + len(batch), done + 1
             continue
         if size == given:
-            warnings.warn(f"memory does not suffice for {len(batch)} pictures at a time: drawing fewer", stacklevel=2)
+            on_remark(f"memory does not suffice for {len(batch)} pictures at a time: drawing fewer")
         size = len(batch) // 2
         torch.cuda.empty_cache()  # which counts here, once the error, and so what it held, is gone
 

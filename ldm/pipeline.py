@@ -40,6 +40,7 @@ from ldm.weights.model import Model, read_model
 PREVIEW = 16  # latents on a side, which take a sixteenth of the time of Stable Diffusion's 64
 OnStep = Callable[[int, int], None]
 OnEstimate = Callable[[int, int, Tensor], None]
+OnRemark = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Pipeline:
         batch_size: int = 8,
         on_step: OnStep | None = None,
         on_estimate: OnEstimate | None = None,
+        on_remark: OnRemark | None = None,
         cancelled: Callable[[], bool] | None = None,
         **changes: Unpack[Changes],
     ) -> Result:
@@ -155,8 +157,9 @@ class Pipeline:
 
         `on_step(done, total)` counts the steps of all batches; `on_estimate(first, step, x0)` is given the estimates of
         a batch, whose first picture is that of the call, latents (b, z, h, w), see `small`; Cancelled is raised between
-        two steps once `cancelled()` says so. Warns of text that the text encoder cannot read and of pictures that are
-        scaled. Raises ValueError for what the model cannot draw with, MemoryError where one picture is too many.
+        two steps once `cancelled()` says so. `on_remark(text)`, or a warning, reports text that the text encoder cannot
+        read, images that are scaled, and batches that are too large for the memory. Raises ValueError for what the
+        model cannot draw with, MemoryError where one picture is too many.
         """
         settings = self.settings.changed(changes)
         items = items_of(prompts, negative, seeds, settings.guidance if guidance is None else guidance, image, mask)
@@ -166,7 +169,7 @@ class Pipeline:
             strength = 1.0 if self.inpaints else STRENGTH
         self._check(settings, batch_size)
         for remark in remarks_of(items, settings.size, settings.chunks, self.text_encoder):
-            warnings.warn(remark, stacklevel=3)  # 3: no_grad's wrapper lies between
+            (on_remark or partial(warnings.warn, stacklevel=3))(remark)  # 3: the caller of no_grad's wrapper
 
         def draw(batch: list[Item], first: int, done: int, batches: int) -> Tensor:
             step = on_step and (lambda step, steps: on_step(done * steps + step + 1, batches * steps))
@@ -175,7 +178,7 @@ class Pipeline:
             return self._draw(batch, settings, strength, walk)
 
         images, records = [], []
-        for batch, drawn in in_batches(items, batch_size, draw):
+        for batch, drawn in in_batches(items, batch_size, draw, on_remark or partial(warnings.warn, stacklevel=4)):
             images.append(drawn)
             records += [settings.record(item, strength) | batch_record(batch, k) for k, item in enumerate(batch)]
         return Result(torch.cat(images), records)

@@ -26,6 +26,7 @@ from ldm.config import sentence
 from ldm.report.runs import is_finished, read_run, read_scalars
 from ldm.training.optim import constant
 from ldm.weights.model import read_model
+from tests.training.tiny import GRADIENT, UNIT
 
 ROOT = Path(train.__file__).parent
 TINY = (
@@ -134,15 +135,19 @@ def test_a_run_without_pictures_ends_with_its_validation_and_the_curves_of_the_w
 
 
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
-    both = "precision=32", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
+    both = "precision=32", "+optimizer.eps=1e-2", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
     runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
     for run in map(finish, runs):
         assert run.returncode == 0, run.stderr
     one, other = read(tmp_path / "1"), read(tmp_path / "2")
     assert one["DataModule"] == other["DataModule"] == {"seen": 24}
-    for name, weight in one["state_dict"].items():  # means over two batches of 2 are rounded otherwise than over 4
-        torch.testing.assert_close(other["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
+    # Means over two batches of 2 are rounded differently from means over 4. Muon's largest update, of a 16 x 288
+    # matrix, is lr · 0.2 · sqrt(288) times what Newton-Schulz makes of the gradient, with a slope of at most
+    # 3.4445⁴ = 141. The weights that get AdamW's update differ by less, since 2 · lr / eps is smaller.
+    slope = 4e-3 * 0.2 * 288**0.5 * 141
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(other["state_dict"][name], weight, rtol=6 * 4 * UNIT, atol=6 * slope * 2 * GRADIENT)
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

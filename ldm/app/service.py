@@ -1,6 +1,5 @@
 """Draws what a page asks for, and keeps it on disk as sample.py does."""
 
-import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,6 +82,7 @@ class Service:
 
     def _draw(self, request: Request, tell: Callable[[Step | Drawn], None], cancelled: Callable[[], bool]) -> None:
         estimates: dict[int, Image] = {}
+        remarks: list[str] = []
         progress = (0, 0)
 
         def on_step(done: int, total: int) -> None:
@@ -93,8 +93,7 @@ class Service:
             estimates.update(enumerate(to_pil(pipeline.small(x0)), first))
             tell(Step(*progress, list(estimates.values())))
 
-        with self._turn, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with self._turn:
             pipeline, origin = self._pipeline(request.model)
             result = pipeline(
                 [request.prompt] * len(request.seeds),
@@ -102,10 +101,11 @@ class Service:
                 batch_size=len(request.seeds),
                 on_step=on_step,
                 on_estimate=on_estimate,
+                on_remark=remarks.append,
                 cancelled=cancelled,
                 **request.call | {CALLED[name]: image for name, image in request.sources.items()},
             )
-            tell(Drawn(self._kept(result, origin, request.sources), [str(one.message) for one in caught]))
+            tell(Drawn(self._kept(result, origin, request.sources), remarks))
 
     def _kept(self, result: Result, origin: dict[str, Any], sources: dict[str, Image]) -> list[Path]:
         """Saves the pictures, and beside them what they were drawn from, which they record by path and content."""

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def test_an_error_reaches_the_reader_after_what_was_told(service: Service, monke
 
 def test_a_remark_of_the_pipeline_is_told(service: Service):
     assert any("cannot" in remark or "not" in remark for remark in told_by_prompt(service, "zebra " * 40).remarks)
+
+
+def test_a_warning_of_a_library_is_none_of_the_remarks(service: Service) -> None:
+    told_by_prompt(service, KNOWN)
+    assert service._loaded is not None
+    kinds = DeprecationWarning, FutureWarning, UserWarning
+
+    def library(*_: Any) -> None:
+        for kind in kinds:
+            warnings.warn("this will change", kind, stacklevel=1)
+
+    hook = service._loaded[1].unet.register_forward_hook(library)
+    with pytest.warns(Warning) as passed_on:
+        remarks = told_by_prompt(service, KNOWN).remarks
+    hook.remove()
+    assert remarks == [] and {one.category for one in passed_on} >= {*kinds}
 
 
 def told_by_prompt(service: Service, prompt: str) -> Drawn:

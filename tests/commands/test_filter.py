@@ -1,4 +1,5 @@
 import json
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def test_the_report_marks_the_cuts_and_has_its_picture(tmp_path: Path) -> None:
     assert sum(told["histograms"]["aesthetic score"]["counts"]) == told["rows"] == 2
     with Image.open(tmp_path / "out.report.png") as picture:
         assert picture.width > 1000
+
+
+def test_scores_and_sizes_that_are_nan_are_rejected_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [{"WIDTH": 640.0}, {"AESTHETIC_SCORE": math.nan}, {"WIDTH": math.nan}, {"WIDTH": math.inf}]
+    run(dump(tmp_path / "a.parquet", *changes, {"AESTHETIC_SCORE": 7.0, "WIDTH": 700.0}), tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"aesthetic": 1, "side": 2} and len(kept(tmp_path / "out")) == 2
+    assert report(tmp_path / "out")["uncoercible"] == {"aesthetic": 1, "width": 2}
+    assert "2 values of width could not be coerced and count as missing" in capsys.readouterr().out
 
 
 def test_that_punsafe_stands_in_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Metadata as dumps have it, small enough to count by hand."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,12 @@ def dump(path: Path, *changes: dict[str, Any], **how: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows(*changes), path, **how)
     return path
+
+
+def replace_in_footer(path: Path, old: float, new: float) -> None:
+    """Changes a float32 minimum or maximum in a parquet footer, as writers that do not keep to the format have it."""
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    before, after = (struct.pack("<f", value) for value in (old, new))
+    assert before in data[start:]
+    path.write_bytes(data[:start] + data[start:].replace(before, after))

@@ -133,6 +133,14 @@ def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> 
     assert not told
 
 
+def test_remarks_go_to_who_asks_for_them_and_are_no_warnings(pipeline: Pipeline) -> None:
+    remarks: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline("a purple circle", steps=1, on_remark=remarks.append)
+    assert len(remarks) == 1 and "does not know 'purple'" in remarks[0]
+
+
 def test_pictures_lie_between_two_prompts_or_seeds(pipeline: Pipeline) -> None:
     prompts = [Between("a red circle", "blue", share) for share in (0.0, 0.5, 1.0)]
     seeds = [Between(1, 2, share) for share in (0.0, 0.5, 1.0)]

@@ -23,6 +23,11 @@ from ldm.weights.parts import Frozen
 from tests.tiny import SAMPLING, tiny_text_encoder, tiny_unet, tiny_vae
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
+# For trainings that add up the same numbers in different orders, on several ranks or in shards. AdamW divides by
+# sqrt(v) + eps, so its default eps would turn the rounding of a gradient near 0 into up to 2·lr.
+STEADY = partial(torch.optim.AdamW, lr=1e-2, eps=1.0, fused=True)
+UNIT = 2.0**-24  # the largest relative error of one rounding to float32
+GRADIENT = 16 * UNIT  # a float32 gradient's distance from the exact one, as a share of its norm (test_rounding.py)
 CAPTIONS = ["a red circle", "blue square on white background", "a white square", "red"]
 
 
@@ -113,3 +118,13 @@ def logged(module: DiffusionTraining | AutoencoderTraining | ClipTraining) -> di
     module.log = lambda name, value, **_: values.update({name: value})  # type: ignore[assignment, method-assign]
     module.means.log(module)
     return values
+
+
+def drift(steps: int, lr: float = 1e-2, eps: float = 1.0) -> dict[str, float]:
+    """Tolerances for two trainings by AdamW that differ in the order of additions, with gradients clipped to norm 1.
+
+    The gradients differ by at most 2·GRADIENT. AdamW steps by lr·m/(sqrt(v) + eps). m and sqrt(v) differ by no more
+    than the gradients, and |m| is at most 1.02·sqrt(v) in the first six steps, so the steps differ by at most 2·lr/eps
+    times as much. A step also rounds a weight twice, and its average twice, in either training.
+    """
+    return {"rtol": steps * 8 * UNIT, "atol": steps * 2 * lr / eps * 2 * GRADIENT}

@@ -18,10 +18,11 @@ ALIASES = {
     "license": ("license", "licence"),
     "sample_id": ("sample_id", "uid", "id"),
 }
+SIDES = ("width", "height")
 # The type that each is coerced to. What only names a row keeps its own type.
 TYPES = (
     dict.fromkeys(("url", "caption", "nsfw", "language", "license"), "VARCHAR")
-    | dict.fromkeys(("width", "height"), "DOUBLE")
+    | dict.fromkeys(SIDES, "DOUBLE")
     | dict.fromkeys(("similarity", "punsafe", "pwatermark", "aesthetic"), "FLOAT")
 )
 NUMBERS = tuple(name for name, kind in TYPES.items() if kind != "VARCHAR")

@@ -1,7 +1,7 @@
 """Metadata in, the rows that pass every rule out, in bounded memory: the SQL that DuckDB streams."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ldm.data.metadata.columns import ALIASES, NUMBERS, TYPES, resolve
+from ldm.data.metadata.columns import ALIASES, NUMBERS, SIDES, TYPES, resolve
 from ldm.data.metadata.funnel import BINS, Axis, Tally
 from ldm.data.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failed, identifier, quoted
 from ldm.data.metadata.tables import Damaged, Source, mended, sampled
@@ -19,6 +19,10 @@ from ldm.data.storage import is_local, protocol, retried
 MEMORY = "1000MB"  # of DuckDB, which spills to disk beyond it; the process around it takes some 300 MB
 BATCH_ROWS = 4_000_000
 BATCH_FILES = 64
+# The minimum and maximum in a parquet footer leave NaN out. Without can_have_nan, DuckDB 2 infers from them that a
+# column holds no NaN, and replaces isnan and comparisons by constants. With hive_partitioning, a folder named width=512
+# would replace the column width.
+READING = "binary_as_string = true, can_have_nan = true, hive_partitioning = false"
 SAMPLE_ROWS = 100_000  # a histogram of more costs as much as all rules together, and looks the same
 
 
@@ -105,7 +109,7 @@ class Filter:
         for name in ALIASES:
             owners = [part for part in all_parts if name in part.columns]
             if owners:
-                self.kinds[name] = _stored(name, owners[0].kind(name))
+                self.kinds[name] = _stored(name, [part.kind(name) for part in owners])
         listed = ", ".join(f"{name} {kind}" for name, kind in self.kinds.items())
         self.connection.execute(f"CREATE TABLE stage (failed USMALLINT, {listed})")
         self.connection.execute(f"CREATE TEMP TABLE sample ({listed})")
@@ -174,34 +178,34 @@ class Filter:
 
         DuckDB keeps the order of the files and of their rows, so a rowid tells which of two came first.
         """
-        # No comparison says it: NaN is above all else, and the reader skips comparisons that the footer, which leaves
-        # NaN out, shows to hold.
-        no_nan = [f"NOT isnan({n})" for n in self._asked() if _may_be_nan(n, part)]
+        asked = self._asked()
+        fits = [condition for name in asked if (condition := _fits(name, name, part))]
         numeric, textual = ([rule for rule in self.rules if rule.text == text] for text in (False, True))
         kept = ", ".join(f"TRY_CAST({n if n in part.columns else 'NULL'} AS {kind})" for n, kind in self.kinds.items())
         self.connection.execute(
             f"INSERT INTO stage SELECT {failed(textual)}, {kept} "
-            f"FROM {self._relation(part, part.columns, nan=True)} WHERE {' AND '.join([all_hold(numeric), *no_nan])}"
+            f"FROM {self._relation(part, part.columns, bare=asked)} WHERE {' AND '.join([all_hold(numeric), *fits])}"
         )
 
     def _asked(self) -> list[str]:
         """The columns of the rules over numbers."""
         return [n for n in self.kinds if any(n in rule.columns for rule in self.rules if not rule.text)]
 
-    def _relation(self, part: Part, names: Iterable[str], nan: bool = False) -> str:
+    def _relation(self, part: Part, names: Iterable[str], bare: Collection[str] = ()) -> str:
         """The files as a table of our columns, each also raw_, and of each row's number in its file.
 
-        NaN becomes null, or stays with `nan`, which leaves the column bare, so that comparisons reach the reader.
+        A number that does not fit our type becomes null, except in a `bare` column, whose comparisons are pushed down
+        into the reader: there the caller must reject it.
         """
         columns = []
         for name in names:
             value, raw = _coerced(name, part), identifier(part.columns[name])
-            if _may_be_nan(name, part) and not nan:
-                value = f"CASE WHEN NOT isnan({value}) THEN {value} END"
+            if name not in bare and (fits := _fits(value, name, part)):
+                value = f"CASE WHEN {fits} THEN {value} END"
             columns.append(f"{value} AS {name}, {raw} AS raw_{name}")
         listed = ", ".join(quoted(_literal(source)) for source in part.sources)
         columns.append("file_row_number")
-        return f"(SELECT {', '.join(columns)} FROM read_parquet([{listed}], binary_as_string = true))"
+        return f"(SELECT {', '.join(columns)} FROM read_parquet([{listed}], {READING}))"
 
     def finish(self) -> int:
         """Drop duplicates, the first of each URL staying; returns how many rows are kept.
@@ -252,24 +256,36 @@ def _coerced(name: str, part: Part) -> str:
     bare = {
         "FLOAT": kind == pa.float32(),
         "DOUBLE": pa.types.is_integer(kind) or pa.types.is_floating(kind),
-        "VARCHAR": _is_text(kind),
+        "VARCHAR": is_text(kind),
         None: True,
     }[TYPES.get(name)]
     return column if bare else f"TRY_CAST({column} AS {TYPES[name]})"
 
 
-def _may_be_nan(name: str, part: Part) -> bool:
-    return name in NUMBERS and not pa.types.is_integer(part.kind(name))
+def _fits(value: str, name: str, part: Part) -> str | None:
+    """SQL: whether the number can be stored as our type; None where every number of the column's own type can.
+
+    TRY_CAST cannot tell: DuckDB below 2.0 casts 2147483647.5 to −2147483648.
+    """
+    kind = part.kind(name)
+    if name in SIDES:
+        narrow = pa.types.is_integer(kind) and kind.bit_width <= (32 if pa.types.is_signed_integer(kind) else 16)
+        return None if narrow else f"{value} > -2147483648.5::DOUBLE AND {value} < 2147483647.5::DOUBLE"
+    return f"isfinite({value})" if name in NUMBERS and not pa.types.is_integer(kind) else None
 
 
-def _stored(name: str, kind: pa.DataType) -> str:
+def _stored(name: str, kinds: list[pa.DataType]) -> str:
     """The type of the column that is written: pixels are whole; what names a row keeps the kind of its own."""
-    if name in ("width", "height"):
+    if name in SIDES:
         return "INTEGER"
-    return TYPES.get(name) or ("BIGINT" if pa.types.is_integer(kind) else "VARCHAR")
+    if name in TYPES:
+        return TYPES[name]
+    if all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in kinds):
+        return "BIGINT"
+    return "UBIGINT" if all(map(pa.types.is_unsigned_integer, kinds)) else "VARCHAR"
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
 
 

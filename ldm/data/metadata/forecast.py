@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ldm.data.metadata.columns import NUMBERS
-from ldm.data.metadata.filtering import Part
+from ldm.data.metadata.filtering import Part, is_text
 from ldm.data.storage import retried
 
 # LAION-5B stored 5.85 G pictures of 384 x 384 in 240 TB (its announcement, laion.ai/blog/laion-5b).
@@ -51,7 +51,7 @@ def _wilson(kept: int, sample: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def statistics(part: Part) -> dict[str, dict[str, Any]]:
-    """Least, greatest and number of nulls of each column of numbers, where the footers tell them."""
+    """Minimum, maximum and number of nulls of each column of numbers, where the footers tell them."""
     found: dict[str, dict[str, Any]] = {}
     for source in part.sources:
 
@@ -61,7 +61,9 @@ def statistics(part: Part) -> dict[str, dict[str, Any]]:
 
         metadata = retried(footer, source.path, source.filesystem)
         positions = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
-        for name in (n for n in NUMBERS if n in part.columns):
+        for name in (
+            n for n in NUMBERS if n in part.columns and not is_text(part.kind(n))
+        ):  # text sorts 1000 below 999
             for group in range(metadata.num_row_groups):
                 told = metadata.row_group(group).column(positions[part.columns[name]]).statistics
                 if told is not None:
@@ -71,6 +73,7 @@ def statistics(part: Part) -> dict[str, dict[str, Any]]:
 
 def _widen(known: dict[str, Any], told: Any) -> None:
     known["nulls"] += told.null_count or 0
-    if told.has_min_max:  # not so where all are null
+    # Absent where all values are null; some writers put NaN, which the format tells readers to ignore.
+    if told.has_min_max and told.min == told.min and told.max == told.max:
         known["min"] = told.min if known["min"] is None else min(known["min"], told.min)
         known["max"] = told.max if known["max"] is None else max(known["max"], told.max)

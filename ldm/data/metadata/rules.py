@@ -1,7 +1,7 @@
 """Which rows of a metadata table stay: an ordered list of rules, each a condition in SQL over our column names.
 
-A row is rejected for the first rule that it fails. A null fails every rule over its column; a NaN, and what could
-not be coerced, are nulls.
+A row is rejected for the first rule that it fails. A null fails every rule over its column; so does what cannot be
+coerced to the column's type, such as NaN, an infinity, or a width beyond 32 bits.
 """
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from scipy.stats import binomtest
 from ldm.data.metadata.filtering import parts
 from ldm.data.metadata.forecast import predicted, statistics
 from ldm.data.metadata.tables import find, open_sources
-from tests.data.dumps import dump
+from tests.data.dumps import dump, replace_in_footer
 
 
 @pytest.mark.parametrize(("kept", "sample"), [(0, 50), (3, 1000), (500, 1000), (50, 50)])
@@ -25,6 +26,20 @@ def test_costs_follow_the_kept_rows() -> None:
 def test_nothing_sampled_predicts_nothing() -> None:
     told = predicted(0, 0, 0, 0, 512, 1.0, 1.0)
     assert told["kept_rows"] == told["metadata_bytes"] == told["cache_bytes"] == 0
+
+
+def test_a_footer_of_text_has_no_minimum_of_numbers(tmp_path: Path) -> None:
+    dump(tmp_path / "a.parquet", {"WIDTH": "1000"}, {"WIDTH": "999"})
+    (part,) = parts(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert "width" not in statistics(part) and statistics(part)["height"]["min"] == 512
+
+
+def test_nan_in_a_footer_is_ignored(tmp_path: Path) -> None:
+    for name, score in (("a", 7.25), ("b", 7.125)):
+        dump(tmp_path / f"{name}.parquet", {"AESTHETIC_SCORE": 6.5}, {"AESTHETIC_SCORE": score})
+    replace_in_footer(tmp_path / "a.parquet", 7.25, math.nan)
+    (part,) = parts(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert statistics(part)["aesthetic"] == {"min": 6.5, "max": 7.125, "nulls": 0}
 
 
 def test_footers_tell_ends_and_nulls_of_all_files_together(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""What tolerances of comparisons between trainings rest on."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import tiny_unet
+from tests.training.tiny import GRADIENT
+
+
+def gradient(dtype: torch.dtype, seed: int, rows: slice) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shapes: Any = ((4, 4, 4, 4), (4, 16, 16), (4, 4, 4, 4))
+    x, context, target = (torch.randn(shape, generator=generator)[rows].to(dtype) for shape in shapes)
+    unet = tiny_unet().to(dtype)
+    time = torch.tensor([100.0, 400.0, 700.0, 900.0])[rows]
+    (unet(x, time, context) - target).square().mean().backward()
+    return torch.cat([weight.grad.flatten() for weight in unet.parameters() if weight.grad is not None]).double()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_float32_gradient_is_the_exact_one_but_for_rounding(seed: int) -> None:
+    exact, whole = (gradient(dtype, seed, slice(4)) for dtype in (torch.float64, torch.float32))
+    halves = sum(gradient(torch.float32, seed, rows) for rows in (slice(2), slice(2, 4))) / 2
+    for found in (whole, halves):
+        assert (found - exact).abs().max() <= GRADIENT * exact.norm()
