@@ -1,5 +1,6 @@
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
