@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
 from tests.tiny import tiny_unet
 from tests.training.tiny import GRADIENT
 
@@ -15,7 +16,7 @@ def gradient(dtype: torch.dtype, seed: int, rows: slice) -> torch.Tensor:
     x, context, target = (torch.randn(shape, generator=generator)[rows].to(dtype) for shape in shapes)
     unet = tiny_unet().to(dtype)
     time = torch.tensor([100.0, 400.0, 700.0, 900.0])[rows]
-    (unet(x, time, context) - target).square().mean().backward()
+    (unet(x, time, Conditioning(text=context)) - target).square().mean().backward()
     return torch.cat([weight.grad.flatten() for weight in unet.parameters() if weight.grad is not None]).double()
 
 
