@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.callbacks.interruption import TIMEOUT
-from ldm.config import (
+from ldm.callbacks.checkpointing.interruption import TIMEOUT
+from ldm.commands.train.config import (
     check_given,
     check_overrides,
     check_parallel,
@@ -42,17 +42,17 @@ def train(config: DictConfig) -> None:
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-    from ldm.callbacks.beginning import Beginning
-    from ldm.callbacks.changes import Changes
-    from ldm.callbacks.checkpoint import AtomicCheckpointIO
-    from ldm.callbacks.effective import Effective
-    from ldm.callbacks.hyperparameters import Hyperparameters
-    from ldm.callbacks.time_limit import TimeLimit
+    from ldm.callbacks.checkpointing.beginning import Beginning
+    from ldm.callbacks.checkpointing.changes import Changes
+    from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+    from ldm.callbacks.checkpointing.effective import Effective
+    from ldm.callbacks.checkpointing.time_limit import TimeLimit
+    from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
     if config.plan:
-        from ldm.plan import print_plan
+        from ldm.planning.report import print_plan
 
         lint(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
@@ -135,8 +135,8 @@ def chosen_callbacks(config: DictConfig) -> list[Any]:
 
 def check_drawn_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:
     """Refuses images, or a schedule, for another size than training.size, which the run draws and evaluates."""
-    from ldm.callbacks.evaluation import Evaluation
-    from ldm.data.sizes import check_sizes
+    from ldm.callbacks.images.evaluation import Evaluation
+    from ldm.data.sources.sizes import check_sizes
 
     (height, width), factor = module.size, module.first_stage.factor
     datasets = {} if data.bucketed else {"data.module.train": data.train.dataset}
@@ -158,8 +158,8 @@ def lint(config: DictConfig) -> None:
     """Refuses, before any network is built or folder made, settings that contradict one another."""
     from torch import nn, zeros
 
-    from ldm.lint import Setup, check
-    from ldm.settings import Settings
+    from ldm.pipeline.settings import Settings
+    from ldm.sampling.compatibility import Setup, check
 
     check_settings(config)
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
@@ -182,7 +182,7 @@ def lint(config: DictConfig) -> None:
 
 def checkpoint(resume: str | None, run_dir: Path) -> str | None:
     """The file to go on from: the run's own for auto, if there is one."""
-    from ldm.callbacks.checkpoint_file import newest
+    from ldm.callbacks.checkpointing.checkpoint_file import newest
 
     if resume is None and list(run_dir.glob("checkpoints/*.ckpt")):
         raise ValueError(f"{run_dir} holds a run already; go on with resume=auto, or give another run_dir")

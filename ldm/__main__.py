@@ -6,7 +6,7 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-from ldm.commands import edge
+from ldm import errors
 
 COMMANDS = {
     "app": "draw in a browser",
@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "what runs are doing: steps, rate, time left, latest numbers, live",
     "verify": "check a cache of latents or shards of pictures",
 }
+PACKAGES = ("evaluate", "filter", "info")  # commands of several modules
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1]).command
     try:
-        command = import_module(f"ldm.commands.{name}")
+        command = import_module(f"ldm.commands.{name}.command" if name in PACKAGES else f"ldm.commands.{name}")
     except KeyboardInterrupt:  # which takes seconds
         return 130
     parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__, allow_abbrev=False)
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         near = get_close_matches(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", parser.format_usage()), n=1)
         parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
-    return edge.run(lambda: command.run(args), args.debug)
+    return errors.run(lambda: command.run(args), args.debug)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ldm.data.shapes import held_out_prompts, parse, place, render
+from ldm.data.sources.shapes import held_out_prompts, parse, place, render
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.composition import accuracy
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import train
-from ldm.callbacks.interruption import TIMEOUT
-from ldm.commands.edge import EXPECTED
-from ldm.config import sentence
+from ldm.callbacks.checkpointing.interruption import TIMEOUT
+from ldm.commands.train.config import sentence
+from ldm.errors import EXPECTED
 from ldm.report.runs import is_finished, read_run, read_scalars
 from ldm.training.optim import constant
 from ldm.weights.model import read_model

@@ -19,7 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
 
 WEIGHTS, EVERY, SAVES, ROUNDS = 64, 16, 3, 3  # MiB of weights, which with AdamW's moments come to three times as much
 STEPS = EVERY * (SAVES + 1) + EVERY // 2

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 import train
-from ldm.callbacks import checkpoint, checkpoint_file, previews
-from ldm.callbacks.ema import EMA
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing import checkpoint, checkpoint_file
+from ldm.callbacks.images import previews
 from ldm.progress import Progress
 from ldm.report.runs import read_scalars
 from ldm.training.diffusion import DiffusionTraining

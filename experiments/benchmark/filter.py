@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ldm.commands.bench import check_replaceable, save
-from ldm.commands.filter import UNITS
+from ldm.commands.filter.command import UNITS
 
 COLUMNS = ["URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE", "hash"]
 

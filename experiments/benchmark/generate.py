@@ -23,14 +23,14 @@ from ldm.commands.bench import check_replaceable, save
 from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
+from ldm.execution.cpu_packing import can_pack, pack
 from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.packing import can_pack, pack
-from ldm.pipeline import Pipeline
-from ldm.settings import Settings
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.settings import Settings
 
 PEER: Any = diffusers  # whose calls bear no types
 PROMPT = "a photo of a cat"

@@ -25,13 +25,13 @@ from ldm.commands.bench import check_replaceable, save
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
+from ldm.weights.compvis.reader import SAMPLING, SCHEDULE
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.single_file import SAMPLING, SCHEDULE
-from ldm.weights.tensors import Tensors
-from ldm.weights.values import header, held
+from ldm.weights.storage.tensors import Tensors
+from ldm.weights.storage.values import header, held
 
 ROOT = Path(__file__).parents[2]
 Files = tuple[Path, Path]  # the weights, and a folder of diffusers' configurations for them

@@ -29,11 +29,11 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.cache import FORMAT, CachedLatents
-from ldm.data.datamodule import collate
-from ldm.data.latent_shard import write_shard
+from ldm.data.latents.cache import FORMAT, CachedLatents
+from ldm.data.latents.shard import write_shard
+from ldm.data.loading.datamodule import collate
 from ldm.data.mapped import read_record
-from ldm.data.shards import Shards
+from ldm.data.sources.shards import Shards
 from ldm.files import write_json
 from ldm.image import REDUCING_GAP, pixels, resize_and_crop
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.data.order import Order
-from ldm.data.shards import Shards
+from ldm.data.loading.order import Order
+from ldm.data.sources.shards import Shards
 
 COUNTS = (10, 1_000, 100_000)
 EACH, SIZE, BATCH, READS = 10, 8, 64, 4096

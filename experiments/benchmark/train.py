@@ -24,12 +24,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.health import Health
-from ldm.callbacks.progress import Progress
-from ldm.callbacks.throughput import Throughput
-from ldm.data.datamodule import DataModule, collate
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+from ldm.callbacks.monitoring.health import Health
+from ldm.callbacks.monitoring.progress import Progress
+from ldm.callbacks.monitoring.throughput import Throughput
+from ldm.data.loading.datamodule import DataModule, collate
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import Uniform

@@ -18,7 +18,7 @@ CHECKOUT = HERE.parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 import train  # noqa: E402 - found by the line before
-from ldm.config import sentence  # noqa: E402
+from ldm.commands.train.config import sentence  # noqa: E402
 from ldm.files import write_json  # noqa: E402
 from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
 from ldm.report.runs import Run, read_run  # noqa: E402

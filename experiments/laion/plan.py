@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.data.metadata.forecast import JPEG_BYTES_PER_PIXEL, MOMENTS_BYTES_PER_PIXEL
 from ldm.files import write_json
+from ldm.metadata.forecast import JPEG_BYTES_PER_PIXEL, MOMENTS_BYTES_PER_PIXEL
 from ldm.nn.vae import VAE
 
 HERE = Path(__file__).parent

@@ -24,10 +24,10 @@ from matplotlib import pyplot
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from ldm.data.shapes import Shapes, parse  # noqa: E402 - found by the line before
+from ldm.data.sources.shapes import Shapes, parse  # noqa: E402 - found by the line before
 from ldm.files import write_json  # noqa: E402
 from ldm.image import from_uint8  # noqa: E402
-from ldm.pipeline import Pipeline  # noqa: E402
+from ldm.pipeline.pipeline import Pipeline  # noqa: E402
 from ldm.report.runs import read_run  # noqa: E402
 from ldm.report.statistics import mean  # noqa: E402
 

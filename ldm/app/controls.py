@@ -9,10 +9,10 @@ from gradio.components import Component
 
 from ldm.app.painting import sources_of
 from ldm.app.service import Request
-from ldm.items import MAX_SEED
+from ldm.pipeline.inputs import MAX_SEED
+from ldm.pipeline.settings import Settings
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.settings import Settings
 
 OWN = ("steps", "guidance", "sampler", "spacing")  # controls that are settings as they are
 NAMES = ("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *OWN)

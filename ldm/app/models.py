@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.settings import Settings
+from ldm.pipeline.settings import Settings
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import find_model
 

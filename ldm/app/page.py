@@ -16,9 +16,9 @@ from ldm.app import controls
 from ldm.app.painting import COLOUR, OPACITY, painting_of
 from ldm.app.restoring import restored
 from ldm.app.service import Service, Step
-from ldm.commands.edge import EXPECTED, sentence
-from ldm.editing import STRENGTH
+from ldm.errors import EXPECTED, sentence
 from ldm.image import load_image, read_metadata
+from ldm.pipeline.source_images import STRENGTH
 
 Changes = dict[Any, Any]  # component → its new value
 

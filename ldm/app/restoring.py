@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ldm.commands.sample import CALL
-from ldm.commands.sample_sources import CALLED, read_again
+from ldm.commands.sample.command import CALL
+from ldm.drawing.sources import CALLED, read_again
 from ldm.image import read_metadata
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS

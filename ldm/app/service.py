@@ -12,11 +12,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.app.models import settings_of
-from ldm.commands.sample_job import Job, Process, file_name, load
-from ldm.commands.sample_sources import CALLED, read
+from ldm.drawing.job import Job, Process, file_name, load
+from ldm.drawing.sources import CALLED, read
 from ldm.image import save_png, to_pil
-from ldm.pipeline import Pipeline, Result
-from ldm.settings import Settings
+from ldm.pipeline.pipeline import Pipeline, Result
+from ldm.pipeline.settings import Settings
 
 
 @dataclass(frozen=True)

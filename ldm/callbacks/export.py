@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.ema import EMA
+from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.find import find
-from ldm.sharding import whole
+from ldm.execution.fsdp import whole
 from ldm.weights.native import save_network
 
 

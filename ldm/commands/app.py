@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Event
 
 from ldm.app.models import offered
-from ldm.commands.device import add_device_arguments
-from ldm.commands.edge import UsageError
+from ldm.commands.device_arguments import add_device_arguments
+from ldm.device import choose_device
+from ldm.errors import UsageError
+from ldm.execution.offload import MODES
 from ldm.files import check_writable
-from ldm.memory import MODES
-from ldm.processor import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

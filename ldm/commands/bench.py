@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ldm.commands.edge import UsageError
+from ldm.errors import UsageError
 from ldm.files import check_writable, write_json
 from ldm.ownership import refuse
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ldm.commands.edge import UsageError
+from ldm.errors import UsageError
 from ldm.ownership import Record
 from ldm.report.comparison import compare, plain
 from ldm.report.figures import drawn, plots

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ldm.commands.edge import UsageError, shown_warnings
+from ldm.errors import UsageError, shown_warnings
 from ldm.progress import Progress
+from ldm.weights.compvis.reader import Choices
 from ldm.weights.contents import Contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
 from ldm.weights.destination import check_apart, sources_of
 from ldm.weights.find import DEFAULT, READABLE, find
 from ldm.weights.kinds import KINDS
-from ldm.weights.single_file import Choices
 
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.commands.edge import UsageError
-from ldm.data.metadata.columns import parse_choices, resolve
-from ldm.data.metadata.img2dataset import (
+from ldm.errors import UsageError
+from ldm.files import atomic_write, check_writable, write_json, write_text
+from ldm.metadata.columns import parse_choices, resolve
+from ldm.metadata.img2dataset import (
     READY,
     REQUIREMENT,
     Fetched,
@@ -22,12 +23,11 @@ from ldm.data.metadata.img2dataset import (
     drop_unfinished,
     environment,
 )
-from ldm.files import atomic_write, check_writable, write_json, write_text
 from ldm.ownership import check_outside, refuse
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
-    from ldm.data.metadata.tables import Source
+    from ldm.metadata.tables import Source
 
 NEEDED = ("pyarrow", "fsspec", "matplotlib")
 # What img2dataset writes by itself under these names, and so refuses to carry over.
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Shards in `--out`, report, log and settings beside it; ValueError or OSError in one sentence on failure."""
     _check(args)
-    from ldm.data.metadata.tables import find, open_sources
+    from ldm.metadata.tables import find, open_sources
 
     sources, damaged = open_sources(find([args.source]))
     if damaged:
@@ -216,7 +216,7 @@ def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched,
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:
-    from ldm.data.metadata.funnel_picture import draw, save
+    from ldm.metadata.funnel_picture import draw, save
 
     one_in = report.get("histograms_of_one_row_in", 1)
     figure = draw(report["funnel"], report["rows"], report.get("histograms", {}), one_in)

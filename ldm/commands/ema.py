@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.commands.edge import UsageError
-from ldm.commands.sample_arguments import number
+from ldm.commands.sample.arguments import number
+from ldm.ema.profiles import coefficients, exponent
+from ldm.errors import UsageError
 from ldm.ownership import refuse
-from ldm.profiles import coefficients, exponent
 from ldm.progress import Progress
 from ldm.weights.native import read_about, save_network
-from ldm.weights.tensors import open_tensors
+from ldm.weights.storage.tensors import open_tensors
 
 OFF = 0.05  # of a profile's norm, beyond which the result is no good approximation
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.commands.caption_states import States
-from ldm.commands.edge import UsageError
-from ldm.data.buckets import Size, bucket_sizes
-from ldm.data.encoding import Encode, Job, encode_shards, finish
-from ldm.data.shards import Shards, find_tars
+from ldm.data.latents.caption_states import States
+from ldm.data.latents.encoding import Encode, Job, encode_shards, finish
+from ldm.data.sources.buckets import Size, bucket_sizes
+from ldm.data.sources.shards import Shards, find_tars
+from ldm.errors import UsageError
 from ldm.image import WHITE
 from ldm.nn.vae import VAE
 from ldm.ownership import check_outside

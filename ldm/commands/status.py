@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.commands.edge import UsageError
+from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
 from ldm.report.comparison import metrics_of

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.commands.edge import UsageError
-from ldm.data.cache import MANIFEST, read_manifest
-from ldm.data.captions import Captions
-from ldm.data.shards import find_tars
-from ldm.data.verification import cache_problems, shard_problems
+from ldm.data.latents.cache import MANIFEST, read_manifest
+from ldm.data.latents.verification import cache_problems, shard_problems
+from ldm.data.sources.captions import Captions
+from ldm.data.sources.shards import find_tars
+from ldm.errors import UsageError
 from ldm.progress import Progress, clear
 from ldm.weights.parts import first_stage
 

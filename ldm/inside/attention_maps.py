@@ -15,7 +15,7 @@ from ldm.image import grid, to_pil
 from ldm.nn.attention import Attention, SpatialTransformer
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 
 Watch = Callable[[str, Tensor], None]  # (layer, weights (b, heads, n, h, w), which sum to 1 over the n tokens)
 

@@ -5,8 +5,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image import grid, to_pil, to_uint8
-from ldm.inside.walk import grid_of
-from ldm.pipeline import Pipeline
+from ldm.inside.noise_levels import grid_of
+from ldm.pipeline.pipeline import Pipeline
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
-from ldm.editing import originals_of
 from ldm.image import from_uint8, psnr, to_uint8
-from ldm.inside.walk import grid_of
-from ldm.items import Picture, items_of
-from ldm.pipeline import Pipeline
+from ldm.inside.noise_levels import grid_of
+from ldm.pipeline.inputs import Picture, items_of
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.source_images import originals_of
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, pad
 
-from ldm.data.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, parse, signed_distance
+from ldm.data.sources.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, parse, signed_distance
 
 SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
 WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.data.shapes import parse
+from ldm.data.sources.shapes import parse
 from ldm.metrics.clip_score import ClipScore, ClipSimilarity
 from ldm.metrics.composition import PARTS, verdicts
 from ldm.metrics.distances import distances

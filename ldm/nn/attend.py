@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.processor import has_tiles
+from ldm.device import has_tiles
 
 SHORT = 128  # keys at most, for all scores at once
 LONG = 1024  # keys at least, for a block of scores at a time

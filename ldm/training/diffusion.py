@@ -18,13 +18,13 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
+from ldm.execution.fsdp import shard
 from ldm.image import from_uint8
 from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.sharding import shard
 from ldm.training.masks import random_masks
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.sharding import spread_state
+from ldm.execution.fsdp import spread_state
 
 Curve = Callable[[int, int], float]  # (step, of how many) → factor
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ldm.weights.tensors import Tensors
+from ldm.weights.storage.tensors import Tensors
 
 Types = dict[str, type | tuple[type, ...]]
 ABOUT: Types = {"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.weights.tensors import Header
+from ldm.weights.storage.tensors import Header
 
 Shapes = Mapping[str, Header]
 # What shapes do not tell: Stable Diffusion 1.x has 8 heads everywhere, 2.x heads of width 64 everywhere.

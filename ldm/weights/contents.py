@@ -14,8 +14,8 @@ from ldm.weights.found import Found, FoundNetwork
 from ldm.weights.keymaps import NATIVE, Entry, entries
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.native import build, fingerprint_of
-from ldm.weights.tensors import Tensors, refuse_misfits
-from ldm.weights.values import DTYPES, check_finite, chunks, header, on_meta, verified
+from ldm.weights.storage.tensors import Tensors, refuse_misfits
+from ldm.weights.storage.values import DTYPES, check_finite, chunks, header, on_meta, verified
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ import torch
 
 from ldm.files import atomic_folder, check_writable, settle
 from ldm.ownership import Record
+from ldm.weights.compvis.writer import write_file
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
-from ldm.weights.diffusers_writer import write_folder
+from ldm.weights.diffusers.writer import write_folder
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.model import PARTS, check_same, referenced, references
 from ldm.weights.native import fingerprint, write_network
-from ldm.weights.single_file_writer import write_file
-from ldm.weights.tensors import PICKLED
-from ldm.weights.values import verified as verified_tensors
+from ldm.weights.storage.tensors import PICKLED
+from ldm.weights.storage.values import verified as verified_tensors
 
 FORMATS = ("single", "diffusers", "ldm")
 

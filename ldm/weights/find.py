@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from ldm.weights.compvis.reader import Choices
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.recognise import DEFAULT as DEFAULT
 from ldm.weights.recognise import READABLE as READABLE
 from ldm.weights.recognise import recognise
-from ldm.weights.single_file import Choices
 
 
 def find(path: str | Path, choices: Choices = Choices(), variant: str | None = None) -> Contents:  # noqa: B008 - a constant

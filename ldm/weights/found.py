@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.kinds import BACKBONES
-from ldm.weights.tensors import Tensors
+from ldm.weights.storage.tensors import Tensors
 
 PAD = 49407  # of CLIP and Stable Diffusion 1.x; 2.x has 0
 

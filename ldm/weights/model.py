@@ -16,15 +16,15 @@ from ldm.adapters.adapter import from_config
 from ldm.nn.backbone import Backbone, trainable
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
+from ldm.weights.compvis.reader import Choices
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.find import DEFAULT, find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.native import save_network
 from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
-from ldm.weights.single_file import Choices
-from ldm.weights.tensors import refuse_misfits
-from ldm.weights.values import check_finite
+from ldm.weights.storage.tensors import refuse_misfits
+from ldm.weights.storage.values import check_finite
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
 PARTS = ("first_stage", "text_encoder")  # which a model of ours names with their fingerprints

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from ldm.weights.diffusers_folder import STEMS, networks_of, part_contents, read_folder
+from ldm.weights.compvis.reader import Choices, read_file
+from ldm.weights.diffusers.reader import STEMS, networks_of, part_contents, read_folder
 from ldm.weights.found import Found
 from ldm.weights.kinds import ADAPTER, BACKBONES
-from ldm.weights.single_file import Choices, read_file
-from ldm.weights.tensors import locate
+from ldm.weights.storage.tensors import locate
 
 DEFAULT = "shapes"
 READABLE = (

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from ldm.items import MAX_SEED
+from ldm.pipeline.inputs import MAX_SEED
 
 controls = pytest.importorskip("ldm.app.controls", reason="the page needs Gradio: pip install -e '.[app]'")
 

@@ -7,5 +7,5 @@ from tests.callbacks.painted import Painter
 def painter(monkeypatch: pytest.MonkeyPatch) -> type[Painter]:
     """Stands in for the pipeline of all callbacks."""
     fresh = type("Fresh", (Painter,), {"calls": []})
-    monkeypatch.setattr("ldm.callbacks.sampling.Pipeline", fresh)
+    monkeypatch.setattr("ldm.callbacks.images.sampling.Pipeline", fresh)
     return fresh

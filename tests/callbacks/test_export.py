@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.callbacks.checkpoint import Checkpoint
-from ldm.callbacks.ema import EMA
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.export import Export
-from ldm.callbacks.metrics import Metrics
+from ldm.callbacks.monitoring.metrics import Metrics
 from ldm.weights.native import load_network, read_about
 from tests.training.tiny import diffusion, fit
 

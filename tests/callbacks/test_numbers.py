@@ -9,14 +9,14 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from ldm.callbacks.checkpoint import Checkpoint
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.health import Health
-from ldm.callbacks.loss_by_noise import LossByNoise
-from ldm.callbacks.metrics import Metrics
-from ldm.callbacks.progress import Progress
-from ldm.callbacks.seen import Seen
-from ldm.callbacks.throughput import Throughput
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.monitoring.health import Health
+from ldm.callbacks.monitoring.loss_by_noise import LossByNoise
+from ldm.callbacks.monitoring.metrics import Metrics
+from ldm.callbacks.monitoring.progress import Progress
+from ldm.callbacks.monitoring.seen import Seen
+from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import Curve, read_scalars
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.optim import cosine

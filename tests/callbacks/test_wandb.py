@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 
-from ldm.callbacks.hyperparameters import Hyperparameters
+from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
 
 
 class Batches:

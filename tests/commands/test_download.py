@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ldm.__main__ import main
-from ldm.data.metadata.img2dataset import READY, REQUIREMENT, environment
+from ldm.metadata.img2dataset import READY, REQUIREMENT, environment
 from tests.data.web import served
 
 # What img2dataset leaves behind, in so far as the command reads it: the tar and the statistics of each shard.

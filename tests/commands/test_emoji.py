@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.__main__ import main
 from ldm.commands.emoji import read_package
-from ldm.data.shards import Shards
+from ldm.data.sources.shards import Shards
 
 EMOJI = Path(__file__).parents[3] / "shared" / "data" / "emoji"
 KEYS = ["1f3c3-200d-27a1-fe0f", "1f3c3", "1f98d", "0023-fe0f-20e3"]  # as in emoji.json, not in order

@@ -12,8 +12,8 @@ import torch
 
 from ldm.__main__ import main
 from ldm.commands.encode import ranks
-from ldm.data.cache import CachedLatents, read_manifest
-from ldm.data.latent_shard import map_shard
+from ldm.data.latents.cache import CachedLatents, read_manifest
+from ldm.data.latents.shard import map_shard
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.weights.parts import first_stage, text_encoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm.__main__ import main
-from ldm.data.latent_shard import map_shard, write_shard
+from ldm.data.latents.shard import map_shard, write_shard
 from ldm.files import write_json
 from tests.data.tars import sample, samples, write_tar
 from tests.data.test_cache import write_cache

@@ -18,12 +18,12 @@ import torch.multiprocessing as mp
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
-from ldm.data.captions import one_of
-from ldm.data.datamodule import DataModule
-from ldm.data.shards import Shards
-from ldm.data.split import Split
-from ldm.data.tolerant import Tolerant
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.data.loading.datamodule import DataModule
+from ldm.data.sources.captions import one_of
+from ldm.data.sources.shards import Shards
+from ldm.data.sources.split import Split
+from ldm.data.sources.tolerant import Tolerant
 from tests.data.tars import samples, write_tar
 
 Key = tuple[int, int]

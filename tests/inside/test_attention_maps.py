@@ -9,7 +9,7 @@ from ldm.conditioning import Conditioning
 from ldm.inside.attention_maps import text_layers, watched, word_maps
 from ldm.nn.attention import TransformerBlock
 from ldm.nn.unet import UNet
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from tests.pipeline.tiny import assembled
 from tests.tiny import randomised, save_tiny_model, tiny_dit

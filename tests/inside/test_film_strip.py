@@ -3,7 +3,7 @@ import torch
 
 from ldm.image import pixels, to_pil, to_uint8
 from ldm.inside.film_strip import film_strip, x0_by_step
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from tests.tiny import SAMPLING, save_tiny_model
 
 

@@ -6,7 +6,7 @@ import torch
 from ldm.diffusion.schedule import Flow, scaled_linear
 from ldm.image import to_pil
 from ldm.inside.inversion import ddim_inversion, drawn_from, inverted
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.data.shapes import Shapes
+from ldm.data.sources.shapes import Shapes
 from ldm.metrics.features import Features
 from ldm.metrics.provenance import picture_hash
 from ldm.metrics.reference import data_about, pictures_of, reference

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor
 
 from ldm.image import from_uint8, to_pil
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from ldm.weights.convert import write
 from tests.weights.foreign import ODD, whole_model

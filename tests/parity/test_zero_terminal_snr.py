@@ -10,7 +10,7 @@ import torch
 from ldm.diffusion.schedule import from_config
 from ldm.sampling.one_step import ddim
 from ldm.sampling.spacing import trailing
-from ldm.weights.scheduler_config import RESCALING, SAMPLERS, scheduler_from, scheduler_to
+from ldm.weights.diffusers.scheduler import RESCALING, SAMPLERS, scheduler_from, scheduler_to
 from tests.parity.trajectories import DTYPES, EPS, assert_same, ours, theirs, with_end
 
 HERE = Path("scheduler_config.json")

@@ -1,6 +1,6 @@
 import pytest
 
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from tests.tiny import save_tiny_model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.driver import Cancelled
 from tests.pipeline.tiny import PICTURE, PROMPTS
 from tests.tiny import save_tiny_model

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.items import Between
 from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
-from ldm.pipeline import Pipeline
+from ldm.pipeline.inputs import Between
+from ldm.pipeline.pipeline import Pipeline
 from ldm.weights.model import save_model
 from tests.pipeline.tiny import PROMPTS, assembled, distance
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet

@@ -9,7 +9,7 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.image import from_uint8, to_pil
 from ldm.nn.unet import UNet
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from tests.pipeline.tiny import PICTURE, PROMPTS, assembled, distance
 from tests.tiny import randomised

@@ -4,11 +4,11 @@ import pytest
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
-from ldm.items import Between
 from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
-from ldm.pipeline import Pipeline
+from ldm.pipeline.inputs import Between
+from ldm.pipeline.pipeline import Pipeline
 from tests.pipeline.tiny import PICTURE, assembled
 from tests.tiny import tiny_dit, tiny_unet, tiny_vae
 

@@ -8,7 +8,7 @@ import torch
 from ldm.conditioning import Conditioning
 from ldm.image import to_uint8
 from ldm.nn.unet import UNet
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from ldm.sampling.driver import SAMPLERS
 from tests.pipeline.tiny import PROMPTS, assembled, distance

@@ -6,7 +6,7 @@ import torch
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
-from ldm.pipeline import Pipeline
+from ldm.pipeline.pipeline import Pipeline
 
 PICTURE = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PROMPTS = ["a red circle", "a blue square", "a square on a red background", "white circle", "red"]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from ldm.callbacks.ema import EMA
+from ldm.callbacks.averages.ema import EMA
 from ldm.conditioning import Conditioning
-from ldm.data.datamodule import collate
+from ldm.data.loading.datamodule import collate
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import EDM, Flow, Schedule, scaled_linear

@@ -11,7 +11,7 @@ from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.native import fingerprint
-from ldm.weights.values import held
+from ldm.weights.storage.values import held
 from tests.tiny import save_part, save_tiny_model, tiny_dit, tiny_unet, tiny_vae
 
 

@@ -9,8 +9,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO
-from ldm.data.datamodule import DataModule, collate
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+from ldm.data.loading.datamodule import DataModule, collate
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import Uniform

@@ -13,7 +13,7 @@ from ldm.nn.vae import VAE
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.values import held
+from ldm.weights.storage.values import held
 from tests.tiny import randomised
 
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}

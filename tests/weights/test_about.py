@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ldm.weights.about import about_of
-from ldm.weights.tensors import Tensors
+from ldm.weights.storage.tensors import Tensors
 
 MODEL = {"schedule": {"name": "flow"}, "prediction": "v", "time": None, "size": [8, 8], "sampling": {}}
 ABOUT = {"kind": "unet", "config": {"width": 8}, "model": MODEL}

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.weights.find import find
 from ldm.weights.model import read_model
 from ldm.weights.native import fingerprint
-from ldm.weights.values import chunks
+from ldm.weights.storage.values import chunks
 from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, same, whole_model
 

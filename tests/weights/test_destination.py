@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.__main__ import main
-from ldm.callbacks.checkpoint_file import write as write_checkpoint
-from ldm.data.latent_shard import write_shard
+from ldm.callbacks.checkpointing.checkpoint_file import write as write_checkpoint
+from ldm.data.latents.shard import write_shard
 from ldm.weights.convert import part, verified, write
 from ldm.weights.find import find
 from tests.tiny import save_tiny_model

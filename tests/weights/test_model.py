@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.pipeline import Pipeline
-from ldm.weights import native, tensors
+from ldm.pipeline.pipeline import Pipeline
+from ldm.weights import native
 from ldm.weights.convert import format_of, verified, write
 from ldm.weights.model import find_model, model_fingerprint, read_model, save_model
+from ldm.weights.storage import tensors
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
 from tests.weights.foreign import ODD, SD1, whole_model
 

@@ -1,0 +1,144 @@
+"""Moving averages of the trained weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from ldm.execution.fsdp import exchange, spread_like
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class EMA(Callback):
+    """average ← average + (1 - decay)·(weight - average) after each optimizer step, computed in float32.
+
+    With `warmup` the decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first weights
+    are soon forgotten. The average may lie on another `device`, such as cpu, and in bfloat16. It is used in validation
+    and tests, and is saved in checkpoints as "ema": {name of the weight: tensor}; a checkpoint without it
+    starts the average at its weights.
+    """
+
+    def __init__(
+        self, decay: float = 0.9999, warmup: bool = True, device: str | None = None, dtype: str = "float32"
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema.decay is {decay}, but must lie in [0, 1); ema=none does without an average")
+        if dtype not in DTYPES:
+            raise ValueError(f"ema.dtype is {dtype}, but must be one of {', '.join(DTYPES)}")
+        self.decay, self.warmup = decay, warmup
+        self.device, self.dtype = device, DTYPES[dtype]
+        self.updates = 0
+        self.tracks: list[dict[str, Tensor]] = [{}]
+        self._step = 0  # the optimizer step of the last update
+        self._weights: list[Tensor] = []  # the training weights, while the averages are in their place
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """By parameter; where several are tracked, the first."""
+        return self.tracks[0]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates}
+
+    def decays(self) -> list[float]:
+        """Of each track, at this update, counted from 1."""
+        return [min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay]
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Takes in the present values of the trained weights."""
+        self.updates += 1
+        values = [weight.detach().to(self.device, torch.float32) for weight in weights.values()]
+        for track, decay in zip(self.tracks, self.decays(), strict=True):
+            averages = list(track.values())
+            if self.dtype == torch.float32:
+                torch._foreach_lerp_(averages, values, 1 - decay)
+            else:
+                draw = torch.Generator(averages[0].device).manual_seed(self.updates)
+                for average, value in zip(averages, values, strict=True):
+                    average.copy_(round_randomly(average.float().lerp_(value, 1 - decay), draw))
+
+    @contextmanager
+    def swapped(self, module: LightningModule) -> Iterator[None]:
+        """Within it the module's trained weights are the averages, afterwards its own again, whatever happens."""
+        try:
+            self._swap_in(module)
+            yield
+        finally:
+            self._swap_out(module)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Puts the averages where the weights are: here they have reached it under every strategy."""
+        self._step = trainer.global_step
+        for track in self.tracks:
+            for name, weight in trained(module).items():
+                start = spread_like(track[name].to(weight.device), weight) if name in track else weight.detach()
+                track[name] = start.to(self.device or weight.device, self.dtype, copy=True)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step != self._step:  # the others only accumulate gradients
+            self._step = trainer.global_step
+            self.update(trained(module))
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._swap_in(module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._swap_out(module)
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._swap_in(module)
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._swap_out(module)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._swap_out(module)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.updates = state["updates"]
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._weights:
+            raise RuntimeError("no checkpoint can be saved while the averages stand in for the training weights")
+        first, *others = (dict(track) for track in self.tracks)
+        checkpoint |= {"ema": first, "ema_others": others}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        saved = [checkpoint.get("ema", {}), *checkpoint.get("ema_others", [])]
+        self.tracks = [dict(track) for track in (*saved, *self.tracks[len(saved) :])][: len(self.tracks)]
+
+    def _swap_in(self, module: LightningModule) -> None:
+        if self._weights:
+            raise RuntimeError("the averages are in place of the weights already")
+        if not self.averages:  # training has not begun
+            return
+        for name, parameter in trained(module).items():  # an average of its type and device is not copied
+            self._weights.append(exchange(parameter, self.averages[name].to(parameter)))
+
+    def _swap_out(self, module: LightningModule) -> None:
+        # fewer weights than parameters, or none, where swapping in was cut short or training has not begun
+        for parameter, weight in zip(trained(module).values(), self._weights, strict=False):
+            exchange(parameter, weight)
+        self._weights = []
+
+
+def round_randomly(value: Tensor, draw: torch.Generator) -> Tensor:
+    """float32 → bfloat16, up or down with the odds that make the mean right: else small steps would all be lost."""
+    low = torch.randint(1 << 16, value.shape, generator=draw, device=value.device, dtype=torch.int32)
+    bits = value.contiguous().view(torch.int32) + low
+    return (bits & ~0xFFFF).view(torch.float32).bfloat16()  # bits beyond bfloat16's are cut off
+
+
+def trained(module: LightningModule) -> dict[str, nn.Parameter]:
+    """The weights that are trained and averaged, by name."""
+    weights: dict[str, nn.Parameter] = module.trainable()  # type: ignore[operator]
+    return weights

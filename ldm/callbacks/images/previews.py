@@ -1,0 +1,65 @@
+"""Pictures of the same prompts and seeds, drawn again and again while a run trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ldm.callbacks.full_disk import survived
+from ldm.callbacks.images.sampling import drawing
+from ldm.callbacks.steps import stepped
+from ldm.image import grid, pixels, save_png, to_pil
+
+
+class Previews(Callback):
+    """Every n optimizer steps, and with `at_end` at the end: `folder`/step_000500.png, and the same for TensorBoard.
+
+    The i-th prompt is drawn with seed + i.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: Sequence[str],
+        every_n_train_steps: int,
+        seed: int = 0,
+        at_end: bool = True,
+    ) -> None:
+        if not prompts or every_n_train_steps < 1:
+            raise ValueError(
+                f"previews need a prompt and at least 1 step between them, "
+                f"not {len(prompts)} prompts every {every_n_train_steps} steps"
+            )
+        self.folder, self.prompts, self.seed = Path(folder), list(prompts), seed
+        self.every_n_train_steps, self.at_end = every_n_train_steps, at_end
+        self._drawn = 0  # the step of the last pictures
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_train_steps == 0 and stepped(trainer, batch_idx):
+            self._draw(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.at_end:
+            self._draw(trainer, module)
+
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._drawn:
+            return
+        self._drawn = step
+        seeds = [self.seed + i for i in range(len(self.prompts))]
+        with drawing(trainer, module) as draw:
+            images = draw(self.prompts, seeds)
+        if not trainer.is_global_zero:  # it drew along, since each rank may hold but a part of the weights
+            return
+        sheet = grid(to_pil(images), self.prompts)
+        about = {"step": step, "prompts": self.prompts, "seeds": seeds}
+        with survived("THE PREVIEW"):
+            save_png(sheet, self.folder / f"step_{step:06}.png", about)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", pixels(sheet), step - 1)  # as its scalars count steps

@@ -1,0 +1,68 @@
+"""Drawing pictures in the midst of training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.find import find
+from ldm.callbacks.monitoring.throughput import Throughput
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.vae import VAE
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.settings import Settings
+
+Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
+
+
+class Trained(Protocol):
+    """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
+
+    backbone: Backbone
+    schedule: Schedule
+    prediction: Prediction
+    denoiser: Denoiser
+    sampling: dict[str, Any]
+    size: tuple[int, int]
+    seed: int
+
+    @property
+    def first_stage(self) -> VAE: ...
+    @property
+    def text_encoder(self) -> TextEncoder: ...
+
+
+@contextmanager
+def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
+    """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
+    model = cast(Trained, module)
+    height, width = model.size
+    pipeline = Pipeline(
+        model.backbone,
+        model.first_stage,
+        model.text_encoder,
+        model.schedule,
+        model.prediction,
+        Settings((height, width), **model.sampling),
+        model.denoiser.time,
+    )
+
+    def draw(prompts: list[str], seeds: list[int]) -> Tensor:
+        return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
+
+    ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
+    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
+        model.backbone.eval()
+        try:
+            yield draw
+        finally:
+            model.backbone.train(training)
+            if speed is not None:
+                speed.pause()

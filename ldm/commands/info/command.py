@@ -1,0 +1,91 @@
+"""`ldm info`: what a model file, a checkpoint, a run's folder or a cache holds, without reading its tensors."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.recognise import READABLE, recognise
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Say what a model, a run or a cache of latents is, without reading its tensors."
+    parser.add_argument(
+        "path",
+        metavar="MODEL|RUN|CACHE",
+        help=f"{READABLE}; also a part alone, such as an autoencoder, and what ldm encode wrote",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    lines = describe(args.path)
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def describe(path: str) -> dict[str, str]:
+    """Name → value, for people. Raises FileNotFoundError or ValueError as `recognise` does."""
+    folder = Path(path).expanduser()
+    try:
+        found = recognise(path)
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise
+        from ldm.commands.info.cache import describe_cache, is_cache  # here: only these need torch, which takes seconds
+
+        if not is_cache(folder):
+            raise
+        return describe_cache(folder)
+    lines = _networks(found) | (_model(found) if found.model else {})
+    if found.model and (folder / "config.yaml").is_file():
+        from ldm.commands.info.run import contradictions_in
+
+        lines |= {"contradictions": "; ".join(contradictions_in(folder, found.model)) or "none"}
+    return lines
+
+
+def _networks(found: Found) -> dict[str, str]:
+    counts = {kind: _parameters(network) for kind, network in found.networks.items()}
+    source, held = found.source, sum(network.tensors.nbytes for network in found.networks.values())
+    lines = {
+        "file": f"{source} ({(source.stat().st_size if source.is_file() else held) / 2**20:,.1f} MiB)",
+        "kind": found.form,
+        "parameters": f"{sum(counts.values()):,}",
+    }
+    settings = {kind: _settings(network.config) for kind, network in found.networks.items()}
+    if len(settings) == 1:
+        return lines | {"architecture": next(iter(settings.values()))}
+    return lines | {kind: f"{counts[kind]:,} parameters, {told}" for kind, told in settings.items()}
+
+
+def _parameters(network: FoundNetwork) -> int:
+    return sum(header.size for header in network.tensors.values() if header.is_float)
+
+
+def _model(found: Found) -> dict[str, str]:
+    model = found.model
+    return {
+        "weights": "; ".join(found.notes) or "as saved",
+        "schedule": _settings(model["schedule"]),
+        "prediction": model["prediction"],
+        "network's time": model.get("time") or "the schedule's default",
+        "size": "x".join(map(str, model["size"])),
+        "sampling": _settings(model["sampling"]),
+        **{name.replace("_", " "): _source(model[name]) for name in ("first_stage", "text_encoder") if name in model},
+    }
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any, most: int = 12) -> str:
+    """Long lists, such as the tokens that a small text tower knows, are only counted."""
+    if isinstance(value, dict):
+        return f"({_settings(value)})"
+    return f"[{len(value)} values]" if isinstance(value, list) and len(value) > most else str(value)
+
+
+def _source(source: dict[str, str]) -> str:
+    return f"{source['weights']} ({source['fingerprint'][:12]})"

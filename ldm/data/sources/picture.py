@@ -1,0 +1,67 @@
+"""What every folder and shard of captioned pictures does with a picture's bytes."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+from ldm.data.sources.buckets import Size, nearest
+from ldm.image import load_image, pixels, resize_and_crop
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+_SIDES = re.compile(r"(?<![a-z])(left|right)(wards?)?(?![a-z])", re.IGNORECASE)
+
+
+class Sample(TypedDict):
+    image: Tensor  # uint8 (3, h, w)
+    caption: str
+    key: str
+    id: int
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Bytes of a picture → a uint8 square of `size`, or that of `buckets` which is nearest in aspect ratio.
+
+    Crop and flip depend on (seed, id, draw) and nothing else.
+    A random `crop` keeps the scale and moves the window; `flip` is the probability of a mirror image, which a
+    caption that says left or right never gets. Raises ValueError for settings that make no sense.
+    """
+
+    size: int
+    background: tuple[int, int, int]
+    crop: Literal["center", "random"]
+    flip: float
+    seed: int
+    buckets: tuple[Size, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size={self.size}: expected a number of pixels from 1 up")
+        if self.crop not in ("center", "random"):
+            raise ValueError(f'crop={self.crop!r}: expected "center" or "random"')
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip}: expected a probability from 0 to 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: expected a whole number from 0 up")
+
+    def __call__(self, data: bytes, caption: str, name: str, id: int, draw: int) -> Tensor:
+        """uint8 (3, h, w); raises ValueError that names the picture where it cannot be decoded."""
+        keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
+        u, v, mirror = (float(x) for x in keyed.random(3))
+        longest = max(side for size in self.buckets or [(self.size,)] for side in size)
+        image = load_image(data, self.background, name=name, side=longest)
+        size = nearest(*image.size, self.buckets) if self.buckets else self.size
+        image = resize_and_crop(image, size, (u, v) if self.crop == "random" else (0.5, 0.5))
+        x = pixels(image)
+        return x.flip(-1) if mirror < self.flip and not _SIDES.search(caption) else x
+
+
+def draw_and_index(index: int | tuple[int, int], length: int) -> tuple[int, int]:
+    """`dataset[index]` is draw 0, `dataset[draw, index]` any draw: a sampler can tell workers the epoch so."""
+    draw, position = index if isinstance(index, tuple) else (0, index)
+    if not 0 <= position < length:
+        raise IndexError(f"sample {position} of {length}")
+    return draw, position

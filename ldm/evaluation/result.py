@@ -1,0 +1,109 @@
+"""What `ldm evaluate` found, as a run's metrics.json has it: JSON, a table, and pictures to look at."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ldm.callbacks.images.evaluation import table
+from ldm.commands.ema import last_step, read_snapshots
+from ldm.evaluation.run import Job, collect
+from ldm.files import write_json
+from ldm.image import grid, save_png, to_pil
+from ldm.metrics.measure import Ruler, report
+from ldm.metrics.noise_loss import NoiseLoss
+from ldm.metrics.provenance import Provenance, text_hash
+from ldm.metrics.reference import Reference
+from ldm.report.runs import Run, read_run
+from ldm.report.sweep import write_sweep
+from ldm.weights.model import find_model
+from ldm.weights.storage.tensors import open_tensors
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: a job, the length of its weights' average, and the SHA-256 of all that decides its numbers."""
+
+    job: Job
+    length: float | None
+    identity: str
+
+
+@dataclass(frozen=True)
+class Where:
+    """The model, what it is compared with, and the machine."""
+
+    model: str
+    data: str
+    fingerprint: str
+    device: torch.device
+    precision: str
+
+
+def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
+    """What a run's metrics.json would hold."""
+    job, found, size = cell.job, collect(cell.job), list(cell.job.settings.size)
+    metrics = {"sampling_seconds": found.seconds, "nfe": found.calls / job.count}
+    metrics |= ruler.metrics(found.rows, found.captions, size, real)
+    source = {**real.about["data"], "data": where.data, "sha256": real.about["sha256"], "size": real.about["size"]}
+    trained = trained_as(Path(where.model))
+    provenance = Provenance(
+        feature_network=ruler.features.about,
+        reference=source,
+        prompts={
+            "count": job.count,
+            "from": "ldm.data.sources.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
+            "sha256": text_hash(found.captions),
+            "seeds": [job.seed, job.seed + job.count - 1],
+        },
+        sampling={**asdict(job.settings), "size": size},
+        size=size,
+        ema=trained["ema"] if cell.length is None else {"length": cell.length},
+        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(where.model))),
+        seed=trained["seed"],
+        ranks=None,
+        dtype=f"{where.precision}-true",
+        device=torch.cuda.get_device_name(where.device) if where.device.type == "cuda" else "cpu",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        clip=None if ruler.clip is None else ruler.clip.fingerprint,
+        validation=None if curve is None else curve.about | {"data": source["sha256"]},
+        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(find_model(where.model).notes)},
+        identity=cell.identity,
+    ).plain()
+    return report(metrics, provenance, curve)
+
+
+def trained_as(path: Path) -> dict[str, Any]:
+    """What a run's folder says of its training; nothing of other models."""
+    if not path.is_dir():
+        return {"ema": None, "steps": None, "seed": None}
+    run = read_run(path)
+    settings = {key.removeprefix("ema."): value for key, value in run.config.items() if key.startswith("ema.")}
+    settings.pop("_target_", None)
+    return {"ema": settings or None, "steps": steps_of(run), "seed": run.config.get("seed")}
+
+
+def steps_of(run: Run) -> int | None:
+    """How long the weights that are read from a run's folder were trained, which may be stopped or trained on."""
+    checkpoint = run.path / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        return cast(int | None, open_tensors(checkpoint).metadata.get("global_step"))
+    return run.provenance.get("steps")
+
+
+def write(out: Path, reports: list[dict[str, Any]]) -> None:
+    """The file, and for people a table."""
+    if len(reports) > 1:
+        write_json(out, {"evaluations": reports})
+        print(write_sweep(out))
+        return
+    write_json(out, reports[0])
+    counts = [reports[0]["provenance"][side]["count"] for side in ("prompts", "reference")]
+    print(table(reports[0]["metrics"], counts[0], counts[1], f"{out}, {out.with_suffix('.png')}"))
+
+
+def save_sheet(path: Path, cell: Cell) -> None:
+    shown = collect(cell.job)
+    save_png(grid(to_pil(shown.images), shown.captions[: len(shown.images)]), path, {"identity": cell.identity})

@@ -1,0 +1,124 @@
+"""Weights of a network that only draws on a CPU, laid out as oneDNN multiplies by them: once, not at every call.
+
+The operations are those that torch.compile calls for frozen weights; torch has no public name for them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ldm.device import has_bf16
+
+LEAST = 2**18  # numbers in a weight for which it pays
+ONEDNN: Any = torch.ops.mkldnn
+
+
+class Packed(nn.Module, ABC):
+    """A layer without gradients, in the type of its weight.
+
+    Its state dict holds the weight as the plain layer has it; `parameters()` does not, for no optimiser could move it.
+    """
+
+    def __init__(self, plain: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.bias, self.packed = plain.bias, self._pack(plain.weight.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        """A plain copy."""
+        return self.packed.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the weights of a pipeline on a CPU are packed for drawing and have no gradients: "
+                "call it under torch.no_grad(), or read the network with ldm.weights.model.read_model"
+            )
+        return self._run(x.to(self.packed.dtype))
+
+    @abstractmethod
+    def _pack(self, weight: Tensor) -> Tensor:
+        """The plain weight, laid out anew."""
+
+    @abstractmethod
+    def _run(self, x: Tensor) -> Tensor: ...
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = self._pack(fn(self.weight))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "packed": self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.packed = self._pack(self.packed)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        weight = state_dict.pop(name := f"{prefix}weight", None)
+        if weight is None:
+            missing_keys.append(name)
+        elif weight.shape != self.packed.shape:
+            error_msgs.append(f"{name} is {tuple(weight.shape)}, but must be {tuple(self.packed.shape)}")
+        else:
+            self.packed = self._pack(weight.to(self.packed.dtype))
+        told = missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *told)
+
+
+class PackedLinear(Packed):
+    def _pack(self, weight: Tensor) -> Tensor:
+        return cast(Tensor, ONEDNN._reorder_linear_weight(weight))
+
+    def _run(self, x: Tensor) -> Tensor:
+        return cast(Tensor, ONEDNN._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
+
+
+class PackedConv2d(Packed):
+    def __init__(self, plain: nn.Conv2d) -> None:
+        self.how = plain.padding, plain.stride, plain.dilation, plain.groups
+        super().__init__(plain)
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        return cast(Tensor, ONEDNN._reorder_convolution_weight(weight, *self.how))
+
+    def _run(self, x: Tensor) -> Tensor:
+        return cast(Tensor, ONEDNN._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], ""))
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """On what it was measured on: x86-64 processors that calculate in this type."""
+    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not here or torch.cpu.get_capabilities().get("architecture") != "x86_64":
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bf16(device))
+
+
+def pack(network: nn.Module) -> None:
+    """Replaces linear layers and convolutions with large weights, one by one, so that plain weights take no memory."""
+    for name in [name for name, _ in network.named_children()]:
+        layer = getattr(network, name)
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= LEAST:
+            setattr(network, name, PackedLinear(layer))
+        # a 1x1 convolution is slow unless it is packed for one size of pictures
+        elif isinstance(layer, nn.Conv2d) and layer.weight.numel() >= LEAST and layer.kernel_size != (1, 1):
+            setattr(network, name, PackedConv2d(layer))
+        else:
+            pack(layer)

@@ -1,0 +1,188 @@
+"""Parquet metadata wherever it lies: a file, a folder, a glob, or any address that fsspec opens."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from ldm.data.sources.storage import in_one_line, is_local, retried
+
+BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One parquet file, its footer read. `group_rows` holds the rows of each row group."""
+
+    filesystem: AbstractFileSystem
+    path: str
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+    bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+    @property
+    def address(self) -> str:
+        """What DuckDB opens: a path, or protocol://path of a registered file system."""
+        return self.path if is_local(self.filesystem) else self.filesystem.unstrip_protocol(self.path)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file, or rows of a file, that could not be read, and why."""
+
+    path: str
+    rows: int
+    reason: str
+
+
+def find(inputs: Iterable[str]) -> list[tuple[AbstractFileSystem, str]]:
+    """Every parquet file of the inputs, in their order, those of a folder or a glob by name.
+
+    FileNotFoundError for an input that holds none; ValueError for an address that cannot be opened, or a file
+    that comes twice.
+    """
+    files = [file for given in inputs for file in _files_of(given)]
+    seen = set()
+    for filesystem, path in files:
+        if (key := filesystem.unstrip_protocol(path)) in seen:
+            raise ValueError(f"{path} is given twice: name each file once")
+        seen.add(key)
+    return files
+
+
+def _files_of(given: str) -> list[tuple[AbstractFileSystem, str]]:
+    try:
+        filesystem, path = fsspec.url_to_fs(given)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"cannot open {given}: {in_one_line(error)}") from error
+
+    def listed() -> list[str]:
+        if filesystem.isfile(path):
+            return [path]
+        names = filesystem.glob(path) if any(c in path for c in "*?[") else filesystem.find(path)
+        return sorted(n for n in names if n.endswith(".parquet") and not n.rsplit("/", 1)[-1].startswith((".", "_")))
+
+    paths = retried(listed, given, filesystem)
+    if not paths:
+        raise FileNotFoundError(f"no parquet file at {given}: expected a .parquet file, a folder of them or a glob")
+    return [(filesystem, path) for path in paths]
+
+
+def open_sources(files: list[tuple[AbstractFileSystem, str]]) -> tuple[list[Source], list[Damaged]]:
+    """Footers, many at a time; a file that is not parquet, or is cut short, is damaged and not a source."""
+    with ThreadPoolExecutor(16) as pool:
+        opened = list(pool.map(lambda file: _opened(*file), files))
+    return [s for s in opened if isinstance(s, Source)], [d for d in opened if isinstance(d, Damaged)]
+
+
+def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
+    def footer() -> tuple[Any, pa.Schema, int]:
+        with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+            return parquet.metadata, parquet.schema_arrow, filesystem.size(path)
+
+    try:
+        metadata, schema, size = retried(footer, path, filesystem)
+    except pa.ArrowInvalid as error:
+        return Damaged(path, 0, in_one_line(error))
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return Source(filesystem, path, schema, groups, size)
+
+
+def batches(source: Source, columns: list[str], group: int) -> Iterator[pa.RecordBatch]:
+    """A row group a few tens of MiB at a time, text as bytes: so text of a wrong encoding comes through."""
+    with source.filesystem.open(source.path, "rb") as file:
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+        about = parquet.metadata.row_group(group)
+        rows = max(256, min(131_072, BATCH_BYTES * about.num_rows // max(about.total_byte_size, 1)))
+        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+            yield pa.record_batch([_as_bytes(column) for column in batch.columns], names=batch.schema.names)
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.view(pa.binary()) if pa.types.is_string(column.type) else column
+
+
+def valid_text(batch: pa.RecordBatch, text: Iterable[str]) -> tuple[pa.RecordBatch, dict[str, int]]:
+    """The bytes of the `text` columns as UTF-8; what is not becomes null and is counted by column."""
+    counts, arrays = {}, []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name in text and pa.types.is_binary(column.type):
+            column, counts[name] = _decoded(column)
+        arrays.append(column)
+    return pa.record_batch(arrays, names=batch.schema.names), counts
+
+
+def _decoded(column: pa.Array) -> tuple[pa.Array, int]:
+    try:
+        return column.cast(pa.string()), 0
+    except pa.ArrowInvalid:
+        texts = [_text(value) for value in column.to_pylist()]
+        return pa.array(texts, pa.string()), texts.count(None) - column.null_count
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def mended(source: Source, columns: list[str], out: Path) -> tuple[Source, list[Damaged], dict[str, int]]:
+    """A copy of what can be read of a damaged file, and the row groups and texts that cannot.
+
+    Rows keep their order. A row group is lost from its first unreadable page on.
+    """
+    lost, spoilt, kept = [], dict.fromkeys(columns, 0), 0
+    schema = pa.schema([_plain(source.schema.field(name)) for name in columns])
+    with pq.ParquetWriter(out, schema) as writer:
+        for group, rows in enumerate(source.group_rows):
+            done = 0
+            try:
+                for batch in batches(source, columns, group):
+                    clean, counts = valid_text(batch, columns)
+                    writer.write_batch(clean.cast(schema))
+                    done += len(clean)
+                    spoilt = {name: n + counts.get(name, 0) for name, n in spoilt.items()}
+            except (OSError, pa.ArrowException) as error:
+                lost.append(Damaged(source.path, rows - done, in_one_line(error)))
+            kept += done
+    local = fsspec.filesystem("file")
+    return Source(local, str(out), schema, (kept,), out.stat().st_size), lost, spoilt
+
+
+def sampled(sources: list[Source], columns: list[str], rows: int, out: Path) -> Source:
+    """About `rows` rows of files that are alike: the heads of row groups spread evenly over all of them."""
+    groups = [(source, group) for source in sources for group in range(len(source.group_rows))]
+    picks = min(len(groups), 32)
+    chosen = [groups[(2 * i + 1) * len(groups) // (2 * picks)] for i in range(picks)]
+    schema = pa.schema([_plain(sources[0].schema.field(name)) for name in columns])
+    written = 0
+    with pq.ParquetWriter(out, schema) as writer:
+        for source, group in chosen:
+            left = -(-rows // picks)
+            for batch in batches(source, columns, group):
+                clean, _ = valid_text(batch.slice(0, left), columns)
+                writer.write_batch(clean.cast(schema))
+                written, left = written + len(clean), left - len(clean)
+                if left <= 0:
+                    break
+    return Source(fsspec.filesystem("file"), str(out), schema, (written,), out.stat().st_size)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        kind = pa.string()
+    return pa.field(field.name, kind)

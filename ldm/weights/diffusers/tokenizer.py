@@ -1,0 +1,69 @@
+"""A tokenizer's folder, as transformers has it; its vocabulary is always CLIP's."""
+
+import filecmp
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ldm.files import write_json
+from ldm.weights.storage.tensors import ASSETS
+
+CLIP_BPE = ASSETS / "clip_bpe"
+
+Config = dict[str, Any]
+
+
+def tokenizer_pad(folder: Path) -> int:
+    """The token that fills captions up, of a tokenizer's folder. Raises ValueError for a vocabulary not CLIP's."""
+    vocabulary = _vocabulary(folder)
+    if vocabulary != json.loads((CLIP_BPE / "vocab.json").read_text()):
+        raise ValueError(
+            f"the tokenizer in {folder} has another vocabulary than CLIP's, which is the only one ldm reads"
+        )
+    token: Any = None
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # in the order in which transformers asks them
+        if token is None and (folder / name).is_file():
+            token = read_config(folder / name).get("pad_token")
+    content = token["content"] if isinstance(token, dict) else token or "<|endoftext|>"
+    if content not in vocabulary:
+        raise ValueError(f"the tokenizer in {folder} pads with {content!r}, which is no token of its vocabulary")
+    return int(vocabulary[content])
+
+
+def write_tokenizer(folder: Path, context: int, pad: int) -> None:
+    """CLIP's own, with these two settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(CLIP_BPE / name, folder / name)
+    token = next(token for token, number in read_config(folder / "vocab.json").items() if number == pad)
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": token,
+    }
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **special}
+    )
+
+
+def read_config(file: Path) -> Config:
+    """A JSON file's object. Raises FileNotFoundError or ValueError that names it."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}; fetch the folder again")
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is no JSON of settings ({error}); fetch it again") from error
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    shipped = CLIP_BPE / "vocab.json"
+    if (folder / "vocab.json").is_file():
+        same = filecmp.cmp(folder / "vocab.json", shipped, shallow=False)
+        return read_config(shipped if same else folder / "vocab.json")
+    if (folder / "tokenizer.json").is_file():
+        return dict(read_config(folder / "tokenizer.json")["model"]["vocab"])
+    raise FileNotFoundError(f"{folder} holds neither vocab.json nor tokenizer.json; fetch the tokenizer again")

@@ -1,0 +1,133 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.callbacks.checkpointing.interruption import SIGNALS
+from tests.callbacks.ranks import train_on_two
+from tests.callbacks.tiny import Batches, Tiny, trainer
+
+
+class Kick(Callback):
+    """Sends this process signals as the given batch begins."""
+
+    def __init__(self, batch: int, *signals: signal.Signals) -> None:
+        self.batch, self.signals = batch, signals
+
+    def on_train_batch_start(self, _: Any, __: Any, ___: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_run_after_the_step_and_resuming_loses_nothing(
+    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    straight, resumed = Tiny(), Tiny()
+    trainer(tmp_path, max_steps=9).fit(straight, Batches())
+    with pytest.raises(SystemExit) as stopped:
+        trainer(tmp_path, Checkpoint(tmp_path), Kick(3, number), max_steps=9).fit(Tiny(), Batches())
+    assert stopped.value.code == 128 + number
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == f"stopped by {number.name} after step 4: resume={tmp_path}/last.ckpt goes on from there"
+    trainer(tmp_path, max_steps=9).fit(resumed, Batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(resumed.weights(), straight.weights())
+
+
+def test_no_half_accumulated_step_is_saved(tmp_path: Path) -> None:
+    run = trainer(tmp_path, Checkpoint(tmp_path), Kick(3, signal.SIGTERM), accumulate_grad_batches=3)
+    with pytest.raises(SystemExit):
+        run.fit(Tiny(), Batches())
+    checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 6
+
+
+def test_the_second_signal_stops_at_once_and_saves_nothing(tmp_path: Path) -> None:
+    twice = signal.SIGINT, signal.SIGINT
+    with pytest.raises(SystemExit) as stopped:
+        trainer(tmp_path, Checkpoint(tmp_path), Kick(1, *twice)).fit(Tiny(), Batches())
+    assert stopped.value.code == 130 and not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_signal_after_the_last_step_stops_at_once(tmp_path: Path) -> None:
+    class Long(Callback):
+        def on_train_end(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal was not heeded")
+
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, Checkpoint(tmp_path), Long()).fit(Tiny(), Batches())
+
+
+@pytest.mark.parametrize("signals", [(), (signal.SIGUSR1,)])
+def test_the_handlers_of_before_are_back_after_the_run(tmp_path: Path, signals: tuple[signal.Signals]) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        trainer(tmp_path, Checkpoint(tmp_path), Kick(1, *signals)).fit(Tiny(), Batches())
+    except SystemExit:
+        assert signals
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_worker_process_works_on_through_a_signal_to_the_group(tmp_path: Path) -> None:
+    class Forking(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            if (child := os.fork()) == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                os._exit(7)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    statuses: list[int] = []
+    run = trainer(tmp_path, Checkpoint(tmp_path), Forking())
+    run.fit(Tiny(), Batches())
+    assert statuses == [7] * 4
+
+
+def test_a_process_told_to_end_says_in_one_line_how_to_go_on(tmp_path: Path) -> None:
+    script = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from ldm.callbacks.checkpointing.checkpoint import Checkpoint\n"
+        "from tests.callbacks.tiny import Batches, Tiny, trainer\n"
+        "class Slow(Tiny):\n"
+        "    def on_train_batch_end(self, *_):\n"
+        "        print('batch', flush=True)\n"
+        "        time.sleep(0.05)\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "trainer(folder, Checkpoint(folder), max_steps=100_000).fit(Slow(), Batches())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "batch\n":
+        assert process.poll() is None
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGINT
+    assert f"resume={tmp_path}/last.ckpt" in told
+    assert "Traceback" not in told and "graceful" not in told
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] >= 1
+
+
+def test_a_signal_to_any_rank_saves_a_checkpoint_within_the_step_and_ends_all_with_its_code(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        callbacks = Checkpoint(tmp_path), *([Kick(2, signal.SIGTERM)] if rank == 1 else [])
+        run = trainer(tmp_path, *callbacks, devices=2, strategy="ddp", use_distributed_sampler=False, max_steps=9)
+        run.fit(Tiny(), Batches())
+
+    codes, told = train_on_two(tmp_path, work)
+    assert codes == [128 + signal.SIGTERM] * 2
+    assert "stopped by SIGTERM after step 3" in told
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3

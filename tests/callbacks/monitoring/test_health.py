@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.monitoring.health import Health
+from tests.callbacks.logged import Logged
+from tests.callbacks.tiny import Batches, Tiny, trainer
+
+
+class Norms(Callback):
+    """The gradient's norm as the optimizer would see it without clipping."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, _: Any, module: Any, __: Any) -> None:
+        gradients = [p.grad.flatten() for p in module.backbone.parameters()]
+        self.seen.append(torch.cat(gradients).norm().item())
+
+
+def test_it_logs_the_gradient_norm_before_clipping_and_the_learning_rate(tmp_path: Path) -> None:
+    logger, norms = Logged(), Norms()
+    health = Health(tmp_path)
+    run = trainer(tmp_path, health, norms, logger=logger, gradient_clip_val=1e-3, log_every_n_steps=2)
+    run.fit(Tiny(), Batches())
+    assert list(logger.rows) == [1, 3]  # Lightning's numbers of the second and fourth step
+    assert [row["train/grad_norm"] for row in logger.rows.values()] == pytest.approx(norms.seen[1::2])
+    assert all(row["train/lr"] == pytest.approx(0.1) for row in logger.rows.values())
+
+
+class Falling(Tiny):
+    """Its rate halves with every step; `used` are the rates that steps were taken with."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        self.used: list[float] = []
+        optimizer.register_step_pre_hook(lambda one, *_: self.used.append(one.param_groups[0]["lr"]))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_rate_logged_at_a_step_is_the_one_that_it_used(tmp_path: Path, accumulation: int) -> None:
+    first, second, logger = Falling(), Falling(), Logged()
+    for module, steps, last in ((first, 2, None), (second, 5, tmp_path / "last.ckpt")):
+        callbacks = Health(tmp_path), Checkpoint(tmp_path)
+        how = {"logger": logger, "accumulate_grad_batches": accumulation, "max_steps": steps}
+        trainer(tmp_path, *callbacks, **how).fit(module, Batches(), ckpt_path=last)
+    assert first.used + second.used == [0.1 * 0.5**step for step in range(5)]
+    assert list(logger.curve("train/lr").values()) == first.used + second.used
+
+
+def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Path) -> None:
+    class Weights(Callback):
+        def on_train_start(self, _: Any, module: Any) -> None:
+            seen.append(module.weights())
+
+        def on_train_batch_end(self, _: Any, module: Any, *__: Any) -> None:
+            seen.append(module.weights())
+
+    seen: list[Tensor] = []
+    logger = Logged()
+    trainer(tmp_path, Health(tmp_path), Weights(), logger=logger).fit(Tiny(), Batches())
+    for row, before, after in zip(logger.rows.values(), seen[:-1], seen[1:], strict=True):
+        assert row["train/weight_norm"] == pytest.approx(after.norm().item())
+        assert row["train/update_norm"] == pytest.approx((after - before).norm().item(), rel=1e-4)
+
+
+def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_a_resume(tmp_path: Path) -> None:
+    class Weights(Callback):
+        def on_train_start(self, _: Any, module: Any) -> None:
+            seen.append((module.backbone.weight.detach().clone(), module.backbone.bias.detach().clone()))
+
+        def on_train_batch_end(self, *run_and_module: Any) -> None:
+            self.on_train_start(*run_and_module[:2])
+
+    def fit(steps: int, resume: Path | None = None) -> dict[int, dict[str, float]]:
+        logger = Logged()
+        callbacks = Health(tmp_path), Weights(), Checkpoint(tmp_path)
+        run = trainer(tmp_path, *callbacks, logger=logger, log_every_n_steps=2, max_steps=steps)
+        run.fit(Tiny(), Batches(), ckpt_path=resume)
+        return logger.rows
+
+    seen: list[tuple[Tensor, Tensor]] = []
+    fit(3)
+    seen.pop()
+    row = fit(4, tmp_path / "last.ckpt")[3]
+    change_of_weight, change_of_bias = seen[3][0] - seen[2][0], seen[4][1] - seen[3][1]
+    expected = torch.cat([change_of_weight.flatten(), change_of_bias]).norm().item()
+    assert row["train/update_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_step_whose_loss_is_no_number_changes_nothing_and_is_counted_told_and_its_samples_listed(
+    tmp_path: Path,
+) -> None:
+    class Skipping(Tiny):
+        """The same without the step."""
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if self.trainer.global_step == 2:
+                optimizer.zero_grad()
+
+    module, other, logger = Tiny(broken_at=2), Skipping(), Logged()
+    with pytest.warns(UserWarning, match="STEP 3 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path / "skipped"), logger=logger).fit(module, Batches())
+    trainer(tmp_path).fit(other, Batches())
+    assert torch.equal(module.weights(), other.weights())
+    assert [row["train/skipped"] for row in logger.rows.values()] == [0, 0, 1, 1]
+    held = json.loads((tmp_path / "skipped" / "step_00000003_rank_0.json").read_text())
+    assert held == {"step": 3, "finite": [False], "batches": [{"id": [0, 1]}]}
+
+
+def test_one_bad_batch_of_an_accumulated_step_leaves_the_step_out(tmp_path: Path) -> None:
+    health = Health(tmp_path)
+    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+        trainer(tmp_path, health, accumulate_grad_batches=3, max_steps=2).fit(Tiny(broken_at=4), Batches())
+    held = json.loads((tmp_path / "step_00000002_rank_0.json").read_text())
+    assert held["finite"] == [True, False, True] and len(held["batches"]) == 3
+
+
+def test_a_gradient_that_is_no_number_is_noticed_though_the_loss_is_one(tmp_path: Path) -> None:
+    class Steep(Tiny):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+            return super().training_step(batch, index) + (self.backbone.weight * 0).sum().sqrt()
+
+    module = Steep()
+    with pytest.warns(UserWarning, match="STEP 1 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path), max_steps=2).fit(module, Batches())
+    assert torch.equal(module.weights(), Tiny().weights())
+
+
+def test_after_so_many_it_stops_and_counts_those_before_a_resume(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"1 of at most 1"):
+        trainer(tmp_path, Health(tmp_path, 2), Checkpoint(tmp_path)).fit(Tiny(broken_at=1), Batches())
+    run = trainer(tmp_path, Health(tmp_path, 2), max_steps=6)
+    with pytest.raises(FloatingPointError, match="of 2 steps was not finite, the last of them step 6"):
+        run.fit(Tiny(broken_at=5), Batches(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_step_left_out_has_no_norms(tmp_path: Path) -> None:
+    logger = Logged()
+    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+        trainer(tmp_path, Health(tmp_path), logger=logger, max_steps=2).fit(Tiny(broken_at=1), Batches())
+    assert {"train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
+    assert not {"train/grad_norm", "train/update_norm"} & logger.rows[1].keys()

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+from ldm.callbacks.monitoring.metrics import Metrics
+from tests.callbacks.tiny import Batches, Tiny, trainer
+from tests.training.tiny import diffusion, fit
+
+SETTINGS = {"seed": 3, "schedule": "cosine", "data.limit": None}
+
+
+class Kept(Logger):
+    """A logger that only remembers its settings."""
+
+    name = version = ""
+
+    def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.settings = params
+
+
+def test_tensorboards_tab_has_the_settings_with_the_metrics(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"fid": 2.5, "accuracy": 0.5}, "provenance": {}}))
+    logger = TensorBoardLogger(tmp_path, "tensorboard", "", default_hp_metric=False)
+    trainer(tmp_path, Hyperparameters(SETTINGS, tmp_path), logger=[logger]).fit(Tiny(), Batches())
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    assert [(e.step, e.value) for e in log.Scalars("fid")] == [(3, 2.5)]  # steps count from 0, as of all scalars
+    told = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = told.session_start_info.hparams
+    assert values["seed"].number_value == 3 and values["schedule"].string_value == "cosine"
+    names = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
+    assert {info.name.tag for info in names.metric_infos} == {"fid", "accuracy"}
+
+
+def test_a_validation_before_the_end_stays_at_its_step_and_has_its_column(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, "tensorboard", "", default_hp_metric=False)
+    callbacks = [Metrics(tmp_path), Hyperparameters(SETTINGS, tmp_path)]
+    how = {"logger": [logger], "val_check_interval": 2, "check_val_every_n_epoch": None}
+    fit(tmp_path, diffusion(), 3, callbacks=callbacks, **how)
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    assert [event.step for event in log.Scalars("val/pictures/loss")] == [1]
+    names = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in names.metric_infos] == ["val/pictures/loss"]
+
+
+def test_other_loggers_know_the_settings_from_the_start_and_nothing_is_needed_from_a_run_without_metrics(
+    tmp_path: Path,
+) -> None:
+    kept, table = Kept(), CSVLogger(tmp_path, "csv", flush_logs_every_n_steps=1)
+    trainer(tmp_path, Hyperparameters(SETTINGS, tmp_path), logger=[kept, table]).fit(Tiny(), Batches())
+    assert kept.settings == SETTINGS

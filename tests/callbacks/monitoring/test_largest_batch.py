@@ -1,0 +1,53 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.monitoring.largest_batch import LargestBatch
+from ldm.data.loading.datamodule import DataModule
+from tests.callbacks.tiny import Tiny, trainer
+
+
+class Small(Tiny):
+    """Holds at most 11 samples."""
+
+    tried: list[int]
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        self.tried.append(len(batch["x"]))
+        if len(batch["x"]) > 11:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().training_step(batch, index)
+
+
+def samples() -> list[dict[str, object]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(3, generator=generator), "id": index} for index in range(64)]
+
+
+class Numbered(torch.utils.data.Dataset[dict[str, object]]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, key: object) -> dict[str, object]:
+        return samples()[key[1]]  # type: ignore[index]
+
+
+def test_it_finds_what_memory_holds_and_the_run_begins_as_if_nothing_had_been_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data = Small(), DataModule(Numbered(), {}, 2)
+    module.tried, before = [], module.weights()
+    find = LargestBatch(mode="binsearch", init_val=1, steps_per_trial=2, max_trials=20)
+    runner = trainer(tmp_path, Effective(), find, max_steps=1)
+    runner.fit(module, data)
+    found = int(re.findall(r"data\.batch_size=(\d+) fits on cpu", capsys.readouterr().out)[0])
+    assert found in (10, 11) and module.tried[-1] == found and max(module.tried) > 11  # 10: with room to spare
+    assert data.state_dict() == {"seen": found} and runner.global_step == 1
+    once = Tiny()
+    alone = trainer(tmp_path, max_steps=1)
+    alone.fit(once, DataModule(Numbered(), {}, found))
+    assert torch.equal(once.weights(), module.weights()) and not torch.equal(before, module.weights())

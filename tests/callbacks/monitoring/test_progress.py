@@ -1,0 +1,76 @@
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from ldm.callbacks.monitoring.health import Health
+from ldm.callbacks.monitoring.progress import Progress
+from ldm.callbacks.monitoring.throughput import Throughput
+from tests.callbacks.logged import Logged
+from tests.callbacks.tiny import Batches, Tiny, trainer
+from tests.training.tiny import diffusion, fit
+
+EVERY_STEP = {"enable_progress_bar": True, "log_every_n_steps": 1, "accumulate_grad_batches": 2}
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
+
+
+def shown(lines: list[str], number: str) -> list[float]:
+    """The number that `number`, a pattern with one group, finds in each line."""
+    return [float(found[1]) for line in lines if (found := re.search(number, line))]
+
+
+def test_a_line_shows_steps_speed_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = [Throughput(), Progress(seconds=0)]
+    fit(tmp_path, diffusion(), 4, batch_size=2, callbacks=callbacks, **EVERY_STEP)
+    told = lines(capsys)
+    assert [line.split(",")[0] for line in told] == [f"training: {n}/4 steps" for n in (1, 2, 3, 4)]
+    assert all("images/s, loss " in line for line in told) and told[-1].endswith(", 0:00 left")
+
+
+def test_the_loss_shown_at_a_step_is_the_one_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = Logged()
+    fit(tmp_path, diffusion(), 4, batch_size=2, callbacks=[Progress(seconds=0)], logger=logger, **EVERY_STEP)
+    logged = list(logger.curve("train/loss").values())
+    assert shown(lines(capsys), r"loss ([\d.]+)") == pytest.approx(logged, abs=5e-5)  # four decimals are shown
+
+
+def test_a_step_left_out_does_not_spoil_the_loss_of_later_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = diffusion()
+    losses, calls = module.losses, []
+
+    def broken_once(*batch: Any) -> Any:
+        calls.append(1)
+        t, found = losses(*batch)
+        return t, found * (float("nan") if len(calls) == 3 else 1)
+
+    module.losses = broken_once  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+        fit(tmp_path, module, 4, batch_size=2, callbacks=[Progress(0), Health(tmp_path)], **EVERY_STEP)
+    assert ["loss nan" in line for line in lines(capsys)] == [False, True, False, False]
+
+
+def test_the_speed_shown_is_the_one_logged_without_time_spent_on_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(Callback):
+        def on_validation_end(self, *_: Any) -> None:
+            time.sleep(0.5)
+
+    logger, callbacks = Logged(), [Throughput(), Progress(seconds=0), Slow()]
+    validated = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    fit(tmp_path, diffusion(), 4, batch_size=2, callbacks=callbacks, logger=logger, **EVERY_STEP, **validated)
+    logged = list(logger.curve("train/images_per_second").values())
+    assert shown(lines(capsys), r"([\d.e+]+) images/s") == pytest.approx(logged, rel=1e-3)  # four digits are shown
+
+
+def test_what_nobody_measures_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, Progress(seconds=0), enable_progress_bar=True).fit(Tiny(), Batches())
+    assert lines(capsys)[-1] == "training: 4/4 steps, 0:00 left"

@@ -1,0 +1,224 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.__main__ import main
+from ldm.commands.evaluate import command as evaluate
+from ldm.evaluation.result import trained_as
+from ldm.image import save_png, to_pil
+from ldm.report.runs import read_runs
+from tests.data.tars import samples, write_tar
+from tests.report.made import made_run
+from tests.tiny import save_tiny_model
+
+WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A tiny model, and five pictures with captions."""
+    folder = tmp_path_factory.mktemp("given")
+    noise = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for index, words in enumerate(WORDS):
+        save_png(to_pil(noise[index : index + 1])[0], folder / "pictures" / f"{index}.png", {})
+        (folder / "pictures" / f"{index}.txt").write_text(words)
+    counts = ["--batch", "2", "--validation", "2", "--device", "cpu"]
+    return ["evaluate", str(save_tiny_model(folder)), "--data", str(folder / "pictures"), *counts]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def alone(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "a.json"
+    assert main([*given, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str]) -> None:
+    found = read(alone)
+    assert {"fid", "kid", "precision", "recall", "clip_score", "noise_loss", "nfe"} <= found["metrics"].keys()
+    about = found["provenance"]
+    assert (about["prompts"]["count"], about["reference"]["count"], about["prompts"]["seeds"]) == (5, 5, [0, 4])
+    assert (about["model"]["weights"], about["reference"]["data"]) == (given[1], given[3])
+    assert about["sampling"]["steps"] == 3
+    assert found["metrics"]["nfe"] == 6 and len(found["curves"]["noise_loss"]["mean"]) > 3
+    assert alone.with_suffix(".png").is_file() and not list(alone.parent.glob(".*"))
+
+
+def test_the_steps_recorded_are_those_of_the_weights_and_not_those_asked_for(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
+    assert trained_as(run)["steps"] == 12
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # from which it is read
+    assert trained_as(run)["steps"] == 7
+
+
+def test_what_is_done_is_not_done_again_and_never_written_over(
+    alone: Path, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = alone.read_bytes()
+    assert main([*given, "--out", str(alone)]) == 0
+    assert "holds this evaluation already" in capsys.readouterr().out
+    assert main([*given, "--out", str(alone), "--steps", "2"]) == 1
+    assert "is there already and holds something else" in capsys.readouterr().err
+    assert alone.read_bytes() == before
+
+
+def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
+    alone: Path, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> Any:
+        yield next(whole(*arguments))
+        raise KeyboardInterrupt
+
+    whole = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", stopped)
+    assert main([*given, "--out", str(tmp_path / "a.json")]) == 130
+    assert "stopped: 2 of 5 pictures are measured" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*given, "--out", str(tmp_path / "a.json")]) == 0
+    assert same(read(tmp_path / "a.json"), read(alone))
+
+
+def same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 0.0) -> bool:
+    """All metrics but the time."""
+    names = a["metrics"].keys() - {"sampling_seconds"}
+    assert names == b["metrics"].keys() - {"sampling_seconds"}
+    return all(a["metrics"][name] == pytest.approx(b["metrics"][name], rel=tolerance, abs=0) for name in names)
+
+
+def test_two_processes_find_what_one_does(alone: Path, given: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ldm", *given, "--out", str(tmp_path / "a.json")]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **meeting, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE)
+        for r in "01"
+    ]
+    told = [rank.communicate(timeout=500)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert "rank 1: 2/2 pictures" in told[1]
+    assert same(read(tmp_path / "a.json"), read(alone), 1e-6)
+
+
+def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep.json"
+    swept = ["--steps", "1,2", "--seed", "0,1", "--validation", "0"]
+    assert main([*given, *swept, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[0].split("|")[2:4] == [" steps ", " NFE "]
+    assert (tmp_path / "sweep.md").read_text().count("\n") == 4
+    assert (tmp_path / "sweep_fid_by_nfe.svg").is_file() and str(tmp_path / "sweep_fid_by_seconds.pdf") in told
+    runs = read_runs(out)
+    assert [(run.config["sampling.steps"], run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert runs[1].provenance["prompts"]["seeds"] == [5, 9]
+    assert runs[0].metrics["fid"] != runs[1].metrics["fid"]
+    assert main(["compare", str(out), "--out", str(tmp_path / "report")]) == 0
+    assert [group["seeds"] for group in read(tmp_path / "report" / "report.json")["groups"]] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "told"),
+    [
+        (["--steps", "0"], 2, "--steps 0: expected a whole number from 1 up"),
+        (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, several"),
+        (["--sampler", "ddim,eular"], 2, "--sampler ddim,eular: expected one of ddpm"),
+        (["--seed", "1,1"], 2, "--seed 1,1: a value is given twice"),
+        (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),
+        (["--data", "nowhere"], 1, "no shards at nowhere"),
+        (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model draws 16x16"),
+        (["--features", "nowhere.pth"], 1, "there are no Inception weights nowhere.pth"),
+        (["--ema-length", "0.1"], 1, "there are no snapshots in"),
+        (["--ema-length", "2"], 2, "the length of an average is a share of the training between 0 and 0.288, not 2.0"),
+        (
+            ["--seed", "9999999999999999999"],
+            2,
+            "--seed 9999999999999999999: expected a whole number from 0 up, of at most 18",
+        ),
+        (["--data", "shapes", "--held-out", "5"], 2, "--held-out is for data that a model may be trained on"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    wrong: list[str], code: int, told: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*given, "--out", str(tmp_path / "a.json"), *wrong]) == code
+    assert f"error: {told}" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.md", "a_fid_by_nfe.svg"])
+def test_files_of_others_under_the_names_of_an_evaluations_are_kept(
+    name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("theirs")
+    assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1,2"]) == 1
+    assert f"{name} was not written by ldm evaluate" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "theirs"
+
+
+def test_an_evaluation_among_the_pictures_it_reads_is_refused(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(os.listdir(given[3]))
+    assert main([*given, "--out", f"{given[3]}/a.json"]) == 1
+    assert f"--out {given[3]}/a.json is in the data {given[3]}, so that" in capsys.readouterr().err
+    assert sorted(os.listdir(given[3])) == before
+
+
+def test_the_references_file_is_not_the_evaluations(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "a.json")
+    assert main([*given, "--out", out, "--reference", f"{tmp_path}/../{tmp_path.name}/a.json"]) == 2
+    assert f"is a file that --out {out} writes; give another" in capsys.readouterr().err
+
+
+def test_what_others_put_beside_unfinished_measurements_is_kept(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / ".a.json.parts").mkdir()
+    (tmp_path / ".a.json.parts" / "notes.txt").touch()
+    assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1", "--validation", "0"]) == 0
+    assert os.listdir(tmp_path / ".a.json.parts") == ["notes.txt"]
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_replaced(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(given[3], tmp_path / "pictures")
+    (tmp_path / "pictures" / "1.png").write_bytes(b"")
+    arguments = ["--data", str(tmp_path / "pictures"), "--validation", "0", "--steps", "1"]
+    assert main([*given, *arguments, "--out", str(tmp_path / "a.json")]) == 0
+    assert "another picture takes the place of one that cannot be read: " in capsys.readouterr().err
+    assert read(tmp_path / "a.json")["provenance"]["prompts"]["count"] == 5
+
+
+def test_an_empty_folder_is_refused(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([*given, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "a.json")]) == 1
+    assert "holds no pictures" in capsys.readouterr().err
+
+
+def test_latents_are_what_they_are_whatever_precision_the_model_draws_in(given: list[str], tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", samples(3))
+    stage = ["--first-stage", str(Path(given[1]).with_name("vae.safetensors"))]
+    cache = tmp_path / "cache"
+    assert main(["encode", str(tmp_path / "x.tar"), *stage, "--out", str(cache), "--size", "16", "--workers", "0"]) == 0
+    for precision in ("32", "bf16"):
+        arguments = ["--data", str(cache), "--held-out", "0", "--validation", "0", "--precision", precision]
+        assert main([*given, *arguments, "--steps", "1", "--out", str(tmp_path / f"{precision}.json")]) == 0
+    first, second = (read(tmp_path / f"{precision}.json")["provenance"]["reference"] for precision in ("32", "bf16"))
+    assert first == second

@@ -1,0 +1,128 @@
+import re
+
+import pytest
+
+from ldm.commands.sample.arguments import KEYS, help_text, parse
+from ldm.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat, a dog; 'quoted' and \"double\"",
+        "x=1",
+        "e=mc2",
+        "a sign that says steps=20",
+        "1=2",
+        "[1, 2] {a: b} (c) <d> $e `f` \\ ~ %",
+        "",
+        "=",
+        "- a list",
+        "-1",
+        "--",
+        "painting --no frames",
+        "colour=red",
+        "猫=ねこ",
+        "two\nlines",
+    ],
+)
+def test_whatever_is_no_key_is_a_prompt(prompt: str) -> None:
+    arguments = parse([prompt]) if prompt != "--" else parse(["--", prompt])
+    assert arguments.prompts == [prompt] and not arguments.given
+
+
+def test_keys_and_prompts_may_be_mixed() -> None:
+    arguments = parse(
+        ["seed=7", "a cat", "size=64x96", "guidance=2.5", "negative=a=b, c", "a dog", "out=my folder", "n=2"]
+    )
+    assert arguments.prompts == ["a cat", "a dog"]
+    assert arguments.given == {
+        "seed": 7, "size": (64, 96), "guidance": 2.5, "negative": "a=b, c", "out": "my folder", "n": 2,
+    }  # fmt: skip
+
+
+def test_after_two_dashes_all_are_prompts() -> None:
+    assert parse(["seed=1", "--", "steps=20", "--help", "--", "stpes=3"]).prompts == [
+        "steps=20", "--help", "--", "stpes=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("stpes=20", "steps=20"),
+        ("step=20", "steps=20"),
+        ("Seed=1", "seed=1"),
+        ("--seed=1", "seed=1"),
+        ("--batch-size=1", "batch_size=1"),
+        ("guidence=2", "guidance=2"),
+        ("modle=x=y", "model=x=y"),
+        ("--steps", "steps="),
+        ("image=cat.png", "init=cat.png"),
+        ("--guidance-scale=3", "guidance=3"),
+        ("--hlep", "--help"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> None:
+    with pytest.raises(UsageError, match=f"looks like {re.escape(right)}; write that, or put it after --"):
+        parse([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps=abc", "a whole number from 1 up"),
+        ("steps=0", "a whole number from 1 up"),
+        ("steps=2.5", "a whole number from 1 up"),
+        ("seed=-1", "a whole number from 0 up"),
+        ("n=", "a whole number from 1 up"),
+        ("guidance=nan", "a number"),
+        ("guidance=high", "a number"),
+        ("size=64", "HEIGHTxWIDTH"),
+        ("strength=0", "a number above 0 and at most 1"),
+        ("strength=1.1", "a number above 0 and at most 1"),
+        ("guidance_interval=3", "LOW,HIGH of sigma/alpha"),
+        ("size=64 x 64", "HEIGHTxWIDTH"),
+        ("precision=64", "one of auto, 32, bf16, 16"),
+        ("model=", "a name or path"),
+        ("fixed_steps=yes", "one of true, false"),
+        ("offload=disk", "one of none, idle, sequential"),
+        ("preview=png", "one of gif, terminal"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_what_was_given(text: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(text)} was given, but .* must be {expected}"):
+        parse([text])
+
+
+def test_a_key_that_is_written_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="steps= is given twice"):
+        parse(["steps=1", "steps=2"])
+
+
+def test_help_and_debug_are_no_prompts() -> None:
+    arguments = parse(["--help", "-h", "--debug", "a cat"])
+    assert arguments.help and arguments.debug and arguments.prompts == ["a cat"]
+
+
+def test_help_tells_of_every_key() -> None:
+    assert all(f"\n  {name}= " in help_text() for name in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("eta=0.5", {"eta": 0.5}),
+        ("order=3,variant=bh1,corrector=false", {"order": 3, "variant": "bh1", "corrector": False}),
+        ("sigmas=[10,3,0.5]", {"sigmas": [10, 3, 0.5]}),
+        ("times=[1,0.5],x=1", {"times": [1, 0.5], "x": 1}),
+    ],
+)
+def test_options_are_names_and_values(text: str, read: dict[str, object]) -> None:
+    assert parse(["red", f"sampler_options={text}"]).given["sampler_options"] == read
+
+
+@pytest.mark.parametrize("text", ["eta", "eta=", "eta=1,", "=1", "sigmas=[1,2"])
+def test_options_that_are_not_names_and_values_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="sampler_options must be name=value,name=value"):
+        parse(["red", f"sampler_options={text}"])

@@ -1,0 +1,72 @@
+import inspect
+import re
+from typing import Any
+
+import pytest
+from lightning import Trainer
+
+from ldm.commands.train.trainer import ELSEWHERE, OURS, PASSED, check_argument, check_trainer
+
+ENDING = {"max_steps": 5}
+SIMPLE = {"_target_": "lightning.pytorch.profilers.SimpleProfiler"}
+
+
+def test_every_argument_of_lightnings_trainer_is_passed_on_ours_or_refused() -> None:
+    known = [*PASSED, *OURS, *ELSEWHERE]
+    assert sorted(known) == sorted(inspect.signature(Trainer).parameters)
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_an_argument_that_is_passed_on_can_be_set(name: str) -> None:
+    check_argument(name)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_argument_that_another_setting_decides_is_refused_and_that_setting_named(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"trainer.{name} is not a setting here: {ELSEWHERE[name]}")):
+        check_trainer({"_target_": "lightning.Trainer", **ENDING, name: None})
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ValueError, match=r"no key trainer\.max_step; did you mean trainer\.max_steps\?"):
+        check_trainer({"max_step": 5})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gradient_clip_val": -1.0}, r"gradient_clip_val is -1\.0, but must be positive"),
+        ({"gradient_clip_algorithm": "value"}, "clips nothing without trainer.gradient_clip_val"),
+        ({"gradient_clip_algorithm": "norm", "gradient_clip_val": 0}, "clips nothing without"),
+        ({"precision": None}, "precision is null, which leaves it to Lightning: choose precision=NAME"),
+        ({"strategy": None}, "strategy is null, which leaves it to Lightning: choose strategy=NAME"),
+        ({"profiler": "simple"}, "profiler would not write its result anywhere: choose debug=profile"),
+        ({"profiler": SIMPLE}, "profiler would not write its result anywhere: choose debug=profile"),
+        ({"val_check_interval": "00:00:10:00"}, "must be a number of batches"),
+        ({"val_check_interval": {"minutes": 5}}, "must be a number of batches"),
+        ({"max_steps": -1}, "a run needs a last step"),
+        ({"max_steps": -1, "max_epochs": -1}, "a run needs a last step"),
+        ({"max_steps": -1, "max_time": "00:01:00:00"}, "a run needs a last step.*trainer.max_time only says"),
+        ({"max_steps": None}, "a run needs a last step"),
+        ({"max_steps": 0}, "a run needs a last step"),
+        ({"max_epochs": 0}, "a run needs a last step"),
+    ],
+)
+def test_values_that_would_be_ignored_or_never_end_the_run_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_trainer(ENDING | settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
+        {"gradient_clip_val": 0},
+        {"max_steps": -1, "max_epochs": 3},
+        {"max_epochs": 3, "max_time": "00:01:00:00"},
+        {"val_check_interval": 0.5, "profiler": SIMPLE | {"dirpath": "run"}},
+        {"profiler": {"_target_": "mine.Profiler"}},
+    ],
+)
+def test_values_that_lightning_honours_are_accepted(settings: dict[str, Any]) -> None:
+    check_trainer(ENDING | settings)

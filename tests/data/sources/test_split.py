@@ -1,0 +1,79 @@
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldm.data.sources.split import Split
+
+
+class Named:
+    """Samples that go by the names given."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Any) -> Any:
+        return key[0], self.names[key[1]]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        return np.array([zlib.crc32(name.encode()) for name in self.names], np.uint32)
+
+    def key(self, index: int) -> str:
+        return self.names[index]
+
+
+NAMES = [f"{i:05}" for i in range(2000)]
+
+
+def held_out(names: list[str], one_in: int = 16) -> list[str]:
+    split = Split(Named(names), "held_out", one_in)
+    return [split.key(index) for index in range(len(split))]
+
+
+def test_the_parts_are_disjoint_and_make_up_the_whole() -> None:
+    parts = [Split(Named(NAMES), part) for part in ("train", "held_out")]
+    found = [part.key(index) for part in parts for index in range(len(part))]
+    assert sorted(found) == NAMES
+
+
+def test_about_one_in_so_many_is_held_out() -> None:
+    assert abs(len(held_out(NAMES, 16)) - 125) < 4 * 125**0.5
+
+
+def test_no_sample_changes_sides_when_others_come_or_go() -> None:
+    some = NAMES[300:900:2]
+    assert held_out(list(reversed(some)), 4) == [name for name in reversed(some) if name in set(held_out(NAMES, 4))]
+
+
+def test_samples_are_those_of_the_data_set_with_the_draw_passed_on() -> None:
+    split = Split(Named(NAMES), "held_out")
+    samples: list[Any] = [split[7, 3], split[3]]
+    assert samples == [(7, split.key(3)), (0, split.key(3))]
+
+
+def test_a_bad_sample_can_be_replaced_by_any_of_its_part() -> None:
+    split = Split(Named(NAMES), "held_out")
+    assert list(split.group(5)) == list(range(len(split)))
+
+
+@pytest.mark.parametrize(("part", "mend"), [("held_out", "lower"), ("train", "raise")])
+def test_an_empty_part_is_refused_with_its_mend(part: Any, mend: str) -> None:
+    name = held_out(NAMES, 2)[0] if part == "train" else next(name for name in NAMES if name not in held_out(NAMES, 2))
+    with pytest.raises(ValueError, match=f"none of 1 samples is {part}; give more data, or {mend} data.one_in=2"):
+        Split(Named([name]), part, 2)
+
+
+@pytest.mark.parametrize("one_in", [0, 1])
+def test_a_share_that_leaves_a_part_nothing_is_refused(one_in: int) -> None:
+    with pytest.raises(ValueError, match=r"data.one_in"):
+        Split(Named(NAMES), "train", one_in)
+
+
+def test_another_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="train or held_out"):
+        Split(Named(NAMES), "test")  # type: ignore[arg-type]

@@ -1,0 +1,54 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from ldm.execution.compiling import compiled
+from ldm.execution.offload import Offload
+from ldm.pipeline.pipeline import Pipeline
+from tests.pipeline.tiny import PROMPTS, assembled, distance
+from tests.tiny import save_tiny_model, tiny_unet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """How often torch compiles: with a backend that only counts."""
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unet: compile_(unet, backend=counter))
+    torch._dynamo.reset()
+    yield counter
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline.load(str(save_tiny_model(tmp_path_factory.mktemp("model"))), device="cpu")
+
+
+def test_a_unet_is_compiled_once_for_all_batches(pipeline: Pipeline, counter: CompileCounter) -> None:
+    fast = assembled(pipeline, compile=True)
+    images = fast(PROMPTS, batch_size=2).images  # twice 2 pictures and once 1, each with its negative
+    assert counter.frame_count == 1
+    fast(PROMPTS, batch_size=3, guidance=1.0, steps=4)
+    assert counter.frame_count == 1
+    assert distance(images, pipeline(PROMPTS, batch_size=2).images) <= 1
+
+
+def test_without_a_compiler_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "nowhere++")
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, but there is no nowhere\+\+ here: install it"):
+        compiled(tiny_unet(), Offload(CPU))
+
+
+def test_networks_that_move_about_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="leave out compile, or offload=idle"):
+        compiled(tiny_unet(), Offload(CPU, "idle"))
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_draws_the_same_pictures(pipeline: Pipeline) -> None:
+    images = assembled(pipeline, compile=True)(PROMPTS, batch_size=2).images
+    assert distance(images, pipeline(PROMPTS, batch_size=2).images) <= 1

@@ -1,0 +1,89 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.execution.cpu_packing import Packed, can_pack, pack
+from ldm.pipeline.pipeline import Pipeline
+
+TYPES = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason="not on this CPU"))
+    for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(192, 160, 3, padding=1)
+        self.blocks = nn.ModuleList([nn.Conv2d(160, 192, 3, stride=2, padding=1, bias=False), nn.Conv2d(192, 8, 1)])
+        self.linear, self.small = nn.Linear(512, 512), nn.Linear(512, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.conv, *self.blocks):
+            x = layer(x)
+        return self.small(self.linear(x.flatten(2)))
+
+
+def pair(dtype: torch.dtype) -> tuple[Network, Network]:
+    torch.manual_seed(0)
+    plain = Network().to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    return plain, packed
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_packed_network_computes_what_the_plain_one_does(dtype: torch.dtype) -> None:
+    plain, packed = pair(dtype)
+    kinds = [isinstance(layer, Packed) for layer in (packed.conv, *packed.blocks, packed.linear, packed.small)]
+    assert kinds == [True, True, False, True, False]
+    x = torch.randn(2, 192, 32, 64).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), plain(x), atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_its_state_is_the_plain_networks(dtype: torch.dtype) -> None:
+    plain, packed = pair(dtype)
+    saved, expected = packed.state_dict(), plain.state_dict()
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in expected)
+    other = {name: torch.randn_like(tensor) for name, tensor in expected.items()}
+    packed.load_state_dict(other)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in packed.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"linear.weight is \(2, 2\), but must be \(512, 512\)"):
+        packed.load_state_dict({**other, "linear.weight": torch.ones(2, 2)})
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*linear.weight"):
+        packed.load_state_dict({name: tensor for name, tensor in other.items() if name != "linear.weight"})
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_it_can_be_copied_stored_and_cast(dtype: torch.dtype) -> None:
+    plain, packed = pair(dtype)
+    x = torch.randn(1, 192, 32, 64).to(dtype)
+    with torch.no_grad():
+        expected = packed(x)
+        assert torch.equal(copy.deepcopy(packed)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(packed))(x), expected)
+        packed.float()
+        torch.testing.assert_close(packed(x.float()), plain.float()(x.float()))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(packed(x.float()).float(), plain(x.float()).float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_gradients_are_refused(dtype: torch.dtype) -> None:
+    packed = pair(dtype)[1]
+    with pytest.raises(RuntimeError, match=r"have no gradients: call it under .* with ldm\.weights\.model\.read_model"):
+        packed(torch.randn(1, 192, 32, 64, dtype=dtype, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_pipeline_on_a_cpu_is_packed(dtype: torch.dtype) -> None:
+    pipeline = Pipeline.load(device="cpu", dtype=dtype)
+    assert any(isinstance(layer, Packed) for layer in pipeline.backbone.modules())
+    conditioning = pipeline.text_encoder.encode(["a red circle"]).to(dtype=dtype)
+    drawn = pipeline.backbone(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
+    assert drawn.shape == (1, 4, 8, 8) and not drawn.requires_grad  # with no torch.no_grad() around it

@@ -1,0 +1,87 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ldm.conditioning import Conditioning
+from ldm.nn.unet import UNet
+from ldm.planning.flops import measure, measure_training
+
+WIDTH = 16
+
+
+def unet_and_call(device, size=8, checkpointing=False):
+    """A small UNet and its call on four latents."""
+    with torch.device(device):
+        unet = UNet(
+            width=32,
+            multipliers=[1, 2],
+            blocks=1,
+            depth=[1, 1],
+            heads=2,
+            context_width=WIDTH,
+            groups=8,
+            checkpointing=checkpointing,
+        )
+        x, time, text = torch.zeros(4, 4, size, size), torch.zeros(4), torch.zeros(4, 77, WIDTH)
+    return unet, partial(unet, x, time, Conditioning(text=text))
+
+
+def kept_by_a_real_run(network, run):
+    """Bytes, on the CPU, that autograd keeps for the backward pass, weights left out."""
+    weights = {parameter.data_ptr() for parameter in network.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    found = sum(held for pointer, held in kept.items() if pointer not in weights)
+    out.sum().backward()
+    return found
+
+
+def test_flops_are_those_that_one_counts_by_hand():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 6 * 7, 11))
+        x = torch.empty(2, 3, 6, 7)
+    convolution, linear = 2 * 2 * 6 * 7 * 3 * 5 * 9, 2 * 2 * 5 * 6 * 7 * 11
+    cost = measure(partial(network, x))
+    assert cost.forward == convolution + linear
+    assert cost.backward == convolution + 2 * linear  # the picture itself needs no gradient
+
+
+def test_bytes_kept_under_autocast_are_those_that_one_counts_by_hand():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1))
+        x = torch.empty(2, 3, 6, 7)
+    halves = x.numel() + 3 * 8 + 2 * 8 * 6 * 7 + 8 * 8  # what the convolutions read, weights too
+    floats = 2 * 8 * 6 * 7 + 2 * (2 * 2)  # what the norm reads, its means and deviations
+    assert measure(partial(network, x), torch.bfloat16).saved == 2 * halves + 4 * floats
+
+
+def test_bytes_kept_are_those_of_a_real_run():
+    unet, call = unet_and_call("cpu")
+    assert measure(unet_and_call("meta")[1]).saved == pytest.approx(kept_by_a_real_run(unet, call), rel=0.02)
+
+
+def test_attention_keeps_no_matrix_of_pixels_by_pixels():
+    small, large = (measure(unet_and_call("meta", size)[1]).saved for size in (16, 32))
+    assert large < 4.1 * small
+
+
+def test_without_a_backward_pass_nothing_is_kept():
+    with_grad, without = (measure(unet_and_call("meta")[1], grad=grad) for grad in (True, False))
+    assert without.forward == with_grad.forward and without.backward == without.saved == 0
+
+
+@pytest.mark.parametrize("low", [None, torch.bfloat16])
+def test_checkpointing_keeps_less_and_computes_more(low):
+    plain, checkpointed = (measure_training(*unet_and_call("meta", checkpointing=on), low) for on in (False, True))
+    assert checkpointed.saved < plain.saved / 2
+    assert plain.backward < checkpointed.backward < plain.backward + plain.forward

@@ -1,0 +1,173 @@
+import gc
+import subprocess
+import sys
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from ldm.callbacks.averages.ema import EMA
+from ldm.nn.unet import UNet
+from ldm.nn.vae import VAE
+from ldm.planning.flops import measure
+from ldm.planning.report import memory, parts_of, plan
+from ldm.weights.native import save_network
+from tests.tiny import save_part, tiny_text_tower, tiny_vae
+from tests.training.tiny import diffusion, fit
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+UNET = {
+    "width": 32,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "depth": [1, 1],
+    "heads": 2,
+    "context_width": 16,
+    "groups": 8,
+}
+SIZE, BATCH = 64, 4
+
+
+def config(unet=UNET, size=SIZE, **trainer):
+    nowhere = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
+    return {
+        "training": {
+            "backbone": {"_target_": "ldm.nn.unet.UNet", **unet},
+            "first_stage": nowhere,
+            "text_encoder": nowhere,
+            "size": [size, size],
+        },
+        "data": {
+            "batch_size": BATCH,
+            "global_batch": None,
+            "module": {"train": {"_target_": "ldm.data.sources.shapes.Shapes"}},
+        },
+        "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3, "fused": True},
+        "ema": {"decay": 0.99},
+        "trainer": {
+            "precision": "32-true", "strategy": "auto", "devices": "auto", "num_nodes": 1, "max_steps": 10,
+            **trainer,
+        },
+    }  # fmt: skip
+
+
+def rows(config, sharded=False):
+    (trained, *frozen), _ = parts_of(config)
+    return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"], sharded)
+
+
+def test_parameters_are_those_of_the_network():
+    real = sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    (trained,), _ = parts_of(config())
+    assert sum(parameter.numel() for parameter in trained.network.parameters()) == real
+
+
+def test_memory_of_weights_gradients_adam_and_average():
+    held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    steps = 4 * len(list(UNet(**UNET).parameters()))  # Adam counts each tensor's steps
+    assert [held[name] for name in ("weights", "gradients", "EMA")] == [4 * n] * 3
+    assert held["optimizer"] == 8 * n + steps
+    assert rows(config(devices=4), sharded=True)["optimizer, sharded"] == -(-held["optimizer"] // 4)
+    half = rows(config(devices=1, precision="bf16-true"))
+    assert half["weights"] == 2 * n and half["EMA"] == 4 * n
+
+
+def test_memory_of_an_average_is_as_it_is_set():
+    setting, n = config(devices=1), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    for ema, expected in (({"dtype": "bfloat16"}, 2 * n), ({"lengths": [0.05, 0.1]}, 8 * n), ({"device": "cpu"}, None)):
+        setting["ema"] = ema
+        assert rows(setting).get("EMA") == expected
+
+
+def test_another_width_gives_other_figures():
+    narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
+    names = ("unet  ", "unet, forward", "unet, backward", "a step", "weights", "activations", "H200")
+    for name in names:
+        assert [line for line in narrow if line.strip().startswith(name)] != [
+            line for line in wide if line.strip().startswith(name)
+        ]
+
+
+def test_twice_the_gpus_take_half_the_time_for_the_same_images():
+    def hours(devices):
+        setting = config(devices=devices)
+        setting["data"]["global_batch"] = 8 * BATCH
+        return float(next(line for line in plan(setting) if "H200" in line).split()[1])
+
+    assert hours(4) == pytest.approx(hours(2) / 2, rel=0.01)
+
+
+def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
+    vae = VAE(widths=[8, 8], blocks=1, groups=4, patch=2)
+    save_network(tmp_path / "vae.safetensors", "vae", vae.config, vae.state_dict())
+    setting = config()
+    setting["training"]["first_stage"] = {"weights": str(tmp_path / "vae.safetensors")}
+    (unet, first_stage), _ = parts_of(setting)
+    assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
+    assert sum(p.numel() for p in first_stage.network.parameters()) == sum(p.numel() for p in vae.parameters())
+    assert measure(first_stage.forward, grad=False).forward > 0
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"_target_": "ldm.data.latents.in_memory.InMemory", "dataset": {"_target_": "ldm.data.sources.shapes.Shapes"}},
+        {"_target_": "ldm.data.sources.split.Split", "dataset": {"_target_": "ldm.data.latents.cache.CachedLatents"}},
+    ],
+)
+def test_a_step_on_latents_does_not_call_the_first_stage(train, tmp_path):
+    setting = config()
+    setting["training"]["first_stage"] = save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
+    assert parts_of(setting)[0][1].forward is not None
+    setting["data"]["module"]["train"] = train
+    assert parts_of(setting)[0][1].forward is None
+
+
+@pytest.mark.parametrize(("checkpointing", "sharded"), [(False, False), (True, False), (True, True)])
+def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
+    unet = {**UNET, "width": 64, "checkpointing": checkpointing}
+    setting = config(unet, size=32, devices=1)
+    vae, text = save_part(tmp_path / "v.safetensors", "vae", tiny_vae()), tmp_path / "t.safetensors"
+    setting["training"] |= {"first_stage": vae, "text_encoder": save_part(text, "text_tower", tiny_text_tower())}
+    setting["data"]["module"]["train"] = {"_target_": "ldm.data.latents.in_memory.InMemory"}
+    strategy = "auto"
+    if sharded:
+        setting["trainer"]["strategy"] = {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}
+        strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+    planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
+    gc.collect()  # else what earlier tests left would be freed meanwhile
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fit(tmp_path, diffusion(backbone=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
+    if sharded:
+        torch.distributed.destroy_process_group()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert float(planned[0]) * {"KiB": 2**10, "MiB": 2**20}[planned[1]] == pytest.approx(peak, rel=0.1)
+
+
+def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_to_be_left_out():
+    setting = config()
+    assert any("text encoder is not counted" in line for line in plan(setting))
+    setting["training"]["text_encoder"] = {
+        "weights": "/nowhere.safetensors",
+        "config": {"width": 16, "heads": 2},
+    }
+    parts, notes = parts_of(setting)
+    assert [part.name for part in parts] == ["unet", "text encoder"]
+    assert not any("text encoder" in note for note in notes)
+
+
+def test_stable_diffusion_has_859_5_million_parameters():
+    lines = list(plan(config({}, size=512, precision="bf16-mixed")))
+    assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]
+
+
+@pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])
+def test_a_plan_needs_no_data_and_no_weights_and_writes_nothing(experiment, tmp_path):
+    command = [sys.executable, str(TRAIN), f"experiment={experiment}", "debug=plan"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout and "RTX 4090" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,34 @@
+import pytest
+
+from ldm import errors
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ValueError("size is 3,\n but must be 4"), 1, "error: size is 3, but must be 4\n"),
+        (errors.UsageError("n= is given twice"), 2, "error: n= is given twice\n"),
+        (PermissionError(13, "Permission denied", "x.png"), 1, "error: x.png: Permission denied\n"),
+        (KeyError("a"), 1, "error: KeyError: 'a' (--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_becomes_one_sentence_and_an_exit_code(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert errors.run(lambda: fail(error)) == code
+    assert capsys.readouterr().err == told
+
+
+def test_debug_shows_the_traceback_before_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(lambda: fail(ValueError("wrong")), debug=True) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback") and told.endswith("\nerror: wrong\n")
+
+
+def test_work_that_is_done_exits_with_0() -> None:
+    assert errors.run(lambda: None) == 0
