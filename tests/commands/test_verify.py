@@ -10,8 +10,8 @@ import pytest
 from ldm.__main__ import main
 from ldm.data.latents.shard import map_shard, write_shard
 from ldm.files import write_json
+from tests.data.latents.test_cache import write_cache
 from tests.data.tars import sample, samples, write_tar
-from tests.data.test_cache import write_cache
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from ldm.nn.vae import VAE
 from ldm.weights.arrange import to_theirs
 from ldm.weights.convert import part, write
 from ldm.weights.keymaps import entries
+from tests.weights.diffusers.test_networks import SD15, SD21
 from tests.weights.foreign import ODD, ODD2, whole_model
-from tests.weights.test_diffusers_config import SD15, SD21
 
 FIRST = ODD
 SECOND = ODD2 | {"unet": ODD2["unet"] | {"depth": (1, 0, 1), "middle_depth": 1}}

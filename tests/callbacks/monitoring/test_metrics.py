@@ -17,9 +17,9 @@ from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import LogitNormal
 from ldm.diffusion.weighting import min_snr
 from ldm.metrics.provenance import Provenance
+from tests.callbacks.images.test_evaluation import features
 from tests.callbacks.logged import Logged
 from tests.callbacks.painted import Painter
-from tests.callbacks.test_evaluation import features
 from tests.training import test_autoencoder
 from tests.training.tiny import Pictures, diffusion, fit
 

@@ -10,7 +10,7 @@ from ldm.data.latents.cache import FORMAT
 from ldm.data.latents.shard import write_shard
 from ldm.files import write_json
 from ldm.weights.parts import first_stage
-from tests.data.test_cache import SETTINGS, moments, write_cache
+from tests.data.latents.test_cache import SETTINGS, moments, write_cache
 
 
 @pytest.fixture

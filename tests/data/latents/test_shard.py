@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ldm.data.latents.shard import map_shard, write_shard
-from tests.data.test_cache import CAPTIONS, moments, write_cache
+from tests.data.latents.test_cache import CAPTIONS, moments, write_cache
 
 
 def test_arrays_that_do_not_lie_in_order_are_stored_in_order(tmp_path: Path) -> None:
