@@ -18,7 +18,7 @@ from ldm.weights.storage.sharded import OTHERS, SHARD, SHARDS
 
 
 class ShardedModelParallel(ModelParallelStrategy):
-    """Lightning's strategy for a module that FSDP2 shards, with checkpoints as `weights.storage.sharded` describes them.
+    """Lightning's strategy for a module that FSDP2 shards, with checkpoints as in `weights.storage.sharded`.
 
     It goes on from those of any number of ranks, and from whole ones; any other strategy goes on from its own, too. All
     ranks write to one folder.
