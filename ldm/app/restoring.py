@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ldm.commands.sample.command import CALL
+from ldm.drawing.job import CALL
 from ldm.drawing.sources import CALLED, read_again
 from ldm.image import read_metadata
 from ldm.sampling.driver import SAMPLERS

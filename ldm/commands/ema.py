@@ -2,18 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from ldm.commands.sample.arguments import number
-from ldm.ema.profiles import coefficients, exponent
+from ldm.drawing.keys import number
+from ldm.ema.profiles import exponent
+from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError
 from ldm.ownership import refuse
-from ldm.progress import Progress
 from ldm.weights.native import read_about, save_network
-from ldm.weights.storage.tensors import open_tensors
 
 OFF = 0.05  # of a profile's norm, beyond which the result is no good approximation
 
@@ -57,38 +52,6 @@ def _is_average(file: Path) -> bool:
         return "length" in read_about(file).get("ema", {})
     except (OSError, ValueError, TypeError):
         return False
-
-
-def read_snapshots(run: Path) -> dict[Path, dict[str, Any]]:
-    """What the snapshots of a run say of themselves. Raises FileNotFoundError where there are none."""
-    if not run.is_dir():
-        raise FileNotFoundError(
-            f"there are no snapshots in {run}, which is no folder; give a run's, as train.py printed it"
-        )
-    files = sorted((run / "ema").glob("step_*_length_*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"there are no snapshots in {run / 'ema'}; train with ema=power to have them written")
-    return {file: read_about(file) for file in files}
-
-
-def last_step(snapshots: dict[Path, dict[str, Any]]) -> int:
-    """The optimizer step of the last snapshot."""
-    return max(about["ema"]["step"] for about in snapshots.values())
-
-
-def reconstruct(snapshots: dict[Path, dict[str, Any]], step: int, length: float) -> tuple[dict[str, Tensor], float]:
-    """The averaged weights in float32, and how far their profile is off."""
-    told = [about["ema"] for about in snapshots.values()]
-    steps, gammas = [one["step"] for one in told], [exponent(one["length"]) for one in told]
-    factors, off = coefficients(steps, gammas, step, exponent(length))
-    progress = Progress(len(snapshots), "snapshots", f"length {length:g}: ")
-    total: dict[str, Tensor] = {}
-    for file, factor in zip(snapshots, factors.tolist(), strict=True):
-        tensors = open_tensors(file)
-        for name, tensor in tensors.read(tensors).items():
-            total.setdefault(name, torch.zeros(tensor.shape)).add_(tensor.float(), alpha=factor)
-        progress.step()
-    return total, off
 
 
 def _lengths(text: str) -> list[float]:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.commands.device_arguments import DTYPES, choose_precision
+from ldm.device import DTYPES, choose_precision
 from ldm.drawing.previews import Previews, film_of, is_film
 from ldm.drawing.prompts import Picture
 from ldm.drawing.sources import CALLED, Source
@@ -46,6 +46,7 @@ UNRECORDED: dict[str, Any] = {
 }
 DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, but for rounding
 GRID_MOST = 64
+CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.commands.sample.arguments import KEYS
+from ldm.drawing.keys import KEYS
 
 OWN = ("negative", "seed", "guidance", "n")  # keys that a row of a file may set for itself
 KINDS = (".txt", ".csv", ".jsonl")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from ldm.callbacks.images.evaluation import table
-from ldm.commands.ema import last_step, read_snapshots
+from ldm.ema.reconstruction import last_step, read_snapshots
 from ldm.evaluation.run import Job, collect
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
@@ -19,7 +19,7 @@ from ldm.metrics.reference import Reference
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
 from ldm.weights.model import find_model
-from ldm.weights.storage.tensors import open_tensors
+from ldm.weights.storage.opening import open_tensors
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
         reference=source,
         prompts={
             "count": job.count,
-            "from": "ldm.data.sources.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
+            "from": "ldm.data.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
             "sha256": text_hash(found.captions),
             "seeds": [job.seed, job.seed + job.count - 1],
         },

@@ -9,7 +9,7 @@ from ldm.weights.about import about_of
 from ldm.weights.compvis.writer import PART, WHOLE
 from ldm.weights.found import Found
 from ldm.weights.kinds import KINDS
-from ldm.weights.storage.tensors import open_tensors
+from ldm.weights.storage.opening import open_tensors
 
 NAMES = [f"{kind}.safetensors" for kind in KINDS]  # of the files in a folder of ldm's own format
 

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.weights.about import about_of
 from ldm.weights.kinds import constructor
-from ldm.weights.storage.tensors import Tensors, locate, open_tensors, refuse_misfits
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import Tensors, locate, refuse_misfits
 from ldm.weights.storage.values import check_finite, held, raw, write_safetensors
 
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}

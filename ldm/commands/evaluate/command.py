@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ldm.commands.device_arguments import DTYPES, add_device_arguments, choose_precision
-from ldm.commands.ema import check_lengths, last_step, read_snapshots, reconstruct
-from ldm.commands.sample.arguments import number, one_of, whole
+from ldm.commands.device_arguments import add_device_arguments
+from ldm.commands.ema import check_lengths
+from ldm.device import DTYPES, choose_precision
+from ldm.drawing.keys import number, one_of, whole
+from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, shown_warnings
 from ldm.evaluation.data import SHAPES, Data, data_of
 from ldm.evaluation.result import Cell, Where, result, save_sheet, write

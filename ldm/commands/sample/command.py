@@ -2,24 +2,23 @@
 
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
-from ldm.drawing.job import UNRECORDED, Job, Process, draw
+from ldm.drawing.job import CALL, UNRECORDED, Job, Process, draw
 from ldm.drawing.prompts import Picture, pictures_of, read_rows
 from ldm.drawing.sources import sources_of
 from ldm.errors import UsageError, shown_warnings
 from ldm.files import check_writable
 from ldm.image import read_metadata
-from ldm.pipeline.settings import OPTIONED, Settings
+from ldm.pipeline.settings import OPTIONED
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import DEFAULT
 
-CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes
 BATCH = 8
 
 

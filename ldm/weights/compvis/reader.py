@@ -10,7 +10,8 @@ from ldm.weights.architecture import infer
 from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
 from ldm.weights.keymaps import NATIVE, canonical
 from ldm.weights.kinds import ADAPTER, KINDS
-from ldm.weights.storage.tensors import Tensors, open_tensors, refuse_misfits
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import Tensors, refuse_misfits
 
 PREFIXES = {  # of a whole model's parts
     ("unet", "compvis"): "model.diffusion_model.",

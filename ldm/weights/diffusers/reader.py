@@ -11,7 +11,8 @@ from ldm.weights.diffusers.scheduler import scheduler_from
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
 from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
 from ldm.weights.keymaps import canonical
-from ldm.weights.storage.tensors import Tensors, open_tensors
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import Tensors
 
 PIPELINES = {
     "StableDiffusionPipeline",

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from ldm.commands.sample.arguments import KEYS, help_text, parse
+from ldm.commands.sample.arguments import help_text, parse
+from ldm.drawing.keys import KEYS
 from ldm.errors import UsageError
 
 

@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ldm.weights.storage.tensors import ITEMSIZE, Header, open_tensors
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import ITEMSIZE, Header
 from ldm.weights.storage.values import (
     CHUNK,
     CODES,
