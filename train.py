@@ -115,6 +115,8 @@ def lint(config: DictConfig) -> None:
     from ldm.lint import Setup, check
 
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
+    if config.adapter and "backbone" not in config.training:
+        raise ValueError("an adapter changes a denoising network, which this experiment does not train: leave it out")
     evaluation = config.get("evaluation", {})
     if evaluation.get("prompts") and "_target_" not in evaluation:
         raise ValueError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from PIL import Image
 
@@ -21,12 +20,10 @@ import train
 from ldm.commands.edge import EXPECTED
 from ldm.config import sentence
 from ldm.weights.model import read_model
+from tests import runs
+from tests.runs import ALONE, TINY
 
 ROOT = Path(train.__file__).parent
-TINY = (
-    *("model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2"),
-    *("++data.count=18", "data.batch_size=4", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "lr=constant"),
-)
 Run = subprocess.CompletedProcess[str]
 
 
@@ -118,8 +115,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
     both = "precision=32", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
-    runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
-    for run in map(finish, runs):
+    both_runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
+    for run in map(finish, both_runs):
         assert run.returncode == 0, run.stderr
     one, other = read(tmp_path / "1"), read(tmp_path / "2")
     assert one["DataModule"] == other["DataModule"] == {"seen": 24}
@@ -175,16 +172,9 @@ def test_a_key_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def here(tmp_path: Path) -> Any:
     """Trains in this process."""
-    monkeypatch.setattr(train, "quieten", lambda: None)
-
-    def run(*arguments: str) -> None:
-        overrides = [*TINY, "trainer.max_steps=1", "metrics=none", "logger=none", "name=test", f"run_dir={tmp_path}"]
-        with initialize_config_dir(str(train.CONF), version_base="1.3"):
-            train.train(compose("train", overrides=[*overrides, *arguments]))
-
-    return run
+    return lambda *arguments: runs.run(tmp_path, *TINY, *ALONE, "trainer.max_steps=1", *arguments)
 
 
 def test_a_finished_run_that_is_resumed_says_so(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +190,26 @@ def test_another_model_than_the_checkpoints_is_refused_and_the_run_left_as_it_wa
     with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 32\)"):
         here("resume=auto", "model.width=32", "trainer.max_steps=2")
     assert before == ((tmp_path / "config.yaml").read_text(), (tmp_path / "checkpoints" / "last.ckpt").read_bytes())
+
+
+def as_of_version_0_1(path: Path) -> None:
+    """Rewrites a checkpoint as that version wrote it, whose configuration had no adapters."""
+    checkpoint = torch.load(path, weights_only=True)
+    state, settings = checkpoint["state_dict"], checkpoint["settings"]
+    checkpoint["state_dict"] = {name.replace("backbone.", "unet.", 1): tensor for name, tensor in state.items()}
+    settings["training"]["unet"] = settings["training"].pop("backbone")
+    del settings["adapter"], settings["training"]["adapter"]
+    torch.save(checkpoint, path)
+
+
+def test_a_run_of_version_0_1_is_read_and_resumed(here: Any, tmp_path: Path) -> None:
+    here()
+    exported = read_model(tmp_path / "unet.safetensors").backbone.state_dict()
+    as_of_version_0_1(tmp_path / "checkpoints" / "last.ckpt")
+    read = read_model(tmp_path).backbone.state_dict()
+    assert all(torch.equal(read[name], weight) for name, weight in exported.items())
+    here("resume=auto", "trainer.max_steps=2")
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize(

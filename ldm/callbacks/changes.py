@@ -1,5 +1,6 @@
 """Whether a resumed run still has the settings that it began with."""
 
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,7 @@ NEUTRAL = (
     "optimizer.precision",  # the trainer's
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
+RENAMED = {"training.unet": "training.backbone"}  # since version 0.1
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_steps")
 
 
@@ -46,10 +48,14 @@ class Changes(Callback):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The settings that decide weights and changed; one that is new and null changes nothing."""
-    before, after = _flat(old), _flat(new)
+    """The settings that decide weights and changed; one that is new and null, or refers to null, changes nothing."""
+    before, after = {RENAMED.get(key, key): value for key, value in _flat(old).items()}, _flat(new)
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return [f"{key} {before.get(key)} → {after.get(key)}" for key in keys if decides(key, new)]
+    return [
+        f"{key} {before.get(key)} → {after.get(key)}"
+        for key in keys
+        if decides(key, new) and not (_is_null(key, before) and _is_null(key, after))
+    ]
 
 
 def decides(key: str, settings: dict[str, Any]) -> bool:
@@ -57,6 +63,15 @@ def decides(key: str, settings: dict[str, Any]) -> bool:
     if key == "trainer.max_steps":  # to whose number the other curves are stretched
         return not str(settings["lr"]["_target_"]).endswith(".constant")
     return key in DECISIVE or not any(f"{key}.".startswith(f"{neutral}.") for neutral in NEUTRAL)
+
+
+def _is_null(key: str, flat: dict[str, Any]) -> bool:
+    """Whether a setting is absent, null, or a reference such as ${adapter} to what is null or empty."""
+    value = flat.get(key)
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+    if reference is None:
+        return value is None
+    return not any(f"{other}.".startswith(f"{reference[1]}.") for other, held in flat.items() if held is not None)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

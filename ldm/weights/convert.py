@@ -12,7 +12,7 @@ from ldm.weights import diffusers_folder
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.diffusers_writer import write_folder
 from ldm.weights.find import find
-from ldm.weights.keymaps import NATIVE
+from ldm.weights.keymaps import LAYOUTS, NATIVE
 from ldm.weights.model import PARTS, check_same, referenced, references
 from ldm.weights.native import fingerprint, write_network
 from ldm.weights.single_file_writer import write_file
@@ -25,6 +25,11 @@ WRITTEN = {*diffusers_folder.PARTS, diffusers_folder.PREPROCESSOR, "model_index.
 
 def gathered(contents: Contents) -> Contents:
     """A model of ours together with the frozen parts that it only names, which are checked to be those."""
+    if contents.base:
+        raise ValueError(
+            f"{contents.source} is an adapter of {contents.base['weights']}, and no model that could be converted; "
+            "give the whole model"
+        )
     if not references(contents.model):
         return contents
     networks, pad = dict(contents.networks), contents.pad
@@ -70,6 +75,9 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
         raise FileExistsError(f"{path} is there already; give another name, or --overwrite")
     check_writable(path.parent)
     is_file = format_of(path) == "single"
+    own = [kind for kind in contents.networks if kind not in LAYOUTS]
+    if to != "ldm" and own:
+        raise ValueError(f"{contents.source} holds a {own[0]}, which only files of ldm can hold: give --to ldm")
     if to == "single" and is_file:
         return write_file(path, contents)
     if to == "ldm" and is_file and len(contents.networks) == 1:
