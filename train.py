@@ -163,6 +163,8 @@ def lint(config: DictConfig) -> None:
 
     check_settings(config)
     build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
+    if config.adapter and "backbone" not in config.training:
+        raise ValueError("an adapter changes a denoising network, which this experiment does not train: leave it out")
     evaluation: Any = config.get("evaluation") or {}
     if evaluation.get("prompts") and "_target_" not in evaluation:
         raise ValueError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
@@ -26,13 +25,11 @@ from ldm.errors import EXPECTED
 from ldm.report.runs import is_finished, read_run, read_scalars
 from ldm.training.optim import constant
 from ldm.weights.model import read_model
+from tests import runs
+from tests.runs import ALONE, TINY
 from tests.training.tiny import GRADIENT, UNIT
 
 ROOT = Path(train.__file__).parent
-TINY = (
-    *("model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2"),
-    *("++data.count=18", "data.batch_size=4", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "lr=constant"),
-)
 Run = subprocess.CompletedProcess[str]
 
 
@@ -137,8 +134,8 @@ def test_a_run_without_pictures_ends_with_its_validation_and_the_curves_of_the_w
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
     both = "precision=32", "+optimizer.eps=1e-2", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
-    runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
-    for run in map(finish, runs):
+    both_runs = [start(*TINY, *both, f"run_dir={tmp_path}/1"), start(*TINY, *both, *two, f"run_dir={tmp_path}/2")]
+    for run in map(finish, both_runs):
         assert run.returncode == 0, run.stderr
     one, other = read(tmp_path / "1"), read(tmp_path / "2")
     assert one["DataModule"] == other["DataModule"] == {"seen": 24}
@@ -198,16 +195,9 @@ def test_a_key_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def here(tmp_path: Path) -> Any:
     """Trains in this process."""
-    monkeypatch.setattr(train, "quieten", lambda: None)
-
-    def run(*arguments: str) -> None:
-        overrides = [*TINY, "trainer.max_steps=1", "metrics=none", "logger=none", "name=test", f"run_dir={tmp_path}"]
-        with initialize_config_dir(str(train.CONF), version_base="1.3"):
-            train.train(compose("train", overrides=[*overrides, *arguments]))
-
-    return run
+    return lambda *arguments: runs.run(tmp_path, *TINY, *ALONE, "trainer.max_steps=1", *arguments)
 
 
 def test_a_finished_run_that_is_resumed_says_so(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,6 +332,26 @@ def test_a_sweep_that_starts_from_a_checkpoint_resumes_from_its_own_ones(here: A
     for code, step in ((1, 2), (0, 3)):
         got, (folder,) = sweep("seed=0", *start)
         assert got == code and read(folder)["global_step"] == step
+
+
+def as_of_version_0_1(path: Path) -> None:
+    """Rewrites a checkpoint as that version wrote it, whose configuration had no adapters."""
+    checkpoint = torch.load(path, weights_only=True)
+    state, settings = checkpoint["state_dict"], checkpoint["settings"]
+    checkpoint["state_dict"] = {name.replace("backbone.", "unet.", 1): tensor for name, tensor in state.items()}
+    settings["training"]["unet"] = settings["training"].pop("backbone")
+    del settings["adapter"], settings["training"]["adapter"]
+    torch.save(checkpoint, path)
+
+
+def test_a_run_of_version_0_1_is_read_and_resumed(here: Any, tmp_path: Path) -> None:
+    here()
+    exported = read_model(tmp_path / "unet.safetensors").backbone.state_dict()
+    as_of_version_0_1(tmp_path / "checkpoints" / "last.ckpt")
+    read = read_model(tmp_path).backbone.state_dict()
+    assert all(torch.equal(read[name], weight) for name, weight in exported.items())
+    here("resume=auto", "trainer.max_steps=2")
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize(

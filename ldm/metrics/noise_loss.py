@@ -15,6 +15,8 @@ from torch import Tensor
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.image import from_uint8
+from ldm.nn.backbone import Backbone
+from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.random import normal
@@ -46,8 +48,10 @@ class NoiseLoss:
 
 
 class Encodes(Protocol):
-    """The parts of a model that turn pictures into latents and captions into context."""
+    """A denoising network, and the networks that make latents of images and conditioning of captions."""
 
+    @property
+    def backbone(self) -> Backbone: ...
     @property
     def first_stage(self) -> VAE: ...
     @property
@@ -58,12 +62,20 @@ class Encodes(Protocol):
 def encoded(
     model: Encodes, samples: Iterable[dict[str, Any]], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Conditioning, Tensor]]:
-    """What `noise_loss` reads, of samples with an "image" and a "caption": the means of the latents' posteriors."""
+    """What `noise_loss` reads, of samples with an "image" and a "caption": the means of the latents' posteriors.
+
+    A network that inpaints is to repaint everything.
+    """
     rest, start = iter(samples), 0
     while part := list(islice(rest, batch_size)):
-        moments = model.first_stage.moments(from_uint8(torch.stack([s["image"] for s in part]).to(device)))
+        images = from_uint8(torch.stack([s["image"] for s in part]).to(device))
+        moments = model.first_stage.moments(images)
         x0 = model.first_stage.latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]))
         conditioning = model.text_encoder.encode([s["caption"] for s in part], device=device)
+        if INPAINTING in model.backbone.reads:
+            everything = torch.ones_like(images[:, :1])
+            hint = inpainting_hint(images, everything, model.first_stage.factor, model.first_stage.encode)
+            conditioning = conditioning.with_hint(INPAINTING, hint)
         yield x0, conditioning, torch.arange(start, start + len(part), device=device)
         start += len(part)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning
-from ldm.nn.backbone import Backbone, trainable
+from ldm.nn.backbone import Backbone, check_size, trainable
 from ldm.nn.clip import CLIP, TextTower
 from ldm.nn.inpainting import INPAINTING
 from ldm.nn.vae import VAE
@@ -136,6 +136,7 @@ def diffusion_parts(config: dict[str, Any], backbone: Backbone, dtype: torch.dty
     factor, n = vae.factor if isinstance(vae, VAE) else 8, text.context if isinstance(text, TextTower) else 77
     if vae is None:
         notes.append("latents are taken to be an eighth the size of pictures")
+    check_size(backbone, factor, (height, width), "training.size")
     shape = batch, backbone.latent_channels, height // factor, width // factor
     with torch.device("meta"):
         x, time = torch.empty(shape, dtype=dtype), torch.empty(batch)

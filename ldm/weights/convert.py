@@ -14,7 +14,7 @@ from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers.writer import write_folder
 from ldm.weights.find import find
-from ldm.weights.keymaps import NATIVE
+from ldm.weights.keymaps import LAYOUTS, NATIVE
 from ldm.weights.model import PARTS, check_same, referenced, references
 from ldm.weights.native import fingerprint, write_network
 from ldm.weights.storage.tensors import PICKLED
@@ -25,6 +25,11 @@ FORMATS = ("single", "diffusers", "ldm")
 
 def gathered(contents: Contents) -> Contents:
     """A model of ours together with the frozen parts that it only names, which are checked to be those."""
+    if contents.base:
+        raise ValueError(
+            f"{contents.source} is an adapter of {contents.base['weights']}, and no model that could be converted; "
+            "give the whole model"
+        )
     if not references(contents.model):
         return contents
     networks, pad = dict(contents.networks), contents.pad
@@ -71,6 +76,9 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
     check_replaceable(path, overwrite)
     check_writable(path.parent)
     is_file = format_of(path) == "single"
+    own = [kind for kind in contents.networks if kind not in LAYOUTS]
+    if to != "ldm" and own:
+        raise ValueError(f"{contents.source} holds a {own[0]}, which only files of ldm can hold: give --to ldm")
     if to == "single" and is_file:
         return write_file(path, contents)
     if to == "ldm" and is_file and len(contents.networks) == 1:

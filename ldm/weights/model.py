@@ -88,12 +88,16 @@ def model_fingerprint(path: str | Path = DEFAULT) -> str:
     stage, text = frozen_parts(contents)
     decisive = {
         network.kind: [network.fingerprint, network.full_config],
-        **({ADAPTER: contents.networks[ADAPTER].fingerprint} if adapted else {}),
+        **({ADAPTER: _of_adapter(contents.networks[ADAPTER])} if adapted else {}),
         "first_stage": [stage.source["fingerprint"], stage.network.config],
         "text_encoder": [text.source["fingerprint"], *(tower.config for tower in text.network.towers)],
         "diffusion": [model["schedule"], model["prediction"], model["time"]],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _of_adapter(adapter: StoredNetwork) -> list[Any]:
+    return [adapter.fingerprint, adapter.config]
 
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:

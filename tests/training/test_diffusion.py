@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.conditioning import Conditioning
 from ldm.data.loading.datamodule import collate
 from ldm.diffusion.denoiser import Denoiser
@@ -18,7 +19,7 @@ from ldm.random import normal
 from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import Frozen
-from tests.tiny import save_part, tiny_vae
+from tests.tiny import save_part, tiny_dit, tiny_vae
 from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit
 
 SD = scaled_linear()
@@ -160,7 +161,7 @@ def test_training_changes_the_denoising_network_and_nothing_else(tmp_path: Path)
     assert not torch.equal(module.backbone.conv_in.weight, fresh.backbone.conv_in.weight)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert {name.partition(".")[0] for name in state} == {"backbone"}
+    assert [*state] == [f"backbone.{name}" for name, _ in module.backbone.named_parameters()]
 
 
 def test_frozen_parts_follow_the_denoising_network_to_its_device() -> None:
@@ -212,6 +213,29 @@ def saved(module: DiffusionTraining) -> dict[str, Any]:
 
 def test_a_checkpoint_of_its_own_is_taken() -> None:
     diffusion().on_load_checkpoint(saved(diffusion(sampling={}, caption_dropout=0.5)))
+
+
+def as_of_version_0_1(path: Path) -> None:
+    """Rewrites a checkpoint as that version wrote it: the weights are named unet."""
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"] = {
+        name.replace("backbone.", "unet.", 1): tensor for name, tensor in checkpoint["state_dict"].items()
+    }
+    torch.save(checkpoint, path)
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    def train(folder: Path, steps: int, resume: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        module, ema = diffusion(), EMA(decay=0.5)
+        fit(folder, module, steps, resume, callbacks=[ema, Checkpoint(folder)], enable_checkpointing=True)
+        return module.state_dict(), ema.averages
+
+    straight = train(tmp_path / "a", 4)
+    train(tmp_path / "b", 2)
+    as_of_version_0_1(tmp_path / "b" / "last.ckpt")
+    resumed = train(tmp_path / "b", 4, tmp_path / "b" / "last.ckpt")
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
@@ -291,3 +315,15 @@ def test_a_compile_mode_that_does_not_exist_is_refused() -> None:
 def test_float32_masters_of_bfloat16_need_sharding(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision=bf16-true keeps float32 weights only with strategy=fsdp"):
         fit(tmp_path, diffusion(compute="bfloat16"))
+
+
+@pytest.mark.parametrize("size", [(8, 9), (7, 8), (0, 8)])
+def test_a_size_that_the_network_cannot_draw_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"training.size is {size[0]}x{size[1]}, .* multiples of 2"):
+        diffusion(size=size)
+
+
+def test_images_of_a_size_that_the_network_does_not_take_are_refused_before_training(tmp_path: Path) -> None:
+    module = diffusion(backbone=tiny_dit().train())  # multiples of 4: patches of 2 latent pixels of 2 pixels
+    with pytest.raises(ValueError, match=r"the size of an image in data is 6x6, .* multiples of 4"):
+        fit(tmp_path, module, side=6)

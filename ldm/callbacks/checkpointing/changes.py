@@ -1,5 +1,6 @@
 """Whether a resumed run still has the settings that it began with."""
 
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,7 @@ NEUTRAL = (
     "optimizer.precision",  # the trainer's
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
+RENAMED = {"training.unet": "training.backbone"}  # settings, since version 0.1
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # to which all curves but a constant one are stretched
 
@@ -53,12 +55,27 @@ class Changes(Callback):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], resolved: dict[str, Any]) -> list[str]:
-    """The settings that decide weights and changed; one that is new and null, or refers to its old value, did not."""
-    before, after, values = _flat(old), _flat(new), _flat(resolved)
-    keys = sorted(
-        key for key in before.keys() | after.keys() if before.get(key) not in (after.get(key), values.get(key))
+    """The settings that decide weights and changed.
+
+    One that was added or removed and is null, or refers to another setting, did not change; nor did one that was a
+    value and now refers to the same.
+    """
+    before, after, values = (
+        {RENAMED.get(key, key): value for key, value in _flat(old).items()},
+        _flat(new),
+        _flat(resolved),
     )
-    return [f"{key} {before.get(key)} → {after.get(key)}" for key in keys if decides(key, new)]
+    changed = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) not in (after.get(key), values.get(key))
+        and not (_says_nothing(before.get(key)) and _says_nothing(after.get(key)))
+    ]
+    return [f"{key} {before.get(key)} → {after.get(key)}" for key in changed if decides(key, new)]
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch(r"\$\{[\w.]+\}", value) is not None)
 
 
 def decides(key: str, settings: dict[str, Any]) -> bool:

@@ -155,7 +155,8 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            pipeline.backbone.load_state_dict(averaged(Path(args.model), length))
+            weights = averaged(Path(args.model), length)  # of an adapter only those that it trains
+            pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
         draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
         if args.validation and not rank:
             samples = (data.pictures[i] for i in range(min(args.validation, count)))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.kinds import ADAPTER
 from ldm.weights.recognise import READABLE, recognise
 
 
@@ -37,7 +38,7 @@ def describe(path: str) -> dict[str, str]:
         if not is_cache(folder):
             raise
         return describe_cache(folder)
-    lines = _networks(found) | (_model(found) if found.model else {})
+    lines = _networks(found) | (_base(found.base) if found.base else {}) | (_model(found) if found.model else {})
     if found.model and (folder / "config.yaml").is_file():
         from ldm.commands.info.run import contradictions_in
 
@@ -55,8 +56,14 @@ def _networks(found: Found) -> dict[str, str]:
     }
     settings = {kind: _settings(network.config) for kind, network in found.networks.items()}
     if len(settings) == 1:
-        return lines | {"architecture": next(iter(settings.values()))}
+        return lines | {"settings" if ADAPTER in settings else "architecture": next(iter(settings.values()))}
     return lines | {kind: f"{counts[kind]:,} parameters, {told}" for kind, told in settings.items()}
+
+
+def _base(base: dict[str, Any]) -> dict[str, str]:
+    """The model that an adapter changes."""
+    network = base["network"]
+    return {"base": _source(base), "base's network": f"{network['kind']}, {_settings(network['config'])}"}
 
 
 def _parameters(network: FoundNetwork) -> int:

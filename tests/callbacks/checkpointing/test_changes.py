@@ -104,3 +104,24 @@ def test_a_checkpoint_of_an_older_layout_is_gone_on_from_and_that_is_said(
     trainer(tmp_path, Checkpoint(tmp_path)).fit(Tiny(), Batches())
     resume(tmp_path / "last.ckpt")
     assert "older layout without settings" in capsys.readouterr().out
+
+
+def test_a_setting_that_only_has_another_name_since_version_0_1_is_unchanged() -> None:
+    models = {"model": {"width": 8}, "other": {"width": 8}}
+    old = models | {"training": {"unet": "${model}"}}
+    assert differences(old, models | {"training": {"backbone": "${model}"}}) == []
+    changed = differences(old, models | {"training": {"backbone": "${other}"}})
+    assert changed == ["training.backbone ${model} → ${other}"]
+
+
+@pytest.mark.parametrize("nothing", [None, {}])  # of which Hydra makes the latter where a file says null
+def test_a_new_reference_to_a_setting_that_is_null_changes_nothing(nothing: Any) -> None:
+    assert differences({}, {"adapter": nothing, "training": {"adapter": "${adapter}"}}) == []
+
+
+def test_a_new_reference_to_a_setting_that_is_set_is_a_change() -> None:
+    adapter = {"_target_": "ldm.adapters.train_only.TrainOnly"}
+    assert differences({}, {"adapter": adapter, "training": {"adapter": "${adapter}"}}) == [
+        "adapter._target_ None → ldm.adapters.train_only.TrainOnly",
+        "training.adapter None → ${adapter}",
+    ]

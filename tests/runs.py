@@ -1,0 +1,35 @@
+"""Runs of train.py in this process, of the smallest network on the parts that ship."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+import train
+from ldm.commands.train.config import sentence
+from ldm.errors import EXPECTED
+
+TINY = (
+    *("model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2"),
+    *("++data.count=18", "data.batch_size=4", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "lr=constant"),
+)
+TINY_DIT = ("model=shapes_dit", "model.width=24", "model.layers=2", "model.heads=2", *TINY[4:])
+ALONE = ("metrics=none", "logger=none", "name=test")  # nothing but the training
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    """Trains in a folder, and returns it."""
+    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch.object(train, "quieten"):
+        train.train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
+    return folder
+
+
+def refusal(folder: Path, *overrides: str) -> str:
+    """The sentence in which a run is refused, which leaves nothing in its folder."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises((*EXPECTED, HydraException)) as refused:
+        run(folder, *overrides)
+    assert sorted(folder.rglob("*")) == before
+    return sentence(refused.value)
