@@ -54,7 +54,7 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
         reference=source,
         prompts={
             "count": job.count,
-            "from": "ldm.data.sources.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
+            "from": "ldm.data.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
             "sha256": text_hash(found.captions),
             "seeds": [job.seed, job.seed + job.count - 1],
         },

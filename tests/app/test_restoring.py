@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.app.restoring import restored
-from ldm.commands.sample.command import command as sample
+from ldm.commands.sample import command as sample
 from ldm.image import read_metadata, save_png
 from tests.tiny import save_tiny_model
 

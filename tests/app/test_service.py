@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ldm.app.service import Drawn, Request, Service, Step
-from ldm.commands.sample.command import command as sample
+from ldm.commands.sample import command as sample
 from ldm.image import read_metadata, to_pil
 from tests.tiny import KNOWN, save_tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.commands.sample.command import command as sample
+from ldm.commands.sample import command as sample
 from ldm.drawing import job as sample_job
 from ldm.image import read_metadata, save_png
 from ldm.pipeline.pipeline import Pipeline

@@ -123,9 +123,7 @@ class Evaluation(Callback):
             reference=data,
             prompts={
                 "count": len(captions),
-                "from": "ldm.data.sources.shapes.held_out_prompts"
-                if self.ruler.composition
-                else "captions of the reference",
+                "from": "ldm.data.shapes.held_out_prompts" if self.ruler.composition else "captions of the reference",
                 "sha256": text_hash(captions),
                 "seeds": [self.seed, self.seed + len(captions) - 1],
             },

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     """Write shards and report, or print a prediction; ValueError or OSError in one sentence on failure."""
     _check(args)
     cuts, chosen = thresholds(args), _usage(lambda: parse_choices(args.column))
-    from ldm.commands.filter.command import report as filter_report
+    from ldm.commands.filter import report as filter_report
     from ldm.metadata.filtering import Filter, database, in_batches, parts
     from ldm.metadata.funnel import axes
     from ldm.metadata.tables import find, open_sources
@@ -184,7 +184,7 @@ def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -
 
 
 def _predict(work: "Filter", found: "list[Part]", args: argparse.Namespace) -> None:
-    from ldm.commands.filter.command import report as filter_report
+    from ldm.commands.filter import report as filter_report
     from ldm.metadata.filtering import sample_of
     from ldm.metadata.forecast import predicted, statistics
 

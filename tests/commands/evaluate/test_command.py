@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldm.__main__ import main
-from ldm.commands.evaluate.command import command as evaluate
+from ldm.commands.evaluate import command as evaluate
 from ldm.evaluation.result import trained_as
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs

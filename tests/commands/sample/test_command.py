@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.commands.sample.command import command as sample
+from ldm.commands.sample import command as sample
 from ldm.image import read_metadata
 from tests.commands.sample.told import error
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.commands.sample.command import command as sample
+from ldm.commands.sample import command as sample
 
 
 def error(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
