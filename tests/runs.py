@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import train
-from ldm.commands.train.config import sentence
+from ldm.commands.train.messages import sentence
 from ldm.errors import EXPECTED
 
 TINY = (
@@ -21,7 +21,7 @@ ALONE = ("metrics=none", "logger=none", "name=test")  # nothing but the training
 
 def run(folder: Path, *overrides: str) -> Path:
     """Trains in a folder, and returns it."""
-    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch.object(train, "quieten"):
+    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quieten"):
         train.train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
     return folder
 

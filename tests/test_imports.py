@@ -1,5 +1,8 @@
+"""The architecture: which package of ldm may import which, without cycles, and which library is used where."""
+
 import ast
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,97 +11,46 @@ import ldm
 from ldm.pipeline.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "commands"
-
-# What each part of ldm may import of the others; commands and the scripts at the root may import anything.
-MAY_IMPORT = {
-    "files": set(),
-    "ownership": {"files"},
-    "random": set(),
-    "progress": set(),
-    "profiles": set(),
-    "processor": set(),
-    "conditioning": set(),
-    "nn": {"conditioning", "processor"},
+EVERYWHERE = {"conditioning", "device", "errors", "files", "image", "ownership", "progress", "random"}
+# Each package and the packages that it may import; the modules EVERYWHERE may be imported by all of these.
+MAY_IMPORT: dict[str, set[str]] = {
+    "diffusion": set(),
+    "nn": set(),
     "adapters": {"nn"},
-    "diffusion": {"conditioning", "random"},
-    "image": {"files"},
-    "sampling": {"diffusion", "random"},
-    "lint": {"diffusion", "sampling"},
-    "data": {"image", "files", "ownership", "random", "progress"},
-    "weights": {"nn", "adapters", "files", "image", "ownership"},
-    "metrics": {"conditioning", "nn", "weights", "image", "data.shapes", "diffusion", "random", "files"},
-    "items": {"image"},
-    "remarks": {"items", "nn"},
-    "editing": {"diffusion", "image", "items"},
-    "settings": {"items"},
-    "noise": {"items", "random", "sampling"},
-    "memory": set(),
-    "compiling": {"conditioning", "diffusion", "memory", "nn"},
-    "packing": {"processor"},
-    "prompts": {"conditioning", "diffusion", "items", "sampling", "settings"},
-    "preview": {"image", "files", "progress"},
-    "pipeline": {
-        "nn",
-        "diffusion",
-        "sampling",
-        "lint",
-        "weights",
-        "image",
-        "random",
-        "items",
-        "remarks",
-        "editing",
-        "settings",
-        "memory",
-        "noise",
-        "compiling",
-        "packing",
-        "processor",
-        "conditioning",
-        "prompts",
-    },
-    "sharding": {"conditioning", "nn"},
-    "training": {"conditioning", "diffusion", "nn", "adapters", "weights", "image", "random", "sharding"},
-    "callbacks": {
-        "pipeline",
-        "sharding",
-        "settings",
-        "metrics",
-        "weights",
-        "nn",
-        "diffusion",
-        "data.shapes",
-        "image",
-        "files",
-        "ownership",
-        "progress",
-        "profiles",
-    },
-    "report": {"metrics.provenance", "image", "files", "ownership"},
-    "evaluation": {"metrics", "pipeline", "settings", "files"},
-    "inside": {"pipeline", "nn", "diffusion", "sampling", "image", "items", "editing"},
-    "cost": {"nn"},
-    "plan": {"conditioning", "cost", "nn", "weights"},
-    "config": {
-        "files",
-        "commands.edge",
-        "report",
-        "processor",
-        "training.consistency",
-        "training.reading",
-        "training.trainer",
-    },
-    "app": {COMMANDS, "pipeline", "settings", "sampling", "weights", "image", "items", "editing"},
-    "__main__": {COMMANDS},
+    "sampling": {"diffusion"},
+    "execution": {"nn", "diffusion"},
+    "weights": {"nn", "adapters"},
+    "data": set(),
+    "metadata": {"data"},
+    "pipeline": {"nn", "diffusion", "sampling", "weights", "execution"},
+    "metrics": {"nn", "diffusion", "weights", "data"},
+    "ema": {"weights"},
+    "training": {"nn", "diffusion", "adapters", "weights", "execution"},
+    "callbacks": {"nn", "diffusion", "weights", "execution", "ema", "data", "pipeline", "metrics"},
+    "report": {"metrics"},
+    "evaluation": {"weights", "data", "pipeline", "metrics", "ema", "report"},
+    "drawing": {"pipeline", "weights"},
+    "inside": {"nn", "diffusion", "sampling", "pipeline"},
+    "planning": {"nn", "weights"},
+    "app": {"drawing", "pipeline", "sampling", "weights"},
 }
-# Who alone may import a library: files, or folders with a slash at the end.
+# What the modules EVERYWHERE may import of each other.
+MAY_IMPORT |= {name: set() for name in EVERYWHERE}
+MAY_IMPORT |= {"image": {"files"}, "ownership": {"files"}, "errors": {"progress"}}
+    "image": {"files"},
+    "ownership": {"files"},
+    "errors": {"progress"},
+}
+TOP = {"commands", "__main__", "__init__"}  # which may import anything
+# The only places that may import a library: files, or folders with a slash at the end.
 ONLY_IN = {
-    "hydra": ("ldm/commands/train/config.py", "ldm/commands/", "train.py", "sample.py", "tests/", "experiments/"),
-    "omegaconf": ("ldm/commands/train/config.py", "ldm/commands/", "train.py", "sample.py", "tests/"),
+    "hydra": ("ldm/commands/", "train.py", "tests/", "experiments/"),
+    "omegaconf": ("ldm/commands/", "train.py", "tests/"),
     "diffusers": ("tests/parity/", "experiments/"),
     "gradio": ("ldm/app/", "tests/app/"),
 }
+
+Graph = dict[str, set[str]]
 
 
 def sources() -> list[Path]:
@@ -106,50 +58,86 @@ def sources() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
-def imported(source: str) -> set[str]:
-    """Every module that the source imports, anywhere in it, `from a import b` giving both a and a.b."""
-    names = set()
+def imported(source: str) -> Iterator[str]:
+    """Every module that the source imports, anywhere in it; `from a import b` gives both a and a.b."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute, so that they can be found"
-            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def parts() -> list[str]:
-    found = {path.relative_to(ROOT / "ldm").parts[0].removesuffix(".py") for path in (ROOT / "ldm").rglob("*.py")}
-    return sorted(found - {"__init__", COMMANDS})
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "ldm").rglob("*.py")}
 
 
-def files_of(part: str) -> list[Path]:
-    return [path for path in (ROOT / "ldm" / part, ROOT / "ldm" / f"{part}.py") for path in (path, *path.rglob("*.py"))]
+def graph() -> Graph:
+    """Every module of the package, commands and app included, and the modules that it imports."""
+    known = modules()
+    return {name: {other for other in imported(path.read_text()) if other in known} for name, path in known.items()}
 
 
-def refused(part: str, names: set[str]) -> set[str]:
-    """The modules of ldm among `names` that a part may not import."""
-    allowed = {part} | MAY_IMPORT[part]
-    ours = {name.removeprefix("ldm.") for name in names if name.startswith("ldm.")}
-    ours = {name for name in ours if "." in name or (ROOT / "ldm" / f"{name}.py").exists()}
-    return {name for name in ours if not any(f"{name}.".startswith(f"{one}.") for one in allowed)}
+def package(module: str) -> str:
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("part", parts())
-def test_a_part_imports_only_what_the_design_lets_it(part):
-    files = [path for path in files_of(part) if path.is_file()]
-    assert files
-    for path in files:
-        assert not refused(part, imported(path.read_text())), path
+def packages(graph: Graph) -> Graph:
+    found: Graph = {}
+    for name, others in graph.items():
+        found.setdefault(package(name), set()).update(package(other) for other in others)
+    return {name: others - {name} for name, others in found.items()}
 
 
-def test_what_the_design_allows_has_no_circles():
-    below = {part: {name.split(".")[0] for name in names} for part, names in MAY_IMPORT.items()}
-    assert set(TopologicalSorter(below).static_order()) >= below.keys()  # which raises CycleError
+def refused(importer: str, others: set[str]) -> set[str]:
+    """The packages among `others` that a package may not import."""
+    if importer in TOP:
+        return set()
+    return others - MAY_IMPORT[importer] - (set() if importer in EVERYWHERE else EVERYWHERE)
+
+
+def test_each_package_imports_only_what_the_design_allows() -> None:
+    found = packages(graph())
+    assert {name: refused(name, others) for name, others in found.items() if refused(name, others)} == {}
+
+
+def test_the_design_names_every_package_and_allows_nothing_that_is_unused() -> None:
+    found = packages(graph())
+    assert found.keys() - TOP == MAY_IMPORT.keys()
+    assert {name: allowed - found[name] for name, allowed in MAY_IMPORT.items() if allowed - found[name]} == {}
+
+
+@pytest.mark.parametrize("level", ["modules", "packages"])
+def test_imports_have_no_cycle(level: str) -> None:
+    found = graph() if level == "modules" else packages(graph())
+    assert set(TopologicalSorter(found).static_order()) >= found.keys()  # which raises CycleError
+
+
+def test_a_cycle_would_be_found() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_the_root_of_the_package_has_at_most_eight_modules() -> None:
+    assert {path.stem for path in (ROOT / "ldm").glob("*.py")} - {"__init__", "__main__"} == EVERYWHERE
+    assert len(EVERYWHERE) <= 8
+
+
+def test_the_denoising_network_is_known_by_its_protocol_only() -> None:
+    """UNet and DiT are named by networks, by the table of kinds, and by what looks inside of one kind."""
+    allowed = ("ldm.nn", "ldm.weights.kinds", "ldm.inside")
+    names = {
+        name: set(imported(path.read_text())) & {"ldm.nn.unet.UNet", "ldm.nn.dit.DiT"}
+        for name, path in modules().items()
+        if not name.startswith(allowed)
+    }
+    assert {name: found for name, found in names.items() if found} == {}
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_stays_where_it_belongs(library):
+def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
     for path in sources():
         name = path.relative_to(ROOT).as_posix()
         allowed = any(name == one or (one.endswith("/") and name.startswith(one)) for one in ONLY_IN[library])
@@ -157,20 +145,20 @@ def test_a_library_stays_where_it_belongs(library):
 
 
 @pytest.mark.parametrize(
-    "part, source",
+    ("importer", "source"),
     [
         ("diffusion", "from ldm.nn.unet import UNet"),
         ("nn", "def f():\n    import ldm.weights.native"),
-        ("metrics", "from ldm.data import order"),
+        ("metrics", "from ldm.pipeline import inputs"),
         ("files", "from ldm import image"),
         ("weights", "from ldm.pipeline.pipeline import Pipeline"),
     ],
 )
-def test_an_import_against_the_design_is_seen(part, source):
-    assert refused(part, imported(source))
+def test_an_import_against_the_design_is_seen(importer: str, source: str) -> None:
+    assert refused(importer, {package(name) for name in imported(source) if name.count(".")})
 
 
-def test_the_pipeline_is_at_the_top_and_nothing_else() -> None:
+def test_the_pipeline_is_importable_from_the_top_and_nothing_else_is() -> None:
     assert ldm.Pipeline is Pipeline
     with pytest.raises(AttributeError, match="'ldm' has no attribute 'Pipelin'"):
         ldm.Pipelin  # noqa: B018

@@ -20,7 +20,7 @@ from PIL import Image
 
 import train
 from ldm.callbacks.checkpointing.interruption import TIMEOUT
-from ldm.commands.train.config import sentence
+from ldm.commands.train.messages import sentence
 from ldm.errors import EXPECTED
 from ldm.report.runs import is_finished, read_run, read_scalars
 from ldm.training.optim import constant

@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-import train  # noqa: E402 - found by the line before
-from ldm.commands.train.config import sentence  # noqa: E402
+from ldm.commands.train.checks import check  # noqa: E402 - found by the line before
+from ldm.commands.train.messages import sentence  # noqa: E402
 from ldm.files import write_json  # noqa: E402
 from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
 from ldm.report.runs import Run, read_run  # noqa: E402
@@ -36,7 +36,7 @@ def refusal(schedule: str, prediction: str) -> str | None:
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         config = compose("train", [f"schedule={schedule}", f"prediction={prediction}", "name=_", "run_dir=_"])
     try:
-        train.lint(config)
+        check(config)
     except ValueError as error:
         return sentence(error)
     return None

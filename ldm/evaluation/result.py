@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 
-from ldm.callbacks.images.evaluation import table
 from ldm.ema.reconstruction import last_step, read_snapshots
 from ldm.evaluation.run import Job, collect
 from ldm.files import write_json
@@ -16,6 +15,7 @@ from ldm.metrics.measure import Ruler, report
 from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference
+from ldm.metrics.summary import table
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
 from ldm.weights.model import find_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.__main__ import main
-from ldm.commands.train.config import waiting
+from ldm.commands.train.sweep import waiting
 from ldm.files import LOCK, lock
 from tests.report.made import made_run
 

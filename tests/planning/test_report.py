@@ -12,7 +12,9 @@ from ldm.callbacks.averages.ema import EMA
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.planning.flops import measure
-from ldm.planning.report import memory, parts_of, plan
+from ldm.planning.memory import memory
+from ldm.planning.networks import parts_of
+from ldm.planning.report import plan
 from ldm.weights.native import save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_vae
 from tests.training.tiny import diffusion, fit

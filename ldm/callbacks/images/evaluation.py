@@ -21,7 +21,8 @@ from ldm.metrics.measure import Ruler, counting, report
 from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference, data_about, pictures_of, reference
-from ldm.progress import Progress, clock
+from ldm.metrics.summary import table
+from ldm.progress import Progress
 
 TILES = 16  # pictures that `ldm compare` puts side by side
 
@@ -149,18 +150,3 @@ class Evaluation(Callback):
         chosen = images[: max(4, min(TILES, 4096 // images.shape[3]))]
         about = {"captions": captions[: len(chosen)], "seed": self.seed, "size": list(images.shape[2:])}
         save_png(to_pil(torch.cat(list(chosen), dim=2))[0], self.folder / "samples" / "tiles.png", about)
-
-
-def table(metrics: dict[str, float], drawn: int, real: int, files: str) -> str:
-    """What a run prints last: one measurement a line, in aligned columns."""
-    rows = [
-        (name.replace("accuracy_", "  "), f"{value:.1%}") for name, value in metrics.items() if name.startswith("acc")
-    ]
-    if "fid" in metrics:
-        rows.append(("FID", f"{metrics['fid']:.4g} ({drawn} drawn, {real} real pictures)"))
-    if "training_seconds" in metrics:
-        speed = f"{metrics['images_per_second']:.4g} images/s"
-        rows.append(("training", f"{clock(metrics['training_seconds'])} at {speed}"))
-    rows.append(("sampling", f"{clock(metrics['sampling_seconds'])} for {drawn} pictures"))
-    rows.append(("files", files))
-    return "\n".join(f"{name:<14}{value}" for name, value in rows)

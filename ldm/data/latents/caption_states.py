@@ -3,9 +3,7 @@
 import numpy as np
 import torch
 
-from ldm.data.latents.cache import text_settings
-from ldm.nn.text_encoder import TextEncoder
-from ldm.weights.parts import Frozen
+from ldm.data.latents.cache import Frozen, text_settings
 
 BATCH = 64  # captions
 
@@ -13,7 +11,7 @@ BATCH = 64  # captions
 class States:
     """What a text encoder says of captions, (c, tokens, d) in the `dtype` named, on the CPU."""
 
-    def __init__(self, text: Frozen[TextEncoder], dtype: str) -> None:
+    def __init__(self, text: Frozen, dtype: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.encoder, self.dtype = text.network.to(self.device), dtype
         self.settings = {**text_settings(text), "text_dtype": dtype}

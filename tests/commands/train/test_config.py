@@ -12,19 +12,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.train.config import (
-    Waiting,
-    check_given,
-    check_overrides,
-    check_parallel,
-    hyperparameters,
-    is_refusal,
-    nearest,
-    save_run,
-    sentence,
-    sweep_folder,
-    waiting,
-)
+from ldm.commands.train.checks import check_given, check_parallel
+from ldm.commands.train.messages import is_refusal, sentence
+from ldm.commands.train.overrides import check_overrides, nearest
+from ldm.commands.train.run_folder import hyperparameters, save_run
+from ldm.commands.train.sweep import Waiting, sweep_folder, waiting
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 from ldm.files import is_locked

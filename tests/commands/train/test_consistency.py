@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import ldm.commands.train.config  # noqa: F401  # which registers the resolvers of the configs
+import ldm.commands.train.precision  # noqa: F401  # which registers the resolver of the configs
 from ldm.commands.train.consistency import FOLLOWS, INSIDE, disagreements
 
 CONF = Path(__file__).parents[3] / "conf"

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.latents.cache import Decoded
-from ldm.data.sources.sizes import check_sizes, size_of
+from ldm.data.sizes import check_sizes, size_of
 
 
 class Of(Dataset[dict[str, Any]]):

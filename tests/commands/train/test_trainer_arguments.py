@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from lightning import Trainer
 
-from ldm.commands.train.trainer import ELSEWHERE, OURS, PASSED, check_argument, check_trainer
+from ldm.commands.train.trainer_arguments import ELSEWHERE, OURS, PASSED, check_argument, check_trainer
 
 ENDING = {"max_steps": 5}
 SIMPLE = {"_target_": "lightning.pytorch.profilers.SimpleProfiler"}

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from ldm.commands.train.reading import is_read
+from ldm.commands.train.used_settings import is_read
 
 CONFIG: dict[str, Any] = {
     "seed": 0,

@@ -1,0 +1,39 @@
+"""Builds the objects that a config describes."""
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+
+def build(node: Any, **more: Any) -> Any:
+    """The object that a part of the config describes."""
+    return instantiate(node, **more, _convert_="all")
+
+
+def build_training(node: DictConfig) -> Any:
+    """The module that trains: its network starts from the weights of `start`, if given, and is adapted."""
+    parts: dict[str, Any] = {}
+    start = node.start if "start" in node else None
+    if "backbone" in node:
+        from ldm.training.start import start_from
+
+        backbone, adapter = build(node.backbone), build(node.adapter) if node.adapter else None
+        base = start_from(backbone, start) if start else None
+        if adapter is not None:
+            adapter.adapt(backbone)
+        parts = {"backbone": backbone, "base": base, "adapter": adapter}
+    elif "vae" in node:
+        from ldm.training.start import first_stage_from
+
+        parts = {"vae": first_stage_from(build(node.vae), start, node.decoder_only)}
+    return build({key: value for key, value in node.items() if key not in {"start", *parts}}, **parts)
+
+
+def build_callbacks(config: DictConfig) -> list[Any]:
+    """Those of the groups ema, callbacks and metrics, of which the options none have no target."""
+    for name, node in config.callbacks.items():
+        if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
+            raise ValueError(f"callbacks.{name} has no _target_, so that it would be ignored: name its class")
+    nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
+    return [build(node) for node in nodes if node and "_target_" in node]

@@ -1,0 +1,30 @@
+"""Errors of Hydra and OmegaConf as one sentence."""
+
+import re
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import EXPECTED
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the message is written for people, so that where it was raised says nothing more to them."""
+    return isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong in one line: the innermost cause of what Hydra and OmegaConf wrap, with its key if need be."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {first_line(error)}"
+    text = " ".join(str(error).split())
+    if is_refusal(error) and text:
+        return text
+    return f"{key[1] + ': ' if key else ''}{type(error).__name__}: {text}"
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

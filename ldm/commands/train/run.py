@@ -1,0 +1,88 @@
+"""Trains what a config describes: config → objects → run."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.commands.train import precision as precision  # whose resolver configs use
+from ldm.commands.train.build import build, build_callbacks, build_training
+from ldm.commands.train.checks import check, check_drawn_size, check_given, check_parallel
+from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, save_run
+
+
+def train(config: DictConfig) -> None:
+    """Builds what the config says and runs it."""
+    import torch
+    from lightning import seed_everything
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    from ldm.callbacks.checkpointing.beginning import Beginning
+    from ldm.callbacks.checkpointing.changes import Changes
+    from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+    from ldm.callbacks.checkpointing.effective import Effective
+    from ldm.callbacks.checkpointing.time_limit import TimeLimit
+    from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.training.diffusion import DiffusionTraining
+
+    run_dir = Path(config.run_dir)
+    if config.plan:
+        from ldm.planning.report import print_plan
+
+        check(config)
+        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+    check_given(config)
+    config.precision.name = config.precision.name  # in place of precision=auto, what it came to on this machine
+    settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
+    OmegaConf.resolve(config)
+    resolved: Any = OmegaConf.to_container(config)
+    check(config)
+    check_parallel(config, torch.cuda.is_available())
+    quieten()
+    torch.set_float32_matmul_precision("high")
+    seed_everything(config.seed, verbose=False)
+
+    limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
+    module = build_training(config.training)
+    data = build(config.data.module)
+    resumed = checkpoint_to_resume(config.resume, run_dir)
+
+    def begin() -> None:
+        save_run(config, run_dir)
+        print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
+
+    beginning = Beginning(begin)
+    chosen = build_callbacks(config)
+    if isinstance(module, DiffusionTraining):
+        check_drawn_size(config, module, data, chosen)
+    told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
+    trainer = build(
+        config.trainer,
+        callbacks=[Effective(), beginning, Changes(settings, resolved, config.accept_changes), *limit, *chosen, told],
+        logger=[build(node) for node in config.logger],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(run_dir),
+        max_time=None,  # TimeLimit's: after Lightning's own a run would count as finished
+        use_distributed_sampler=False,  # the data module deals samples out to the ranks itself
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in chosen),  # else Lightning adds its own
+        enable_progress_bar=any(isinstance(one, ProgressBar) for one in chosen),
+    )
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    if resumed and trainer.global_step == beginning.step:
+        steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
+        print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
+
+
+def quieten() -> None:
+    """Keeps advice on settings that are as they should be off the screen, and warnings to one line each."""
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")  # within Lightning 2.6
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
