@@ -37,10 +37,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What the modules EVERYWHERE may import of each other.
 MAY_IMPORT |= {name: set() for name in EVERYWHERE}
 MAY_IMPORT |= {"image": {"files"}, "ownership": {"files"}, "errors": {"progress"}}
-    "image": {"files"},
-    "ownership": {"files"},
-    "errors": {"progress"},
-}
 TOP = {"commands", "__main__", "__init__"}  # which may import anything
 # The only places that may import a library: files, or folders with a slash at the end.
 ONLY_IN = {

@@ -136,7 +136,8 @@ KEYS = {
         one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
     ),
     "compile": Key(
-        yes_or_no, "true compiles the UNet, which takes a minute at the first step and pays for many pictures (false)"
+        yes_or_no,
+        "true compiles the network, which takes a minute at the first step and pays for many pictures (false)",
     ),
     "batch_size": Key(whole(1), "pictures at a time; fewer where memory does not suffice (8)"),
 }

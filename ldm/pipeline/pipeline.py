@@ -55,7 +55,7 @@ class Pipeline:
     """Draws prompts with networks that already are of the type that they shall run in.
 
     They are also where they shall run, unless `offload` says otherwise. `settings` are what a call uses unless it says
-    otherwise. With a `weak` pipeline, of a worse model of the same data, guidance leads away from what its UNet gives
+    otherwise. With a `weak` pipeline, of a worse model of the same data, guidance leads away from what its network gives
     for the same prompt, instead of from the negative one. A network that reads the hint "inpainting" sees the mask and
     the latents of what is kept. Raises ValueError for parts that do not fit.
     """
