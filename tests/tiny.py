@@ -35,6 +35,10 @@ def tiny_unet(seed: int = 0) -> UNet:
     )
 
 
+def tiny_inpainting_unet(seed: int = 3, channels: int = 9) -> UNet:
+    return randomised(UNet(**tiny_unet().config | {"in_channels": channels}), seed, std=0.3)  # type: ignore[return-value]
+
+
 def tiny_vae(seed: int = 1) -> VAE:
     return randomised(VAE(widths=(8, 8), blocks=1, groups=4), seed, std=0.2)  # type: ignore[return-value]
 

@@ -72,6 +72,19 @@ def test_it_is_evaluated_like_a_model(adapted: Path, base: Path, tmp_path: Path)
     assert found[0]["metrics"]["noise_loss"] != found[1]["metrics"]["noise_loss"]
 
 
+def test_an_average_of_any_length_of_it_is_evaluated(base: Path, tmp_path: Path) -> None:
+    average = "ema=power", "ema.every_n_train_steps=1", "trainer.max_steps=3"
+    folder = run(tmp_path / "run", *ADAM, ADAPTER, f"training.start={base}", *average)
+    assert main(["ema", str(folder), "--length", "0.1"]) == 0
+    small = ["--data", "shapes", "--prompts", "2", "--count", "8", "--validation", "2", "--steps", "1"]
+    found = []
+    for arguments in ([str(folder), "--ema-length", "0.1"], [str(folder / "ema_0.100.safetensors")]):
+        out = tmp_path / f"{len(found)}.json"
+        assert main(["evaluate", *arguments, *small, "--out", str(out)]) == 0
+        found.append(json.loads(out.read_text())["metrics"]["noise_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_conversion_of_an_adapter_is_refused_in_a_sentence(
     adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

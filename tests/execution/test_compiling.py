@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ from torch._dynamo.testing import CompileCounter
 
 from ldm.execution.compiling import compiled
 from ldm.execution.offload import Offload
+from ldm.nn.backbone import Backbone
 from ldm.pipeline.pipeline import Pipeline
 from tests.pipeline.tiny import PROMPTS, assembled, distance
-from tests.tiny import save_tiny_model, tiny_unet
+from tests.tiny import save_tiny_model, tiny_dit, tiny_inpainting_unet, tiny_unet
 
 CPU = torch.device("cpu")
 
@@ -28,13 +29,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline.load(str(save_tiny_model(tmp_path_factory.mktemp("model"))), device="cpu")
 
 
-def test_a_unet_is_compiled_once_for_all_batches(pipeline: Pipeline, counter: CompileCounter) -> None:
-    fast = assembled(pipeline, compile=True)
+@pytest.mark.parametrize("make", [tiny_unet, tiny_inpainting_unet, tiny_dit])
+def test_a_network_is_compiled_once_for_all_batches(
+    pipeline: Pipeline, counter: CompileCounter, make: Callable[[], Backbone]
+) -> None:
+    plain, fast = (assembled(pipeline, backbone=make(), compile=compile) for compile in (False, True))
     images = fast(PROMPTS, batch_size=2).images  # twice 2 pictures and once 1, each with its negative
     assert counter.frame_count == 1
     fast(PROMPTS, batch_size=3, guidance=1.0, steps=4)
     assert counter.frame_count == 1
-    assert distance(images, pipeline(PROMPTS, batch_size=2).images) <= 1
+    assert distance(images, plain(PROMPTS, batch_size=2).images) <= 1
 
 
 def test_without_a_compiler_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ldm.callbacks.averages.ema import EMA
@@ -18,10 +19,15 @@ from ldm.callbacks.export import Export
 from ldm.callbacks.monitoring.health import Health
 from ldm.conditioning import Conditioning
 from ldm.execution.fsdp import exchange, shard, spread_like, spread_state, whole
-from tests.tiny import tiny_unet
+from ldm.nn.backbone import Backbone
+from tests.tiny import tiny_dit, tiny_inpainting_unet, tiny_unet
 from tests.training.tiny import STEADY, diffusion, drift, fit
 
 ROOT = Path(__file__).parents[2]
+
+
+Make = Callable[[], Backbone]
+each_backbone = pytest.mark.parametrize("make", [tiny_unet, tiny_inpainting_unet, tiny_dit])
 
 
 @pytest.fixture
@@ -35,26 +41,39 @@ def alone(tmp_path: Path) -> Iterator[None]:
 def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     generator = torch.Generator().manual_seed(0)
     x, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 16)))
-    return x, torch.tensor([501.0, 998.3]), Conditioning(text=text)  # times that bfloat16 would round to 500 and 1000
+    hint = torch.randn(2, 5, 8, 8, generator=generator)
+    conditioning = Conditioning(text=text).with_hint("inpainting", hint)
+    return x, torch.tensor([501.0, 998.3]), conditioning  # times that bfloat16 would round to 500 and 1000
 
 
-def test_a_sharded_unet_computes_what_it_did(alone: None) -> None:
-    unet = tiny_unet()
-    expected = unet(*inputs())
-    shard(unet)
-    assert all(isinstance(weight, DTensor) for weight in unet.parameters())
-    torch.testing.assert_close(unet(*inputs()), expected, rtol=1e-5, atol=1e-5)
+@each_backbone
+def test_a_sharded_network_computes_what_it_did(alone: None, make: Make) -> None:
+    network = make()
+    expected = network(*inputs())
+    shard(network)
+    assert all(isinstance(weight, DTensor) for weight in network.parameters())
+    torch.testing.assert_close(network(*inputs()), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_in_bfloat16_it_computes_what_a_copy_in_bfloat16_does_and_its_weights_stay_float32(alone: None) -> None:
-    unet = tiny_unet()
+@each_backbone
+def test_each_repeated_block_is_gathered_by_itself(alone: None, make: Make) -> None:
+    network = make()
+    shard(network)
+    assert all(isinstance(block, FSDPModule) for block in network.repeated_blocks())
+
+
+@each_backbone
+def test_in_bfloat16_it_computes_what_a_copy_in_bfloat16_does_and_its_weights_stay_float32(
+    alone: None, make: Make
+) -> None:
+    network = make()
     x, time, conditioning = inputs()
-    expected = deepcopy(unet).bfloat16()(x.bfloat16(), time, conditioning.to(dtype=torch.bfloat16)).float()
-    shard(unet, torch.bfloat16)
-    out = unet(x, time, conditioning)
+    expected = deepcopy(network).bfloat16()(x.bfloat16(), time, conditioning.to(dtype=torch.bfloat16)).float()
+    shard(network, torch.bfloat16)
+    out = network(x, time, conditioning)
     assert out.dtype == torch.float32 and torch.equal(out, expected)
     out.sum().backward()
-    assert {tensor.dtype for weight in unet.parameters() for tensor in (weight, weight.grad)} == {torch.float32}
+    assert {tensor.dtype for weight in network.parameters() for tensor in (weight, weight.grad)} == {torch.float32}
 
 
 def test_what_is_spread_is_whole_again(alone: None) -> None:

@@ -8,11 +8,10 @@ import torch
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.image import from_uint8, to_pil
-from ldm.nn.unet import UNet
 from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from tests.pipeline.tiny import PICTURE, PROMPTS, assembled, distance
-from tests.tiny import randomised
+from tests.tiny import tiny_inpainting_unet
 
 
 def test_at_full_strength_from_pure_noise_no_picture_is_seen(pipeline: Pipeline) -> None:
@@ -107,8 +106,7 @@ def test_steps_of_image_to_image_are_counted(pipeline: Pipeline) -> None:
 
 
 def inpainting(pipeline: Pipeline) -> Pipeline:
-    config = pipeline.backbone.config | {"in_channels": 9}
-    return assembled(pipeline, backbone=randomised(UNet(**config), 3, std=0.3))
+    return assembled(pipeline, backbone=tiny_inpainting_unet())
 
 
 def test_inpainting_weights_see_the_mask_and_what_is_kept(pipeline: Pipeline) -> None:

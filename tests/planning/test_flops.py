@@ -6,27 +6,30 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ldm.conditioning import Conditioning
+from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.planning.flops import measure, measure_training
 
 WIDTH = 16
 
 
-def unet_and_call(device, size=8, checkpointing=False):
-    """A small UNet and its call on four latents."""
+def unet(**how):
+    return UNet(width=32, multipliers=[1, 2], blocks=1, depth=[1, 1], heads=2, context_width=WIDTH, groups=8, **how)
+
+
+def dit(**how):
+    return DiT(width=32, layers=4, heads=2, context_width=WIDTH, **how)
+
+
+each_backbone = pytest.mark.parametrize("make", [unet, dit])
+
+
+def network_and_call(make, device, size=8, **how):
+    """A small network and its call on four latents."""
     with torch.device(device):
-        unet = UNet(
-            width=32,
-            multipliers=[1, 2],
-            blocks=1,
-            depth=[1, 1],
-            heads=2,
-            context_width=WIDTH,
-            groups=8,
-            checkpointing=checkpointing,
-        )
+        network = make(**how)
         x, time, text = torch.zeros(4, 4, size, size), torch.zeros(4), torch.zeros(4, 77, WIDTH)
-    return unet, partial(unet, x, time, Conditioning(text=text))
+    return network, partial(network, x, time, Conditioning(text=text))
 
 
 def kept_by_a_real_run(network, run):
@@ -65,23 +68,31 @@ def test_bytes_kept_under_autocast_are_those_that_one_counts_by_hand():
     assert measure(partial(network, x), torch.bfloat16).saved == 2 * halves + 4 * floats
 
 
-def test_bytes_kept_are_those_of_a_real_run():
-    unet, call = unet_and_call("cpu")
-    assert measure(unet_and_call("meta")[1]).saved == pytest.approx(kept_by_a_real_run(unet, call), rel=0.02)
+@each_backbone
+def test_bytes_kept_are_those_of_a_real_run(make):
+    network, call = network_and_call(make, "cpu")
+    assert measure(network_and_call(make, "meta")[1]).saved == pytest.approx(
+        kept_by_a_real_run(network, call), rel=0.02
+    )
 
 
-def test_attention_keeps_no_matrix_of_pixels_by_pixels():
-    small, large = (measure(unet_and_call("meta", size)[1]).saved for size in (16, 32))
+@each_backbone
+def test_attention_keeps_no_matrix_of_pixels_by_pixels(make):
+    small, large = (measure(network_and_call(make, "meta", size)[1]).saved for size in (16, 32))
     assert large < 4.1 * small
 
 
-def test_without_a_backward_pass_nothing_is_kept():
-    with_grad, without = (measure(unet_and_call("meta")[1], grad=grad) for grad in (True, False))
+@each_backbone
+def test_without_a_backward_pass_nothing_is_kept(make):
+    with_grad, without = (measure(network_and_call(make, "meta")[1], grad=grad) for grad in (True, False))
     assert without.forward == with_grad.forward and without.backward == without.saved == 0
 
 
+@each_backbone
 @pytest.mark.parametrize("low", [None, torch.bfloat16])
-def test_checkpointing_keeps_less_and_computes_more(low):
-    plain, checkpointed = (measure_training(*unet_and_call("meta", checkpointing=on), low) for on in (False, True))
+def test_checkpointing_keeps_less_and_computes_more(make, low):
+    plain, checkpointed = (
+        measure_training(*network_and_call(make, "meta", checkpointing=on), low) for on in (False, True)
+    )
     assert checkpointed.saved < plain.saved / 2
     assert plain.backward < checkpointed.backward < plain.backward + plain.forward

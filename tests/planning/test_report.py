@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldm.callbacks.averages.ema import EMA
+from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
+from ldm.planning.config_tree import named
 from ldm.planning.flops import measure
 from ldm.planning.memory import memory
 from ldm.planning.networks import parts_of
@@ -32,11 +34,14 @@ UNET = {
 SIZE, BATCH = 64, 4
 
 
-def config(unet=UNET, size=SIZE, **trainer):
+DIT = {"_target_": "ldm.nn.dit.DiT", "width": 64, "layers": 4, "heads": 2, "context_width": 16}
+
+
+def config(network=UNET, size=SIZE, **trainer):
     nowhere = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
     return {
         "training": {
-            "backbone": {"_target_": "ldm.nn.unet.UNet", **unet},
+            "backbone": {"_target_": "ldm.nn.unet.UNet", **network},
             "first_stage": nowhere,
             "text_encoder": nowhere,
             "size": [size, size],
@@ -127,10 +132,11 @@ def test_a_step_on_latents_does_not_call_the_first_stage(train, tmp_path):
     assert parts_of(setting)[0][1].forward is None
 
 
+@pytest.mark.parametrize("network", [{**UNET, "width": 64}, DIT], ids=["unet", "dit"])
 @pytest.mark.parametrize(("checkpointing", "sharded"), [(False, False), (True, False), (True, True)])
-def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
-    unet = {**UNET, "width": 64, "checkpointing": checkpointing}
-    setting = config(unet, size=32, devices=1)
+def test_memory_is_that_of_a_real_run(network, checkpointing, sharded, tmp_path):
+    settings = {**network, "checkpointing": checkpointing}
+    setting = config(settings, size=32, devices=1)
     vae, text = save_part(tmp_path / "v.safetensors", "vae", tiny_vae()), tmp_path / "t.safetensors"
     setting["training"] |= {"first_stage": vae, "text_encoder": save_part(text, "text_tower", tiny_text_tower())}
     setting["data"]["module"]["train"] = {"_target_": "ldm.data.latents.in_memory.InMemory"}
@@ -140,8 +146,9 @@ def test_memory_is_that_of_a_real_run(checkpointing, sharded, tmp_path):
         strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
     planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
     gc.collect()  # else what earlier tests left would be freed meanwhile
+    kind = named(settings.pop("_target_", "ldm.nn.unet.UNet"))
     with torch.profiler.profile(profile_memory=True) as profile:
-        fit(tmp_path, diffusion(backbone=UNet(**unet)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
+        fit(tmp_path, diffusion(backbone=kind(**settings)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
     if sharded:
         torch.distributed.destroy_process_group()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -164,6 +171,36 @@ def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_t
 def test_stable_diffusion_has_859_5_million_parameters():
     lines = list(plan(config({}, size=512, precision="bf16-mixed")))
     assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]
+
+
+def test_a_transformer_is_planned_as_one():
+    (trained,), _ = parts_of(config(DIT))
+    assert trained.name == "dit" and isinstance(trained.network, DiT)
+    assert rows(config(DIT, devices=1))["weights"] == 4 * sum(weight.numel() for weight in trained.network.parameters())
+
+
+def test_an_inpainting_network_is_planned_with_its_hint():
+    plain, inpainting = (parts_of(config({**UNET, "in_channels": channels}))[0][0] for channels in (4, 9))
+    assert inpainting.forward.args[2].get("inpainting").shape == (BATCH, 5, SIZE // 8, SIZE // 8)
+    more = 2 * BATCH * (SIZE // 8) ** 2 * 5 * 32 * 9  # of the first convolution
+    assert measure(inpainting.forward).forward == measure(plain.forward).forward + more
+
+
+def test_an_adapter_is_planned_with_what_it_trains():
+    setting = config(devices=1) | {
+        "adapter": {"_target_": "ldm.adapters.train_only.TrainOnly", "names": ["conv_out.*"]}
+    }
+    held, count = rows(setting), 32 * 4 * 9 + 4
+    assert held["gradients"] == held["EMA"] == 4 * count
+    assert held["optimizer"] == 8 * count + 2 * 4  # Adam counts each tensor's steps
+    assert held["weights"] == rows(config(devices=1))["weights"]
+    (trained,), _ = parts_of(setting)
+    assert trained.note == f"{count / 1000:.3f} k of them trained"
+
+
+def test_what_is_no_network_of_ours_is_not_planned_as_one():
+    with pytest.raises(ValueError, match="model is a Linear, which is no Backbone, autoencoder or CLIP to plan"):
+        list(plan(config({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})))
 
 
 @pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])

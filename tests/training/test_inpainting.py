@@ -18,16 +18,12 @@ from ldm.training.diffusion import DiffusionTraining
 from ldm.training.masks import random_masks
 from ldm.weights.native import load_network
 from tests.runs import ALONE, TINY, refusal, run
-from tests.tiny import randomised, tiny_unet, tiny_vae
+from tests.tiny import tiny_inpainting_unet, tiny_vae
 from tests.training.tiny import Pictures, batch, diffusion, fit
 
 
-def inpainting_unet(channels: int = 9) -> UNet:
-    return randomised(UNet(**tiny_unet().config | {"in_channels": channels}), 3, std=0.3).train()  # type: ignore[return-value]
-
-
 def inpainting(**how: Any) -> DiffusionTraining:
-    return diffusion(backbone=inpainting_unet(), **how)
+    return diffusion(backbone=tiny_inpainting_unet().train(), **how)
 
 
 def test_the_inpainting_model_of_the_config_fits_its_first_stage_and_text_encoder() -> None:
@@ -43,7 +39,7 @@ def test_the_inpainting_model_of_the_config_fits_its_first_stage_and_text_encode
 def test_it_trains_and_only_its_network_changes(tmp_path: Path) -> None:
     module = inpainting()
     fit(tmp_path, module, steps=3, callbacks=[Export(tmp_path)])
-    before, after = inpainting_unet().state_dict(), module.backbone.state_dict()
+    before, after = tiny_inpainting_unet().state_dict(), module.backbone.state_dict()
     assert not torch.equal(before["conv_in.weight"][:, 4:], after["conv_in.weight"][:, 4:])  # the hint's channels
     assert torch.equal(module.first_stage.encoder.conv_in.weight, tiny_vae().encoder.conv_in.weight)
     exported = load_network(tmp_path / "unet.safetensors", "unet").state_dict()
@@ -94,7 +90,7 @@ def test_a_hint_is_the_mask_at_the_size_of_the_latents_and_what_it_leaves() -> N
 @pytest.mark.parametrize("channels", [5, 8])
 def test_a_network_of_other_input_channels_is_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=f"takes {channels} input channels, but must take 4 or, for inpainting, 9"):
-        diffusion(backbone=inpainting_unet(channels))
+        diffusion(backbone=tiny_inpainting_unet(channels=channels))
 
 
 def test_a_run_on_latents_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_what_is_no_record_is_refused(told: str) -> None:
         ({"configs": {"vae": 3}}, r"configs\.vae"),
         ({"model": MODEL | {"schedule": "flow", "size": 8}}, r"model\.schedule, model\.size"),
         ({"model": {"schedule": {}, "size": [8, 8], "sampling": {}}}, r"model\.prediction"),
+        ({"kind": "adapter"}, r"base\.fingerprint, base\.network, base\.weights"),
+        ({"kind": "adapter", "base": {"weights": "m", "fingerprint": 1, "network": {}}}, r"base\.fingerprint"),
     ],
 )
 def test_what_is_of_another_type_or_missing_is_named(change: dict[str, Any], names: str) -> None:
