@@ -38,6 +38,7 @@ FOLLOWS = {
     },
     "callbacks.running.folder": "run_dir",
     "callbacks.export.folder": "run_dir",
+    "callbacks.metrics.folder": "run_dir",
     "evaluation.folder": "run_dir",
 }
 # Folder → where in run_dir it has to be, since resume=auto and ldm's other commands look there.
