@@ -30,6 +30,7 @@ FOLLOWS = {
     "training.sampling.guidance_interval": "guidance.interval",
     "training.sampling.guidance_rescale": "guidance.rescale",
     "data.module.seed": "seed",
+    "callbacks.metrics.seed": "seed",
     **{
         f"data.module.{name}": f"data.{name}"
         for name in (

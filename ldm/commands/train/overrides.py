@@ -18,13 +18,10 @@ from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
 UNTRAINED = "untrained"  # in place of the path of a frozen part, see ldm.weights.parts: what its `config` is for
-# Settings that would be ignored, as others decide → what to set instead.
-ELSEWHERE = {
-    "hydra.run.dir": "set run_dir, the folder of a run",
-    "hydra.sweep.subdir": "the folder of each run is named by its settings, within hydra.sweep.dir",
-}
+# Settings that would be ignored in a sweep → what to set instead.
 ELSEWHERE_IN_SWEEPS = {
-    "run_dir": "the folder of each run is named by its settings; set hydra.sweep.dir, which holds them"
+    "run_dir": "the folder of each run is named by its settings; set hydra.sweep.dir, which holds them",
+    "hydra.sweep.subdir": "the folder of each run is named by its settings, within hydra.sweep.dir",
 }
 
 
@@ -71,8 +68,6 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
 def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:
     """Refuses settings that would be ignored, since another one decides."""
     for name in (override.key_or_group for override in overrides if not override.is_delete()):
-        if name in ELSEWHERE:
-            raise ValueError(f"{name} is not a setting here: {ELSEWHERE[name]}")
         if sweep and name in ELSEWHERE_IN_SWEEPS:
             raise ValueError(f"{name} is not a setting of a sweep: {ELSEWHERE_IN_SWEEPS[name]}")
         if name.startswith("trainer."):

@@ -96,8 +96,7 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
             "run_dir is not a setting of a sweep: the folder of each run is named by its settings",
         ),
         ("hydra.mode=MULTIRUN seed=1,2 run_dir=x", "run_dir is not a setting of a sweep"),
-        ("hydra.run.dir=x", "hydra.run.dir is not a setting here: set run_dir"),
-        ("-m seed=1,2 hydra.sweep.subdir=x", "hydra.sweep.subdir is not a setting here"),
+        ("-m seed=1,2 hydra.sweep.subdir=x", "hydra.sweep.subdir is not a setting of a sweep"),
         (
             "resume=auto",
             "resume=auto resumes the run in run_dir, which would be a new folder each time: give",
@@ -139,6 +138,7 @@ def test_a_setting_that_would_be_ignored_is_refused(line: str, told: str) -> Non
         "strategy=ddp +strategy.name.static_graph=true",
         "name=x run_dir=y",
         "run_dir=x resume=auto",
+        "hydra.run.dir=. hydra.job.name=train_ddp_process_1 hydra.output_subdir=null",  # Lightning's, for other ranks
         "-m seed=1,2 resume=auto",
         "resume=other.ckpt",
         "experiment=laion_sd15 data.cache=x first_stage.weights=untrained first_stage.config.scale=0.13",
