@@ -218,8 +218,8 @@ def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched,
 def _write(out: Path, report: dict[str, Any]) -> None:
     from ldm.metadata.funnel_picture import draw, save
 
-    one_in = report.get("histograms_of_one_row_in", 1)
-    figure = draw(report["funnel"], report["rows"], report.get("histograms", {}), one_in)
+    every = report.get("histograms_of_one_row_in", 1)
+    figure = draw(report["funnel"], report["rows"], report.get("histograms", {}), every)
     write_json(_beside(out, "report.json"), report)
     atomic_write(_beside(out, "report.png"), partial(save, figure))
 

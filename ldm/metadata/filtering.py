@@ -102,7 +102,7 @@ class Filter:
     tally: Tally = field(default_factory=Tally)
     damaged: list[Damaged] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
-    one_in: int = 1  # rows of the histograms
+    every: int = 1  # rows of the histograms
 
     def begin(self, all_parts: list[Part]) -> None:
         """Make the table of what passes, with every known column that any file has."""
@@ -113,7 +113,7 @@ class Filter:
         listed = ", ".join(f"{name} {kind}" for name, kind in self.kinds.items())
         self.connection.execute(f"CREATE TABLE stage (failed USMALLINT, {listed})")
         self.connection.execute(f"CREATE TEMP TABLE sample ({listed})")
-        self.one_in = max(1, sum(part.rows for part in all_parts) // SAMPLE_ROWS)
+        self.every = max(1, sum(part.rows for part in all_parts) // SAMPLE_ROWS)
         for source in (source for part in all_parts for source in part.sources if not is_local(source.filesystem)):
             if not self.connection.filesystem_is_registered(protocol(source.filesystem)):
                 self.connection.register_filesystem(source.filesystem)
@@ -171,7 +171,7 @@ class Filter:
     def _picked(self, names: list[str]) -> str:
         """SQL: the values of one row in so many, gathered on the way."""
         row = ", ".join(f"{name}: {name}" for name in names)
-        return f"list({{{row}}}) FILTER (file_row_number % {self.one_in} = 0)" if names else "NULL"
+        return f"list({{{row}}}) FILTER (file_row_number % {self.every} = 0)" if names else "NULL"
 
     def _stage(self, part: Part) -> None:
         """Into `stage`: the rows that pass every rule over numbers, with the set of rules over text that they fail.

@@ -9,7 +9,7 @@ BAR, LOST, CUT = "#3b6ea5", "#d9dee4", "#c0392b"
 COLUMNS = 3
 
 
-def draw(steps: list[dict[str, Any]], rows: int, histograms: dict[str, dict[str, Any]], one_in: int = 1) -> Figure:
+def draw(steps: list[dict[str, Any]], rows: int, histograms: dict[str, dict[str, Any]], every: int = 1) -> Figure:
     """`steps` as `Tally.steps` gives them; `histograms` as the report has them, of one row in so many."""
     lines = -(-len(histograms) // COLUMNS)
     tall = 0.32 * (len(steps) + 1) + 1.2
@@ -18,8 +18,8 @@ def draw(steps: list[dict[str, Any]], rows: int, histograms: dict[str, dict[str,
     grid = figure.add_gridspec(1 + lines, COLUMNS, height_ratios=[tall, *[2.6] * lines], hspace=0.4, wspace=0.22)
     figure.subplots_adjust(left=0.16, right=0.98, top=1 - 0.4 / high, bottom=0.4 / high)  # inches; a solver is slow
     _funnel(figure.add_subplot(grid[0, :]), steps, rows)
-    if one_in > 1:
-        figure.text(0.98, 0.1 / high, f"histograms of numbers: one row in {one_in:,}", ha="right", fontsize=8)
+    if every > 1:
+        figure.text(0.98, 0.1 / high, f"histograms of numbers: one row in {every:,}", ha="right", fontsize=8)
     for i, (title, told) in enumerate(histograms.items()):
         _histogram(figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS]), title, **told)
     return figure

@@ -52,12 +52,12 @@ class Result:
 
 
 class Pipeline:
-    """Draws prompts with networks that already are of the type that they shall run in.
+    """Samples images from prompts.
 
-    They are also where they shall run, unless `offload` says otherwise. `settings` are what a call uses unless it says
-    otherwise. With a `weak` pipeline, of a worse model of the same data, guidance leads away from what its network gives
-    for the same prompt, instead of from the negative one. A network that reads the hint "inpainting" sees the mask and
-    the latents of what is kept. Raises ValueError for parts that do not fit.
+    The networks have the dtype, and unless `offload` says otherwise the device, that they run in. `settings` are the
+    defaults of each call. With a `weak` pipeline, of a worse model of the same data, guidance leads away from the weak
+    network's estimate for the same prompt instead of from the negative prompt's. A network that reads the hint
+    "inpainting" is given the mask and the latents of the masked image. Raises ValueError for parts that do not fit.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(folder: Path, batch_size: int, workers: int = 0, seed: int = 0) -> DataModule:
-    train = Tolerant(Split(Shards(folder, 8, captions=["txt", "json"], seed=seed), "train", one_in=10))
+    train = Tolerant(Split(Shards(folder, 8, captions=["txt", "json"], seed=seed), "train", every=10))
     return DataModule(train, {}, batch_size, workers=workers, seed=seed, max_bad_share=1)  # type: ignore[arg-type]
 
 

@@ -230,7 +230,7 @@ def test_histograms_count_every_value_once_and_no_missing_one(tmp_path: Path) ->
 def test_histograms_of_many_rows_are_of_one_in_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.metadata.filtering.SAMPLE_ROWS", 10)
     done = filtered(dump(tmp_path / "a.parquet", *[{}] * 40))
-    assert done.work.one_in == 4 and sum(done.work.tally.histograms["aesthetic score"]) == 10
+    assert done.work.every == 4 and sum(done.work.tally.histograms["aesthetic score"]) == 10
     assert sum(done.work.tally.histograms["caption length of the rows that reach it"]) == 40
 
 

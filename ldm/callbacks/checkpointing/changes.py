@@ -16,7 +16,7 @@ NEUTRAL = (
     "optimizer.precision",  # the trainer's
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
-RENAMED = {"training.unet": "training.backbone"}  # settings, since version 0.1
+RENAMED = {"training.unet": "training.backbone", "data.one_in": "data.held_out_every"}  # settings, since version 0.1
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # to which all curves but a constant one are stretched
 

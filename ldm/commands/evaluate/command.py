@@ -61,7 +61,7 @@ NUMBERS = (
     ("count", 2048, 1, "real pictures to compare with, at most as many as there are"),
     ("batch", 64, 1, "pictures at a time"),
     ("validation", 128, 0, "real pictures for the error by noise level; 0 for none"),
-    ("held-out", 0, 0, "take of the data only what training with data.one_in=N held out; 0 takes all"),
+    ("held-out", 0, 0, "take of the data only what training with data.held_out_every=N held out; 0 takes all"),
     ("resamples", 0, 0, "bootstrap resamples behind fid_error and kid_error; 0 for none"),
 )
 

@@ -54,7 +54,7 @@ def about(
             title: {"low": cut[title].low, "high": cut[title].high, "cuts": cut[title].cuts, "counts": counts}
             for title, counts in tally.histograms.items()
         },
-        "histograms_of_one_row_in": work.one_in,
+        "histograms_of_one_row_in": work.every,
         "seconds": seconds,
         "rows_per_second": tally.rows / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory(),

@@ -17,6 +17,7 @@ from ldm.commands.train.messages import first_line
 from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
+OPEN = ("sampler.options.", "sampler.spacing_options.")  # whose keys are arguments of functions, not of a config
 UNTRAINED = "untrained"  # in place of the path of a frozen part, see ldm.weights.parts: what its `config` is for
 # Settings that would be ignored in a sweep → what to set instead.
 ELSEWHERE_IN_SWEEPS = {
@@ -25,11 +26,13 @@ ELSEWHERE_IN_SWEEPS = {
 }
 
 
-def check_overrides(arguments: list[str], conf: Path) -> None:
-    """Refuses an option that no group has, a key that the config does not have, and a value of another type.
+def checked(arguments: list[str], conf: Path) -> list[str]:
+    """The arguments as Hydra takes them.
 
-    Names are told with the nearest right one, types by the value that is there without the override.
+    Raises ValueError for an option that no group has, a key that the config does not have, with the nearest right
+    name, and for a value of another type than the config's.
     """
+    arguments = [f"++{line}" if line.startswith(OPEN) else line for line in arguments]
     try:
         given = get_args(arguments)
         overrides = OverridesParser.create().parse_overrides(given.overrides)
@@ -39,7 +42,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         ) from error
     sweep = given.multirun or any(one.key_or_group == "hydra.mode" and one.value() == "MULTIRUN" for one in overrides)
     _check_elsewhere(overrides, sweep)
-    groups = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in conf.iterdir() if path.is_dir()}
+    groups = {path.name: sorted(p.stem for p in path.glob("[!_]*.yaml")) for path in conf.iterdir() if path.is_dir()}
     chosen = []
     for override in overrides:
         if (name := override.key_or_group) in groups:
@@ -54,7 +57,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
     values = dict(_walk(OmegaConf.to_container(_composed(chosen, conf))))
     for override in overrides:
         name = override.key_or_group
-        if name in groups or name.startswith("hydra"):
+        if name in groups or name.startswith(("hydra", *OPEN)):
             continue
         if name in values:
             _check_type(override, values[name])
@@ -63,6 +66,7 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         elif not override.is_add():
             raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
     _check_read(overrides, sweep, conf)
+    return arguments
 
 
 def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:

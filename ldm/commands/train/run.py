@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.train import precision as precision  # whose resolver configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
@@ -34,7 +34,7 @@ def train(config: DictConfig) -> None:
         check(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
-    config.precision.name = config.precision.name  # in place of precision=auto, what it came to on this machine
+    settle(config)
     settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
     OmegaConf.resolve(config)
     resolved: Any = OmegaConf.to_container(config)
@@ -75,6 +75,18 @@ def train(config: DictConfig) -> None:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
+
+
+def settle(config: DictConfig) -> None:
+    """Replaces what a config leaves open by what it comes to: the precision of this machine, and the defaults of the
+    sampler's options."""
+    from ldm.sampling.driver import SAMPLERS
+    from ldm.sampling.options import options_of
+
+    config.precision.name = config.precision.name
+    if config.sampler.name in SAMPLERS:
+        with open_dict(config):
+            config.sampler.options = options_of(SAMPLERS[config.sampler.name]) | dict(config.sampler.options)
 
 
 def quieten() -> None:

@@ -25,17 +25,17 @@ class Split(Dataset[Sample]):
     What it holds in memory is 8 bytes a sample.
     """
 
-    def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], one_in: int = 16) -> None:
+    def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], every: int = 16) -> None:
         if part not in ("train", "held_out"):
             raise ValueError(f"part={part!r}: expected train or held_out")
-        if one_in < 2:
-            raise ValueError(f"data.one_in={one_in}: expected 2 or more, to leave both parts some samples")
+        if every < 2:
+            raise ValueError(f"data.held_out_every={every}: expected 2 or more, to leave both parts some samples")
         self.dataset = dataset
-        self.indices = np.flatnonzero((dataset.hashes % np.uint32(one_in) == 0) == (part == "held_out"))
+        self.indices = np.flatnonzero((dataset.hashes % np.uint32(every) == 0) == (part == "held_out"))
         if not len(self.indices):
             mend = "lower" if part == "held_out" else "raise"
             raise ValueError(
-                f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.one_in={one_in}"
+                f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.held_out_every={every}"
             )
 
     def __len__(self) -> int:

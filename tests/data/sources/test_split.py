@@ -30,8 +30,8 @@ class Named:
 NAMES = [f"{i:05}" for i in range(2000)]
 
 
-def held_out(names: list[str], one_in: int = 16) -> list[str]:
-    split = Split(Named(names), "held_out", one_in)
+def held_out(names: list[str], every: int = 16) -> list[str]:
+    split = Split(Named(names), "held_out", every)
     return [split.key(index) for index in range(len(split))]
 
 
@@ -64,14 +64,16 @@ def test_a_bad_sample_can_be_replaced_by_any_of_its_part() -> None:
 @pytest.mark.parametrize(("part", "mend"), [("held_out", "lower"), ("train", "raise")])
 def test_an_empty_part_is_refused_with_its_mend(part: Any, mend: str) -> None:
     name = held_out(NAMES, 2)[0] if part == "train" else next(name for name in NAMES if name not in held_out(NAMES, 2))
-    with pytest.raises(ValueError, match=f"none of 1 samples is {part}; give more data, or {mend} data.one_in=2"):
+    with pytest.raises(
+        ValueError, match=f"none of 1 samples is {part}; give more data, or {mend} data.held_out_every=2"
+    ):
         Split(Named([name]), part, 2)
 
 
-@pytest.mark.parametrize("one_in", [0, 1])
-def test_a_share_that_leaves_a_part_nothing_is_refused(one_in: int) -> None:
-    with pytest.raises(ValueError, match=r"data.one_in"):
-        Split(Named(NAMES), "train", one_in)
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_share_that_leaves_a_part_nothing_is_refused(every: int) -> None:
+    with pytest.raises(ValueError, match=r"data.held_out_every"):
+        Split(Named(NAMES), "train", every)
 
 
 def test_another_part_is_refused() -> None:
