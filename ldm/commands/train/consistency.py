@@ -39,6 +39,7 @@ FOLLOWS = {
         )
     },
     "callbacks.running.folder": "run_dir",
+    "callbacks.running.resume": "resume",
     "callbacks.export.folder": "run_dir",
     "callbacks.metrics.folder": "run_dir",
     "evaluation.folder": "run_dir",
