@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.callbacks.interruption import TIMEOUT
 from ldm.config import (
     check_given,
-    check_overrides,
     check_parallel,
     check_settings,
     hyperparameters,
@@ -31,6 +30,7 @@ from ldm.config import (
     sweep_label,
     waiting,
 )
+from ldm.overrides import check_overrides
 from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"

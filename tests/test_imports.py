@@ -81,16 +81,16 @@ MAY_IMPORT = {
         "report",
         "processor",
         "training.consistency",
-        "training.reading",
         "training.trainer",
     },
+    "overrides": {"training.reading", "training.trainer"},
     "app": {COMMANDS, "pipeline", "settings", "sampling", "weights", "image", "items", "editing"},
     "__main__": {COMMANDS},
 }
 # Who alone may import a library: files, or folders with a slash at the end.
 ONLY_IN = {
-    "hydra": ("ldm/config.py", "ldm/commands/", "train.py", "sample.py", "tests/", "experiments/"),
-    "omegaconf": ("ldm/config.py", "ldm/commands/", "train.py", "sample.py", "tests/"),
+    "hydra": ("ldm/config.py", "ldm/overrides.py", "ldm/commands/", "train.py", "sample.py", "tests/", "experiments/"),
+    "omegaconf": ("ldm/config.py", "ldm/overrides.py", "ldm/commands/", "train.py", "sample.py", "tests/"),
     "diffusers": ("tests/parity/", "experiments/"),
     "gradio": ("ldm/app/", "tests/app/"),
 }

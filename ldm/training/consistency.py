@@ -37,6 +37,7 @@ FOLLOWS = {
             *("workers", "readers", "tokenize", "max_bad_share"),
         )
     },
+    "callbacks.running.resume": "resume",
     "callbacks.running.folder": "run_dir",
     "callbacks.export.folder": "run_dir",
     "callbacks.metrics.folder": "run_dir",

@@ -35,7 +35,7 @@ def test_the_size_of_latents_is_that_of_their_images() -> None:
     assert size_of(Of(3, 32, 48), 8) == size_of(latents, 8) == size_of(Decoded(latents, NoDecoder()), 8) == (32, 48)
 
 
-def test_images_of_the_size_that_is_drawn_are_accepted_and_so_is_a_data_set_without_any() -> None:
+def test_images_of_the_size_that_is_drawn_and_empty_data_sets_are_accepted() -> None:
     check_sizes({"a": Of(3, 32, 48), "b": Of(8, 4, 6, name="moments"), "c": Of(3, 1, 1, length=0)}, (32, 48), 8)
 
 

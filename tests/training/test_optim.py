@@ -170,7 +170,7 @@ class Older(Rates):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def test_a_checkpoint_with_hyperparameters_and_a_whole_curve_in_it_is_resumed_exactly(tmp_path: Path) -> None:
+def test_a_checkpoint_that_also_holds_hyperparameters_and_a_curve_is_resumed_exactly(tmp_path: Path) -> None:
     resumed, straight = Rates(cosine()), Rates(cosine())
     fit(tmp_path, straight, 6)
     fit(tmp_path, resumed, 6, trained(tmp_path, Older(cosine()), 3))
