@@ -1,15 +1,31 @@
-"""What holds for every test."""
+"""What every test shares."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
+
+from tests.tiny import save_tiny_model
 
 
 @pytest.fixture(autouse=True)
 def environment_as_before() -> Iterator[None]:
-    """Lightning leaves the address of a run's processes in the environment, where a later run would take it for its."""
+    """Lightning leaves the address of a run's processes in the environment, where a later run would find it."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The argument of sample.py that chooses a tiny random model."""
+    return f"model={save_tiny_model(tmp_path_factory.mktemp('model'))}"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "pictures"

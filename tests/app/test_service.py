@@ -104,7 +104,7 @@ def test_a_warning_of_a_library_is_none_of_the_remarks(service: Service) -> None
         for kind in kinds:
             warnings.warn("this will change", kind, stacklevel=1)
 
-    hook = service._loaded[1].unet.register_forward_hook(library)
+    hook = service._loaded[1].backbone.register_forward_hook(library)
     with pytest.warns(Warning) as passed_on:
         remarks = told_by_prompt(service, KNOWN).remarks
     hook.remove()

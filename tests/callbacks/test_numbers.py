@@ -32,8 +32,8 @@ def module() -> DiffusionTraining:
     made = diffusion(optimizer=SGD, lr=cosine(warmup=2))
     losses = made.losses
 
-    def broken(batch: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
-        t, found = losses(batch, captions)
+    def broken(batch: dict[str, Any], dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        t, found = losses(batch, dropped)
         return t, found.masked_fill((batch["id"] == 5) & (batch["draw"] == BROKEN), torch.nan)
 
     made.losses = broken  # type: ignore[method-assign]

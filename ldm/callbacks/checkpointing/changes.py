@@ -68,14 +68,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], resolved: dict[str, An
     changed = [
         key
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) not in (after.get(key), values.get(key))
-        and not (_says_nothing(before.get(key)) and _says_nothing(after.get(key)))
+        if before.get(key) not in (after.get(key), values.get(key)) and not _refers(before.get(key), after.get(key))
     ]
     return [f"{key} {before.get(key)} → {after.get(key)}" for key in changed if decides(key, new)]
 
 
-def _says_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and re.fullmatch(r"\$\{[\w.]+\}", value) is not None)
+def _refers(before: Any, after: Any) -> bool:
+    """Whether one is absent and the other only refers to another setting, which is compared itself."""
+    given = [value for value in (before, after) if value is not None]
+    return len(given) == 1 and isinstance(given[0], str) and re.fullmatch(r"\$\{[\w.]+\}", given[0]) is not None
 
 
 def decides(key: str, settings: dict[str, Any]) -> bool:

@@ -39,8 +39,8 @@ def of(schedule: Schedule) -> tuple[DiffusionTraining, dict[bool, Samples]]:
     seen: dict[bool, Samples] = {True: [], False: []}
     losses = module.losses
 
-    def note(batch: dict[str, Any], captions: list[str]) -> tuple[Tensor, Tensor]:
-        t, found = losses(batch, captions)
+    def note(batch: dict[str, Any], dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        t, found = losses(batch, dropped)
         ratio = (schedule.alpha(t) / schedule.sigma(t)).square()  # SNR, by another way than the schedule's own
         seen[module.training] += zip(ratio.log().tolist(), found.tolist(), strict=True)
         return t, found

@@ -12,6 +12,7 @@ from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.images.evaluation import Evaluation
 from ldm.callbacks.monitoring.metrics import Metrics
 from ldm.callbacks.monitoring.throughput import Throughput
+from ldm.data.loading.datamodule import collate
 from ldm.data.sources.shapes import Shapes
 from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import LogitNormal
@@ -149,8 +150,8 @@ def test_the_validation_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> 
     ema, module = EMA(0.5), diffusion()
     loss = train(tmp_path, 2, ema, module=module)["metrics"][LOSS]
     samples = [Pictures(6, seed=1)[index] for index in range(6)]
-    images = {"image": torch.stack([s["image"] for s in samples]), "id": torch.arange(6), "draw": torch.zeros(6).long()}
+    images = {**collate(samples), "draw": torch.zeros(6).long()}
     with ema.swapped(module):
-        averaged = module.losses(images, [s["caption"] for s in samples])[1].tolist()
-    raw = module.losses(images, [s["caption"] for s in samples])[1].tolist()
+        averaged = module.losses(images)[1].tolist()
+    raw = module.losses(images)[1].tolist()
     assert loss == pytest.approx(fmean(averaged), rel=1e-5) and loss != pytest.approx(fmean(raw), rel=1e-3)

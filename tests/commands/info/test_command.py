@@ -108,7 +108,7 @@ def test_models_of_others_are_described_without_their_tensors(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(whole_model(ODD, prediction="v"), tmp_path / name, format_of(tmp_path / name))
-    monkeypatch.setattr("ldm.weights.storage.tensors.safe_open", Closed)
+    monkeypatch.setattr("ldm.weights.storage.opening.safe_open", Closed)
     told = describe(str(tmp_path / name))
     assert "Stable" in told["kind"] and told["prediction"] == "v" and "sampler=ddim" in told["sampling"]
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks(ODD).values()]

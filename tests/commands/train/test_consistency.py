@@ -13,7 +13,7 @@ from ldm.commands.train.consistency import FOLLOWS, INSIDE, disagreements
 CONF = Path(__file__).parents[3] / "conf"
 # Settings that may differ from the one that they refer to by default.
 FREE = (
-    *("data.module.train", "data.module.val", "data.reference", "data.limit", "data.count"),
+    *("data.module.train", "data.module.val", "data.reference", "data.emoji", "data.limit", "data.count"),
     *("evaluation.reference", "logger", "model", "trainer.profiler", "name"),
 )
 
