@@ -28,7 +28,8 @@ def test_a_picture_is_normalised_alike_in_every_batch(
         together = norm(x)
         assert torch.equal(together, torch.cat([norm(x[:1]), norm(x[1:3]), norm(x[3:])]))
         assert together.is_contiguous(memory_format=layout)
-        torch.testing.assert_close(together, plain(x), atol=1e-4, rtol=1e-2)
+        # Sums in another order round to the next number at most: of bfloat16, 2⁻⁷ away; of float32, nearer than atol.
+        torch.testing.assert_close(together, plain(x), atol=1e-4, rtol=2**-7)
 
 
 def test_no_pictures_are_no_pictures() -> None:
