@@ -159,6 +159,17 @@ def lock(folder: str | Path, shared: bool = False) -> int:
     return _lock(Path(folder) / LOCK, shared)
 
 
+def try_lock(folder: str | Path) -> int | None:
+    """As `lock`, but returns None at once if another process holds the lock."""
+    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
 def _lock(path: Path, shared: bool = False) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)

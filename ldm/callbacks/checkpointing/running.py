@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.files import is_locked, lock
+from ldm.files import try_lock
 from ldm.ownership import check_outside, is_within, refuse
 
 PATIENCE = 1.0  # seconds, as `ldm status` holds the lock for an instant while it looks
@@ -34,11 +34,11 @@ class Running(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
-        while is_locked(self.folder):
+        while (held := try_lock(self.folder)) is None:
             if time.monotonic() - began > PATIENCE:
                 raise ValueError(f"another process is training in {self.folder}: wait for it, or give another run_dir")
             time.sleep(PATIENCE / 20)
-        self._lock = lock(self.folder)
+        self._lock = held
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._release()

@@ -1,3 +1,6 @@
+import os
+from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from ldm.callbacks.checkpointing.running import Running
-from ldm.files import is_locked
+from ldm.files import is_locked, try_lock
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
@@ -44,6 +47,29 @@ def test_a_folder_in_which_another_trains_is_refused(tmp_path: Path, monkeypatch
                 trainer(tmp_path, Running(tmp_path)).fit(Tiny(), Batches())
 
     trainer(tmp_path, Running(tmp_path)).fit(Second(), Batches())
+
+
+def test_of_many_runs_that_start_at_once_in_one_folder_only_one_trains(tmp_path: Path) -> None:
+    """Each process waits at a barrier right before it takes the lock, many times over."""
+    context = get_context("fork")
+    barrier, taken = context.Barrier(4), context.Queue()
+
+    def start() -> None:
+        for turn in range(50):
+            barrier.wait()
+            held = try_lock(tmp_path)
+            taken.put((turn, held is not None))
+            barrier.wait()
+            if held is not None:
+                os.close(held)
+
+    processes = [context.Process(target=start) for _ in range(4)]
+    for process in processes:
+        process.start()
+    results = [taken.get(timeout=60) for _ in range(200)]
+    for process in processes:
+        process.join()
+    assert Counter(turn for turn, won in results if won) == Counter(range(50))
 
 
 def test_a_folder_without_a_lock_is_free(tmp_path: Path) -> None:
