@@ -4,7 +4,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.05
 
@@ -56,31 +57,14 @@ def _judged(difference: float, error: float, freedom: float, count: int, paired:
     return Contrast(difference, quantile(freedom) * error, p, count, paired)
 
 
-def two_sided(t: float, freedom: float, points: int = 4000) -> float:
-    """P(|T| > t) of Student's t.
-
-    With t = √ν tan θ the density is cos θ to the power ν - 1, which the midpoint rule integrates.
-    """
-
-    def integral(low: float, high: float) -> float:
-        step = (high - low) / points
-        return step * math.fsum(math.cos(low + (i + 0.5) * step) ** (freedom - 1) for i in range(points))
-
-    theta = math.atan(t / math.sqrt(freedom))
-    tail, body = integral(theta, math.pi / 2), integral(0, theta)
-    return tail / (tail + body)
+def two_sided(t: float, freedom: float) -> float:
+    """P(|T| > t) of Student's t."""
+    return float(2 * stdtr(freedom, -abs(t)))
 
 
-@cache
 def quantile(freedom: float, level: float = LEVEL) -> float:
-    """The t beyond which, on both sides, lies `level`."""
-    low, high = 0.0, 1.0
-    while two_sided(high, freedom, 500) > level:
-        high *= 2
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if two_sided(middle, freedom, 500) > level else (low, middle)
-    return (low + high) / 2
+    """The t with P(|T| > t) = level."""
+    return float(-stdtrit(freedom, level / 2))
 
 
 def holm(values: Sequence[float]) -> list[float]:
