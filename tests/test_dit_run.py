@@ -51,6 +51,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(trained
         assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part]), part
 
 
+@pytest.mark.slow
 def test_a_run_of_another_backbone_is_not_resumed(trained: Path) -> None:
     told = refusal(trained, "trainer.max_steps=5", "resume=auto", "accept_changes=true", *ALONE)
     assert "another model than this config builds (kind dit → unet" in told

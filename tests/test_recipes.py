@@ -68,7 +68,7 @@ def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     assert (tmp_path / "run" / "unet.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_the_laion_recipe_trains_stable_diffusions_unet_within_24_gib(tmp_path: Path) -> None:
     command = [sys.executable, str(train.CONF.parent / "train.py"), "experiment=laion_sd15", *REHEARSAL]
     command += [cached(tmp_path, 512), f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu"]

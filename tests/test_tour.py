@@ -12,6 +12,7 @@ def notebook() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_every_figure_appears(notebook, tmp_path):
     """Within three minutes a cell, in a folder that is not the checkout."""
     NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()

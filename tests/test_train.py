@@ -72,6 +72,7 @@ def straight(stopped: tuple[Path, Run, int], tmp_path_factory: pytest.TempPathFa
     return folder, finish(start(*TINY, *pictures, f"trainer.max_steps={stopped[2] + 7}", f"run_dir={folder}"))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(straight: tuple[Path, Run]) -> None:
     folder, run = straight
     assert run.returncode == 0, run.stderr
@@ -100,6 +101,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(stopped: tuple[Path, R
     assert not list(folder.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
     stopped: tuple[Path, Run, int], straight: tuple[Path, Run]
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_run_without_pictures_ends_with_its_validation_and_the_curves_of_the_w
     assert {"train/loss_by_log_snr", "val/shapes/loss_by_log_snr"} <= found
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None:
     both = "precision=32", "+optimizer.eps=1e-2", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
@@ -147,6 +150,7 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path: Path) -> None
         torch.testing.assert_close(other["state_dict"][name], weight, rtol=6 * 4 * UNIT, atol=6 * slope * 2 * GRADIENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_every_run_of_a_sweep_has_its_own_ranks(tmp_path: Path, launcher: str) -> None:
     sweep = "-m", "seed=1,2", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"
@@ -156,6 +160,7 @@ def test_every_run_of_a_sweep_has_its_own_ranks(tmp_path: Path, launcher: str) -
     assert [read(folder)["DataModule"] for folder in folders] == [{"seen": 8}, {"seen": 8}]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finished_one_again(tmp_path: Path) -> None:
     joblib = "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", f"hydra.sweep.dir={tmp_path}"
     sweep = *TINY, "-m", "model.context_width=17,128", "trainer.max_steps=1", "metrics=none", *joblib
@@ -175,12 +180,14 @@ def test_a_sweep_runs_on_past_a_job_that_fails_and_then_fails_and_runs_no_finish
     assert again.returncode == 1 and f"{folder} is finished, and not run again" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_key_that_it_needs_says_which() -> None:
     run = finish(start("-m", "experiment=emoji", "seed=0"))
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert "data.shards has no default; give it as data.shards=…" in run.stderr
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_each_other_are_refused_in_one_line(tmp_path: Path) -> None:
     run = finish(start("schedule=flow", "prediction=eps", f"run_dir={tmp_path}/run"))
     assert run.returncode == 1 and not run.stdout
@@ -234,6 +241,7 @@ def test_accepted_changes_of_the_optimizer_are_those_that_run(here: Any, tmp_pat
             assert group[name] == config.optimizer[name] == changed[f"optimizer.{name}"]
 
 
+@pytest.mark.slow
 def test_the_settings_under_trainer_are_those_that_lightning_runs_with(here: Any, tmp_path: Path) -> None:
     given = {
         **{"max_steps": 3, "max_epochs": 7, "+min_steps": 2, "+min_epochs": 1, "devices": 1, "num_nodes": 1},
@@ -277,6 +285,7 @@ def test_without_the_callbacks_lightning_writes_no_checkpoints_and_shows_no_bar(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_is_not_finished_and_trains_on_until_it_is(
     here: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +328,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_sweeps_run_that_is_out_of_time_is_resumed_by_the_same_sweep(sweep: Any) -> None:
     limited = "seed=1,2", "trainer.max_steps=2", "trainer.max_time=00:00:00:00"
     for code, step in ((1, 1), (0, 2)):
@@ -326,6 +336,7 @@ def test_a_sweeps_run_that_is_out_of_time_is_resumed_by_the_same_sweep(sweep: An
         assert got == code and [read(folder)["global_step"] for folder in folders] == [step, step]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_starts_from_a_checkpoint_resumes_from_its_own_ones(here: Any, sweep: Any, tmp_path: Path) -> None:
     here()
     start = f"resume={tmp_path}/checkpoints/last.ckpt", "trainer.max_steps=3", "trainer.max_time=00:00:00:00"

@@ -266,7 +266,7 @@ def members(out: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_of_all_that_a_server_may_answer_only_pictures_come_through(real: Path, tmp_path: Path) -> None:
     with served() as web:
         good = [f"{web}/good/{i}.jpg" for i in range(6)]
@@ -298,7 +298,7 @@ def test_of_all_that_a_server_may_answer_only_pictures_come_through(real: Path, 
         assert reason in reasons, reason
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_a_kill_leaves_no_download_behind_and_the_same_command_finishes_it(real: Path, tmp_path: Path) -> None:
     with served() as web:
         urls = [

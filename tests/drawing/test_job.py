@@ -64,6 +64,7 @@ def test_pictures_of_another_job_are_not_taken_for_this_ones(
     assert re.search(rf"which is not of this job \(there: .*{change.partition('=')[0]}=", told)
 
 
+@pytest.mark.slow
 def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Path) -> None:
     argv = ["red", "blue", "white", "n=2", "batch_size=2", "steps=1", "device=cpu", model]
     assert sample.main([*argv, f"out={tmp_path / 'one'}"]) == 0

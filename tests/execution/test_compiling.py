@@ -29,6 +29,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline.load(str(save_tiny_model(tmp_path_factory.mktemp("model"))), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_unet, tiny_inpainting_unet, tiny_dit])
 def test_a_network_is_compiled_once_for_all_batches(
     pipeline: Pipeline, counter: CompileCounter, make: Callable[[], Backbone]

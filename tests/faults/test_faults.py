@@ -8,7 +8,9 @@ from experiments.benchmark import faults
 SHORT, LONG = 4, 50
 
 
-@pytest.mark.parametrize("kills", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(SHORT, marks=pytest.mark.slow), pytest.param(LONG, marks=pytest.mark.full_size)]
+)
 def test_runs_that_are_killed_over_and_over_end_as_the_one_that_never_was(kills: int) -> None:
     found = faults.measure(kills, seed=1)
     assert found["kills"] == kills and found["bytes"] > 1e6 * found["runs"]

@@ -241,6 +241,7 @@ def test_object_storage_gives_what_files_give(tmp_path: Path) -> None:
     assert there.kept == filtered(file).kept and len(there.kept) == 5
 
 
+@pytest.mark.slow
 def test_http_gives_what_files_give(tmp_path: Path, server: str) -> None:  # noqa: F811
     dump(tmp_path / "a.parquet", *[{}] * 5)
     done = filtered(f"{server}/a.parquet")

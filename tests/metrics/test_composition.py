@@ -34,6 +34,7 @@ def test_rendered_ground_truth_is_right(split: str) -> None:
     assert accuracy(*pictures(400, split))["accuracy"] >= 0.995
 
 
+@pytest.mark.slow
 def test_what_the_shipped_first_stage_makes_of_ground_truth_is_right() -> None:
     images, captions = pictures(400)
     vae = first_stage("assets:vae.safetensors").network

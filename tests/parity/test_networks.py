@@ -179,7 +179,7 @@ def test_image_tower(tmp_path: Path) -> None:
     same_gradients("image_tower", "transformers", ours, theirs, losses)
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @torch.no_grad()
 def test_stable_diffusion_15_at_its_size(tmp_path: Path) -> None:
     """8 GB of memory and 4 GB of disk; a minute or two."""

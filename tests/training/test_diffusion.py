@@ -287,6 +287,7 @@ def test_the_time_that_the_network_is_told_is_a_setting_that_its_checkpoints_hol
         diffusion(schedule=EDM(), times=Uniform(EDM())).on_load_checkpoint(saved(module))
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_is_compiled_once_whatever_validation_asks_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

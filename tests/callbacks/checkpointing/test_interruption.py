@@ -93,6 +93,7 @@ def test_a_worker_process_works_on_through_a_signal_to_the_group(tmp_path: Path)
     assert statuses == [7] * 4
 
 
+@pytest.mark.slow
 def test_a_process_told_to_end_says_in_one_line_how_to_go_on(tmp_path: Path) -> None:
     script = (
         "import time\n"

@@ -109,6 +109,7 @@ def test_two_ranks_that_were_stopped_end_bit_for_bit_where_they_would_have(halve
         assert torch.equal(vector(state), vector(resumed["optimizer_states"][0]["state"][index]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [None, "ddp"])
 def test_two_ranks_that_resume_train_with_the_hyperparameters_of_their_config(
     halves: Path, copied: Path, tmp_path: Path, strategy: str | None

@@ -36,6 +36,7 @@ class Numbered(torch.utils.data.Dataset[dict[str, object]]):
         return samples()[key[1]]  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_it_finds_what_memory_holds_and_the_run_begins_as_if_nothing_had_been_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

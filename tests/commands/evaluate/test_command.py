@@ -75,6 +75,7 @@ def test_what_is_done_is_not_done_again_and_never_written_over(
     assert alone.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
     alone: Path, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 0.0) -> bool:
     return all(a["metrics"][name] == pytest.approx(b["metrics"][name], rel=tolerance, abs=0) for name in names)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(alone: Path, given: list[str], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -194,6 +194,7 @@ def test_the_stand_ins_for_a_bad_sample_are_those_of_its_shard(folder: Path) -> 
     assert [shards.group(k) for k in (0, 3, 4, 6)] == [range(0, 4)] * 2 + [range(4, 7)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_what_the_main_process_reads(method: str, folder: Path) -> None:
     write_tar(folder / "x-00000.tar", samples(4) | {"0002.json": b'["a", "b", "c"]'})
