@@ -90,7 +90,7 @@ def test_it_is_evaluated_from_the_command_line(trained: Path, tmp_path: Path) ->
     assert found["metrics"]["nfe"] == 2 and found["metrics"]["noise_loss"] > 0
 
 
-def test_it_is_converted_to_files_of_ldm_and_refused_to_formats_that_have_no_transformer(
+def test_it_is_converted_to_files_of_ldm_and_to_no_other_format(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(trained), str(tmp_path / "own"), "--to", "ldm"]) == 0
@@ -123,7 +123,7 @@ def test_data_of_another_size_are_refused_before_training(tmp_path: Path, data: 
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process_does(tmp_path: Path) -> None:
+def test_two_ranks_with_half_of_the_weights_train_and_resume_as_one_process_does(tmp_path: Path) -> None:
     how = *TINY_DIT, *SAME, *ALONE
     halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
     whole = "data.batch_size=4", f"run_dir={tmp_path}/one"

@@ -63,9 +63,7 @@ def test_each_repeated_block_is_gathered_by_itself(alone: None, make: Make) -> N
 
 
 @each_backbone
-def test_in_bfloat16_it_computes_what_a_copy_in_bfloat16_does_and_its_weights_stay_float32(
-    alone: None, make: Make
-) -> None:
+def test_in_bfloat16_it_computes_what_a_copy_does_and_its_weights_stay_float32(alone: None, make: Make) -> None:
     network = make()
     x, time, conditioning = inputs()
     expected = deepcopy(network).bfloat16()(x.bfloat16(), time, conditioning.to(dtype=torch.bfloat16)).float()

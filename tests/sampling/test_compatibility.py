@@ -173,7 +173,7 @@ def test_guidance_without_dropped_captions_is_refused_because_it_moves_away_from
     assert guided[0.0] == pytest.approx([9 + 3 * (1 - 9), 9 + 3 * (2 - 9)], abs=0.2)
 
 
-def test_widths_that_differ_cannot_be_multiplied_which_is_why_check_inputs_refuses_them():
+def test_widths_that_differ_are_refused_because_they_cannot_be_multiplied():
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
     for channels, width in ((4, 24), (8, 16)):
         with pytest.raises(ValueError, match="choose a"):
