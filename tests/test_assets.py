@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ldm.data.sources.shapes import held_out_prompts, parse, place, render
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.shapes import held_out_prompts, place, render
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.composition import accuracy
 from ldm.pipeline.pipeline import Pipeline

@@ -24,7 +24,8 @@ from matplotlib import pyplot
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from ldm.data.sources.shapes import Shapes, parse  # noqa: E402 - found by the line before
+from ldm.data.sources.phrasing import parse  # noqa: E402 - found by the line before
+from ldm.data.sources.shapes import Shapes  # noqa: E402
 from ldm.files import write_json  # noqa: E402
 from ldm.image import from_uint8  # noqa: E402
 from ldm.pipeline.pipeline import Pipeline  # noqa: E402

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, pad
 
-from ldm.data.sources.shapes import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene, parse, signed_distance
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene
+from ldm.data.sources.shapes import signed_distance
 
 SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
 WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32
@@ -302,5 +304,6 @@ def compare(seen: Seen, scene: Scene) -> Verdict:
     matches = permutations([*seen.things, *missing], len(scene.things))
     best = max((_agree(chosen, scene) for chosen in matches), key=lambda parts: sum(map(sum, parts)))
     color, shape, size, relation = map(all, best)
-    background, count = seen.background == scene.background, len(seen.things) == len(scene.things)
+    background = seen.background in ((scene.background,) if scene.background else BACKGROUNDS)
+    count = len(seen.things) == len(scene.things)
     return Verdict(color, shape and seen.misfit <= 1, size, relation, background, count)

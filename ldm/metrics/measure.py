@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.data.sources.shapes import parse
+from ldm.data.sources.phrasing import parse
 from ldm.metrics.clip_score import ClipScore, ClipSimilarity
 from ldm.metrics.composition import PARTS, verdicts
 from ldm.metrics.distances import distances
@@ -95,7 +95,7 @@ def composition(found: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Of `verdicts`: accuracy over all prompts, by attribute, and for prompts without and with an unseen pair apart."""
     shares = found.double().mean(dim=0).tolist()
     scores = {"accuracy": shares[0]} | {f"accuracy_{part}": s for part, s in zip(PARTS[1:], shares[1:], strict=True)}
-    unseen = torch.tensor([parse(caption).split == "unseen" for caption in captions])
+    unseen = torch.tensor([parse(caption).is_unseen for caption in captions])
     for split, chosen in (("seen", ~unseen), ("unseen", unseen)):
         if chosen.any():
             scores[f"accuracy_{split}"] = found[chosen, 0].double().mean().item()

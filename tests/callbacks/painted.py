@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.data.sources.shapes import parse, place, render
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.shapes import place, render
 from tests.callbacks.tiny import Tiny
 
 

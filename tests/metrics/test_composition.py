@@ -11,7 +11,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from ldm.data.sources.shapes import BACKGROUNDS, HUES, RELATIONS, SHAPES, Placed, Scene, Shapes, place, render
+from ldm.data.sources.scene import BACKGROUNDS, HUES, RELATIONS, SHAPES, Scene
+from ldm.data.sources.shapes import Placed, Shapes, place, render
 from ldm.image import from_uint8, to_uint8
 from ldm.metrics.composition import Verdict, accuracy, check, compare, see
 from ldm.weights.parts import first_stage

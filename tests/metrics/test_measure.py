@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.data.sources.shapes import held_out_prompts, parse, place, render
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.shapes import held_out_prompts, place, render
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.composition import PARTS, accuracy, verdicts
 from ldm.metrics.fid import feature_fid

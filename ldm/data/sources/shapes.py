@@ -5,55 +5,27 @@ every sample can be made again. A caption belongs to one split for ever: a hash 
 """
 
 import colorsys
-import zlib
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
-BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
-SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
-RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel picture
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
-# Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
-UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
-
-Split = Literal["train", "held_out", "unseen"]
-
-
-@dataclass(frozen=True)
-class Thing:
-    """What a caption says of one object; `size` is None where it says nothing."""
-
-    color: str
-    shape: str
-    size: str | None = None
-
-    def __str__(self) -> str:
-        words = " ".join(word for word in (self.size, self.color, self.shape) if word)
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a caption says of a picture: one thing, or two and how the first lies to the second."""
-
-    things: tuple[Thing, ...]
-    relation: str | None
-    background: str
-
-    @property
-    def caption(self) -> str:
-        return f" {self.relation} ".join(map(str, self.things)) + f" on a {self.background} background"
-
-    @property
-    def split(self) -> Split:
-        if any((thing.color, thing.shape) in UNSEEN for thing in self.things):
-            return "unseen"
-        return "held_out" if zlib.crc32(self.caption.encode()) % 8 == 0 else "train"
+from ldm.data.sources.phrasing import TWINS, left_out, phrase, twins
+from ldm.data.sources.scene import (
+    BACKGROUNDS,
+    HUES,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    UNSEEN,
+    Scene,
+    Split,
+    Thing,
+    draw_scene,
+    varied,
+)
 
 
 @dataclass(frozen=True)
@@ -65,62 +37,6 @@ class Placed:
     y: float
     radius: float
     rgb: tuple[float, float, float]
-
-
-def parse(caption: str) -> Scene:
-    """The scene that a caption of `Scene.caption`'s form describes. Raises ValueError on any other text."""
-    head, _, tail = caption.strip().lower().rpartition(" on a ")
-    relation = next((name for name in RELATIONS if f" {name} " in head), None)
-    things = []
-    for words in (part.split() for part in (head.split(f" {relation} ") if relation else [head])):
-        article, *size, color, shape = words if len(words) in (3, 4) else ["?"] * 3
-        valid = article in ("a", "an") and color in HUES and shape in SHAPES and all(s in RADII for s in size)
-        if not valid:
-            raise ValueError(f"'{caption}' does not describe shapes; say e.g. 'a red circle on a white background'")
-        things.append(Thing(color, shape, size[0] if size else None))
-    background = tail.removesuffix(" background")
-    if background not in BACKGROUNDS:
-        raise ValueError(f"'{caption}' names no known background; end it with 'on a white|black|gray background'")
-    return Scene(tuple(things), relation, background)
-
-
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene at random: 40 % with one thing; sizes are said of most single things and of few in pairs."""
-    single = rng.random() < 0.4
-    things = []
-    for color in rng.choice(list(HUES), 1 if single else 2, replace=False):
-        said = rng.random() < (0.75 if single else 0.25)
-        size = str(rng.choice(list(RADII))) if said else None
-        things.append(Thing(str(color), str(rng.choice(SHAPES)), size))
-    relation = None if single else str(rng.choice(list(RELATIONS)))
-    return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
-
-
-def varied(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one thing about it changed, or two things swapped: what a caption must be told apart from."""
-    things = list(scene.things)
-    first = int(rng.integers(len(things)))
-    thing, relation, background = things[first], scene.relation, scene.background
-    change = rng.choice(["color", "shape", "size", "background", "relation", "order", "colors", "shapes"])
-    if change == "color":
-        taken = {other.color for other in things}
-        things[first] = replace(thing, color=str(rng.choice([color for color in HUES if color not in taken])))
-    elif change == "shape":
-        things[first] = replace(thing, shape=str(rng.choice(SHAPES)))
-    elif change == "size":
-        things[first] = replace(thing, size=str(rng.choice(list(RADII))))
-    elif change == "background":
-        background = str(rng.choice(list(BACKGROUNDS)))
-    elif relation and change == "relation":
-        relation = str(rng.choice(list(RELATIONS)))
-    elif relation and change == "order":
-        things.reverse()
-    elif relation:
-        one, other = things
-        swap = {"color": other.color} if change == "colors" else {"shape": other.shape}
-        back = {"color": one.color} if change == "colors" else {"shape": one.shape}
-        things = [replace(one, **swap), replace(other, **back)]
-    return Scene(tuple(things), relation, background)
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
@@ -189,8 +105,9 @@ class Shapes(Dataset[dict[str, Any]]):
     """Endless captioned shapes; `length` only says how many make an epoch.
 
     A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" holds
-    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n pictures is one scene and
-    n - 1 near misses of it, which contrastive training learns most from.
+    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n images is one scene and
+    n - 1 near misses of it, which contrastive training learns most from. The share `phrased` of the scenes are
+    captioned as people do, in many words and leaving much out; the others always in the same words.
     """
 
     def __init__(
@@ -200,37 +117,52 @@ class Shapes(Dataset[dict[str, Any]]):
         length: int = 1_000_000,
         size: int = 64,
         variants: int = 1,
+        phrased: float = 0.0,
     ) -> None:
         if length < 1:
             raise ValueError(f"a shapes data set needs length >= 1, not {length}")
         if split not in get_args(Split):  # for which no scene would ever be found
             raise ValueError(f"split of a shapes data set is {split}, but must be one of {', '.join(get_args(Split))}")
         self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
+        self.phrased = phrased
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, list[Placed]]:
-        """What picture `index` shows, as words and as geometry."""
+        """What image `index` shows, as words and as geometry."""
+        scene, placed, _ = self.described(index)
+        return scene, placed
+
+    def described(self, index: int) -> tuple[Scene, list[Placed], str]:
+        """Also the caption."""
         group, member = divmod(index, self.variants)
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, group]))
+        rng = self._random(group, 0, 0)
         while (scene := draw_scene(rng)).split != self.split:
             continue
+        words = self._random(group, 1, 0)
+        phrased = bool(words.random() < self.phrased)
+        said = left_out(words) if phrased else lambda scene: scene
+        if phrased and words.random() < TWINS:
+            scene = twins(scene)
         if member:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, 0, member]))
-            original = scene
-            while (scene := varied(original, rng)).split != self.split:
+            rng, original = self._random(group, 0, member), scene
+            while (scene := varied(original, rng)).split != self.split or (phrased and said(scene) == said(original)):
                 continue
-        return scene, place(scene, rng)
+        caption = phrase(said(scene), self._random(group, 1, 1 + member)) if phrased else scene.caption
+        return scene, place(scene, rng), caption
+
+    def _random(self, group: int, stream: int, member: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, stream, member]))
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         if isinstance(index, tuple):  # (draw, index): nothing here depends on the draw
             index = index[1]
         if not 0 <= index < self.length:
             raise IndexError(index)
-        scene, placed = self.scene(index)
-        image = torch.from_numpy(render(placed, scene.background, self.size)).permute(2, 0, 1).contiguous()
-        return {"image": image, "caption": scene.caption, "key": f"{self.split}-{self.seed}-{index}", "id": index}
+        scene, placed, caption = self.described(index)
+        image = torch.from_numpy(render(placed, str(scene.background), self.size)).permute(2, 0, 1).contiguous()
+        return {"image": image, "caption": caption, "key": f"{self.split}-{self.seed}-{index}", "id": index}
 
 
 class Crowds(Dataset[dict[str, Any]]):

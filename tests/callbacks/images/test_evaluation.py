@@ -11,7 +11,8 @@ from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.images.evaluation import Evaluation
 from ldm.callbacks.monitoring.throughput import Throughput
-from ldm.data.sources.shapes import Shapes, held_out_prompts, parse
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.shapes import Shapes, held_out_prompts
 from ldm.files import write_json
 from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.sources.shapes import (
-    BACKGROUNDS,
-    HUES,
-    SHAPES,
-    UNSEEN,
-    Crowds,
-    Placed,
-    Shapes,
-    held_out_prompts,
-    parse,
-    render,
-    signed_distance,
-)
+from ldm.data.sources.phrasing import parse
+from ldm.data.sources.scene import BACKGROUNDS, HUES, SHAPES, UNSEEN
+from ldm.data.sources.shapes import Crowds, Placed, Shapes, held_out_prompts, render, signed_distance
 
 
 def test_a_sample_is_a_pure_function_of_seed_and_index() -> None:
