@@ -120,6 +120,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
         assert all(torch.equal(torch.as_tensor(moments[1][weight][name]), tensor) for name, tensor in state.items())
 
 
+@pytest.mark.slow
 def test_a_run_without_pictures_ends_with_its_validation_and_the_curves_of_the_whole_run(
     stopped: tuple[Path, Run, int], straight: tuple[Path, Run]
 ) -> None:
