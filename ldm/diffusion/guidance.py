@@ -90,7 +90,7 @@ def rescaled(x0: Tensor, like: Tensor, share: float) -> Tensor:
     return x0 * per_sample(share * ratio + (1 - share), x0)
 
 
-def times_of(schedule: Schedule, interval: Interval) -> Interval:
+def interval_to_times(schedule: Schedule, interval: Interval) -> Interval:
     """The times at which sigma/alpha lies in `interval`, the unit of Kynkäänniemi et al. for data of deviation 1.
 
     Unlike a time or a share of the steps, it means the same on every schedule, sampler and number of steps.

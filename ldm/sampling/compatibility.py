@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import times_of
+from ldm.diffusion.guidance import interval_to_times
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.weighting import Weighting
@@ -148,7 +148,7 @@ def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
     if not isinstance(interval, Sequence) or [isinstance(end, int | float) for end in interval] != [True, True]:
         yield f"the guidance interval is {interval}, but must be a low and a high sigma/alpha, such as [0.3, 5]"
         return
-    low, high = times_of(setup.schedule, tuple(interval))
+    low, high = interval_to_times(setup.schedule, tuple(interval))
     sampled = [point.time for point in grid.points[:-1]] if grid else []
     outside = not any(low <= t <= high for t in sampled) if grid else high < setup.schedule.t_min
     if outside or low > setup.schedule.t_max:

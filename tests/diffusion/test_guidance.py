@@ -3,7 +3,7 @@ import torch
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import autoguidance, classifier_free, guided, rescaled, times_of
+from ldm.diffusion.guidance import autoguidance, classifier_free, guided, interval_to_times, rescaled
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.sampling.driver import sample
@@ -167,7 +167,7 @@ def test_a_flat_picture_is_rescaled_to_finite_numbers():
 
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_an_interval_of_sigma_over_alpha_holds_the_times_that_have_it(schedule):
-    low, high = times_of(schedule, (0.3, 5.0))
+    low, high = interval_to_times(schedule, (0.3, 5.0))
     t = torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64)
     ratio = schedule.sigma(t) / schedule.alpha(t)
     inside = (ratio >= 0.3) & (ratio <= 5.0)
@@ -176,11 +176,11 @@ def test_an_interval_of_sigma_over_alpha_holds_the_times_that_have_it(schedule):
 
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_an_interval_may_be_open(schedule):
-    low, high = times_of(schedule, (0.0, torch.inf))
+    low, high = interval_to_times(schedule, (0.0, torch.inf))
     assert low <= schedule.t_min and high >= schedule.t_max
 
 
 @pytest.mark.parametrize("interval", [(5.0, 0.3), (-1.0, 2.0), (1.0, 1.0), (torch.nan, 1.0)])
 def test_an_interval_that_holds_nothing_is_refused(interval):
     with pytest.raises(ValueError, match="a low and a high sigma/alpha"):
-        times_of(SCHEDULES[0], interval)
+        interval_to_times(SCHEDULES[0], interval)

@@ -9,7 +9,7 @@ import torch
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import NETWORK_TIMES, Denoiser
-from ldm.diffusion.guidance import classifier_free, times_of
+from ldm.diffusion.guidance import classifier_free, interval_to_times
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
 from ldm.diffusion.schedule import Flow, cosine, linear, scaled_linear, sigmoid, zero_terminal_snr
@@ -266,7 +266,7 @@ def test_a_guidance_interval_that_holds_no_time_is_refused_because_there_is_no_g
     def denoiser(x, t, conditioning):
         return x + conditioning.get("text").view(-1, 1, 1, 1)
 
-    guided = classifier_free(denoiser, positive, positive.map(torch.neg), 7.5, times_of(SD, interval))
+    guided = classifier_free(denoiser, positive, positive.map(torch.neg), 7.5, interval_to_times(SD, interval))
     assert all(torch.equal(guided(x, t), denoiser(x, t, positive)) for t in trailing(SD, 10).tolist())
 
 
