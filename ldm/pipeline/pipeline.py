@@ -30,7 +30,7 @@ from ldm.pipeline.seed_noise import START, noise_of
 from ldm.pipeline.settings import Changes, Settings, batch_record
 from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, originals_of, paste, steps_of
 from ldm.sampling.compatibility import Setup, check
-from ldm.sampling.driver import sample, solver_of
+from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import spacing_of
 from ldm.sampling.thresholding import thresholding_of
@@ -199,7 +199,7 @@ class Pipeline:
         grid = self._grid(settings, strength)
         x = grid.start(noise(START), x0)
         with self.offload.using(self.backbone, *([] if self.weak is None else [self.weak.backbone])):
-            x = walk(solver_of(settings.sampler, settings.sampler_options), denoise, x, grid, noise)
+            x = walk(get_solver(settings.sampler, settings.sampler_options), denoise, x, grid, noise)
         with self.offload.using(self.first_stage):
             drawn = to_uint8(self.first_stage.decode(x, settings.tile))
         return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()

@@ -11,7 +11,7 @@ from ldm.diffusion.guidance import interval_to_times
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.weighting import Weighting
-from ldm.sampling.driver import solver_of
+from ldm.sampling.driver import get_solver
 from ldm.sampling.grid import Grid, Point, Solver
 from ldm.sampling.spacing import spacing_of
 
@@ -63,7 +63,7 @@ class Setup:
         """Raises ValueError for a sampler, or options of it, that there are not."""
         if "sampler" not in self.sampling:
             return None
-        return solver_of(self.sampling["sampler"], self.sampling.get("sampler_options", {}))
+        return get_solver(self.sampling["sampler"], self.sampling.get("sampler_options", {}))
 
 
 def check(setup: Setup) -> None:

@@ -38,7 +38,7 @@ class Cancelled(Exception):
     """The walk was called off between two steps."""
 
 
-def solver_of(name: str, options: Mapping[str, Any] | None = None) -> Solver:
+def get_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
     """A sampler with its options. Raises ValueError, before any network runs, for those that it does not take."""
     solver = choose("sampler", SAMPLERS, name, options or {})
     nothing = torch.zeros(1)

@@ -6,7 +6,7 @@ import torch
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.sampling.driver import SAMPLERS, Cancelled, sample, solver_of
+from ldm.sampling.driver import SAMPLERS, Cancelled, get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim, ddpm, euler
 from ldm.sampling.spacing import trailing
@@ -87,12 +87,12 @@ def test_a_state_that_breaks_is_not_shown_in_a_preview():
 )
 def test_samplers_and_options_that_there_are_not_are_refused_in_one_sentence(name, options, message):
     with pytest.raises(ValueError, match=message):
-        solver_of(name, options)
+        get_solver(name, options)
 
 
 def test_a_sampler_with_its_options_is_the_function_with_them():
     grid, denoise = GRID, mixture(scaled_linear())
-    chosen = sample(solver_of("ddim", {"eta": 1.0}), denoise, X, grid, lambda draw: X)
+    chosen = sample(get_solver("ddim", {"eta": 1.0}), denoise, X, grid, lambda draw: X)
     assert torch.equal(chosen, sample(partial(ddim, eta=1.0), denoise, X, grid, lambda draw: X))
 
 

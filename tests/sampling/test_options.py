@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.sampling.driver import SAMPLERS, solver_of
+from ldm.sampling.driver import SAMPLERS, get_solver
 from ldm.sampling.spacing import SPACINGS, spacing_of
 
 CONF = Path(__file__).parents[2] / "conf" / "sampler"
@@ -18,5 +18,5 @@ def test_a_config_of_a_sampler_leaves_the_options_to_the_function(name):
     config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert config["name"] == name and config["spacing"] in SPACINGS
     assert config["options"] == {}
-    solver_of(name, config["options"])
+    get_solver(name, config["options"])
     spacing_of(config["spacing"], config["spacing_options"])
