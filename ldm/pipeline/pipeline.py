@@ -32,7 +32,7 @@ from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, originals
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
-from ldm.sampling.spacing import spacing_of
+from ldm.sampling.spacing import get_spacing
 from ldm.sampling.thresholding import thresholding_of
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
@@ -225,7 +225,7 @@ class Pipeline:
 
     def _grid(self, settings: Settings, strength: float | None) -> Grid:
         """The whole walk, or its end where the strength of a change to a picture is given."""
-        schedule, spacing = self.denoiser.schedule, spacing_of(settings.spacing, settings.spacing_options)
+        schedule, spacing = self.denoiser.schedule, get_spacing(settings.spacing, settings.spacing_options)
         whole, walked = steps_of(settings.steps, strength, settings.fixed_steps)
         return Grid.of(schedule, spacing(schedule, whole)[-walked:])
 

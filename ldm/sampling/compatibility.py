@@ -13,7 +13,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.weighting import Weighting
 from ldm.sampling.driver import get_solver
 from ldm.sampling.grid import Grid, Point, Solver
-from ldm.sampling.spacing import spacing_of
+from ldm.sampling.spacing import get_spacing
 
 NO_WEIGHT, TOO_MUCH_WEIGHT = 1e-12, 1e6
 SIGNAL_LEFT_OUT = 0.01  # of alpha, at the first time that is sampled
@@ -56,7 +56,7 @@ class Setup:
         """What a sampler walks along. Raises ValueError where the spacing has no such steps."""
         if "spacing" not in self.sampling:
             return None
-        spacing = spacing_of(self.sampling["spacing"], self.sampling.get("spacing_options", {}))
+        spacing = get_spacing(self.sampling["spacing"], self.sampling.get("spacing_options", {}))
         return Grid.of(self.schedule, spacing(self.schedule, self.sampling["steps"]))
 
     def solver(self) -> Solver | None:

@@ -112,7 +112,7 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-def spacing_of(name: str, options: Mapping[str, Any] | None = None) -> Spacing:
+def get_spacing(name: str, options: Mapping[str, Any] | None = None) -> Spacing:
     """A spacing with its options. Raises ValueError for names that are not known."""
     return choose("spacing", SPACINGS, name, options or {})
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ldm.sampling.driver import SAMPLERS, get_solver
-from ldm.sampling.spacing import SPACINGS, spacing_of
+from ldm.sampling.spacing import SPACINGS, get_spacing
 
 CONF = Path(__file__).parents[2] / "conf" / "sampler"
 
@@ -19,4 +19,4 @@ def test_a_config_of_a_sampler_leaves_the_options_to_the_function(name):
     assert config["name"] == name and config["spacing"] in SPACINGS
     assert config["options"] == {}
     get_solver(name, config["options"])
-    spacing_of(config["spacing"], config["spacing_options"])
+    get_spacing(config["spacing"], config["spacing_options"])

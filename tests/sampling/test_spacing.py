@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldm.diffusion.schedule import EDM, Flow, scaled_linear, zero_terminal_snr
-from ldm.sampling.spacing import SPACINGS, custom, karras, leading, linspace, log_snr, spacing_of, trailing
+from ldm.sampling.spacing import SPACINGS, custom, get_spacing, karras, leading, linspace, log_snr, trailing
 from tests.closed_form import SCHEDULES, schedule_name
 
 SD = scaled_linear()
@@ -129,4 +129,4 @@ def test_a_list_of_times_is_taken_as_it_is_and_one_of_sigmas_as_sigma_over_alpha
 )
 def test_spacings_that_cannot_be_are_refused_in_one_sentence(name, options, message):
     with pytest.raises(ValueError, match=message):
-        spacing_of(name, options)(SD, 2)
+        get_spacing(name, options)(SD, 2)
