@@ -33,7 +33,7 @@ from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
-from ldm.sampling.thresholding import thresholding_of
+from ldm.sampling.thresholding import get_thresholding
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
 
@@ -252,7 +252,7 @@ class Pipeline:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
         self.text_encoder.check_skip(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
-        thresholding_of(settings.thresholding, settings.thresholding_options)
+        get_thresholding(settings.thresholding, settings.thresholding_options)
         check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)))
 
 

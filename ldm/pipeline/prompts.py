@@ -9,7 +9,7 @@ from ldm.diffusion.denoiser import Denoise, Denoiser
 from ldm.diffusion.guidance import autoguidance, classifier_free, interval_to_times
 from ldm.pipeline.inputs import Item, ends
 from ldm.pipeline.settings import Settings
-from ldm.sampling.thresholding import thresholding_of
+from ldm.sampling.thresholding import get_thresholding
 
 Pair = tuple[Conditioning, Conditioning]  # of the prompts and of the negative prompts
 
@@ -39,7 +39,7 @@ def guided(
     else:
         strong, worse = (_under(positive, one) for one in (denoiser, weak))
         towards = autoguidance(strong, worse, scale, interval, settings.guidance_rescale)
-    return thresholding_of(settings.thresholding, settings.thresholding_options)(towards)
+    return get_thresholding(settings.thresholding, settings.thresholding_options)(towards)
 
 
 def _under(conditioning: Conditioning, denoiser: Denoiser) -> Denoise:

@@ -42,7 +42,7 @@ def dynamic(denoise: Denoise, share: float = 0.995, limit: float = 1.0) -> Denoi
 THRESHOLDINGS: dict[str, Callable[[Denoise], Denoise]] = {"none": none, "static": static, "dynamic": dynamic}
 
 
-def thresholding_of(name: str, options: Mapping[str, Any] | None = None) -> Callable[[Denoise], Denoise]:
+def get_thresholding(name: str, options: Mapping[str, Any] | None = None) -> Callable[[Denoise], Denoise]:
     """A thresholding with its options. Raises ValueError for those that there are not, and for values out of range."""
     chosen = choose("thresholding", THRESHOLDINGS, name, options or {})
     chosen(lambda x, t: x)
