@@ -264,6 +264,6 @@ class CLIP(nn.Module):
         return self.logit_scale.exp() * text @ image.T
 
 
-def clip_from(text: dict[str, Any], image: dict[str, Any]) -> CLIP:
+def clip_from_configs(text: dict[str, Any], image: dict[str, Any]) -> CLIP:
     """A CLIP from the configs of its towers."""
     return CLIP(TextTower(**text), ImageTower(**image))
