@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.device import has_tiles
+from ldm.device import has_amx
 
 SHORT = 128  # keys at most, for all scores at once
 LONG = 1024  # keys at least, for a block of scores at a time
@@ -20,7 +20,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if k.shape[-2] <= SHORT:
             return whole(q, k, v)
         large = k.shape[-2] >= LONG and q.shape[-2] >= ROWS and q.shape[-1] >= WIDE
-        if large and not torch.is_grad_enabled() and not has_tiles():
+        if large and not torch.is_grad_enabled() and not has_amx():
             return in_blocks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 

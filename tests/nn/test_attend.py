@@ -9,7 +9,7 @@ from ldm.nn.attend import LONG, ROWS, SHORT, WIDE, attend
 
 @pytest.fixture(autouse=True)
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_tiles", lambda: False)
+    monkeypatch.setattr(module, "has_amx", lambda: False)
 
 
 def states(keys: int, dtype: torch.dtype, queries: int = ROWS, spread: float = 1) -> list[Tensor]:
@@ -64,6 +64,6 @@ def test_a_large_score_that_all_keys_share_costs_no_digit() -> None:
 def test_in_other_types_and_where_matrices_are_multiplied_as_such_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.float64, torch.bfloat16):
         q, k, v = states(LONG, dtype)
-        monkeypatch.setattr(module, "has_tiles", lambda: True)
+        monkeypatch.setattr(module, "has_amx", lambda: True)
         with torch.no_grad():
             assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
