@@ -49,13 +49,13 @@ def ddim_inversion(
         x0 = pipeline.first_stage.encode(from_uint8(originals))
         ceiling = to_uint8(pipeline.first_stage.decode(x0))
         noise = inverted(_denoise(pipeline, prompt), x0, grid_of(pipeline, steps), refinements)
-    drawn = drawn_from(pipeline, noise, prompt, steps)
+    drawn = sample_from_noise(pipeline, noise, prompt, steps)
     reached = psnr(from_uint8(torch.stack((drawn, ceiling[0].cpu()))), from_uint8(originals.cpu())).tolist()
     return Inversion(noise, originals[0].cpu(), drawn, *reached)
 
 
 @torch.no_grad()
-def drawn_from(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
+def sample_from_noise(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
     """What DDIM draws from latent noise (1, z, h, w) without guidance, uint8 (3, H, W).
 
     From a picture's own noise and another prompt that is the picture, edited.

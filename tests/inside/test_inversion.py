@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion.schedule import Flow, scaled_linear
 from ldm.image import to_pil
-from ldm.inside.inversion import ddim_inversion, drawn_from, inverted
+from ldm.inside.inversion import ddim_inversion, inverted, sample_from_noise
 from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
@@ -68,8 +68,8 @@ def test_a_pictures_noise_draws_it_again_as_well_as_the_first_stage_lets_it(pipe
 
 def test_the_reconstruction_is_what_ddim_draws_from_the_noise(pipeline):
     found = ddim_inversion(pipeline, to_pil(PICTURE)[0], "a red circle", steps=3)
-    assert torch.equal(drawn_from(pipeline, found.noise, "a red circle", steps=3), found.reconstruction)
-    assert not torch.equal(drawn_from(pipeline, found.noise, "a blue square", steps=3), found.reconstruction)
+    assert torch.equal(sample_from_noise(pipeline, found.noise, "a red circle", steps=3), found.reconstruction)
+    assert not torch.equal(sample_from_noise(pipeline, found.noise, "a blue square", steps=3), found.reconstruction)
     error = (found.reconstruction.double() - PICTURE.double()).square().mean()
     assert found.psnr == pytest.approx(20 * math.log10(255) - 10 * math.log10(error))
 
