@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.image import from_uint8, psnr, to_uint8
-from ldm.inside.noise_levels import grid_of
+from ldm.inside.noise_levels import sampling_grid
 from ldm.pipeline.inputs import Picture, items_of
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.source_images import originals_of
@@ -48,7 +48,7 @@ def ddim_inversion(
     with _in_use(pipeline):
         x0 = pipeline.first_stage.encode(from_uint8(originals))
         ceiling = to_uint8(pipeline.first_stage.decode(x0))
-        noise = inverted(_denoise(pipeline, prompt), x0, grid_of(pipeline, steps), refinements)
+        noise = inverted(_denoise(pipeline, prompt), x0, sampling_grid(pipeline, steps), refinements)
     drawn = sample_from_noise(pipeline, noise, prompt, steps)
     reached = psnr(from_uint8(torch.stack((drawn, ceiling[0].cpu()))), from_uint8(originals.cpu())).tolist()
     return Inversion(noise, originals[0].cpu(), drawn, *reached)
@@ -61,7 +61,7 @@ def sample_from_noise(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps
     From a picture's own noise and another prompt that is the picture, edited.
     """
     with _in_use(pipeline):
-        x0 = sample(ddim, _denoise(pipeline, prompt), noise, grid_of(pipeline, steps))
+        x0 = sample(ddim, _denoise(pipeline, prompt), noise, sampling_grid(pipeline, steps))
         return to_uint8(pipeline.first_stage.decode(x0))[0].cpu()
 
 

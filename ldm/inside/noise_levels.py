@@ -5,7 +5,7 @@ from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
 
 
-def grid_of(pipeline: Pipeline, steps: int | None = None) -> Grid:
+def sampling_grid(pipeline: Pipeline, steps: int | None = None) -> Grid:
     """Those of its settings, or of so many steps."""
     schedule, settings = pipeline.denoiser.schedule, pipeline.settings
     times = get_spacing(settings.spacing, settings.spacing_options)(
