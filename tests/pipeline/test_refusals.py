@@ -39,7 +39,7 @@ from tests.tiny import tiny_dit, tiny_unet, tiny_vae
         ({"size": (0, 16)}, "size is 0x16, .* multiples of 2"),
         ({"spacing": "leading"}, "use spacing=trailing"),
         ({"chunks": 0}, "chunks is 0, but must be 1 or more"),
-        ({"clip_skip": 1}, "1 layers cannot leave out 1"),
+        ({"clip_skip": 1}, "1 layers cannot skip 1"),
         ({"tile": 5}, "tile is 5, .* multiple of 2 pixels"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_text_encoder_of_another_width_is_refused(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("size", [(16, 18), (18, 16), (6, 16)])
 def test_a_size_that_is_no_multiple_of_the_patches_is_refused(pipeline: Pipeline, size: tuple[int, int]) -> None:
-    message = f"size is {size[0]}x{size[1]}, but this model draws heights and widths that are multiples of 4"
+    message = f"size is {size[0]}x{size[1]}, but this model takes heights and widths that are multiples of 4"
     with pytest.raises(ValueError, match=f"^{message}$"):
         assembled(pipeline, backbone=tiny_dit())("red", size=size)
 
