@@ -112,7 +112,7 @@ def test_the_plan_names_it_and_counts_its_work(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("how", [(), ("debug=plan",)], ids=["training", "plan"])
 def test_a_size_that_patches_do_not_cover_is_refused_before_training(tmp_path: Path, how: tuple[str, ...]) -> None:
     told = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
-    assert told == "training.size is 64x72, but this model draws heights and widths that are multiples of 16"
+    assert told == "training.size is 64x72, but this model takes heights and widths that are multiples of 16"
 
 
 @pytest.mark.parametrize("data", ["shapes", "shapes_online"])  # of latents and of images

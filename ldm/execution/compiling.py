@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Network
 from ldm.execution.offload import Offload
-from ldm.nn.attention import repeated
+from ldm.nn.attention import repeat_batch
 from ldm.nn.backbone import Backbone
 
 
@@ -32,7 +32,7 @@ def compiled(backbone: Backbone, offload: Offload) -> Network:
         # one batch size for all inputs, so that it is compiled once
         times = max(1, len(conditioning) // len(x))
         x, time = torch.cat([x] * times), torch.cat([time] * times)
-        hints = {name: repeated(hint, x) for name, hint in conditioning.hints.items()}
+        hints = {name: repeat_batch(hint, x) for name, hint in conditioning.hints.items()}
         conditioning = replace(conditioning, hints=hints)
         for one in (x, time, *(tensor for _, tensor in conditioning.named())):
             torch._dynamo.maybe_mark_dynamic(one, 0)

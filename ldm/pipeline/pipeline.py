@@ -30,10 +30,10 @@ from ldm.pipeline.seed_noise import START, noise_of
 from ldm.pipeline.settings import Changes, Settings, batch_record
 from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, originals_of, paste, steps_of
 from ldm.sampling.compatibility import Setup, check
-from ldm.sampling.driver import sample, solver_of
+from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
-from ldm.sampling.spacing import spacing_of
-from ldm.sampling.thresholding import thresholding_of
+from ldm.sampling.spacing import get_spacing
+from ldm.sampling.thresholding import get_thresholding
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
 
@@ -199,7 +199,7 @@ class Pipeline:
         grid = self._grid(settings, strength)
         x = grid.start(noise(START), x0)
         with self.offload.using(self.backbone, *([] if self.weak is None else [self.weak.backbone])):
-            x = walk(solver_of(settings.sampler, settings.sampler_options), denoise, x, grid, noise)
+            x = walk(get_solver(settings.sampler, settings.sampler_options), denoise, x, grid, noise)
         with self.offload.using(self.first_stage):
             drawn = to_uint8(self.first_stage.decode(x, settings.tile))
         return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()
@@ -225,7 +225,7 @@ class Pipeline:
 
     def _grid(self, settings: Settings, strength: float | None) -> Grid:
         """The whole walk, or its end where the strength of a change to a picture is given."""
-        schedule, spacing = self.denoiser.schedule, spacing_of(settings.spacing, settings.spacing_options)
+        schedule, spacing = self.denoiser.schedule, get_spacing(settings.spacing, settings.spacing_options)
         whole, walked = steps_of(settings.steps, strength, settings.fixed_steps)
         return Grid.of(schedule, spacing(schedule, whole)[-walked:])
 
@@ -252,7 +252,7 @@ class Pipeline:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
         self.text_encoder.check_skip(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
-        thresholding_of(settings.thresholding, settings.thresholding_options)
+        get_thresholding(settings.thresholding, settings.thresholding_options)
         check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)))
 
 

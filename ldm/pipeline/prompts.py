@@ -6,10 +6,10 @@ import torch
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoise, Denoiser
-from ldm.diffusion.guidance import autoguidance, classifier_free, times_of
+from ldm.diffusion.guidance import autoguidance, classifier_free, interval_to_times
 from ldm.pipeline.inputs import Item, ends
 from ldm.pipeline.settings import Settings
-from ldm.sampling.thresholding import thresholding_of
+from ldm.sampling.thresholding import get_thresholding
 
 Pair = tuple[Conditioning, Conditioning]  # of the prompts and of the negative prompts
 
@@ -33,13 +33,13 @@ def guided(
     positive, negative = conditionings
     scales = [item.guidance for item in items]
     scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=positive.get("text").device)
-    interval = settings.guidance_interval and times_of(denoiser.schedule, settings.guidance_interval)
+    interval = settings.guidance_interval and interval_to_times(denoiser.schedule, settings.guidance_interval)
     if weak is None:
         towards = classifier_free(denoiser, positive, negative, scale, interval, rescale=settings.guidance_rescale)
     else:
         strong, worse = (_under(positive, one) for one in (denoiser, weak))
         towards = autoguidance(strong, worse, scale, interval, settings.guidance_rescale)
-    return thresholding_of(settings.thresholding, settings.thresholding_options)(towards)
+    return get_thresholding(settings.thresholding, settings.thresholding_options)(towards)
 
 
 def _under(conditioning: Conditioning, denoiser: Denoiser) -> Denoise:

@@ -32,7 +32,7 @@ def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline:
     pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
     hook.remove()
     assert sizes == [(3, 3), (3, 3), (3, 6), (3, 3)]
-    with pytest.raises(ValueError, match="holds no time that is sampled"):
+    with pytest.raises(ValueError, match="contains no sampled time"):
         pipeline("red", steps=4, guidance_interval=(200.0, 800.0))
 
 

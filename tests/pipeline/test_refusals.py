@@ -29,17 +29,17 @@ from tests.tiny import tiny_dit, tiny_unet, tiny_vae
         ({"thresholding": "static", "thresholding_options": {"limit": 0}}, "limit of thresholding is 0, but must be"),
         ({"image": "cat.png"}, "the image is 'cat.png', but must be a PIL picture"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"steps": 0}, "steps is 0, but must lie between 1 and 1000"),
+        ({"steps": 0}, "steps is 0, but must be a whole number between 1 and 1000"),
         ({"sampler": "magic"}, "sampler is 'magic', but must be one of ddpm, ddim"),
         ({"spacing": "even"}, "spacing is 'even', but must be one of trailing"),
         ({"sampler_options": {"eta": 1.0}}, "sampler=dpmpp_2m has no option 'eta'; its options are: rule"),
         ({"sampler": "ddim", "sampler_options": {"eta": 2.0}}, "eta is 2.0, but must be a number from 0.0 to 1.0"),
-        ({"spacing": "custom", "spacing_options": {"times": [0.1, 0.5, 1.0]}}, "must be numbers that fall"),
+        ({"spacing": "custom", "spacing_options": {"times": [0.1, 0.5, 1.0]}}, "must be decreasing numbers"),
         ({"size": (17, 16)}, "size is 17x16, .* multiples of 2"),
         ({"size": (0, 16)}, "size is 0x16, .* multiples of 2"),
         ({"spacing": "leading"}, "use spacing=trailing"),
         ({"chunks": 0}, "chunks is 0, but must be 1 or more"),
-        ({"clip_skip": 1}, "1 layers cannot leave out 1"),
+        ({"clip_skip": 1}, "1 layers cannot skip 1"),
         ({"tile": 5}, "tile is 5, .* multiple of 2 pixels"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_text_encoder_of_another_width_is_refused(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("size", [(16, 18), (18, 16), (6, 16)])
 def test_a_size_that_is_no_multiple_of_the_patches_is_refused(pipeline: Pipeline, size: tuple[int, int]) -> None:
-    message = f"size is {size[0]}x{size[1]}, but this model draws heights and widths that are multiples of 4"
+    message = f"size is {size[0]}x{size[1]}, but this model takes heights and widths that are multiples of 4"
     with pytest.raises(ValueError, match=f"^{message}$"):
         assembled(pipeline, backbone=tiny_dit())("red", size=size)
 
