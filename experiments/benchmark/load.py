@@ -26,9 +26,8 @@ from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights.compvis.reader import SAMPLING, SCHEDULE
-from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.convert import write
-from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.storage.tensors import Tensors
 from ldm.weights.storage.values import header, held
@@ -78,7 +77,7 @@ def read_bytes(files: Files) -> None:
 
 
 def by_ldm(files: Files, dtype: torch.dtype | None = None) -> list[nn.Module]:
-    return [network.load(dtype) for network in find(files[0]).networks.values()]
+    return [network.load(dtype) for network in open_contents(files[0]).networks.values()]
 
 
 def by_ldm_in_half(files: Files) -> list[nn.Module]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ldm.__main__ import main
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
-from ldm.weights.find import find
 from tests.weights.foreign import ODD, SD2, networks, same, whole_model, without_metadata
 
 
@@ -28,7 +28,7 @@ def test_one_network_of_a_model_in_half_precision(tmp_path: Path, model: Path, c
     assert main(["convert", str(model), str(path), "--part", "vae", "--dtype", "float16"]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     expected = {name: t.half() for name, t in networks(ODD)["vae"].state_dict().items()}
-    assert same(find(path).network("vae").load(None).state_dict(), expected)
+    assert same(open_contents(path).network("vae").load(None).state_dict(), expected)
 
 
 def test_shards_are_of_the_size_asked_for(tmp_path: Path, model: Path) -> None:
@@ -59,8 +59,8 @@ def test_what_a_second_model_predicts_can_be_set(tmp_path: Path) -> None:
     without_metadata(tmp_path / "m.safetensors")
     arguments = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "eps.safetensors")]
     assert main([*arguments, "--prediction", "eps"]) == 0
-    assert find(tmp_path / "eps.safetensors").model["prediction"] == "eps"
-    assert torch.is_tensor(find(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]
+    assert open_contents(tmp_path / "eps.safetensors").model["prediction"] == "eps"
+    assert torch.is_tensor(open_contents(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

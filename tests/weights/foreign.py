@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.find import find
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.storage.values import held
 from tests.tiny import randomised
@@ -88,7 +87,7 @@ def whole_model(
 
 def loaded(path: Path, kind: str) -> Any:
     """The network of this kind at a path, in float32."""
-    return find(path).network(kind).load()
+    return open_contents(path).network(kind).load()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

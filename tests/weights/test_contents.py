@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from ldm.weights.model import read_model
 from ldm.weights.native import fingerprint
 from ldm.weights.storage.values import chunks
@@ -62,4 +62,4 @@ def test_a_model_s_network_is_placed_and_its_fingerprint_is_the_same(tmp_path: P
     path = save_tiny_model(tmp_path)
     placed = read_model(path, channels_last=True)
     assert placed.backbone.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert fingerprint(placed.backbone.state_dict()) == find(path).network("unet").fingerprint
+    assert fingerprint(placed.backbone.state_dict()) == open_contents(path).network("unet").fingerprint

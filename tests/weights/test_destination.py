@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from ldm.__main__ import main
 from ldm.callbacks.checkpointing.checkpoint_file import write as write_checkpoint
 from ldm.data.latents.shard import write_shard
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, verified, write
-from ldm.weights.find import find
 from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, whole_model
 
@@ -96,7 +96,7 @@ def test_a_folder_that_a_conversion_wrote_is_replaced_wherever_it_has_been_moved
     before = everything(tmp_path / "moved")
     assert replaced(model, tmp_path / "moved", "--to", FORMS[name], "--dtype", "float16") == 0
     after = everything(tmp_path / "moved")
-    assert after.keys() == before.keys() and after != before and find(tmp_path / "moved").networks
+    assert after.keys() == before.keys() and after != before and open_contents(tmp_path / "moved").networks
 
 
 def test_files_of_ldms_own_format_are_known_without_a_record_and_no_others(
@@ -155,21 +155,21 @@ def test_a_file_that_a_conversion_wrote_is_replaced(tmp_path: Path, model: Path,
     options = ["--part", "vae", "--to", "ldm"] if name.startswith("vae") else []
     for dtype in ("float32", "float16"):
         assert replaced(model, tmp_path / name, "--dtype", dtype, *options) == 0
-    assert {t.dtype for t in find(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
+    assert {t.dtype for t in open_contents(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_is_put_there_while_the_conversion_runs_is_kept(tmp_path: Path, model: Path, overwrite: bool) -> None:
     path, notes = tmp_path / "m", tmp_path / "m" / "notes.txt"
     if overwrite:
-        write(find(model), path, "diffusers")
+        write(open_contents(model), path, "diffusers")
 
     def on_read(count: int) -> None:
         path.mkdir(exist_ok=True)
         notes.write_text("mine")
 
     with pytest.raises(FileExistsError, match=r"notes\.txt was not written|m is there already"):
-        write(verified(find(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
+        write(verified(open_contents(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
     assert notes.read_text() == "mine" and not list(tmp_path.glob(".m*"))
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from ldm.pipeline.pipeline import Pipeline
 from ldm.weights import native
 from ldm.weights.convert import format_of, verified, write
-from ldm.weights.model import find_model, model_fingerprint, read_model, save_model
+from ldm.weights.model import model_fingerprint, open_model, read_model, save_model
 from ldm.weights.storage import tensors
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
 from tests.weights.foreign import ODD, SD1, whole_model
@@ -43,14 +43,14 @@ def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: py
     with pytest.raises(FileNotFoundError, match="comes without the default model"):
         read_model("shapes")
     save_tiny_model(tmp_path)
-    assert find_model("shapes").source == find_model("assets:unet.safetensors").source == tmp_path / "unet.safetensors"
+    assert open_model("shapes").source == open_model("assets:unet.safetensors").source == tmp_path / "unet.safetensors"
 
 
 def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
     checkpoint = save_run(tmp_path)
     for path in (tmp_path, checkpoint):
         assert all((parameter == 1).all() for parameter in read_model(path).backbone.parameters())
-    assert find_model(tmp_path).notes == ("moving average after 7 steps",)
+    assert open_model(tmp_path).notes == ("moving average after 7 steps",)
 
 
 @pytest.mark.parametrize("averages", [None, {}])

@@ -6,7 +6,7 @@ import torch
 
 from ldm.nn.clip import CLIP
 from ldm.weights.convert import part, verified, write
-from ldm.weights.found import OPENAI, Pixels
+from ldm.weights.info import OPENAI, Pixels
 from ldm.weights.native import save_network
 from ldm.weights.parts import first_stage, image_encoder, text_encoder
 from tests.weights.foreign import ODD, networks, same, whole_model, without_metadata

@@ -42,8 +42,8 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import READABLE
 from ldm.weights.model import model_fingerprint
+from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 

@@ -17,7 +17,7 @@ from ldm.image import read_metadata
 from ldm.pipeline.settings import OPTIONED
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import DEFAULT
+from ldm.weights.recognise import DEFAULT
 
 BATCH = 8
 

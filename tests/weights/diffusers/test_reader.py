@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, write
 from ldm.weights.diffusers.reader import PARTS, read_folder, weights_file
-from ldm.weights.find import find
 from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, loaded, networks, same, whole_model
 
 
@@ -123,7 +123,7 @@ def test_the_plain_file_is_taken_before_a_variant_and_safetensors_before_bin(tmp
 
 
 def test_a_file_beside_its_configuration_is_read_by_it(folder: Path) -> None:
-    contents = find(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    contents = open_contents(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert contents.network("unet").full_config == networks(ODD)["unet"].config
 
 
