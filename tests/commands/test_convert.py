@@ -6,12 +6,12 @@ import torch
 from ldm.__main__ import main
 from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
-from tests.weights.foreign import ODD, SD2, networks, same, whole_model, without_metadata
+from tests.weights.foreign import ODD, SD2, full_model, networks, same, without_metadata
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    write(whole_model(ODD), tmp_path / "m.safetensors", "single")
+    write(full_model(ODD), tmp_path / "m.safetensors", "single")
     return tmp_path / "m.safetensors"
 
 
@@ -55,7 +55,7 @@ def test_failures_are_one_sentence_and_exit_with_one(
 
 
 def test_what_a_second_model_predicts_can_be_set(tmp_path: Path) -> None:
-    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    write(full_model(SD2), tmp_path / "m.safetensors", "single")
     without_metadata(tmp_path / "m.safetensors")
     arguments = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "eps.safetensors")]
     assert main([*arguments, "--prediction", "eps"]) == 0
@@ -80,7 +80,7 @@ def test_an_option_that_would_do_nothing_is_a_usage_error(
 
 
 def test_what_a_folder_predicts_is_not_set_here(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
-    write(whole_model(ODD), tmp_path / "folder", "diffusers")
+    write(full_model(ODD), tmp_path / "folder", "diffusers")
     assert main(["convert", str(tmp_path / "folder"), str(tmp_path / "x"), "--prediction", "v"]) == 2
     assert "--prediction is for single files of Stable Diffusion" in capsys.readouterr().err
 

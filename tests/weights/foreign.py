@@ -72,9 +72,7 @@ def networks(configs: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
     }
 
 
-def whole_model(
-    configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any
-) -> Contents:
+def full_model(configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any) -> Contents:
     """A whole model in memory."""
     source = Path("memory")
     stored = {

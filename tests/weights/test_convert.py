@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ldm.weights.contents import open_contents
 from ldm.weights.convert import format_of, gathered, part, verified, write
 from tests.tiny import save_tiny_model
-from tests.weights.foreign import ODD, ODD2, SD1, SD2, same, tensors_of, whole_model
+from tests.weights.foreign import ODD, ODD2, SD1, SD2, full_model, same, tensors_of
 
 FORMATS = {
     "file": ("m.safetensors", "single"),
@@ -39,7 +39,7 @@ FORTH, BACK = ("checkpoint", "folder", "ldm", "file"), ("ldm", "folder", "checkp
 def test_through_all_formats_and_back_the_bytes_stay_the_same(
     tmp_path: Path, configs: dict[str, dict[str, Any]], forms: tuple[str, ...]
 ) -> None:
-    model = whole_model(configs, prediction="v", pad=0)
+    model = full_model(configs, prediction="v", pad=0)
     path = first = converted(model, tmp_path / "first", "file")
     for form in forms:
         path = converted(open_contents(path), tmp_path / form, form)
@@ -56,7 +56,7 @@ def test_through_all_formats_and_back_the_bytes_stay_the_same(
 
 
 def test_text_layers_that_are_never_read_stay_behind_on_the_way_to_diffusers_and_nothing_else(tmp_path: Path) -> None:
-    model = whole_model(ODD2, prediction="v", pad=0)
+    model = full_model(ODD2, prediction="v", pad=0)
     first = converted(model, tmp_path / "1", "file")
     back = converted(open_contents(converted(open_contents(first), tmp_path / "2", "folder")), tmp_path / "3", "file")
     before, after = tensors_of(first), tensors_of(back)
@@ -71,18 +71,18 @@ def test_text_layers_that_are_never_read_stay_behind_on_the_way_to_diffusers_and
 @pytest.mark.parametrize("form", FORMATS)
 def test_half_precision_is_an_option_of_every_format(tmp_path: Path, form: str) -> None:
     name, to = FORMATS[form]
-    write(verified(whole_model(ODD), torch.float16), tmp_path / name, to)
+    write(verified(full_model(ODD), torch.float16), tmp_path / name, to)
     network = gathered(open_contents(tmp_path / name)).network("unet")
-    expected = whole_model(ODD).network("unet").load(torch.float16)
+    expected = full_model(ODD).network("unet").load(torch.float16)
     assert same(network.load(None).state_dict(), expected.state_dict())
 
 
 def test_a_folder_is_cut_into_shards_of_the_size_asked_for(tmp_path: Path) -> None:
-    write(whole_model(ODD), tmp_path / "m", "diffusers", shard=50_000)
+    write(full_model(ODD), tmp_path / "m", "diffusers", shard=50_000)
     shards = sorted((tmp_path / "m" / "unet").glob("*.safetensors"))
     assert len(shards) > 3
     assert all(sum(t.nbytes for t in load_file(shard).values()) <= 50_000 for shard in shards)
-    whole, network = whole_model(ODD).network("unet"), open_contents(tmp_path / "m").network("unet")
+    whole, network = full_model(ODD).network("unet"), open_contents(tmp_path / "m").network("unet")
     assert same(network.load().state_dict(), whole.load().state_dict())
 
 
@@ -91,8 +91,8 @@ def test_a_folder_is_cut_into_shards_of_the_size_asked_for(tmp_path: Path) -> No
 def test_a_part_goes_alone_and_comes_back(tmp_path: Path, form: str, kind: str) -> None:
     name, to = FORMATS[form]
     path = tmp_path / (name if form != "ldm" else "m.safetensors")
-    write(part(whole_model(ODD), kind), path, to)
-    expected = whole_model(ODD).network(kind)
+    write(part(full_model(ODD), kind), path, to)
+    expected = full_model(ODD).network(kind)
     assert same(open_contents(path).network(kind).load().state_dict(), expected.load().state_dict())
     assert open_contents(path).network(kind).full_config == expected.full_config
 
@@ -102,21 +102,21 @@ def test_an_image_tower_goes_alone_and_comes_back(tmp_path: Path) -> None:
     for form in FORMATS:
         name, to = FORMATS[form]
         path = tmp_path / form / (name if form != "ldm" else "m.safetensors")
-        write(replace(whole_model(configs), model={}), path, to)
-        network, expected = open_contents(path).network("image_tower"), whole_model(configs).network("image_tower")
+        write(replace(full_model(configs), model={}), path, to)
+        network, expected = open_contents(path).network("image_tower"), full_model(configs).network("image_tower")
         assert network.full_config == expected.full_config
         assert same(network.load().state_dict(), expected.load().state_dict())
 
 
 def test_a_folder_of_our_own_may_be_moved(tmp_path: Path) -> None:
-    converted(whole_model(ODD), tmp_path / "1", "ldm")
+    converted(full_model(ODD), tmp_path / "1", "ldm")
     (tmp_path / "1" / "m").rename(tmp_path / "moved")
     assert set(gathered(open_contents(tmp_path / "moved")).networks) == {"unet", "vae", "text_tower"}
 
 
 def test_what_is_there_is_not_overwritten_unless_asked_for(tmp_path: Path) -> None:
     for name, to in FORMATS.values():
-        path, vae = tmp_path / name, part(whole_model(ODD), "vae")
+        path, vae = tmp_path / name, part(full_model(ODD), "vae")
         if not path.exists():
             write(vae, path, to)
         with pytest.raises(FileExistsError, match="is there already; give another name, or --overwrite"):
@@ -126,26 +126,26 @@ def test_what_is_there_is_not_overwritten_unless_asked_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["checkpoints", "notes.txt"])
 def test_a_folder_that_holds_anything_else_is_not_replaced(tmp_path: Path, name: str) -> None:
-    write(whole_model(ODD), tmp_path / "m", "diffusers")
+    write(full_model(ODD), tmp_path / "m", "diffusers")
     (tmp_path / "m" / name).touch()
     for to in ("diffusers", "ldm"):
         with pytest.raises(FileExistsError, match=f"m/{name} was not written by a conversion"):
-            write(whole_model(ODD), tmp_path / "m", to, overwrite=True)
+            write(full_model(ODD), tmp_path / "m", to, overwrite=True)
     assert (tmp_path / "m" / name).exists() and open_contents(tmp_path / "m").networks
 
 
 def test_a_folder_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "m").touch()
     with pytest.raises(FileExistsError, match="m was not written by a conversion"):
-        write(whole_model(ODD), tmp_path / "m", "diffusers", overwrite=True)
+        write(full_model(ODD), tmp_path / "m", "diffusers", overwrite=True)
     with pytest.raises(NotADirectoryError, match="m is no folder; give another"):
-        write(whole_model(ODD), tmp_path / "m" / "x", "diffusers")
+        write(full_model(ODD), tmp_path / "m" / "x", "diffusers")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_disk_on_which_nothing_fits_is_one_sentence_and_leaves_nothing(tmp_path: Path, form: str) -> None:
     name, to = FORMATS[form]
-    model, limit = whole_model(ODD), resource.getrlimit(resource.RLIMIT_FSIZE)
+    model, limit = full_model(ODD), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
     try:
         with pytest.raises(OSError, match=f"^cannot write {tmp_path / name}: no file may be as large there"):
@@ -156,7 +156,7 @@ def test_a_disk_on_which_nothing_fits_is_one_sentence_and_leaves_nothing(tmp_pat
 
 
 def test_a_refused_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
-    write(whole_model(SD1), tmp_path / "m.safetensors", "single")
+    write(full_model(SD1), tmp_path / "m.safetensors", "single")
     state = load_file(tmp_path / "m.safetensors")
     save_file(state | {"first_stage_model.quant_conv.bias": torch.full((8,), torch.nan)}, tmp_path / "m.safetensors")
     for name, to in (("x.safetensors", "single"), ("x", "diffusers"), ("y", "ldm")):
@@ -166,7 +166,7 @@ def test_a_refused_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    write(full_model(SD2), tmp_path / "m.safetensors", "single")
     state = load_file(tmp_path / "m.safetensors")
     del state["cond_stage_model.model.ln_final.bias"]
     save_file(state, tmp_path / "m.safetensors")
@@ -186,7 +186,7 @@ def test_a_model_that_only_ldm_can_build_is_refused_for_other_tools(tmp_path: Pa
 def test_a_unet_that_diffusers_cannot_build_is_refused_for_its_folder_only(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    model = whole_model(ODD | {"unet": ODD["unet"] | changes})
+    model = full_model(ODD | {"unet": ODD["unet"] | changes})
     with pytest.raises(ValueError, match="a UNet that diffusers cannot build"):
         write(model, tmp_path / "m", "diffusers")
     write(model, tmp_path / "m.safetensors", "single")
@@ -198,6 +198,6 @@ def test_a_name_that_says_no_format_and_a_format_against_the_name_are_refused(tm
     with pytest.raises(ValueError, match=r"ends in \.gguf, but weights are written to"):
         format_of(tmp_path / "m.gguf")
     with pytest.raises(ValueError, match="is a folder, but --to single writes a file here"):
-        write(whole_model(ODD), tmp_path / "m", "single")
+        write(full_model(ODD), tmp_path / "m", "single")
     with pytest.raises(ValueError, match="is a file, but --to ldm writes a folder here"):
-        write(whole_model(ODD), tmp_path / "m.safetensors", "ldm")
+        write(full_model(ODD), tmp_path / "m.safetensors", "ldm")

@@ -16,7 +16,7 @@ from ldm.data.latents.shard import write_shard
 from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, verified, write
 from tests.tiny import save_tiny_model
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 FORMS = {"m": "diffusers", "own": "ldm"}
 
@@ -36,7 +36,7 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A single file, to be converted."""
-    write(whole_model(ODD), tmp_path / "source.safetensors", "single")
+    write(full_model(ODD), tmp_path / "source.safetensors", "single")
     return tmp_path / "source.safetensors"
 
 
@@ -61,7 +61,7 @@ def link(folder: Path) -> None:
 
 ADDITIONS: dict[str, Callable[[Path], object]] = {
     "a.safetensors": lambda folder: save_file({"a": torch.zeros(1)}, folder / "a.safetensors"),
-    "own.safetensors": lambda folder: write(part(whole_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
+    "own.safetensors": lambda folder: write(part(full_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
     "unet/notes.txt": lambda folder: (folder / "unet" / "notes.txt").write_text("mine"),
     ".hidden": lambda folder: (folder / ".hidden").touch(),
     "unet/empty": lambda folder: (folder / "unet" / "empty").mkdir(),
@@ -108,7 +108,7 @@ def test_files_of_ldms_own_format_are_known_without_a_record_and_no_others(
     assert replaced(model, tmp_path / "own", "--to", "ldm") == 0
     assert replaced(model, tmp_path / "m") == 1 and "was not written by a conversion" in capsys.readouterr().err
     (tmp_path / "own" / ".ldm_convert.json").unlink()
-    write(part(whole_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
+    write(part(full_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
     assert replaced(model, tmp_path / "own") == 1 and "another.safetensors was not" in capsys.readouterr().err
 
 
@@ -130,7 +130,7 @@ def latents(path: Path) -> None:
 
 
 def linked(path: Path) -> None:
-    write(part(whole_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
+    write(part(full_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
     path.with_suffix(".safetensors").symlink_to(path.with_name("real.safetensors"))
 
 

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from ldm.weights.compvis.reader import REFUSED, Choices
 from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, write
-from tests.weights.foreign import ODD, SD1, SD2, networks, same, whole_model, without_metadata
+from tests.weights.foreign import ODD, SD1, SD2, full_model, networks, same, without_metadata
 
 
 def saved(path: Path, configs: dict[str, Any], **more: torch.Tensor) -> Path:
     """A single file as others write it, with whatever else they put in."""
-    write(whole_model(configs), path, "single")
+    write(full_model(configs), path, "single")
     return without_metadata(path, **more)
 
 
@@ -34,7 +34,7 @@ def test_architecture_and_settings_are_read_off_the_tensors(
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
 def test_what_tensors_do_not_tell_is_kept_beside_them(tmp_path: Path, name: str) -> None:
-    model = whole_model(ODD, prediction="v", pad=5)
+    model = full_model(ODD, prediction="v", pad=5)
     write(model, tmp_path / name, "single")
     contents = open_contents(tmp_path / name)
     assert contents.model == model.model and contents.pad == 5
@@ -175,7 +175,7 @@ def test_a_file_of_nothing_known_names_what_it_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["unet", "vae", "text_tower"])
 @pytest.mark.parametrize("configs", [SD1, SD2])
 def test_a_part_alone_is_recognised(tmp_path: Path, kind: str, configs: dict[str, Any]) -> None:
-    write(part(whole_model(configs), kind), tmp_path / "p.safetensors", "single")
+    write(part(full_model(configs), kind), tmp_path / "p.safetensors", "single")
     contents = open_contents(without_metadata(tmp_path / "p.safetensors"))
     assert list(contents.networks) == [kind] and contents.model == {}
     assert contents.network(kind).full_config == networks(configs)[kind].config
@@ -188,7 +188,7 @@ def test_a_clip_of_both_towers_gives_each(tmp_path: Path, text: dict[str, Any]) 
         "text_tower": {"width": 64, "layers": 1, "heads": 1, "vocab_size": 20, "context": 5, **text},
         "image_tower": {"size": 8, "patch": 4, "width": 64, "layers": 2, "heads": 1, "projection": 8},
     }
-    write(replace(whole_model(configs), model={}), tmp_path / "clip.safetensors", "single")
+    write(replace(full_model(configs), model={}), tmp_path / "clip.safetensors", "single")
     without_metadata(tmp_path / "clip.safetensors", logit_scale=torch.tensor(1.0))
     contents = open_contents(tmp_path / "clip.safetensors")
     for kind, network in networks(configs).items():
@@ -197,7 +197,7 @@ def test_a_clip_of_both_towers_gives_each(tmp_path: Path, text: dict[str, Any]) 
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
-    write(part(whole_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
+    write(part(full_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
     with pytest.raises(ValueError, match=r"p\.safetensors is a vae alone and holds no unet"):
         open_contents(tmp_path / "p.safetensors").network("unet")
 
@@ -208,7 +208,7 @@ def test_heads_that_nothing_tells_are_not_guessed(tmp_path: Path) -> None:
 
 
 def test_an_autoencoder_of_another_family_is_refused(tmp_path: Path) -> None:
-    write(part(whole_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
+    write(part(full_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
     state = {name: t for name, t in load_file(tmp_path / "p.safetensors").items() if "quant_conv" not in name}
     save_file(state, tmp_path / "p.safetensors")
     with pytest.raises(ValueError, match="without a quant convolution, as of SD 3 or Flux"):
@@ -227,7 +227,7 @@ def test_a_file_that_lost_a_telling_tensor_is_refused(tmp_path: Path) -> None:
 def test_other_tools_are_told_what_the_network_predicts(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    write(whole_model(ODD, prediction="v"), tmp_path / "m.safetensors", "single")
+    write(full_model(ODD, prediction="v"), tmp_path / "m.safetensors", "single")
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
         assert json.loads(file.metadata()["ldm"])["kind"] == "stable_diffusion"

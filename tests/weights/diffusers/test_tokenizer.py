@@ -8,12 +8,12 @@ from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
 from ldm.weights.diffusers.reader import read_folder
 from ldm.weights.diffusers.tokenizer import tokenizer_pad
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write(whole_model(ODD), tmp_path / "m", "diffusers")
+    write(full_model(ODD), tmp_path / "m", "diffusers")
     return tmp_path / "m"
 
 
