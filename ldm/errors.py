@@ -41,7 +41,7 @@ def sentence(error: Exception) -> str:
 
 
 @contextmanager
-def shown_warnings() -> Iterator[None]:
+def warnings_on_stderr() -> Iterator[None]:
     """Each different warning of ours once, as one line on stderr."""
 
     seen: set[str] = set()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.progress import Progress
 from ldm.weights.compvis.reader import Choices
 from ldm.weights.contents import Contents, open_contents
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     progress = Progress(sum(len(network.tensors) for network in contents.networks.values()), "tensors")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with shown_warnings():
+    with warnings_on_stderr():
         write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
 
