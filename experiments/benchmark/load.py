@@ -30,7 +30,7 @@ from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.convert import write
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.storage.tensors import Tensors
-from ldm.weights.storage.values import header, held
+from ldm.weights.storage.values import header, in_memory
 
 ROOT = Path(__file__).parents[2]
 Files = tuple[Path, Path]  # the weights, and a folder of diffusers' configurations for them
@@ -59,7 +59,7 @@ def write_files(folder: Path) -> Files:
 
     files = folder / "sd.safetensors", folder / "config"
     write(stable_diffusion(random), files[0], "single")
-    empty = stable_diffusion(lambda meta: held(folder, {name: torch.zeros(0) for name in meta}))
+    empty = stable_diffusion(lambda meta: in_memory(folder, {name: torch.zeros(0) for name in meta}))
     write(empty, files[1], "diffusers")
     return files
 

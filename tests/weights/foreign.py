@@ -12,7 +12,7 @@ from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 from tests.tiny import randomised
 
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
@@ -76,7 +76,7 @@ def full_model(configs: dict[str, dict[str, Any]], prediction: str = "eps", pad:
     """A whole model in memory."""
     source = Path("memory")
     stored = {
-        kind: StoredNetwork(kind, network.config, NATIVE, held(source, network.state_dict()))  # type: ignore[arg-type]
+        kind: StoredNetwork(kind, network.config, NATIVE, in_memory(source, network.state_dict()))  # type: ignore[arg-type]
         for kind, network in networks(configs).items()
     }
     settings = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": [16, 16], "sampling": SAMPLING}

@@ -99,9 +99,11 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choice
         )
     averages = tensors.metadata.get("ema") if choices.ema else None
     if averages:
-        from ldm.weights.storage.values import held  # here: it needs torch, with which the checkpoint has been read
+        from ldm.weights.storage.values import (
+            in_memory,  # here: it needs torch, with which the checkpoint has been read
+        )
 
-        own = held(path, averages)
+        own = in_memory(path, averages)
     else:
         own = next((part for prefix in RUN_PREFIXES if (part := tensors.under(prefix))), tensors)
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"
