@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.weights.storage.sharded import assembled
+from ldm.weights.storage.sharded import join_shards
 from ldm.weights.storage.tensors import Tensors
 from ldm.weights.storage.values import in_memory
 
@@ -58,7 +58,7 @@ def read_pickled(path: Path) -> Any:
     load = partial(torch.load, map_location="cpu", weights_only=True, mmap=zipped)
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in HARMLESS]):
-            return assembled(path, load, but=("optimizer_states", "ema_others"))
+            return join_shards(path, load, skip=("optimizer_states", "ema_others"))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, zipped)) from error
     except GARBLED as error:
