@@ -56,7 +56,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder at `path` is renamed first and removed last, so that one of the two is in place or can be put there,
     whatever fails; a warning says where the old one is if it cannot be removed. What a process leaves that is killed
-    in between is for `settle`. Raises OSError as `atomic_write` does.
+    in between is for `recover_folder`. Raises OSError as `atomic_write` does.
     """
     new = _beside(path, "tmp")
     old, mark = new.with_suffix(".old"), new.with_suffix(".lock")
@@ -79,7 +79,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def settle(path: Path) -> None:
+def recover_folder(path: Path) -> None:
     """Tidy up after processes that were killed while they wrote a folder at `path`.
 
     The old folder is put back where the new one had not taken its place; all else that they left is removed.

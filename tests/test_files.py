@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from ldm import files
-from ldm.files import atomic_folder, atomic_write, check_writable, leftovers, settle, write_json, write_text
+from ldm.files import atomic_folder, atomic_write, check_writable, leftovers, recover_folder, write_json, write_text
 
 
 def full_disk(file: BinaryIO) -> None:
@@ -135,7 +135,7 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_folder_and_the_next_run_ti
         for name in "ab":
             write_text(path / name, "old")
         finished = replaced_until(path, killed)
-        settle(path)
+        recover_folder(path)
         found.add("".join((path / name).read_text() for name in "ab"))
         assert os.listdir(tmp_path) == ["model"] and sorted(os.listdir(path)) == ["a", "b"]
         if finished:
@@ -147,7 +147,7 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_folder_and_the_next_run_ti
 def test_what_a_living_process_writes_is_not_tidied_away(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "model") as folder:
         write_text(folder / "a.txt", "a")
-        settle(tmp_path / "model")
+        recover_folder(tmp_path / "model")
     assert os.listdir(tmp_path / "model") == ["a.txt"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ldm.files import atomic_folder, check_writable, settle
+from ldm.files import atomic_folder, check_writable, recover_folder
 from ldm.ownership import Record
 from ldm.weights.compvis.writer import write_file
 from ldm.weights.contents import Contents, StoredNetwork, open_contents
@@ -70,7 +70,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
 
     Raises ValueError as `check_apart`, and for what the format cannot hold; FileExistsError as `check_replaceable`.
     """
-    settle(path)
+    recover_folder(path)
     check_apart(path, sources_of(contents))
     check_replaceable(path, overwrite)
     check_writable(path.parent)
