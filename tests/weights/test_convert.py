@@ -138,7 +138,7 @@ def test_a_folder_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "m").touch()
     with pytest.raises(FileExistsError, match="m was not written by a conversion"):
         write(full_model(ODD), tmp_path / "m", "diffusers", overwrite=True)
-    with pytest.raises(NotADirectoryError, match="m is no folder; give another"):
+    with pytest.raises(NotADirectoryError, match="m is not a folder; give another folder"):
         write(full_model(ODD), tmp_path / "m" / "x", "diffusers")
 
 
@@ -148,7 +148,7 @@ def test_a_disk_on_which_nothing_fits_is_one_sentence_and_leaves_nothing(tmp_pat
     model, limit = full_model(ODD), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
     try:
-        with pytest.raises(OSError, match=f"^cannot write {tmp_path / name}: no file may be as large there"):
+        with pytest.raises(OSError, match=f"^cannot write {tmp_path / name}: the file exceeds the size limit there"):
             write(model, tmp_path / name, to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
