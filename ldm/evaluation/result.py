@@ -18,7 +18,7 @@ from ldm.metrics.reference import Reference
 from ldm.metrics.summary import table
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
-from ldm.weights.model import find_model
+from ldm.weights.model import open_model
 from ldm.weights.storage.opening import open_tensors
 
 
@@ -69,7 +69,7 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         clip=None if ruler.clip is None else ruler.clip.fingerprint,
         validation=None if curve is None else curve.about | {"data": source["sha256"]},
-        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(find_model(where.model).notes)},
+        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(open_model(where.model).notes)},
         identity=cell.identity,
     ).plain()
     return report(metrics, provenance, curve)

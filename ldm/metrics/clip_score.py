@@ -33,7 +33,7 @@ class ClipSimilarity(nn.Module):
 
 
 def clip_similarity(image: str, text: str | None = None) -> ClipSimilarity:
-    """From the path of a whole CLIP, see `ldm.weights.find`, or from those of its two towers."""
+    """From the path of a whole CLIP, see `ldm.weights.recognise`, or from those of its two towers."""
     return ClipSimilarity(text_encoder(image if text is None else text).network, clip_features(image))
 
 

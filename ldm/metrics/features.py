@@ -103,6 +103,6 @@ class ClipFeatures(Features):
 
 
 def clip_features(weights: str | Path) -> ClipFeatures:
-    """The features of the image tower of ldm's or anyone's CLIP at a path, see `ldm.weights.find`."""
+    """The features of the image tower of ldm's or anyone's CLIP at a path, see `ldm.weights.recognise`."""
     encoder = image_encoder(str(weights))
     return ClipFeatures(encoder.network, encoder.pixels.mean, encoder.pixels.std)

@@ -34,8 +34,8 @@ from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
 from ldm.sampling.thresholding import get_thresholding
-from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
+from ldm.weights.recognise import DEFAULT
 
 PREVIEW = 16  # latents on a side, which take a sixteenth of the time of Stable Diffusion's 64
 OnStep = Callable[[int, int], None]

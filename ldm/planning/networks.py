@@ -16,7 +16,7 @@ from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
 from ldm.planning.numbers import amount
 from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute
-from ldm.weights.find import find as find_weights
+from ldm.weights.contents import open_contents
 from ldm.weights.native import build as build_network
 
 LATENTS = ("ldm.data.latents.in_memory.InMemory", "ldm.data.latents.cache.CachedLatents")  # data sets of moments
@@ -135,7 +135,7 @@ def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.M
     try:
         if not node["weights"]:
             raise FileNotFoundError("its weights are not given")
-        network = find_weights(node["weights"]).network(kind).build()
+        network = open_contents(node["weights"]).network(kind).build()
     except (FileNotFoundError, ValueError) as error:
         if "config" not in node:
             notes.append(f"the {name} is not counted: {error}")

@@ -5,7 +5,7 @@ from torch import nn
 from ldm.nn.attention import Attention
 from ldm.nn.backbone import Backbone
 from ldm.nn.vae import VAE
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from ldm.weights.native import fill, fingerprint
 from ldm.weights.parts import first_stage
 
@@ -15,7 +15,7 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
 
     Raises FileNotFoundError or ValueError for weights that are not there, do not fit or mean something else.
     """
-    found = find(start).denoising
+    found = open_contents(start).denoising
     if found.kind != backbone.kind:
         raise ValueError(
             f"training.start={start} holds a {found.kind}, but model is a {backbone.kind}: choose a model of its kind"

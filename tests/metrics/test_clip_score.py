@@ -10,7 +10,7 @@ from ldm.metrics.features import ClipFeatures
 from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
-from ldm.weights.found import OPENAI
+from ldm.weights.info import OPENAI
 from ldm.weights.native import save_network
 
 CAPTIONS = ["a red circle", "a blue star"]

@@ -19,7 +19,7 @@ from ldm.image import from_uint8, to_pil
 from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from ldm.weights.convert import write
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 WORDS = ODD | {"text_tower": ODD["text_tower"] | {"vocab_size": 49408}}
 NINE = WORDS | {"unet": ODD["unet"] | {"in_channels": 9}}
@@ -53,7 +53,7 @@ PER_ALPHA = {"euler", "euler_a", "heun", "lms"}  # whose peers hold x / alpha
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     for name, networks in (("four", WORDS), ("nine", NINE)):
-        write(whole_model(networks), path / name, "diffusers")
+        write(full_model(networks), path / name, "diffusers")
     return path
 
 

@@ -11,7 +11,7 @@ from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.native import fingerprint
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 from tests.tiny import save_part, save_tiny_model, tiny_dit, tiny_unet, tiny_vae
 
 
@@ -45,7 +45,7 @@ def test_weights_that_fit_and_mean_something_else_are_no_start(tmp_path: Path, k
 def test_an_autoencoder_can_start_from_a_file_or_folder(tmp_path: Path, name: str) -> None:
     vae = tiny_vae(seed=7)
     save_part(tmp_path / "vae.safetensors", "vae", vae)
-    stored = {"vae": StoredNetwork("vae", vae.config, NATIVE, held(tmp_path / "memory", vae.state_dict()))}
+    stored = {"vae": StoredNetwork("vae", vae.config, NATIVE, in_memory(tmp_path / "memory", vae.state_dict()))}
     write(Contents(tmp_path / "memory", "in memory", stored), tmp_path / "vae", "diffusers")
     started = first_stage_from(tiny_vae(), str(tmp_path / name), decoder_only=False)
     assert torch.equal(started.encoder.conv_in.weight, vae.encoder.conv_in.weight)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ldm.files import atomic_write
-from ldm.weights.storage.sharded import Join, assembled, files
+from ldm.weights.storage.sharded import Join, join_shards, shard_files
 
 LAST = "last.ckpt"
 STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # the names of all other files
@@ -32,7 +32,7 @@ def read(path: str | Path, map_location: Any = "cpu", join: Join = torch.cat) ->
         raise FileNotFoundError(f"there is no checkpoint {path}; give a .ckpt file, or resume=auto")
     if found := damage(path):
         raise ValueError(f"{path} is no checkpoint, is cut short or damaged, or holds more than plain data ({found})")
-    return dict(assembled(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
+    return dict(join_shards(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
 
 
 def damage(path: str | Path) -> str | None:
@@ -55,7 +55,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    return files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return shard_files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def _check(path: Path) -> None:

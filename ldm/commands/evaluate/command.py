@@ -23,7 +23,7 @@ from ldm.commands.ema import check_lengths
 from ldm.device import DTYPES, choose_precision
 from ldm.drawing.keys import number, one_of, whole
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.evaluation.data import SHAPES, Data, data_of
 from ldm.evaluation.result import Cell, Where, result, save_sheet, write
 from ldm.evaluation.run import Job, measure
@@ -42,8 +42,8 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import READABLE
 from ldm.weights.model import model_fingerprint
+from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for one another only at the end
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
-    with shown_warnings():
+    with warnings_on_stderr():
         work(args, swept, rank, world)
     if world > 1:
         dist.destroy_process_group()

@@ -11,13 +11,13 @@ from ldm.commands.sample.arguments import Arguments, help_text, parse
 from ldm.drawing.job import CALL, UNRECORDED, Job, Process, draw
 from ldm.drawing.prompts import Picture, pictures_of, read_rows
 from ldm.drawing.sources import sources_of
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.files import check_writable
 from ldm.image import read_metadata
 from ldm.pipeline.settings import OPTIONED
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import DEFAULT
+from ldm.weights.recognise import DEFAULT
 
 BATCH = 8
 
@@ -38,7 +38,7 @@ def work(argv: list[str]) -> None:
     if arguments.given.get("preview") == "terminal" and not sys.stderr.isatty():
         raise UsageError("preview=terminal shows pictures on stderr, which is no terminal here: use preview=gif")
     job = again(arguments) if "from" in arguments.given else fresh(arguments)
-    with shown_warnings():
+    with warnings_on_stderr():
         draw(job)
 
 

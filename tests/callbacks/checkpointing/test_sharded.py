@@ -15,7 +15,7 @@ from ldm.callbacks.checkpointing.effective import Effective
 from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.training.optim import cosine
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from tests.callbacks.ranks import train_on_two
 from tests.training.tiny import GRADIENT, STEADY, diffusion, drift, fit
 
@@ -81,7 +81,9 @@ def test_together_they_are_what_one_process_would_have_written(halves: Path, tmp
 
 
 def test_models_are_read_from_it_and_exported_from_the_averages(halves: Path) -> None:
-    of_checkpoint, exported = (find(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors"))
+    of_checkpoint, exported = (
+        open_contents(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors")
+    )
     assert all(map(torch.equal, of_checkpoint.parameters(), exported.parameters()))
 
 
