@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.latents.shard import Shard, key_hashes, map_shard
 from ldm.data.sources.captions import one_of
-from ldm.data.sources.picture import draw_and_index
+from ldm.data.sources.image import draw_and_index
 from ldm.image import to_uint8
 from ldm.progress import Progress
 

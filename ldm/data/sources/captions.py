@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ldm.data.sources.picture import EXTENSIONS
+from ldm.data.sources.image import EXTENSIONS
 
 Item = TypeVar("Item")
 DEFAULT = ("txt", "json")

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.sources.captions import Captions, Text, decoded, one_of
-from ldm.data.sources.picture import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.image import WHITE
 
 METADATA = "metadata.jsonl"

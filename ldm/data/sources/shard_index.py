@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm.data.mapped import map_arrays, write_arrays, wrote
 from ldm.data.sources.captions import DEFAULT, Captions
-from ldm.data.sources.picture import EXTENSIONS
+from ldm.data.sources.image import EXTENSIONS
 from ldm.data.sources.storage import File
 from ldm.data.sources.tar import Member, members
 from ldm.progress import Progress

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.sources.buckets import Size
 from ldm.data.sources.captions import Captions, Text, one_of
-from ldm.data.sources.picture import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.sources.shard_index import load_index
 from ldm.data.sources.storage import File, local_file, named, remote_files
 from ldm.image import WHITE

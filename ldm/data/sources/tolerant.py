@@ -6,7 +6,7 @@ from typing import Protocol, TypedDict
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.sources.picture import Sample, draw_and_index
+from ldm.data.sources.image import Sample, draw_and_index
 from ldm.data.sources.storage import Unreachable
 
 NEAR, FAR = 8, 1000

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ldm.data.loading.datamodule import collate
-from ldm.data.sources.picture import Sample, draw_and_index
+from ldm.data.sources.image import Sample, draw_and_index
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.storage import Unreachable
 from ldm.data.sources.tolerant import OUTAGE, BadSamples, Tolerant

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.sources.picture import Framing, draw_and_index
+from ldm.data.sources.image import Framing, draw_and_index
 from ldm.image import WHITE, load_image, pixels
 from tests.data.tars import picture
 
