@@ -12,7 +12,7 @@ import duckdb
 
 from ldm.files import atomic_write, write_json
 from ldm.metadata.filtering import Filter, Part
-from ldm.metadata.funnel_picture import draw, save
+from ldm.metadata.funnel_figure import draw, save
 from ldm.metadata.rules import Thresholds
 from ldm.ownership import refuse
 
