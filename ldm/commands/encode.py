@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.latents.caption_states import States
-from ldm.data.latents.encoding import Encode, Job, encode_shards, finish
+from ldm.data.latents.caption_states import CaptionEncoder
+from ldm.data.latents.encoding import Encode, EncodingJob, encode_shards, finish
 from ldm.data.sources.buckets import Size, bucket_sizes
 from ldm.data.sources.shards import Shards, find_tars
 from ldm.errors import UsageError
@@ -92,20 +92,20 @@ def run(args: argparse.Namespace) -> None:
     if args.buckets % stage.network.factor:
         raise UsageError(f"--buckets {args.buckets}: expected a multiple of {stage.network.factor}, or 0")
     sizes = bucket_sizes(args.size, args.buckets) if args.buckets else []
-    text = States(text_encoder(args.text_encoder), args.text_dtype or "float16") if args.text_encoder else None
+    text = CaptionEncoder(text_encoder(args.text_encoder), args.text_dtype or "float16") if args.text_encoder else None
     files = find_tars(args.shards)
     own, others = files[rank::world], [file for k, file in enumerate(files) if k % world != rank]
     if not own:
         print(f"rank {rank} of {world} has nothing to do: there are {len(files)} shards")
         return
     shards = Shards(own, args.size, buckets=sizes, captions=args.captions, others=others)
-    job = Job(files, shards, args.out, _settings(args, stage, sizes, text))
+    job = EncodingJob(files, shards, args.out, _settings(args, stage, sizes, text))
     todo = job.todo()
     if len(todo) < len(own):
         print(f"going on after {len(own) - len(todo)} of {len(own)} shards", flush=True)
     progress = Progress(sum(len(job.shards.rows(shard)) for shard in todo), "pictures")
     if text and todo:
-        print(text.told(progress.total), flush=True)
+        print(text.size_message(progress.total), flush=True)
     encode, began = Timed(encoder(stage)), time.monotonic()
     for count in encode_shards(job, encode, args.batch, args.workers, text):
         progress.step(count)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(
-    args: argparse.Namespace, stage: Frozen[VAE], sizes: Sequence[Size], text: States | None
+    args: argparse.Namespace, stage: Frozen[VAE], sizes: Sequence[Size], text: CaptionEncoder | None
 ) -> dict[str, Any]:
     """What decides the cache."""
     return {

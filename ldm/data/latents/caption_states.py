@@ -8,7 +8,7 @@ from ldm.data.latents.cache import Frozen, text_settings
 BATCH = 64  # captions
 
 
-class States:
+class CaptionEncoder:
     """What a text encoder says of captions, (c, tokens, d) in the `dtype` named, on the CPU."""
 
     def __init__(self, text: Frozen, dtype: str) -> None:
@@ -18,12 +18,12 @@ class States:
         self.shape = self.encoder.context, self.encoder.widths["text"]
         self.bytes = self.shape[0] * self.shape[1] * np.dtype(dtype).itemsize
 
-    def told(self, pictures: int) -> str:
+    def size_message(self, images: int) -> str:
         """How much they will be, for people."""
-        total = self.bytes * pictures / 1e6
+        total = self.bytes * images / 1e6
         return (
             f"states of captions: {self.bytes:,} bytes each, {self.shape[0]} tokens x {self.shape[1]} in {self.dtype}; "
-            f"{total:,.0f} MB for {pictures:,} pictures with one caption each, besides their latents"
+            f"{total:,.0f} MB for {images:,} images with one caption each, besides their latents"
         )
 
     @torch.inference_mode()

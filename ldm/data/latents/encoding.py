@@ -44,7 +44,7 @@ class _Readable(Dataset[dict[str, Any]]):
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodingJob:
     """What there is to encode into `out`: of the `files` of all ranks, this rank's `shards`, which it alone indexes.
 
     `settings` say what decides the latents, and are the manifest's. Of each shard there is a file for each bucket that
@@ -140,7 +140,7 @@ def _known(file: File) -> dict[str, Any]:
 
 
 def encode_shards(
-    job: Job, encode: Encode, batch_size: int, workers: int = 0, encode_text: EncodeText | None = None
+    job: EncodingJob, encode: Encode, batch_size: int, workers: int = 0, encode_text: EncodeText | None = None
 ) -> Iterator[int]:
     """Encodes what `job` has to do; gives the number of samples of each batch once it is encoded.
 
@@ -220,7 +220,9 @@ def _collate(samples: list[dict[str, Any]]) -> tuple[dict[Size, tuple[list[dict[
     return {size: (texts[size], torch.stack(pictures[size])) for size in texts}, bad
 
 
-def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad], encode_text: EncodeText | None) -> None:
+def _write(
+    job: EncodingJob, shard: int, made: dict[Size, _Latents], bad: list[Bad], encode_text: EncodeText | None
+) -> None:
     """The quarantine first, since the shard's own files say that it is done."""
     file = job.shards.files[shard]
     quarantine = job.quarantine(file)
@@ -240,7 +242,7 @@ def _write(job: Job, shard: int, made: dict[Size, _Latents], bad: list[Bad], enc
         write_shard(target, moments, keys, captions, record, states)
 
 
-def _sweep(job: Job) -> None:
+def _sweep(job: EncodingJob) -> None:
     """Removes the temporary files that a killed run of this rank left."""
     names = []
     for file in job.shards.files:
@@ -251,7 +253,7 @@ def _sweep(job: Job) -> None:
         path.unlink()
 
 
-def finish(job: Job) -> dict[str, Any] | None:
+def finish(job: EncodingJob) -> dict[str, Any] | None:
     """Writes the manifest if the shards of all ranks are done: the last rank does it. None if they are not."""
     found = [job.records(file, _known(file)) for file in job.files]
     if any(records is None for records in found):

@@ -11,7 +11,7 @@ import torch
 
 import ldm.files
 from ldm.data.latents.cache import read_manifest
-from ldm.data.latents.encoding import Job, encode_shards, finish
+from ldm.data.latents.encoding import EncodingJob, encode_shards, finish
 from ldm.data.latents.shard import map_shard
 from ldm.data.sources.shards import Shards, find_tars
 from tests.data.tars import picture, samples, write_tar
@@ -39,12 +39,12 @@ def encode(pictures: torch.Tensor) -> torch.Tensor:
     return pictures[:, [0, 1, 2, 0], ::4, ::4].float()
 
 
-def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int = 0, world: int = 1) -> Job:
+def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int = 0, world: int = 1) -> EncodingJob:
     files = find_tars(shards)
-    return Job(files, Shards(files[rank::world], 8), out, settings)
+    return EncodingJob(files, Shards(files[rank::world], 8), out, settings)
 
 
-def work(job: Job, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
+def work(job: EncodingJob, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
     """How many samples there were to encode."""
     count = sum(encode_shards(job, encode, batch_size=2))
     finish(job)
@@ -55,7 +55,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def die_at(moment: int, job: Job) -> None:
+def die_at(moment: int, job: EncodingJob) -> None:
     """Works in a forked child that kills itself before so many batches and renames."""
     child = os.fork()
     if child:
@@ -152,9 +152,9 @@ def test_pictures_go_to_the_bucket_of_their_shape_whole_and_resumable(tmp_path: 
     write_tar(tmp_path / "x.tar", {"bad.png": b"", "bad.txt": b""} | members | {f"{key}.txt": b"" for key in shapes})
     sizes = [(8, 16), (12, 12), (16, 8)]
 
-    def bucketed(out: Path) -> Job:
+    def bucketed(out: Path) -> EncodingJob:
         files = find_tars(tmp_path / "x.tar")
-        return Job(files, Shards(files, 12, buckets=sizes), out, SETTINGS)
+        return EncodingJob(files, Shards(files, 12, buckets=sizes), out, SETTINGS)
 
     assert work(bucketed(tmp_path / "out")) == 6 and work(bucketed(tmp_path / "out")) == 0
     found = {path.stem: map_shard(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))}
@@ -185,4 +185,4 @@ def test_another_first_stage_other_shards_and_two_of_a_name_are_refused(folder: 
         job(folder / "x-0.tar", tmp_path / "out")
     with pytest.raises(ValueError, match="two of the shards are named x-0"):
         twice = find_tars([folder / "x-0.tar", folder / "x-0.tar"])
-        Job(twice, Shards(twice, 8), tmp_path / "out", SETTINGS)
+        EncodingJob(twice, Shards(twice, 8), tmp_path / "out", SETTINGS)
