@@ -114,7 +114,7 @@ class DataModule(LightningDataModule):
             )
         return steps
 
-    def one_of_each_size(self) -> Iterator[Sample]:
+    def samples_of_each_size(self) -> Iterator[Sample]:
         """A training sample and a validation sample of every size, which is one where batches are not `bucketed`."""
         for dataset in (self.train.dataset, *self.val.values()):
             buckets = dataset.buckets if self.bucketed else [0]  # type: ignore[attr-defined]

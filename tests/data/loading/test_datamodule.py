@@ -237,11 +237,11 @@ def test_buckets_without_a_global_batch_or_with_a_limit_are_refused(how: dict[st
 
 
 def test_there_is_one_training_and_one_validation_sample_where_all_have_one_size() -> None:
-    assert [sample["id"] for sample in data().one_of_each_size()] == [0, 0]
+    assert [sample["id"] for sample in data().samples_of_each_size()] == [0, 0]
 
 
 def test_there_is_a_sample_of_each_size_where_batches_are_of_several() -> None:
     several = DataModule(Shaped(29), {"held_out": Shaped(7)}, 2, global_batch=4, bucketed=True)
-    shapes = [tuple(sample["x"].shape) for sample in several.one_of_each_size()]
+    shapes = [tuple(sample["x"].shape) for sample in several.samples_of_each_size()]
     each = {tuple(Shaped(29)[index]["x"].shape) for index in range(29)}
     assert len(each) > 1 and len(shapes) == 2 * len(each) and set(shapes) == each
