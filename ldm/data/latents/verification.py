@@ -15,11 +15,11 @@ from ldm.data.sources.storage import File, named
 
 
 def cache_problems(
-    cache: Path, first_stage: str | None = None, glance: bool = False
+    cache: Path, first_stage: str | None = None, headers_only: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
     """(file, problems) of the manifest and then of each shard; `first_stage` is the fingerprint asked for.
 
-    A `glance` reads the headers of the shards only, and so sees neither changed bytes nor NaN.
+    A `headers_only` reads the headers of the shards only, and so sees neither changed bytes nor NaN.
     """
     try:
         manifest = read_manifest(cache)
@@ -29,7 +29,7 @@ def cache_problems(
     yield MANIFEST, list(_of_the_whole(cache, manifest, first_stage))
     for shard in manifest["shards"]:
         path = cache / f"{shard['name']}.safetensors"
-        yield shard["name"], list(_of_a_shard(path, shard, manifest["settings"], glance))
+        yield shard["name"], list(_of_a_shard(path, shard, manifest["settings"], headers_only))
 
 
 def _of_the_whole(cache: Path, manifest: dict[str, Any], first_stage: str | None) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _of_the_whole(cache: Path, manifest: dict[str, Any], first_stage: str | None
             yield str(error)
 
 
-def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], glance: bool) -> Iterator[str]:
+def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], headers_only: bool) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is in the manifest but not there; run ldm encode again"
         return
@@ -63,7 +63,7 @@ def _of_a_shard(path: Path, entry: dict[str, Any], settings: dict[str, Any], gla
         yield f"{path} holds {len(shard.moments)} latents, {len(shard.key_ends)} keys and the captions of " + (
             f"{len(shard.caption_groups)} samples, where the manifest says {entry['samples']}"
         )
-    if glance:
+    if headers_only:
         return
     if digest(shard.arrays) != entry["sha256"]:
         yield f"{path} does not have the checksum of the manifest: it was changed or damaged; delete it, encode again"
