@@ -34,7 +34,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return _read_header(file)[0]
 
 
-def wrote(path: Path) -> bool:
+def is_array_file(path: Path) -> bool:
     """Whether `write_arrays` wrote the file at `path`, as its header says."""
     try:
         read_record(path)

@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ldm.data.sources.storage import is_local, protocol, retried
+from ldm.data.sources.storage import is_local, protocol, with_retries
 from ldm.metadata.columns import ALIASES, NUMBERS, SIDES, TYPES, resolve
 from ldm.metadata.funnel import BINS, Axis, Tally
 from ldm.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failed, identifier, quoted
-from ldm.metadata.tables import Damaged, Source, mended, sampled
+from ldm.metadata.tables import Damaged, Source, salvaged, sampled
 
 MEMORY = "1000MB"  # of DuckDB, which spills to disk beyond it; the process around it takes some 300 MB
 BATCH_ROWS = 4_000_000
@@ -129,11 +129,11 @@ class Filter:
                 self.add(FileGroup([source], group.columns))
 
     def _scan_damaged(self, group: FileGroup) -> None:
-        source, out = group.sources[0], self.folder / "mended.parquet"
+        source, out = group.sources[0], self.folder / "salvaged.parquet"
         try:
-            retried(lambda: self._scan(group), source.path, source.filesystem)
+            with_retries(lambda: self._scan(group), source.path, source.filesystem)
         except OSError:
-            copy, lost, spoilt = mended(source, [*group.columns.values()], out)
+            copy, lost, spoilt = salvaged(source, [*group.columns.values()], out)
             self._scan(FileGroup([copy], group.columns))
             self.damaged += lost
             self.tally.uncoercible.update({name: spoilt[column] for name, column in group.columns.items()})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ldm.data.sources.storage import retried
+from ldm.data.sources.storage import with_retries
 from ldm.metadata.columns import NUMBERS
 from ldm.metadata.filtering import FileGroup, is_text
 
@@ -59,7 +59,7 @@ def statistics(files: FileGroup) -> dict[str, dict[str, Any]]:
             with source.filesystem.open(source.path, "rb") as file, pq.ParquetFile(file) as parquet:
                 return parquet.metadata
 
-        metadata = retried(footer, source.path, source.filesystem)
+        metadata = with_retries(footer, source.path, source.filesystem)
         positions = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
         for name in (
             n for n in NUMBERS if n in files.columns and not is_text(files.kind(n))

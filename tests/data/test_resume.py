@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
 from ldm.data.loading.datamodule import DataModule
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.split import Split
 from ldm.data.sources.tolerant import Tolerant
@@ -56,7 +56,7 @@ def pull(folder: Path, seen: int, batches: int, batch_size: int, world: int, wor
         for batch in islice(module.train_dataloader(), batches):
             module.on_before_batch_transfer(batch, 0)
             part.append(list(zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)))
-            drawn = [one_of([f"shade {number}", "another"], seed, number, draw) for draw, number in part[-1]]
+            drawn = [choose_caption([f"shade {number}", "another"], seed, number, draw) for draw, number in part[-1]]
             assert batch["caption"] == drawn
         assert module.state_dict() == {"seen": seen + len(part) * batch_size * world}
         ranks.append(part)

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"nsfw is {cuts.nsfw}, but there is no NSFW column: give --max-unsafe, or --nsfw none")
     asked = rules(cuts, has_nsfw)
     groups = file_groups(sources, dict.fromkeys(name for rule in asked for name in rule.columns), chosen)
-    filter_report.tell_columns(groups, cuts, has_nsfw)
+    filter_report.print_columns(groups, cuts, has_nsfw)
     with workspace(args.out) as folder, database(folder, args.threads) as connection:
         work = Filter(connection, asked, axes(cuts, asked), cuts.deduplicate, folder, damaged=damaged)
         _check_patterns(work, cuts)
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         report = filter_report.about(args.inputs, cuts, groups, work, has_nsfw, shards, time.monotonic() - began)
         _move(folder / "kept", args.out)
     filter_report.write(args.out, report)
-    filter_report.tell(report, args.out)
+    filter_report.print_summary(report, args.out)
 
 
 def thresholds(args: argparse.Namespace) -> Thresholds:
@@ -198,7 +198,7 @@ def _predict(work: "Filter", groups: "list[FileGroup]", args: argparse.Namespace
     rows = sum(group.rows for group in groups)
     cost = args.size, args.alive, args.pictures_per_second
     forecast = predicted(rows, work.tally.rows, kept, out.stat().st_size, *cost)
-    filter_report.tell_forecast(forecast, [statistics(group) for group in groups], work)
+    filter_report.print_forecast(forecast, [statistics(group) for group in groups], work)
 
 
 def _move(folder: Path, out: Path) -> None:

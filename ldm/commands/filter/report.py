@@ -17,7 +17,7 @@ from ldm.metadata.rules import Thresholds
 from ldm.ownership import refuse
 
 
-def tell_columns(groups: list[FileGroup], cuts: Thresholds, has_nsfw: bool) -> None:
+def print_columns(groups: list[FileGroup], cuts: Thresholds, has_nsfw: bool) -> None:
     """Which column is read as what; once for every way in which the files spell theirs."""
     for columns in {tuple(group.columns.items()) for group in groups}:
         print("columns: " + ", ".join(f"{name}={column}" for name, column in columns))
@@ -102,7 +102,7 @@ def write(out: Path, report: dict[str, Any]) -> None:
     atomic_write(picture, partial(save, figure))
 
 
-def tell(report: dict[str, Any], out: Path) -> None:
+def print_summary(report: dict[str, Any], out: Path) -> None:
     print(f"{report['rows']:>15,} rows")
     for step in report["funnel"]:
         print(f"{-step['rejected']:>15,} {step['reason']}")
@@ -114,7 +114,7 @@ def tell(report: dict[str, Any], out: Path) -> None:
     print(f"{report['rows_per_second']:,.0f} rows/s; report: {out}.report.json, {out}.report.png")
 
 
-def tell_forecast(forecast: dict[str, Any], statistics: list[dict[str, Any]], work: Filter) -> None:
+def print_forecast(forecast: dict[str, Any], statistics: list[dict[str, Any]], work: Filter) -> None:
     """The prediction, with what it assumes."""
     for known in statistics:
         for name, told in known.items():

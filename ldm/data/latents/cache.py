@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.latents.shard import Shard, key_hashes, map_shard
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.image import draw_and_index
 from ldm.image import to_uint8
 from ldm.progress import Progress
@@ -160,7 +160,7 @@ class CachedLatents(Dataset[LatentSample]):
         shard = self._shard(position)
         row = position - self.starts[shard]
         moments, texts = self._map(shard)
-        number = one_of(texts.numbers(row), self.seed, position, draw)
+        number = choose_caption(texts.numbers(row), self.seed, position, draw)
         sample: LatentSample = {
             "moments": moments[row],
             "caption": texts.caption(number),

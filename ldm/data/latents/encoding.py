@@ -155,7 +155,7 @@ def encode_shards(
         batch_sampler=[batch for shard in todo for batch in plan[shard]],
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=worker.begin,
+        worker_init_fn=worker.initialize,
         prefetch_factor=4 if workers else None,
     )
     batches = iter(loader)

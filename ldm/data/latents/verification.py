@@ -11,7 +11,7 @@ from ldm.data.latents.cache import MANIFEST, check_settings, read_manifest
 from ldm.data.latents.shard import digest, map_shard
 from ldm.data.sources.captions import Captions, Text
 from ldm.data.sources.shard_index import Index, scan
-from ldm.data.sources.storage import File, named
+from ldm.data.sources.storage import File, summary
 
 
 def cache_problems(
@@ -94,7 +94,7 @@ def shard_problems(tars: Sequence[File], captions: Captions) -> Iterator[tuple[s
             present.update(compress(captions.extensions, index.present[1:]))
             problems += [*_of_members(tar, index, captions), *_of_texts(tar, index, captions)]
             if number == len(tars):
-                captions.check(present, named(tars))
+                captions.check(present, summary(tars))
         except (OSError, ValueError) as error:
             problems.append(str(error))
         yield tar.name, problems
@@ -114,7 +114,7 @@ def _of_members(tar: File, index: Index, captions: Captions) -> Iterator[str]:
 
 
 def _of_texts(tar: File, index: Index, captions: Captions) -> Iterator[str]:
-    reasons = tar.retried(lambda: _unreadable(tar, index, captions))
+    reasons = tar.with_retries(lambda: _unreadable(tar, index, captions))
     if reasons:
         yield reasons[0] + (f"; and so on, of {len(reasons)} samples" if len(reasons) > 1 else "")
 

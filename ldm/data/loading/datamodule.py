@@ -173,7 +173,7 @@ class DataModule(LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            worker_init_fn=worker.begin,
+            worker_init_fn=worker.initialize,
             **how,
         )
 

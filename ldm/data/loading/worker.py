@@ -4,7 +4,7 @@ import os
 import signal
 
 
-def begin(worker: int) -> None:
+def initialize(worker: int) -> None:
     """Ctrl-C and SIGTERM reach a whole process group; the main process ends its workers when it is ready."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -88,7 +88,7 @@ class Captions:
         return [(place.partition(":")[0], place.partition(":")[2]) for place in self.places or DEFAULT]
 
 
-def one_of(captions: Sequence[Item], seed: int, id: int, draw: int) -> Item:
+def choose_caption(captions: Sequence[Item], seed: int, id: int, draw: int) -> Item:
     """Each as likely; the choice depends on (seed, id, draw) and nothing else."""
     if len(captions) == 1:
         return captions[0]
@@ -96,7 +96,7 @@ def one_of(captions: Sequence[Item], seed: int, id: int, draw: int) -> Item:
     return captions[int(keyed.integers(len(captions)))]
 
 
-def decoded(data: bytes, name: str) -> str:
+def decode_utf8(data: bytes, name: str) -> str:
     """Raises ValueError that names what is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
@@ -109,7 +109,7 @@ def _is_json(extension: str) -> bool:
 
 
 def _of_text(text: Text, field: str) -> list[str]:
-    content = decoded(text.data, text.name)
+    content = decode_utf8(text.data, text.name)
     if not _is_json(text.extension):
         return [line.strip() for line in (content.splitlines() if field else [content])]
     try:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from ldm.data.sources.captions import Captions, Text, decoded, one_of
+from ldm.data.sources.captions import Captions, Text, choose_caption, decode_utf8
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.image import WHITE
 
@@ -60,7 +60,7 @@ class Folder(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
         key = self.keys[position]
-        caption = one_of(self._captions(key), self.framing.seed, position, draw)
+        caption = choose_caption(self._captions(key), self.framing.seed, position, draw)
         path = self.root / key
         image = self.framing(path.read_bytes(), caption, str(path), position, draw)
         return {"image": image, "caption": caption, "key": key, "id": position}
@@ -126,7 +126,7 @@ def _listed(root: Path, files: list[str], captions: Captions) -> dict[str, list[
 
 
 def _rows(path: Path, captions: Captions) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(decoded(path.read_bytes(), str(path)).split("\n"), 1):
+    for number, line in enumerate(decode_utf8(path.read_bytes(), str(path)).split("\n"), 1):
         where = f"line {number} of {path}"
         try:
             row = json.loads(line) if line.strip() else None

@@ -84,7 +84,7 @@ def parse(caption: str) -> Scene:
     return Scene(tuple(things), relation, background)
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
+def random_scene(rng: np.random.Generator) -> Scene:
     """A scene at random: 40 % with one thing; sizes are said of most single things and of few in pairs."""
     single = rng.random() < 0.4
     things = []
@@ -96,7 +96,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
 
 
-def varied(scene: Scene, rng: np.random.Generator) -> Scene:
+def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with one thing about it changed, or two things swapped: what a caption must be told apart from."""
     things = list(scene.things)
     first = int(rng.integers(len(things)))
@@ -214,12 +214,12 @@ class Shapes(Dataset[dict[str, Any]]):
         """What picture `index` shows, as words and as geometry."""
         group, member = divmod(index, self.variants)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, group]))
-        while (scene := draw_scene(rng)).split != self.split:
+        while (scene := random_scene(rng)).split != self.split:
             continue
         if member:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, 0, member]))
             original = scene
-            while (scene := varied(original, rng)).split != self.split:
+            while (scene := near_miss(original, rng)).split != self.split:
                 continue
         return scene, place(scene, rng)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.data.mapped import map_arrays, write_arrays, wrote
+from ldm.data.mapped import is_array_file, map_arrays, write_arrays
 from ldm.data.sources.captions import DEFAULT, Captions
 from ldm.data.sources.image import EXTENSIONS
 from ldm.data.sources.storage import File
@@ -89,7 +89,7 @@ def _kept(path: Path, stamp: str, make: Callable[[], Index], otherwise: Path | N
         if record["stamp"] == full_stamp:
             return Index(**arrays, losses={int(shard): loss for shard, loss in record["losses"].items()})
     except (OSError, ValueError, KeyError):  # absent, or damaged: it is made anew
-        if otherwise and path.exists() and not wrote(path):
+        if otherwise and path.exists() and not is_array_file(path):
             return _kept(otherwise, stamp, make)
     index, record = make(), {"stamp": full_stamp}
     try:
@@ -147,7 +147,7 @@ def scan(shard: File, texts: Sequence[str] = DEFAULT) -> Index:
 
     Of a tar cut short, the last sample is left out where it lost a member, and the loss says so.
     """
-    found, loss = shard.retried(lambda: _members(shard))
+    found, loss = shard.with_retries(lambda: _members(shard))
     groups: dict[str, dict[str, Member]] = {}
     for member in found:
         match = _KEY_AND_EXTENSION.fullmatch(member.name)

@@ -12,10 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.sources.buckets import Size
-from ldm.data.sources.captions import Captions, Text, one_of
+from ldm.data.sources.captions import Captions, Text, choose_caption
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.sources.shard_index import load_index
-from ldm.data.sources.storage import File, local_file, named, remote_files
+from ldm.data.sources.storage import File, local_file, remote_files, summary
 from ldm.image import WHITE
 from ldm.progress import Progress
 
@@ -63,7 +63,7 @@ class Shards(Dataset[Sample]):
             present = present | load_index([file], self.captions.extensions).present
             progress.step()
         picture, *texts = present
-        where = named([*self.files, *others])
+        where = summary([*self.files, *others])
         if not picture:
             raise ValueError(f"{where} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
         self.captions.check({*compress(self.captions.extensions, texts)}, where)
@@ -74,7 +74,7 @@ class Shards(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
         picture, captions = self.read(position)
-        caption = one_of(captions, self.framing.seed, position, draw)
+        caption = choose_caption(captions, self.framing.seed, position, draw)
         image = self.framing(picture, caption, self.name(position), position, draw)
         return {"image": image, "caption": caption, "key": self.key(position), "id": position}
 

@@ -64,12 +64,12 @@ class File:
         first, last = min(offset for offset, _ in spans), max(offset + size for offset, size in spans)
         if last - first > sum(size for _, size in spans) + GAP:
             return [self.read(span)[0] for span in spans]
-        data = self.retried(lambda: self._range(first, last))
+        data = self.with_retries(lambda: self._range(first, last))
         return [data[offset - first : offset - first + size] for offset, size in spans]
 
-    def retried(self, work: Callable[[], Result]) -> Result:
-        """`work()`, which reads this file; see `retried` where it lies in object storage."""
-        return work() if self.path else retried(work, self.url, self._filesystem())
+    def with_retries(self, work: Callable[[], Result]) -> Result:
+        """`work()`, which reads this file; see `with_retries` where it lies in object storage."""
+        return work() if self.path else with_retries(work, self.url, self._filesystem())
 
     def _range(self, first: int, last: int) -> bytes:
         data = cast(bytes, self._filesystem().cat_file(self.url, start=first, end=last))  # s3fs has another order
@@ -87,7 +87,7 @@ def _filesystem(protocol: str, process: int) -> AbstractFileSystem:
     return fsspec.filesystem(protocol)
 
 
-def named(files: Sequence[File]) -> str:
+def summary(files: Sequence[File]) -> str:
     """The first, and how many more, for people."""
     return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
@@ -114,21 +114,21 @@ def remote_files(url: str) -> list[File]:
         found: dict[str, dict] = {path: {}}
     else:
         folder = path if pattern or "*" in path else f"{path.rstrip('/')}/*.tar"
-        found = retried(lambda: dict(filesystem.glob(folder, detail=True)), url, filesystem)
+        found = with_retries(lambda: dict(filesystem.glob(folder, detail=True)), url, filesystem)
     return [_file(filesystem, path, found[path]) for path in sorted(found)]
 
 
 def _file(filesystem: AbstractFileSystem, path: str, listed: dict) -> File:
     """What the listing says, or else the file itself; its stamp is whatever the storage has for one."""
     address = filesystem.unstrip_protocol(path)
-    info = listed if listed.get("size") else retried(lambda: filesystem.info(path), address, filesystem)
+    info = listed if listed.get("size") else with_retries(lambda: filesystem.info(path), address, filesystem)
     if info.get("size") is None:
         raise OSError(f"{address} does not say how long it is: the server must give Content-Length and take ranges")
     marks = [str(info[name]) for name in ("ETag", "etag", "LastModified", "last_modified", "created") if name in info]
     return File(address, int(info["size"]), " ".join(marks))
 
 
-def retried(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
+def with_retries(work: Callable[[], Result], what: str, filesystem: AbstractFileSystem) -> Result:
     """`work()`; on object storage again after errors of the network, then Unreachable, naming `what`.
 
     ValueError is of the content and passes, as do errors of the program.

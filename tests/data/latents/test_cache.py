@@ -19,7 +19,7 @@ from ldm.data.latents.cache import (
 )
 from ldm.data.latents.shard import map_shard, write_shard
 from ldm.data.mapped import read_record
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.files import write_json
 from tests.tiny import tiny_vae
 
@@ -121,7 +121,7 @@ def test_of_several_captions_all_are_kept_and_each_draw_has_one(tmp_path: Path) 
         latents = CachedLatents(tmp_path, stage(), (16, 16), load=load, seed=3)  # type: ignore[arg-type]
         for row, captions in enumerate(several):
             drawn = [latents[draw, row]["caption"] for draw in range(20)]
-            assert drawn == [one_of(captions, 3, row, draw) for draw in range(20)] and {*drawn} == {*captions}
+            assert drawn == [choose_caption(captions, 3, row, draw) for draw in range(20)] and {*drawn} == {*captions}
 
 
 def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:

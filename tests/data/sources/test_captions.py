@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.sources.captions import Captions, Text, one_of
+from ldm.data.sources.captions import Captions, Text, choose_caption
 
 
 def read(data: bytes | str, place: str) -> list[str]:
@@ -84,15 +84,15 @@ def test_what_is_no_place_is_refused(place: str) -> None:
 
 
 def test_one_caption_is_it() -> None:
-    assert one_of(["a"], 1, 2, 3) == "a"
+    assert choose_caption(["a"], 1, 2, 3) == "a"
 
 
 def test_the_choice_depends_on_seed_id_and_draw_alone() -> None:
     keys = [(seed, id, draw) for seed in range(3) for id in range(5) for draw in range(5)]
-    first = [one_of("abcd", *key) for key in keys]
+    first = [choose_caption("abcd", *key) for key in keys]
     for generator in (random, np.random, torch.random):
         generator.seed()  # type: ignore[attr-defined]
-    assert first[::-1] == [one_of("abcd", *key) for key in keys[::-1]]
+    assert first[::-1] == [choose_caption("abcd", *key) for key in keys[::-1]]
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2])
@@ -100,7 +100,7 @@ def test_each_caption_is_as_likely_over_seeds_ids_and_draws(changed: int) -> Non
     def key(k: int) -> Any:
         return [k if place == changed else 7 for place in range(3)]
 
-    counts = Counter(one_of("abcde", *key(k)) for k in range(2000))
+    counts = Counter(choose_caption("abcde", *key(k)) for k in range(2000))
     assert all(abs(counts[caption] - 400) < 72 for caption in "abcde")  # four standard deviations
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.folder import Folder
 from ldm.image import load_image, pixels
 from tests.data.tars import picture
@@ -64,7 +64,7 @@ def test_of_several_captions_each_draw_has_one_by_seed_id_and_draw(tmp_path: Pat
     folder = Folder(tmp_path, 8, captions=["json:caption", "json:recaptions", "alt.txt"], seed=2)
     for k, captions in enumerate((["a1", "a2"], ["b1", "b2"], ["c1", "c2", "c3"])):
         drawn = [folder[draw, k]["caption"] for draw in range(40)]
-        assert drawn == [one_of(captions, 2, k, draw) for draw in range(40)] and {*drawn} == {*captions}
+        assert drawn == [choose_caption(captions, 2, k, draw) for draw in range(40)] and {*drawn} == {*captions}
 
 
 def test_several_rows_of_one_picture_are_several_captions(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.shards import Shards, find_tars
 from ldm.data.sources.storage import File
 from tests.data.tars import picture, sample, samples, write_tar
@@ -115,7 +115,7 @@ def test_of_several_captions_each_draw_has_one_by_seed_id_and_draw(tmp_path: Pat
     for k in range(3):
         captions = [f"shade {k}", *(["alt"] if k == 1 else []), f"{k}a", f"{k}b"]
         drawn = [shards[draw, k]["caption"] for draw in range(40)]
-        assert drawn == [one_of(captions, 5, k, draw) for draw in range(40)] and {*drawn} == {*captions}
+        assert drawn == [choose_caption(captions, 5, k, draw) for draw in range(40)] and {*drawn} == {*captions}
     assert Shards(tmp_path, 8)[7, 0]["caption"] == "shade 0"
 
 

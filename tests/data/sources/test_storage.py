@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.loading.datamodule import DataModule, collate
 from ldm.data.sources.shards import Shards, find_tars
-from ldm.data.sources.storage import TRIES, retried
+from ldm.data.sources.storage import TRIES, with_retries
 from ldm.data.sources.tolerant import Tolerant
 from tests.data.tars import samples, write_tar
 
@@ -200,13 +200,13 @@ def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: p
             raise error
         return 7
 
-    assert retried(read, "s3://b/x", fsspec.filesystem("memory")) == 7 and waits == [1, 2]
+    assert with_retries(read, "s3://b/x", fsspec.filesystem("memory")) == 7 and waits == [1, 2]
 
     def broken() -> int:
         raise OSError("connection reset")
 
     with pytest.raises(OSError, match=r"s3://b/x could not be read in 4 tries: connection reset"):
-        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
+        with_retries(broken, "s3://b/x", fsspec.filesystem("memory"))
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_what_another_try_would_not_change_is_told_at_once(
         raise error
 
     with pytest.raises(type(error), match=told):
-        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
+        with_retries(broken, "s3://b/x", fsspec.filesystem("memory"))
