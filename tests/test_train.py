@@ -375,7 +375,7 @@ def test_a_run_of_version_0_1_is_read_and_resumed(here: Any, tmp_path: Path) -> 
         (("data=folder", "data.root={}"), "no picture"),
         (("data=shards",), "data.shards has no default; give it as data.shards=…"),
         (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
-        (("data.global_batch=6",), "data.global_batch=6 is no multiple of data.batch_size=4 x 1 ranks"),
+        (("data.global_batch=6",), "data.global_batch=6 is not a multiple of data.batch_size=4 x 1 ranks"),
         (("first_stage.weights={}/none.safetensors",), "there is no model .*none.safetensors"),
         (("text_encoder.weights=assets:vae.safetensors",), "is a vae of ldm and holds no text_tower"),
         (("sampler.spacing=custom", "+sampler.spacing_options.times=[0.5,0.9]"), "times of spacing=custom must be"),

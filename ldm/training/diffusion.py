@@ -119,7 +119,7 @@ class DiffusionTraining(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for sample in () if data is None else data.one_of_each_size():
+        for sample in () if data is None else data.samples_of_each_size():
             self.check_sample(sample)
 
     def configure_model(self) -> None:

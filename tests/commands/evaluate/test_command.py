@@ -211,7 +211,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_replaced(
 def test_an_empty_folder_is_refused(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main([*given, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "a.json")]) == 1
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "has no images" in capsys.readouterr().err
 
 
 def test_latents_are_what_they_are_whatever_precision_the_model_draws_in(given: list[str], tmp_path: Path) -> None:
