@@ -27,7 +27,7 @@ from ldm.pipeline.input_warnings import remarks_of
 from ldm.pipeline.inputs import Between, Each, Item, Picture, items_of
 from ldm.pipeline.prompts import conditionings_of, guided
 from ldm.pipeline.seed_noise import START, noise_of
-from ldm.pipeline.settings import Changes, Settings, batch_record
+from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record
 from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, originals_of, paste, steps_of
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import sample, solver_of
@@ -143,7 +143,7 @@ class Pipeline:
         on_estimate: OnEstimate | None = None,
         on_remark: OnRemark | None = None,
         cancelled: Callable[[], bool] | None = None,
-        **changes: Unpack[Changes],
+        **changes: Unpack[SettingsOverrides],
     ) -> Result:
         """One picture a prompt; the prompt and its seed decide it, in float32 to 1/255, at any batch size.
 

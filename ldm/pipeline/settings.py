@@ -43,7 +43,9 @@ class Settings:
         Raises TypeError for what is no setting.
         """
         if unknown := changes.keys() - {one.name for one in fields(self)}:
-            raise TypeError(f"there is no setting {min(unknown)}; there are {', '.join(Changes.__annotations__)}")
+            raise TypeError(
+                f"there is no setting {min(unknown)}; there are {', '.join(SettingsOverrides.__annotations__)}"
+            )
         given = {name: value for name, value in changes.items() if value is not None}
         for name in OPTIONED:
             if given.get(name, getattr(self, name)) != getattr(self, name):
@@ -57,7 +59,7 @@ class Settings:
         return own | drawn | ({} if strength is None else {"strength": strength})
 
 
-class Changes(TypedDict, total=False):
+class SettingsOverrides(TypedDict, total=False):
     """Settings of one call. Guidance is none of them, since it may differ from picture to picture."""
 
     size: tuple[int, int] | None

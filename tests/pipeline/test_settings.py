@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 
-from ldm.pipeline.settings import Changes, Settings
+from ldm.pipeline.settings import Settings, SettingsOverrides
 from ldm.sampling.driver import SAMPLERS
 
 
@@ -11,7 +11,7 @@ def test_settings_have_a_size_and_the_rest_by_default() -> None:
 
 
 def test_a_call_may_change_every_setting() -> None:
-    assert {*Changes.__annotations__, "guidance"} == {field.name for field in fields(Settings)}
+    assert {*SettingsOverrides.__annotations__, "guidance"} == {field.name for field in fields(Settings)}
 
 
 def test_what_is_no_setting_is_refused_even_if_it_is_left_out() -> None:
