@@ -35,12 +35,12 @@ def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
         backbone.register_forward_pre_hook(cast)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of one of which each rank holds a part: every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This rank's part of a whole tensor, if it holds but a part of `other`, and laid out in memory as that is."""
     spread = tensor
     if isinstance(other, DTensor) and not isinstance(tensor, DTensor):
@@ -50,12 +50,12 @@ def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(other, dtype=tensor.dtype).copy_(spread)
 
 
-def spread_state(optimizer: Optimizer) -> None:
+def distribute_state(optimizer: Optimizer) -> None:
     """Makes loaded state lie as its weight does, over ranks and in memory, which fused AdamW takes for granted."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                state[name] = spread_like(value, weight)
+                state[name] = distribute_like(value, weight)
 
 
 def exchange(parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.callbacks.monitoring.health import Health
 from ldm.conditioning import Conditioning
-from ldm.execution.fsdp import exchange, shard, spread_like, spread_state, whole
+from ldm.execution.fsdp import distribute_like, distribute_state, exchange, full_tensor, shard
 from ldm.nn.backbone import Backbone
 from tests.tiny import tiny_dit, tiny_inpainting_unet, tiny_unet
 from tests.training.tiny import STEADY, diffusion, drift, fit
@@ -78,8 +78,8 @@ def test_what_is_spread_is_whole_again(alone: None) -> None:
     unet = tiny_unet()
     weight = unet.conv_in.weight.detach().clone()
     shard(unet)
-    assert torch.equal(whole(spread_like(weight + 1, unet.conv_in.weight)), weight + 1)
-    assert whole(weight) is weight and spread_like(weight, weight) is weight
+    assert torch.equal(full_tensor(distribute_like(weight + 1, unet.conv_in.weight)), weight + 1)
+    assert full_tensor(weight) is weight and distribute_like(weight, weight) is weight
 
 
 def test_a_sharded_unet_computes_with_what_its_weights_were_exchanged_for(alone: None) -> None:
@@ -88,7 +88,7 @@ def test_a_sharded_unet_computes_with_what_its_weights_were_exchanged_for(alone:
     shard(unet)
     unet(*inputs())
     pairs = list(zip(unet.parameters(), other.parameters(), strict=True))
-    held = [exchange(weight, spread_like(value.detach(), weight)) for weight, value in pairs]
+    held = [exchange(weight, distribute_like(value.detach(), weight)) for weight, value in pairs]
     torch.testing.assert_close(unet(*inputs()), after, rtol=1e-5, atol=1e-5)
     for weight, value in zip(unet.parameters(), held, strict=True):
         exchange(weight, value)
@@ -103,7 +103,7 @@ def test_loaded_state_is_laid_out_as_its_weight() -> None:
     optimizer.step()
     state, mean = optimizer.state[weight], optimizer.state[weight]["exp_avg"]
     state["exp_avg"] = mean.contiguous()
-    spread_state(optimizer)
+    distribute_state(optimizer)
     assert torch.equal(state["exp_avg"], mean) and state["exp_avg"].stride() == weight.stride() != (12, 4, 2, 1)
 
 
@@ -140,8 +140,8 @@ def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process
     plain = "precision=32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
     steady = "optimizer=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3"
     halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
-    whole = "data.batch_size=4", f"run_dir={tmp_path}/one"
-    for how in ((*whole, "trainer.max_steps=6"), (*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
+    single = "data.batch_size=4", f"run_dir={tmp_path}/one"
+    for how in ((*single, "trainer.max_steps=6"), (*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
         command = [sys.executable, "train.py", *tiny, *plain, *steady, *how]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
