@@ -90,7 +90,7 @@ class Service:
             progress = done, total
 
         def on_estimate(first: int, _step: int, x0: Tensor) -> None:
-            estimates.update(enumerate(to_pil(pipeline.small(x0)), first))
+            estimates.update(enumerate(to_pil(pipeline.decode_preview(x0)), first))
             tell(Step(*progress, list(estimates.values())))
 
         with self._turn:
@@ -101,7 +101,7 @@ class Service:
                 batch_size=len(request.seeds),
                 on_step=on_step,
                 on_estimate=on_estimate,
-                on_remark=remarks.append,
+                on_warning=remarks.append,
                 cancelled=cancelled,
                 **request.call | {CALLED[name]: image for name, image in request.sources.items()},
             )

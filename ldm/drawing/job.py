@@ -19,7 +19,7 @@ from ldm.drawing.sources import CALLED, Source
 from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
-from ldm.pipeline.inputs import Item
+from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
@@ -147,7 +147,7 @@ def pictures(
     size = max(map(len, job.batches))
     for k, number in enumerate(numbers):
         batch, wanted = job.batches[number], job.wanted(number)
-        previews = Previews(job.preview, wanted[0][0], progress, pipeline.small)
+        previews = Previews(job.preview, wanted[0][0], progress, pipeline.decode_preview)
         result = pipeline(
             [picture.prompt for picture in batch],
             seeds=[picture.seed for picture in batch],
@@ -186,7 +186,7 @@ def finished(job: Job, number: int, pipeline: Pipeline, origin: dict[str, Any]) 
     settings = pipeline.settings.changed({name: job.call[name] for name in job.call.keys() - {"negative", "strength"}})
     there = [(position, path) for position, path in job.wanted(number) if path.exists()]
     for k, path in there:
-        item = Item(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
+        item = ImageRequest(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
         expected = settings.record(item, job.call.get("strength")) | {name: origin.get(name) for name in DECISIVE}
         held = recorded(path)
         found = UNRECORDED | held

@@ -78,11 +78,11 @@ def in_batches(
     items: list[T],
     size: int,
     work: Callable[[list[T], int, int, int], Tensor],
-    on_remark: Callable[[str], None] = warnings.warn,
+    on_warning: Callable[[str], None] = warnings.warn,
 ) -> Iterator[tuple[list[T], Tensor]]:
     """Batches of `size` items with work(batch, its first item, batches before, batches in all).
 
-    Where memory is out it is half as many from there on, which `on_remark` reports once. Raises MemoryError, saying
+    Where memory is out it is half as many from there on, which `on_warning` reports once. Raises MemoryError, saying
     what to set, if one item is too many.
     """
     first = done = 0
@@ -101,7 +101,7 @@ def in_batches(
             first, done = first + len(batch), done + 1
             continue
         if size == given:
-            on_remark(f"memory does not suffice for {len(batch)} pictures at a time: drawing fewer")
+            on_warning(f"memory does not suffice for {len(batch)} pictures at a time: drawing fewer")
         size = len(batch) // 2
         torch.cuda.empty_cache()  # which counts here, once the error, and so what it held, is gone
 

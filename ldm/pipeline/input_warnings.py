@@ -4,17 +4,19 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ldm.nn.text_encoder import TextEncoder
-from ldm.pipeline.inputs import Item, ends
+from ldm.pipeline.inputs import ImageRequest, ends
 
 
-def remarks_of(items: Sequence[Item], size: tuple[int, int], chunks: int, encoder: TextEncoder) -> list[str]:
+def input_warnings(
+    items: Sequence[ImageRequest], size: tuple[int, int], chunks: int, encoder: TextEncoder
+) -> list[str]:
     """Each different one once; pictures are drawn at this size, texts read in so many chunks."""
     prompts, others, _ = ends([item.prompt for item in items])
     texts = dict.fromkeys(prompts + others + [item.negative for item in items])
-    return list(dict.fromkeys([*of_text(encoder, list(texts), chunks), *of_sizes(items, size)]))
+    return list(dict.fromkeys([*text_warnings(encoder, list(texts), chunks), *size_warnings(items, size)]))
 
 
-def of_text(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
+def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
     """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
     cuts = {text: end for text in texts if (end := encoder.cut(text, chunks))}
     if cuts:
@@ -32,7 +34,7 @@ def of_text(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator
         yield f"the text encoder does not know {_listed(unknown)} in {where}; the model was not trained on such words"
 
 
-def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:
+def size_warnings(items: Sequence[ImageRequest], size: tuple[int, int]) -> Iterator[str]:
     """Images that are not of the `size` (height, width) that is drawn, and masks that are not of their image's."""
     drawn = f"{size[0]}x{size[1]}"
     for item in items:

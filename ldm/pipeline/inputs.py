@@ -14,8 +14,8 @@ from ldm.image import to_pil
 MAX_SEED = 2**63 - 1
 
 T = TypeVar("T")
-Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
-Picture = Image.Image | Tensor  # RGB, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
+OneOrEach: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
+ImageInput = Image.Image | Tensor  # RGB, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def ends(values: Sequence[T | Between[T]]) -> tuple[list[T], list[T], list[float
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageRequest:
     """Raises ValueError for what is of the wrong type or out of range."""
 
     prompt: str | Between[str]
@@ -63,14 +63,14 @@ class Item:
             raise ValueError("a mask was given without an image: give the image of which it is a mask")
 
 
-def items_of(
-    prompts: Each[str | Between[str]],
-    negative: Each[str],
-    seeds: Each[int | Between[int]] | None,
-    guidance: Each[float],
-    image: Each[Picture] | Tensor | None = None,
-    mask: Each[Picture] | Tensor | None = None,
-) -> list[Item]:
+def image_requests(
+    prompts: OneOrEach[str | Between[str]],
+    negative: OneOrEach[str],
+    seeds: OneOrEach[int | Between[int]] | None,
+    guidance: OneOrEach[float],
+    image: OneOrEach[ImageInput] | Tensor | None = None,
+    mask: OneOrEach[ImageInput] | Tensor | None = None,
+) -> list[ImageRequest]:
     """One a picture. What is no list goes for all of them; seeds are 0, 1, … by default.
 
     Raises ValueError for lists of several lengths, and for an image or mask that is none.
@@ -91,7 +91,7 @@ def items_of(
     if seeds is None:
         columns["seeds"] = list(range(count))
     rows = (column if isinstance(column, list) else [column] * count for column in columns.values())
-    return [Item(*row) for row in zip(*rows, strict=True)]
+    return [ImageRequest(*row) for row in zip(*rows, strict=True)]
 
 
 def _listed(given: object) -> Any:

@@ -23,12 +23,12 @@ from ldm.nn.backbone import Backbone, check_inputs, check_size
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
-from ldm.pipeline.input_warnings import remarks_of
-from ldm.pipeline.inputs import Between, Each, Item, Picture, items_of
+from ldm.pipeline.input_warnings import input_warnings
+from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests
 from ldm.pipeline.prompts import conditionings_of, guided
 from ldm.pipeline.seed_noise import START, noise_of
 from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record
-from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, originals_of, paste, steps_of
+from ldm.pipeline.source_images import STRENGTH, keeping, latent_mask, paste, source_tensors, steps_of
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
@@ -40,7 +40,7 @@ from ldm.weights.model import Model, read_model
 PREVIEW = 16  # latents on a side, which take a sixteenth of the time of Stable Diffusion's 64
 OnStep = Callable[[int, int], None]
 OnEstimate = Callable[[int, int, Tensor], None]
-OnRemark = Callable[[str], None]
+OnWarning = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ class Pipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompts: Each[str | Between[str]],
-        negative: Each[str] = "",
-        image: Each[Picture] | Tensor | None = None,
-        mask: Each[Picture] | Tensor | None = None,
+        prompts: OneOrEach[str | Between[str]],
+        negative: OneOrEach[str] = "",
+        image: OneOrEach[ImageInput] | Tensor | None = None,
+        mask: OneOrEach[ImageInput] | Tensor | None = None,
         strength: float | None = None,
-        guidance: Each[float] | None = None,
-        seeds: Each[int | Between[int]] | None = None,
+        guidance: OneOrEach[float] | None = None,
+        seeds: OneOrEach[int | Between[int]] | None = None,
         batch_size: int = 8,
         on_step: OnStep | None = None,
         on_estimate: OnEstimate | None = None,
-        on_remark: OnRemark | None = None,
+        on_warning: OnWarning | None = None,
         cancelled: Callable[[], bool] | None = None,
         **changes: Unpack[SettingsOverrides],
     ) -> Result:
@@ -156,41 +156,43 @@ class Pipeline:
         fewer are drawn at a time.
 
         `on_step(done, total)` counts the steps of all batches; `on_estimate(first, step, x0)` is given the estimates of
-        a batch, whose first picture is that of the call, latents (b, z, h, w), see `small`; Cancelled is raised between
-        two steps once `cancelled()` says so. `on_remark(text)`, or a warning, reports text that the text encoder cannot
+        a batch, whose first picture is that of the call, latents (b, z, h, w), see `decode_preview`; Cancelled is raised between
+        two steps once `cancelled()` says so. `on_warning(text)`, or a warning, reports text that the text encoder cannot
         read, images that are scaled, and batches that are too large for the memory. Raises ValueError for what the
         model cannot draw with, MemoryError where one picture is too many.
         """
         settings = self.settings.changed(changes)
-        items = items_of(prompts, negative, seeds, settings.guidance if guidance is None else guidance, image, mask)
+        items = image_requests(
+            prompts, negative, seeds, settings.guidance if guidance is None else guidance, image, mask
+        )
         if image is None and strength is not None:
             raise ValueError(f"strength is {strength}, but there is no image to start from: give one, or no strength")
         if strength is None and image is not None:
             strength = 1.0 if self.inpaints else STRENGTH
         self._check(settings, batch_size)
-        for remark in remarks_of(items, settings.size, settings.chunks, self.text_encoder):
-            (on_remark or partial(warnings.warn, stacklevel=3))(remark)  # 3: the caller of no_grad's wrapper
+        for remark in input_warnings(items, settings.size, settings.chunks, self.text_encoder):
+            (on_warning or partial(warnings.warn, stacklevel=3))(remark)  # 3: the caller of no_grad's wrapper
 
-        def draw(batch: list[Item], first: int, done: int, batches: int) -> Tensor:
+        def draw(batch: list[ImageRequest], first: int, done: int, batches: int) -> Tensor:
             step = on_step and (lambda step, steps: on_step(done * steps + step + 1, batches * steps))
             estimate = partial(on_estimate, first) if on_estimate else None
             walk = partial(sample, on_step=step, on_preview=estimate, cancelled=cancelled)
             return self._draw(batch, settings, strength, walk)
 
         images, records = [], []
-        for batch, drawn in in_batches(items, batch_size, draw, on_remark or partial(warnings.warn, stacklevel=4)):
+        for batch, drawn in in_batches(items, batch_size, draw, on_warning or partial(warnings.warn, stacklevel=4)):
             images.append(drawn)
             records += [settings.record(item, strength) | batch_record(batch, k) for k, item in enumerate(batch)]
         return Result(torch.cat(images), records)
 
     def _draw(
-        self, items: list[Item], settings: Settings, strength: float | None, walk: Callable[..., Tensor]
+        self, items: list[ImageRequest], settings: Settings, strength: float | None, walk: Callable[..., Tensor]
     ) -> Tensor:
         """Noise, or a noisy picture → latents, step by step → pixels."""
         factor = self.first_stage.factor
         shape = (self.first_stage.latent_channels, *(length // factor for length in settings.size))
         noise = noise_of(settings.noise, [item.seed for item in items], shape, self.device)
-        originals, masks = originals_of(items, settings.size, self.device)
+        originals, masks = source_tensors(items, settings.size, self.device)
         denoise, x0 = self._denoise(items, settings, originals, masks), None
         if originals is not None and not (self.inpaints and strength == 1):
             x0 = self._encode(from_uint8(originals), settings)
@@ -205,7 +207,7 @@ class Pipeline:
         return (drawn if originals is None or masks is None else paste(drawn, originals, masks)).cpu()
 
     def _denoise(
-        self, items: list[Item], settings: Settings, originals: Tensor | None, masks: Tensor | None
+        self, items: list[ImageRequest], settings: Settings, originals: Tensor | None, masks: Tensor | None
     ) -> Denoise:
         """Prompts → the network, guided by them; inpainting weights see the mask too, or that all is repainted."""
         encode = partial(self.text_encoder.encode, chunks=settings.chunks, skip=settings.clip_skip, device=self.device)
@@ -237,7 +239,7 @@ class Pipeline:
         return self._run(x.to(self.backbone.dtype), time, conditioning)
 
     @torch.no_grad()
-    def small(self, latents: Tensor) -> Tensor:
+    def decode_preview(self, latents: Tensor) -> Tensor:
         """Previews uint8 (b, 3, h, w): what the decoder makes of latents averaged to at most PREVIEW on a side."""
         square = -(-max(latents.shape[2:]) // PREVIEW)
         with self.offload.using(self.first_stage):

@@ -7,14 +7,14 @@ import torch
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoise, Denoiser
 from ldm.diffusion.guidance import autoguidance, classifier_free, times_of
-from ldm.pipeline.inputs import Item, ends
+from ldm.pipeline.inputs import ImageRequest, ends
 from ldm.pipeline.settings import Settings
 from ldm.sampling.thresholding import thresholding_of
 
 Pair = tuple[Conditioning, Conditioning]  # of the prompts and of the negative prompts
 
 
-def conditionings_of(items: Sequence[Item], encode: Callable[[list[str]], Conditioning]) -> Pair:
+def conditionings_of(items: Sequence[ImageRequest], encode: Callable[[list[str]], Conditioning]) -> Pair:
     """Each distinct negative prompt is encoded once; a prompt between two others is interpolated linearly."""
     prompts, others, shares = ends([item.prompt for item in items])
     negatives = list(dict.fromkeys(item.negative for item in items))
@@ -27,7 +27,7 @@ def conditionings_of(items: Sequence[Item], encode: Callable[[list[str]], Condit
 
 
 def guided(
-    denoiser: Denoiser, weak: Denoiser | None, conditionings: Pair, items: Sequence[Item], settings: Settings
+    denoiser: Denoiser, weak: Denoiser | None, conditionings: Pair, items: Sequence[ImageRequest], settings: Settings
 ) -> Denoise:
     """Towards the prompts: away from the negative ones or, with a `weak` denoiser, from its estimate for the same."""
     positive, negative = conditionings

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ldm.pipeline.inputs import Between, Item
+from ldm.pipeline.inputs import Between, ImageRequest
 
 OPTIONED = ("sampler", "spacing", "thresholding")
 
@@ -52,7 +52,7 @@ class Settings:
                 given.setdefault(f"{name}_options", {})
         return replace(self, **given)
 
-    def record(self, item: Item, strength: float | None) -> dict[str, Any]:
+    def record(self, item: ImageRequest, strength: float | None) -> dict[str, Any]:
         """All that decides a picture but for rounding, the model and the pictures it starts from, as plain data."""
         own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
         drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
@@ -79,7 +79,7 @@ class SettingsOverrides(TypedDict, total=False):
     noise: str | None
 
 
-def batch_record(batch: Sequence[Item], position: int) -> dict[str, Any]:
+def batch_record(batch: Sequence[ImageRequest], position: int) -> dict[str, Any]:
     """The batch decides a picture's every bit: in another one convolutions round differently."""
     varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
     varied = {name: values for name, values in varied.items() if len(set(values)) > 1}

@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.image import pixels, resize_and_crop
-from ldm.pipeline.inputs import Item
+from ldm.pipeline.inputs import ImageRequest
 
 Size = tuple[int, int]  # height, width
 STRENGTH = 0.8  # unless another is given
@@ -43,7 +43,9 @@ def steps_of(steps: int, strength: float | None, fixed: bool = False) -> tuple[i
     return steps, walked
 
 
-def originals_of(items: Sequence[Item], size: Size, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def source_tensors(
+    items: Sequence[ImageRequest], size: Size, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
     """The images of all items, uint8 (b, 3, h, w), and their masks, see `fit_mask`; None where there are none."""
     images = [fit(item.image, size) for item in items if item.image is not None]
     masks = [fit_mask(item.mask, item.image, size) for item in items if item.image and item.mask]

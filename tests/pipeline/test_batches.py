@@ -40,13 +40,15 @@ def test_estimates_are_shown_by_step(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int, torch.Tensor]] = []
     images = pipeline(PROMPTS[:3], batch_size=2, on_estimate=lambda *news: seen.append(news)).images
     assert [news[:2] for news in seen] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
-    ends = pipeline.small(torch.cat((seen[2][2], seen[5][2])))
+    ends = pipeline.decode_preview(torch.cat((seen[2][2], seen[5][2])))
     assert torch.equal(ends, images)  # the last step leads to its estimate
 
 
 def test_estimates_of_large_pictures_are_shown_small(pipeline: Pipeline) -> None:
     seen: list[torch.Tensor] = []
-    pipeline("red", size=(40, 70), steps=1, on_estimate=lambda first, step, x0: seen.append(pipeline.small(x0)))
+    pipeline(
+        "red", size=(40, 70), steps=1, on_estimate=lambda first, step, x0: seen.append(pipeline.decode_preview(x0))
+    )
     assert [small.shape for small in seen] == [(1, 3, 14, 24)]  # latents of 20x35, averaged by threes
 
 

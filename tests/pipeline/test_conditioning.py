@@ -137,7 +137,7 @@ def test_remarks_go_to_who_asks_for_them_and_are_no_warnings(pipeline: Pipeline)
     remarks: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipeline("a purple circle", steps=1, on_remark=remarks.append)
+        pipeline("a purple circle", steps=1, on_warning=remarks.append)
     assert len(remarks) == 1 and "does not know 'purple'" in remarks[0]
 
 

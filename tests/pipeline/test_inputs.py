@@ -5,21 +5,27 @@ import torch
 from PIL import Image
 
 from ldm.image import to_pil
-from ldm.pipeline.inputs import Between, Item, items_of
+from ldm.pipeline.inputs import Between, ImageRequest, image_requests
 
 PIXELS = torch.arange(2 * 3 * 2 * 4, dtype=torch.uint8).view(2, 3, 2, 4)
 
 
 def test_what_is_no_list_goes_for_every_picture() -> None:
-    assert items_of(["a", "b"], "c", 7, [1.0, 2.0]) == [Item("a", "c", 7, 1.0), Item("b", "c", 7, 2.0)]
-    assert items_of("a", "", range(2), 1.0) == [Item("a", "", 0, 1.0), Item("a", "", 1, 1.0)]
-    assert items_of("a", ["b", "c"], None, 1.0) == [Item("a", "b", 0, 1.0), Item("a", "c", 1, 1.0)]
+    assert image_requests(["a", "b"], "c", 7, [1.0, 2.0]) == [
+        ImageRequest("a", "c", 7, 1.0),
+        ImageRequest("b", "c", 7, 2.0),
+    ]
+    assert image_requests("a", "", range(2), 1.0) == [ImageRequest("a", "", 0, 1.0), ImageRequest("a", "", 1, 1.0)]
+    assert image_requests("a", ["b", "c"], None, 1.0) == [
+        ImageRequest("a", "b", 0, 1.0),
+        ImageRequest("a", "c", 1, 1.0),
+    ]
 
 
 def test_pictures_may_be_tensors_or_pil() -> None:
-    of_tensor, of_list = (items_of("a", "", None, 1.0, image) for image in (PIXELS, to_pil(PIXELS)))
+    of_tensor, of_list = (image_requests("a", "", None, 1.0, image) for image in (PIXELS, to_pil(PIXELS)))
     assert [item.image.tobytes() for item in of_tensor] == [item.image.tobytes() for item in of_list]
-    one = items_of(["a", "b"], "", None, 1.0, PIXELS[0], torch.ones(1, 2, 4, dtype=torch.bool))
+    one = image_requests(["a", "b"], "", None, 1.0, PIXELS[0], torch.ones(1, 2, 4, dtype=torch.bool))
     assert one[0].image is one[1].image and one[1].mask.convert("L").getextrema() == (255, 255)
 
 
@@ -51,7 +57,7 @@ def test_pictures_may_be_tensors_or_pil() -> None:
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(call: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        items_of(**({"prompts": "a", "negative": "", "seeds": None, "guidance": 1.0} | call))
+        image_requests(**({"prompts": "a", "negative": "", "seeds": None, "guidance": 1.0} | call))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "half"])
