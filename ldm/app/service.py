@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.app.models import settings_of
-from ldm.drawing.job import Job, Process, file_name, load
+from ldm.drawing.job import Process, SamplingJob, file_name, load
 from ldm.drawing.sources import CALLED, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline, Result
@@ -140,6 +140,6 @@ class Service:
     def _pipeline(self, model: str) -> tuple[Pipeline, dict[str, Any]]:
         if self._loaded is None or self._loaded[0] != model:
             path, self._loaded = self._path(model), None  # so that only one takes memory
-            job = Job(batches=[], call={}, out=self.out, model=path, **self._choices)
+            job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
             self._loaded = (model, *load(job, Process()))
         return self._loaded[1:]
