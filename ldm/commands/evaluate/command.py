@@ -26,7 +26,7 @@ from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, shown_warnings
 from ldm.evaluation.data import SHAPES, Data, data_of
 from ldm.evaluation.result import Cell, Where, result, save_sheet, write
-from ldm.evaluation.run import Job, measure
+from ldm.evaluation.run import EvaluationJob, measure
 from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
@@ -225,7 +225,7 @@ def cells_of(
         decisive = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
         identity = hashlib.sha256(decisive.encode()).hexdigest()
         folder = parts(args.out) / identity[:16]
-        yield Cell(Job(folder, data.captions, count, args.batch, first, settings), length, identity)
+        yield Cell(EvaluationJob(folder, data.captions, count, args.batch, first, settings), length, identity)
 
 
 def is_done(out: Path, cells: list[Cell]) -> bool:
@@ -242,7 +242,7 @@ def is_done(out: Path, cells: list[Cell]) -> bool:
     return True
 
 
-def draw(jobs: list[Job], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def draw(jobs: list[EvaluationJob], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
     progress = Progress(own, "pictures", f"rank {rank}: " if world > 1 else "", done=own - left)
