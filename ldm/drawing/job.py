@@ -183,7 +183,9 @@ def counter(progress: Progress, number: int, batches: int) -> OnStep:
 def finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
     """Whether all that is wanted of a batch is there, drawn as this job would."""
     batch, each = job.batches[number], own(job, job.batches[number], pipeline.settings)
-    settings = pipeline.settings.changed({name: job.call[name] for name in job.call.keys() - {"negative", "strength"}})
+    settings = pipeline.settings.overridden(
+        {name: job.call[name] for name in job.call.keys() - {"negative", "strength"}}
+    )
     there = [(position, path) for position, path in job.wanted(number) if path.exists()]
     for k, path in there:
         item = ImageRequest(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])

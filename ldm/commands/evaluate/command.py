@@ -220,7 +220,7 @@ def cells_of(
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         first, length = chosen.pop("seed", 0) * count, chosen.pop("ema-length", None)
-        settings = pipeline.settings.changed(chosen)
+        settings = pipeline.settings.overridden(chosen)
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
         decisive = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
         identity = hashlib.sha256(decisive.encode()).hexdigest()

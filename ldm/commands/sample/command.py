@@ -14,7 +14,7 @@ from ldm.drawing.sources import sources_of
 from ldm.errors import UsageError, shown_warnings
 from ldm.files import check_writable
 from ldm.image import read_metadata
-from ldm.pipeline.settings import OPTIONED
+from ldm.pipeline.settings import HAVE_OPTIONS
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import DEFAULT
@@ -77,7 +77,7 @@ def again(arguments: Arguments) -> SamplingJob:
     try:
         weak = recorded["weak"] or {"model": None, "fingerprint": None}
         fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
-        replaced: dict[str, Any] = {f"{name}_options": {} for name in OPTIONED if name in given}
+        replaced: dict[str, Any] = {f"{name}_options": {} for name in HAVE_OPTIONS if name in given}
         chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
         return SamplingJob(
             batches=[batch_of(recorded["batch"], arguments)],
