@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.find import find
-from ldm.execution.fsdp import whole
+from ldm.execution.fsdp import full_tensor
 from ldm.weights.native import save_network
 
 
@@ -23,7 +23,7 @@ class Export(Callback):
         with ema.swapped(module) if ema else nullcontext():
             for part in module.parts():  # type: ignore[operator]
                 state = {
-                    name: whole(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
+                    name: full_tensor(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
                     for name, tensor in part.state.items()
                 }
                 if trainer.is_global_zero:

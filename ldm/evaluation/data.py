@@ -36,7 +36,7 @@ class Data:
         return [self.pictures[i]["caption"] for i in ids]
 
 
-class Told(Dataset[dict[str, Any]]):
+class WarnsOfReplacements(Dataset[dict[str, Any]]):
     """`dataset`, with a warning where another sample had to take the place of one that cannot be read."""
 
     def __init__(self, dataset: Any) -> None:
@@ -75,4 +75,4 @@ def data_of(name: str, size: tuple[int, int], model: str, held_out: int, prompts
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))
     pictures = Folder(name, size[0]) if folder else Shards(name, size[0])
     chosen = Split(pictures, "held_out", held_out) if held_out else pictures
-    return Data(Told(Tolerant(chosen)))
+    return Data(WarnsOfReplacements(Tolerant(chosen)))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from ldm.ema.reconstruction import last_step, read_snapshots
-from ldm.evaluation.run import Job, collect
+from ldm.evaluation.run import EvaluationJob, collect
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
 from ldm.metrics.measure import Ruler, report
@@ -26,7 +26,7 @@ from ldm.weights.storage.opening import open_tensors
 class Cell:
     """One evaluation: a job, the length of its weights' average, and the SHA-256 of all that decides its numbers."""
 
-    job: Job
+    job: EvaluationJob
     length: float | None
     identity: str
 

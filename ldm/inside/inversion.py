@@ -10,9 +10,9 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoise
 from ldm.image import from_uint8, psnr, to_uint8
 from ldm.inside.noise_levels import sampling_grid
-from ldm.pipeline.inputs import Picture, items_of
+from ldm.pipeline.inputs import ImageInput, image_requests
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.source_images import originals_of
+from ldm.pipeline.source_images import source_tensors
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim
@@ -35,14 +35,14 @@ class Inversion:
 
 @torch.no_grad()
 def ddim_inversion(
-    pipeline: Pipeline, image: Picture, prompt: str = "", steps: int = 50, refinements: int = 0
+    pipeline: Pipeline, image: ImageInput, prompt: str = "", steps: int = 50, refinements: int = 0
 ) -> Inversion:
     """Walks a picture, scaled and cropped to the pipeline's size, to its noise and back, without guidance.
 
     A prompt that describes the picture helps. See `invert` for `refinements`.
     """
-    items = items_of(prompt, "", None, 1.0, image)
-    originals, _ = originals_of(items, pipeline.settings.size, pipeline.device)
+    items = image_requests(prompt, "", None, 1.0, image)
+    originals, _ = source_tensors(items, pipeline.settings.size, pipeline.device)
     if originals is None:
         raise ValueError("there is no image to invert: give a PIL picture or a uint8 tensor (3, h, w)")
     with _in_use(pipeline):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.execution.fsdp import spread_state
+from ldm.execution.fsdp import distribute_state
 
 Curve = Callable[[int, int], float]  # (step, of how many) → factor
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -86,7 +86,7 @@ def with_curve(
     # Else a fused one would undo float16's loss scale within its step, too late for clipping, which Lightning refuses.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     optimizer.register_load_state_dict_pre_hook(partial(_keep_hyperparameters, make))
-    optimizer.register_load_state_dict_post_hook(spread_state)
+    optimizer.register_load_state_dict_post_hook(distribute_state)
     total = int(trainer.estimated_stepping_batches)
     schedule = CurveLR(optimizer, lambda step: curve(step, total))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.evaluation.run import Job, collect, measure
+from ldm.evaluation.run import EvaluationJob, collect, measure
 from ldm.metrics.features import ClipFeatures
 from ldm.metrics.measure import Ruler
 from ldm.nn.clip import ImageTower
@@ -31,15 +31,17 @@ def ruler() -> Ruler:
 
 
 @pytest.fixture
-def job(tmp_path: Path, pipeline: Pipeline) -> Job:
-    return Job(tmp_path / "job", captions, count=7, batch=3, seed=10, settings=replace(pipeline.settings, steps=2))
+def job(tmp_path: Path, pipeline: Pipeline) -> EvaluationJob:
+    return EvaluationJob(
+        tmp_path / "job", captions, count=7, batch=3, seed=10, settings=replace(pipeline.settings, steps=2)
+    )
 
 
 def done(batches: Iterator[int]) -> list[int]:
     return list(batches)
 
 
-def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
+def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler) -> None:
     assert done(measure(job, pipeline, ruler)) == [3, 3, 1]
     found = collect(job)
     images = pipeline(captions(range(3, 6)), seeds=[13, 14, 15], steps=2, batch_size=3).images
@@ -49,7 +51,7 @@ def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: Job, pipeline: Pipeline
     assert found.calls == 7 * 2 * 2 and found.seconds > 0  # guidance calls the network for two samples a step
 
 
-def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
+def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler) -> None:
     whole = replace(job, folder=job.folder.with_name("whole"))
     done(measure(whole, pipeline, ruler))
     begun = measure(job, pipeline, ruler)
@@ -61,7 +63,7 @@ def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: Job, pipeline: Pipe
     assert torch.equal(collect(job).rows["features"], collect(whole).rows["features"])
 
 
-def test_ranks_share_the_batches_and_give_the_same_rows(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
+def test_ranks_share_the_batches_and_give_the_same_rows(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler) -> None:
     alone = replace(job, folder=job.folder.with_name("alone"))
     done(measure(alone, pipeline, ruler))
     assert [done(measure(job, pipeline, ruler, rank, 2)) for rank in (1, 0)] == [[3], [3, 1]]
@@ -69,14 +71,14 @@ def test_ranks_share_the_batches_and_give_the_same_rows(job: Job, pipeline: Pipe
 
 
 def test_only_the_first_pictures_are_kept(
-    job: Job, pipeline: Pipeline, ruler: Ruler, monkeypatch: pytest.MonkeyPatch
+    job: EvaluationJob, pipeline: Pipeline, ruler: Ruler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm.evaluation.run.SHOWN", 4)
     done(measure(job, pipeline, ruler))
     assert len(collect(job).images) == 4 and len(collect(job).rows["features"]) == 7
 
 
-def test_a_damaged_file_is_named(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
+def test_a_damaged_file_is_named(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler) -> None:
     done(measure(job, pipeline, ruler))
     job.file(range(3, 6)).write_bytes(b"{}")
     with pytest.raises(ValueError, match=r"00000003.safetensors is damaged .*; delete it and run"):

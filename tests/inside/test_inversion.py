@@ -78,9 +78,9 @@ def test_the_reconstruction_is_what_ddim_draws_from_the_noise(pipeline):
     "wrong, told",
     [
         ({"image": None}, "there is no image to invert"),
-        ({"image": "picture.png"}, "must be a PIL picture"),
+        ({"image": "picture.png"}, "must be a PIL image"),
         ({"steps": 0}, "steps is 0"),
-        ({"prompt": 7}, "a prompt is 7, which is no text"),
+        ({"prompt": 7}, "a prompt is 7, which is not text"),
         ({"refinements": -1}, "refinements is -1"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ldm.execution.fsdp import exchange, spread_like
+from ldm.execution.fsdp import distribute_like, exchange
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,7 +77,7 @@ class EMA(Callback):
         self._step = trainer.global_step
         for track in self.tracks:
             for name, weight in trained(module).items():
-                start = spread_like(track[name].to(weight.device), weight) if name in track else weight.detach()
+                start = distribute_like(track[name].to(weight.device), weight) if name in track else weight.detach()
                 track[name] = start.to(self.device or weight.device, self.dtype, copy=True)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:

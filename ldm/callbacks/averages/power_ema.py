@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.full_disk import survived
 from ldm.ema.profiles import decay, exponent
-from ldm.execution.fsdp import whole
+from ldm.execution.fsdp import full_tensor
 from ldm.weights.native import save_network
 
 
@@ -74,7 +74,7 @@ class PowerEMA(EMA):
             return
         self._snapshot = step
         for length, track in zip(self.lengths, self.tracks, strict=True):
-            state = {name: whole(average).to("cpu", self.snapshot_dtype) for name, average in track.items()}
+            state = {name: full_tensor(average).to("cpu", self.snapshot_dtype) for name, average in track.items()}
             if not trainer.is_global_zero:
                 continue
             about = module.about() | {"ema": {"length": length, "step": self.updates}}  # type: ignore[operator]

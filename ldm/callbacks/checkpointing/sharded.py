@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ldm.callbacks.checkpointing import checkpoint_file
-from ldm.execution.fsdp import spread_like
+from ldm.execution.fsdp import distribute_like
 from ldm.weights.storage.sharded import OTHERS, SHARD, SHARDS
 
 
@@ -65,10 +65,10 @@ class ShardedModelParallel(ModelParallelStrategy):
         assert self.lightning_module is not None
         own, saved = self.lightning_module.state_dict(), checkpoint["state_dict"]
         spread = {
-            name: spread_like(tensor.to(self.root_device), own.get(name, tensor)) for name, tensor in saved.items()
+            name: distribute_like(tensor.to(self.root_device), own.get(name, tensor)) for name, tensor in saved.items()
         }
         self.lightning_module.load_state_dict(spread, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Whole state is spread once it is loaded, by `spread_state`."""
+        """Whole state is spread once it is loaded, by `distribute_state`."""
         Strategy.load_optimizer_state_dict(self, checkpoint)

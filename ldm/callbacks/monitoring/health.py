@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ldm.callbacks.steps import logs, record, stepped
-from ldm.execution.fsdp import whole
+from ldm.execution.fsdp import full_tensor
 from ldm.files import write_json
 
 NVML = find_spec("pynvml") is not None  # what torch asks about the GPU
@@ -133,7 +133,7 @@ def _turn(trainer: Trainer, optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Of all together, over all ranks where each holds a part."""
-    return whole(get_total_norm(tensors))
+    return full_tensor(get_total_norm(tensors))
 
 
 def _plain(values: Any) -> Any:

@@ -21,12 +21,12 @@ import torch.distributed as dist
 from ldm.commands.device_arguments import add_device_arguments
 from ldm.commands.ema import check_lengths
 from ldm.device import DTYPES, choose_precision
-from ldm.drawing.keys import number, one_of, whole
+from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, warnings_on_stderr
 from ldm.evaluation.data import SHAPES, Data, data_of
 from ldm.evaluation.result import Cell, Where, result, save_sheet, write
-from ldm.evaluation.run import Job, measure
+from ldm.evaluation.run import EvaluationJob, measure
 from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
@@ -49,12 +49,12 @@ TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
 
 SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, between commas, make a sweep
-    "steps": (whole(1), "steps of sampling (the model's own)"),
+    "steps": (integer(1), "steps of sampling (the model's own)"),
     "guidance": (number, "guidance scale; 1 is none (the model's own)"),
     "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
     "spacing": (one_of(*SPACINGS), "where the steps lie, such as trailing or karras (the model's own)"),
     "ema-length": (number, "of an average of a run's weights that was trained with ema=power, see `ldm ema`"),
-    "seed": (whole(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
+    "seed": (integer(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
 }
 NUMBERS = (
     ("prompts", 512, 1, "pictures to draw, at most as many as there are captions"),
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", default=TOWERS[0], metavar="W", help="a CLIP, or a .pth of Inception-v3 (the tower that ships)"
     )
-    parser.add_argument("--clip", metavar="W", help="a whole CLIP for the CLIP score (the towers that ship)")
+    parser.add_argument("--clip", metavar="W", help="a complete CLIP for the CLIP score (the towers that ship)")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
     )
@@ -220,12 +220,12 @@ def cells_of(
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         first, length = chosen.pop("seed", 0) * count, chosen.pop("ema-length", None)
-        settings = pipeline.settings.changed(chosen)
+        settings = pipeline.settings.overridden(chosen)
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
         decisive = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
         identity = hashlib.sha256(decisive.encode()).hexdigest()
         folder = parts(args.out) / identity[:16]
-        yield Cell(Job(folder, data.captions, count, args.batch, first, settings), length, identity)
+        yield Cell(EvaluationJob(folder, data.captions, count, args.batch, first, settings), length, identity)
 
 
 def is_done(out: Path, cells: list[Cell]) -> bool:
@@ -242,7 +242,7 @@ def is_done(out: Path, cells: list[Cell]) -> bool:
     return True
 
 
-def draw(jobs: list[Job], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def draw(jobs: list[EvaluationJob], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
     progress = Progress(own, "pictures", f"rank {rank}: " if world > 1 else "", done=own - left)
