@@ -20,9 +20,9 @@ def train(config: DictConfig) -> None:
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from ldm.callbacks.checkpointing.beginning import Beginning
-    from ldm.callbacks.checkpointing.changes import Changes
     from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
     from ldm.callbacks.checkpointing.effective import Effective
+    from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.training.diffusion import DiffusionTraining
@@ -60,7 +60,14 @@ def train(config: DictConfig) -> None:
     told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
     trainer = build(
         config.trainer,
-        callbacks=[Effective(), beginning, Changes(settings, resolved, config.accept_changes), *limit, *chosen, told],
+        callbacks=[
+            Effective(),
+            beginning,
+            SettingsCheck(settings, resolved, config.accept_changes),
+            *limit,
+            *chosen,
+            told,
+        ],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),

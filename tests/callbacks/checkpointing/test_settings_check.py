@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from ldm.callbacks.checkpointing.changes import Changes, differences
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.checkpointing.settings_check import SettingsCheck, differences
 from tests.callbacks.tiny import Batches, Tiny, trainer
 
 SETTINGS = {
@@ -20,13 +20,13 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    trainer(folder, Changes(SETTINGS, SETTINGS), Checkpoint(folder)).fit(Tiny(), Batches())
+    trainer(folder, SettingsCheck(SETTINGS, SETTINGS), Checkpoint(folder)).fit(Tiny(), Batches())
     return folder / "last.ckpt"
 
 
 def resume(checkpoint: Path, accepted: bool = False, **changed: Any) -> None:
     settings = SETTINGS | {group: SETTINGS.get(group, {}) | values for group, values in changed.items()}
-    callback = Changes(settings, settings, accepted)
+    callback = SettingsCheck(settings, settings, accepted)
     trainer(checkpoint.parent, callback, max_steps=5).fit(Tiny(), Batches(), ckpt_path=checkpoint)
 
 
@@ -75,7 +75,7 @@ def test_beside_a_change_that_leads_elsewhere_others_are_not_told(run: Path) -> 
 
 
 def test_a_run_that_is_to_end_before_its_checkpoint_is_refused(run: Path) -> None:
-    callback = Changes(SETTINGS, SETTINGS)
+    callback = SettingsCheck(SETTINGS, SETTINGS)
     with pytest.raises(ValueError, match=r"trainer\.max_steps is 3, but the checkpoint is of step 4: give at least"):
         trainer(run.parent, callback, max_steps=3).fit(Tiny(), Batches(), ckpt_path=run)
 
@@ -90,9 +90,9 @@ def test_a_setting_that_now_refers_to_its_old_value_has_not_changed() -> None:
 
 def test_more_steps_are_no_change_where_the_rate_is_constant(tmp_path: Path) -> None:
     settings = SETTINGS | {"lr": {"_target_": "ldm.training.optim.constant"}}
-    trainer(tmp_path, Changes(settings, settings), Checkpoint(tmp_path)).fit(Tiny(), Batches())
+    trainer(tmp_path, SettingsCheck(settings, settings), Checkpoint(tmp_path)).fit(Tiny(), Batches())
     more = settings | {"trainer": {**SETTINGS["trainer"], "max_steps": 5}}
-    longer = Changes(more, more)
+    longer = SettingsCheck(more, more)
     run = trainer(tmp_path, longer, max_steps=5)
     run.fit(Tiny(), Batches(), ckpt_path=tmp_path / "last.ckpt")
     assert run.global_step == 5

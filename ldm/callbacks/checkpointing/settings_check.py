@@ -21,7 +21,7 @@ DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # to which all curves but a constant one are stretched
 
 
-class Changes(Callback):
+class SettingsCheck(Callback):
     """Keeps the `settings`, nested plain data, in checkpoints, and compares them with those of a run that is resumed.
 
     They are those that were given, with references to others as such; `resolved` has the values of these. Raises
