@@ -21,7 +21,7 @@ def train(config: DictConfig) -> None:
 
     from ldm.callbacks.checkpointing.beginning import Beginning
     from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
-    from ldm.callbacks.checkpointing.effective import Effective
+    from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
@@ -61,7 +61,7 @@ def train(config: DictConfig) -> None:
     trainer = build(
         config.trainer,
         callbacks=[
-            Effective(),
+            EffectiveSettings(),
             beginning,
             SettingsCheck(settings, resolved, config.accept_changes),
             *limit,

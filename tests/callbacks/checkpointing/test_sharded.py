@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.training.optim import cosine
@@ -24,7 +24,7 @@ def train(
     folder: Path, steps: int, resume: Path | None = None, ranks: int = 1, strategy: Any = None, **settings: float
 ) -> EMA:
     ema = EMA(decay=0.9)
-    callbacks = [Effective(), ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
+    callbacks = [EffectiveSettings(), ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
     how: dict[str, Any] = {
         "callbacks": callbacks,
         "enable_checkpointing": True,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.callbacks.monitoring.largest_batch import LargestBatch
 from ldm.data.loading.datamodule import DataModule
 from tests.callbacks.tiny import Tiny, trainer
@@ -43,7 +43,7 @@ def test_it_finds_what_memory_holds_and_the_run_begins_as_if_nothing_had_been_tr
     module, data = Small(), DataModule(Numbered(), {}, 2)
     module.tried, before = [], module.weights()
     find = LargestBatch(mode="binsearch", init_val=1, steps_per_trial=2, max_trials=20)
-    runner = trainer(tmp_path, Effective(), find, max_steps=1)
+    runner = trainer(tmp_path, EffectiveSettings(), find, max_steps=1)
     runner.fit(module, data)
     found = int(re.findall(r"data\.batch_size=(\d+) fits on cpu", capsys.readouterr().out)[0])
     assert found in (10, 11) and module.tried[-1] == found and max(module.tried) > 11  # 10: with room to spare

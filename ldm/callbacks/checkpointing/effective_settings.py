@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 INSTEAD = {Timer: "trainer.max_time", GradientAccumulationScheduler: "data.global_batch"}
 
 
-class Effective(Callback):
+class EffectiveSettings(Callback):
     """Compares hyperparameters, learning rate and batch with those that the config gives, as training starts.
 
     Raises ValueError that names each difference. The config's optimizer and rate are those of an optimizer that the

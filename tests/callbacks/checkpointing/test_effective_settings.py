@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.training.optim import cosine, with_curve
 from tests.training.tiny import fit
 
@@ -41,7 +41,7 @@ class Curved(Plain):
 
 def resume(folder: Path, before: LightningModule, after: LightningModule, *callbacks: Callback, **how: Any) -> Trainer:
     fit(folder, before, 2).save_checkpoint(folder / "2.ckpt")
-    return fit(folder, after, 4, folder / "2.ckpt", callbacks=[*callbacks, Effective()], **how)
+    return fit(folder, after, 4, folder / "2.ckpt", callbacks=[*callbacks, EffectiveSettings()], **how)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_batch_that_is_accumulated_otherwise_is_named(tmp_path: Path) -> None:
 )
 def test_a_callback_that_would_overrule_a_setting_is_refused(tmp_path: Path, callback: Callback, setting: str) -> None:
     with pytest.raises(ValueError, match=f"{type(callback).__name__} .* is not supported: set {setting}"):
-        fit(tmp_path, Curved(), callbacks=[callback, Effective()])
+        fit(tmp_path, Curved(), callbacks=[callback, EffectiveSettings()])
 
 
 @pytest.mark.parametrize("changed", [{}, {"lr": 0.2, "weight_decay": 0.5, "betas": (0.8, 0.9)}])
