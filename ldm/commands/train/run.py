@@ -19,9 +19,9 @@ def train(config: DictConfig) -> None:
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-    from ldm.callbacks.checkpointing.beginning import Beginning
     from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
     from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
+    from ldm.callbacks.checkpointing.run_start import RunStart
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
@@ -49,11 +49,11 @@ def train(config: DictConfig) -> None:
     data = build(config.data.module)
     resumed = checkpoint_to_resume(config.resume, run_dir)
 
-    def begin() -> None:
+    def start() -> None:
         save_run(config, run_dir)
         print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
 
-    beginning = Beginning(begin)
+    run_start = RunStart(start)
     chosen = build_callbacks(config)
     if isinstance(module, DiffusionTraining):
         check_drawn_size(config, module, data, chosen)
@@ -62,7 +62,7 @@ def train(config: DictConfig) -> None:
         config.trainer,
         callbacks=[
             EffectiveSettings(),
-            beginning,
+            run_start,
             SettingsCheck(settings, resolved, config.accept_changes),
             *limit,
             *chosen,
@@ -78,7 +78,7 @@ def train(config: DictConfig) -> None:
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and trainer.global_step == beginning.step:
+    if resumed and trainer.global_step == run_start.step:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
