@@ -14,7 +14,7 @@ PATIENCE = 1.0  # seconds, as `ldm status` holds the lock for an instant while i
 WRITTEN = ("config.yaml", "command.txt", "metrics.json", "checkpoints", "samples", "ema", "skipped", "*.safetensors")
 
 
-class Running(Callback):
+class RunLock(Callback):
     """Holds the lock of `folder` while fitting. Raises ValueError where another process holds it.
 
     Raises FileExistsError at once where a run would write over files there: those of no run, of a run whose
