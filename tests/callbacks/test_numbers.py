@@ -12,10 +12,10 @@ from torch import Tensor
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.monitoring.health import Health
+from ldm.callbacks.monitoring.images_seen import ImagesSeen
 from ldm.callbacks.monitoring.loss_by_noise import LossByNoise
 from ldm.callbacks.monitoring.metrics import Metrics
 from ldm.callbacks.monitoring.progress import Progress
-from ldm.callbacks.monitoring.seen import Seen
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import Curve, read_scalars
 from ldm.training.diffusion import DiffusionTraining
@@ -43,7 +43,7 @@ def module() -> DiffusionTraining:
 def train(folder: Path, batch_size: int, resume: Path | None = None, **how: Any) -> None:
     """Steps of eight samples, of which there are eight."""
     callbacks = [
-        *(EMA(0.5), Throughput(), Progress(), Seen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
+        *(EMA(0.5), Throughput(), Progress(), ImagesSeen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
         Checkpoint(folder / "checkpoints", every_n_train_steps=1, keep=9),
     ]
     logger = CSVLogger(folder, "csv", flush_logs_every_n_steps=1)

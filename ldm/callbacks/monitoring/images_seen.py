@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ldm.callbacks.steps import logs, stepped
 
 
-class Seen(Callback):
+class ImagesSeen(Callback):
     """Logs train/images_seen by all ranks, those of the step included, and "epoch", that over the size of the data set.
 
     Lightning's own epoch counts passes of whole optimizer steps, which are shorter than the training set.
