@@ -11,7 +11,7 @@ from ldm.image import psnr
 from ldm.nn.backbone import trainable
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.diffusion import Batch, ExportedFile, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits
@@ -82,7 +82,7 @@ class AutoencoderTraining(LightningModule):
         return {}
 
     @torch.no_grad()
-    def parts(self) -> list[Part]:
+    def exported_files(self) -> list[ExportedFile]:
         """The autoencoder, its latents normalised by their mean and deviation over the first validation set."""
         batches = [as_float(batch["image"]).to(self.device) for batch in self.trainer.datamodule.val_dataloader()[0]]  # type: ignore[attr-defined]
         means = torch.cat([self.vae.moments(image).chunk(2, dim=1)[0] for image in batches])
@@ -91,4 +91,4 @@ class AutoencoderTraining(LightningModule):
             "shift": [round(x, 4) for x in means.mean((0, 2, 3)).tolist()],
             "scale": [round(1 / x, 4) for x in means.std((0, 2, 3)).tolist()],
         }
-        return [Part("vae", self.vae.state_dict(), {"kind": "vae", "config": config})]
+        return [ExportedFile("vae", self.vae.state_dict(), {"kind": "vae", "config": config})]

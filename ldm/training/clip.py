@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.nn.backbone import trainable
 from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
-from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.diffusion import Batch, ExportedFile, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits
@@ -77,8 +77,9 @@ class ClipTraining(LightningModule):
         """The nearest of a larger batch is harder to find."""
         return {"batch": self.trainer.datamodule.val_batch_size}  # type: ignore[attr-defined]
 
-    def parts(self) -> list[Part]:
+    def exported_files(self) -> list[ExportedFile]:
         towers = {"text_tower": self.clip.text, "image_tower": self.clip.image}
         return [
-            Part(name, tower.state_dict(), {"kind": name, "config": tower.config}) for name, tower in towers.items()
+            ExportedFile(name, tower.state_dict(), {"kind": name, "config": tower.config})
+            for name, tower in towers.items()
         ]

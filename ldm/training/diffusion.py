@@ -37,7 +37,7 @@ OLD_PREFIX = "unet."  # until version 0.1
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportedFile:
     """A file that a run exports: its name, its tensors, and what it says of them (at least "kind" and "config")."""
 
     name: str
@@ -222,11 +222,11 @@ class DiffusionTraining(LightningModule):
         path = {"schedule": self.schedule.config, "prediction": self.prediction.name}
         return {**path, **self.objective.about, "first_stage": fingerprint}
 
-    def parts(self) -> list[Part]:
+    def exported_files(self) -> list[ExportedFile]:
         """The files that a finished run exports."""
         about, frozen = self.about(), self._frozen()
         state = {name: one for name, one in self.backbone.state_dict().items() if PREFIX + name not in frozen}
-        return [Part(about["kind"], state, about)]
+        return [ExportedFile(about["kind"], state, about)]
 
     def about(self) -> dict[str, Any]:
         """The model as plain data: with the trained weights, all that sampling needs to know."""

@@ -78,8 +78,8 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:
 def test_the_exported_autoencoder_has_latents_of_zero_mean_and_unit_deviation(tmp_path: Path) -> None:
     module = training()
     fit(tmp_path, module)
-    (part,) = module.parts()
-    save_network(tmp_path / "vae.safetensors", state=part.state, **part.about)
+    (file,) = module.exported_files()
+    save_network(tmp_path / "vae.safetensors", state=file.state, **file.about)
     vae = cast(VAE, load_network(tmp_path / "vae.safetensors", "vae"))
     images = torch.stack([Pictures(6, seed=1)[index]["image"] for index in range(6)]).float() / 127.5 - 1
     latents = vae.encode(images)

@@ -92,6 +92,6 @@ def test_the_scale_of_every_step_is_at_most_a_hundred(tmp_path: Path) -> None:
 def test_its_parts_are_the_towers() -> None:
     module = training()
     towers = {"text_tower": module.clip.text, "image_tower": module.clip.image}
-    for part, (name, tower) in zip(module.parts(), towers.items(), strict=True):
-        assert part.name == name and part.about == {"kind": name, "config": tower.config}
-        assert native.fingerprint(part.state) == native.fingerprint(tower.state_dict())
+    for file, (name, tower) in zip(module.exported_files(), towers.items(), strict=True):
+        assert file.name == name and file.about == {"kind": name, "config": tower.config}
+        assert native.fingerprint(file.state) == native.fingerprint(tower.state_dict())
