@@ -77,7 +77,7 @@ class AutoencoderTraining(LightningModule):
         log_validation(self, dataloader_idx, {"psnr": psnr(decoded, image)})
 
     @property
-    def ruler(self) -> dict[str, Any]:
+    def validation_meaning(self) -> dict[str, Any]:
         """Nothing but the data decides the meaning of a PSNR."""
         return {}
 

@@ -73,7 +73,7 @@ class ClipTraining(LightningModule):
         log_validation(self, dataloader_idx, found)
 
     @property
-    def ruler(self) -> dict[str, Any]:
+    def validation_meaning(self) -> dict[str, Any]:
         """The nearest of a larger batch is harder to find."""
         return {"batch": self.trainer.datamodule.val_batch_size}  # type: ignore[attr-defined]
 

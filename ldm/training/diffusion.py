@@ -216,7 +216,7 @@ class DiffusionTraining(LightningModule):
         return {"log_snr": self.schedule.log_snr(times), "losses": losses.detach()}
 
     @property
-    def ruler(self) -> dict[str, Any]:
+    def validation_meaning(self) -> dict[str, Any]:
         """What decides the meaning of validation losses besides the data: the objective, and the latents' scale."""
         fingerprint = self.sources["first_stage"]["fingerprint"]
         path = {"schedule": self.schedule.config, "prediction": self.prediction.name}

@@ -22,7 +22,7 @@ class Metrics(Callback):
     """At the end writes `folder`/metrics.json with the numbers of the last validation and the speed, and prints them.
 
     Where Evaluation measures generated images, it writes these numbers together with its own. The provenance records
-    of each validation set how many samples were used, their hash, and the module's `ruler`: plain data that decides
+    of each validation set how many samples were used, their hash, and the module's `validation_meaning`: plain data that decides
     what its validation numbers mean.
     """
 
@@ -67,9 +67,9 @@ class Metrics(Callback):
             return
         self._hashed, self.validated = True, trainer.global_step
         self.validation = {name: float(value) for name, value in found if name.startswith("val/")}
-        ruler: dict[str, Any] = module.ruler  # type: ignore[assignment]
+        validation_meaning: dict[str, Any] = module.validation_meaning  # type: ignore[assignment]
         self.sets = {
-            name: {"count": count, "sha256": f"{self._hashes[name]:064x}", **ruler}
+            name: {"count": count, "sha256": f"{self._hashes[name]:064x}", **validation_meaning}
             for name, count in self._counts.items()
         }
         io = trainer.strategy.checkpoint_io
