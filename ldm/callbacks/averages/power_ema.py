@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.ema.profiles import decay, exponent
 from ldm.execution.fsdp import whole
 from ldm.weights.native import save_network
@@ -78,5 +78,5 @@ class PowerEMA(EMA):
             if not trainer.is_global_zero:
                 continue
             about = module.about() | {"ema": {"length": length, "step": self.updates}}  # type: ignore[operator]
-            with survived(f"THE SNAPSHOT OF STEP {step}"):
+            with tolerate_full_disk(f"THE SNAPSHOT OF STEP {step}"):
                 save_network(self.folder / f"step_{step:08}_length_{length:.3f}.safetensors", state=state, **about)

@@ -21,7 +21,7 @@ from ldm.callbacks.checkpointing.interruption import Interruption, reason, say
 from ldm.callbacks.checkpointing.resuming import align, dealing, validate_again, validation_due
 from ldm.callbacks.checkpointing.time_limit import time_limit
 from ldm.callbacks.find import find
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.callbacks.steps import ending, stepped
 from ldm.files import leftovers
@@ -182,7 +182,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         """Starts to write the copy, now that all that belongs to its step is logged; stops where that was asked."""
         io = self._io(trainer)
         if io.held is not None:
-            with survived("THE LOG"):
+            with tolerate_full_disk("THE LOG"):
                 for logger in trainer.loggers:
                     logger.save()
             held, io.held = io.held, None
@@ -195,7 +195,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         step = self._copied
         kept = f"the older {self.path} is kept" if self.path.exists() else "THERE IS NO OLDER ONE"
         try:
-            with survived(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
+            with tolerate_full_disk(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
                 checkpoint_file.write(path, checkpoint)
                 if path == self._own(step):
                     _also_as(path, self.path)

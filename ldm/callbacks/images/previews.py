@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.images.sampling import drawing
 from ldm.callbacks.steps import stepped
 from ldm.image import grid, pixels, save_png, to_pil
@@ -58,7 +58,7 @@ class Previews(Callback):
             return
         sheet = grid(to_pil(images), self.prompts)
         about = {"step": step, "prompts": self.prompts, "seeds": seeds}
-        with survived("THE PREVIEW"):
+        with tolerate_full_disk("THE PREVIEW"):
             save_png(sheet, self.folder / f"step_{step:06}.png", about)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
