@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.callbacks.images.sampling import Draw, Trained, drawing
+from ldm.callbacks.images.sampling import SampledModule, SampleImages, image_sampler
 from ldm.callbacks.monitoring.metrics import FILE, numbers, recorded, trained
 from ldm.data.sources.shapes import held_out_prompts
 from ldm.files import write_json
@@ -77,8 +77,8 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if not self.prompts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        captions, model = self.captions(), cast(Trained, module)
-        with drawing(trainer, module) as draw:
+        captions, model = self.captions(), cast(SampledModule, module)
+        with image_sampler(trainer, module) as draw:
             images, metrics = self._draw(draw, module, captions)
             samples = encoded(model, self._samples(self.validation), self.batch_size, module.device)
             curve = noise_loss(model.denoiser, samples) if self.validation else None
@@ -100,11 +100,13 @@ class Evaluation(Callback):
             return held_out_prompts(self.prompts)
         return [sample["caption"] for sample in self._samples(self.prompts)]
 
-    def _draw(self, draw: Draw, module: LightningModule, captions: list[str]) -> tuple[Tensor, dict[str, float]]:
+    def _draw(
+        self, draw: SampleImages, module: LightningModule, captions: list[str]
+    ) -> tuple[Tensor, dict[str, float]]:
         """Pictures, the seconds that they took, and how often the network was called for each (NFE)."""
         progress, images = Progress(len(captions), "pictures", "sampling: "), []
         began = time.monotonic()
-        with counting(cast(Trained, module).backbone) as calls:
+        with counting(cast(SampledModule, module).backbone) as calls:
             for start in range(0, len(captions), self.batch_size):
                 prompts = captions[start : start + self.batch_size]
                 images.append(draw(prompts, [self.seed + start + i for i in range(len(prompts))]).cpu())
@@ -116,7 +118,7 @@ class Evaluation(Callback):
         return (self.reference[i] for i in range(min(count, len(self.reference))))  # type: ignore[arg-type]
 
     def _provenance(
-        self, trainer: Trainer, model: Trained, captions: list[str], real: Reference, curve: NoiseLoss | None
+        self, trainer: Trainer, model: SampledModule, captions: list[str], real: Reference, curve: NoiseLoss | None
     ) -> dict[str, Any]:
         data = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
         return Provenance(

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ldm.callbacks.full_disk import tolerate_full_disk
-from ldm.callbacks.images.sampling import drawing
+from ldm.callbacks.images.sampling import image_sampler
 from ldm.callbacks.steps import stepped
 from ldm.image import grid, pixels, save_png, to_pil
 
@@ -52,7 +52,7 @@ class Previews(Callback):
             return
         self._drawn = step
         seeds = [self.seed + i for i in range(len(self.prompts))]
-        with drawing(trainer, module) as draw:
+        with image_sampler(trainer, module) as draw:
             images = draw(self.prompts, seeds)
         if not trainer.is_global_zero:  # it drew along, since each rank may hold but a part of the weights
             return

@@ -19,10 +19,10 @@ from ldm.nn.vae import VAE
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import Settings
 
-Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
+SampleImages = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
 
 
-class Trained(Protocol):
+class SampledModule(Protocol):
     """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
 
     backbone: Backbone
@@ -40,9 +40,9 @@ class Trained(Protocol):
 
 
 @contextmanager
-def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
+def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
     """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
-    model = cast(Trained, module)
+    model = cast(SampledModule, module)
     height, width = model.size
     pipeline = Pipeline(
         model.backbone,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.images.sampling import drawing
+from ldm.callbacks.images.sampling import image_sampler
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
@@ -43,7 +43,7 @@ def test_it_draws_what_a_pipeline_with_the_averaged_weights_draws(tmp_path: Path
     run = trainer(tmp_path, ema, max_steps=3)
     run.fit(module, Batches())
     before = module.weights()
-    with drawing(run, module) as draw:
+    with image_sampler(run, module) as draw:
         images = draw(PROMPTS, SEEDS)
     unet = tiny_unet()
     unet.load_state_dict(ema.averages)
@@ -58,7 +58,7 @@ def test_an_exception_leaves_weights_mode_and_clock_as_training_needs_them(tmp_p
     run = trainer(tmp_path, ema, speed, max_steps=1)
     run.fit(module, Batches())
     before = module.weights()
-    with pytest.raises(ZeroDivisionError), drawing(run, module):
+    with pytest.raises(ZeroDivisionError), image_sampler(run, module):
         assert not module.backbone.training and not torch.equal(module.weights(), before)
         raise ZeroDivisionError
     assert module.backbone.training and torch.equal(module.weights(), before)
