@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.callbacks.images.sampling import SampledModule, SampleImages, image_sampler
-from ldm.callbacks.monitoring.metrics import FILE, numbers, recorded, trained
+from ldm.callbacks.monitoring.metrics import FILE, final_metrics, recorded_provenance, training_provenance
 from ldm.data.sources.shapes import held_out_prompts
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
@@ -70,7 +70,7 @@ class Evaluation(Callback):
 
     def _measured(self) -> int | None:
         """The step whose pictures metrics.json is of, if there is one."""
-        about = recorded(self.folder)
+        about = recorded_provenance(self.folder)
         drawn = about.get("prompts", True) is not None  # None: Metrics wrote it, without pictures
         return about.get("steps") if drawn else None
 
@@ -88,7 +88,7 @@ class Evaluation(Callback):
         starts = range(0, len(images), self.batch_size)
         rows = [self.ruler.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts]
         together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real) | numbers(trainer)
+        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real) | final_metrics(trainer)
         provenance = self._provenance(trainer, model, captions, real, curve)
         self._write(images, captions, metrics, provenance, curve)
         files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"
@@ -135,7 +135,7 @@ class Evaluation(Callback):
             seed=model.seed,
             clip=None if self.ruler.clip is None else self.ruler.clip.fingerprint,
             validation=None if curve is None else curve.about | {"data": data["sha256"]},
-            **trained(trainer),
+            **training_provenance(trainer),
         ).plain()
 
     def _write(

@@ -77,22 +77,22 @@ class Metrics(Callback):
             io.held[1]["callbacks"][self.state_key] = self.state_dict()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or recorded(self.folder).get("steps") == trainer.global_step:
+        if not trainer.is_global_zero or recorded_provenance(self.folder).get("steps") == trainer.global_step:
             return
-        metrics, provenance = numbers(trainer), Provenance(seed=self.seed, **trained(trainer)).plain()
+        metrics, provenance = final_metrics(trainer), Provenance(seed=self.seed, **training_provenance(trainer)).plain()
         write_json(self.folder / FILE, {"metrics": metrics, "provenance": provenance})
         for name, value in metrics.items():
             print(f"{name:32} {value:.4g}")
         print(f"{'files':32} {self.folder}")
 
 
-def recorded(folder: Path) -> dict[str, Any]:
+def recorded_provenance(folder: Path) -> dict[str, Any]:
     """The provenance of the numbers in a run's folder; {} where there are none."""
     file = folder / FILE
     return dict(json.loads(file.read_text())["provenance"]) if file.is_file() else {}
 
 
-def numbers(trainer: Trainer) -> dict[str, float]:
+def final_metrics(trainer: Trainer) -> dict[str, float]:
     """The last validation, images per second and seconds of training, as far as the run's callbacks measured them."""
     metrics, speed = find(trainer, Metrics), find(trainer, Throughput)
     found = {} if metrics is None else dict(metrics.validation)
@@ -101,7 +101,7 @@ def numbers(trainer: Trainer) -> dict[str, float]:
     return found
 
 
-def trained(trainer: Trainer) -> dict[str, Any]:
+def training_provenance(trainer: Trainer) -> dict[str, Any]:
     """What the Provenance of any numbers records of the training and of the machine."""
     metrics, ema, device = find(trainer, Metrics), find(trainer, EMA), trainer.strategy.root_device
     return {
