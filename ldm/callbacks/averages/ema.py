@@ -76,14 +76,14 @@ class EMA(Callback):
         """Puts the averages where the weights are: here they have reached it under every strategy."""
         self._step = trainer.global_step
         for track in self.tracks:
-            for name, weight in trained(module).items():
+            for name, weight in trainable_weights(module).items():
                 start = spread_like(track[name].to(weight.device), weight) if name in track else weight.detach()
                 track[name] = start.to(self.device or weight.device, self.dtype, copy=True)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step != self._step:  # the others only accumulate gradients
             self._step = trainer.global_step
-            self.update(trained(module))
+            self.update(trainable_weights(module))
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._swap_in(module)
@@ -121,12 +121,12 @@ class EMA(Callback):
             raise RuntimeError("the averages are in place of the weights already")
         if not self.averages:  # training has not begun
             return
-        for name, parameter in trained(module).items():  # an average of its type and device is not copied
+        for name, parameter in trainable_weights(module).items():  # an average of its type and device is not copied
             self._weights.append(exchange(parameter, self.averages[name].to(parameter)))
 
     def _swap_out(self, module: LightningModule) -> None:
         # fewer weights than parameters, or none, where swapping in was cut short or training has not begun
-        for parameter, weight in zip(trained(module).values(), self._weights, strict=False):
+        for parameter, weight in zip(trainable_weights(module).values(), self._weights, strict=False):
             exchange(parameter, weight)
         self._weights = []
 
@@ -138,7 +138,7 @@ def round_randomly(value: Tensor, draw: torch.Generator) -> Tensor:
     return (bits & ~0xFFFF).view(torch.float32).bfloat16()  # bits beyond bfloat16's are cut off
 
 
-def trained(module: LightningModule) -> dict[str, nn.Parameter]:
+def trainable_weights(module: LightningModule) -> dict[str, nn.Parameter]:
     """The weights that are trained and averaged, by name."""
     weights: dict[str, nn.Parameter] = module.trainable()  # type: ignore[operator]
     return weights
