@@ -10,13 +10,13 @@ def stepped(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
-def logs(trainer: Trainer, step: int) -> bool:
+def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether Lightning hands what is logged at this step, counted from 1, to the loggers."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
 
 
-def record(trainer: Trainer, values: Mapping[str, float]) -> None:
+def log_last_step(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Gives the loggers numbers of the step that was just taken, which they count from 0, as Lightning does.
 
     `module.log` would repeat an old value at a step that has none.
@@ -25,7 +25,7 @@ def record(trainer: Trainer, values: Mapping[str, float]) -> None:
         logger.log_metrics(dict(values), trainer.global_step - 1)
 
 
-def ending(trainer: Trainer) -> bool:
+def is_final_batch(trainer: Trainer) -> bool:
     """Whether this was the run's last batch."""
     last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
     done = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)

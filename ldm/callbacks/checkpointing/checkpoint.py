@@ -23,7 +23,7 @@ from ldm.callbacks.checkpointing.time_limit import time_limit
 from ldm.callbacks.find import find
 from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.monitoring.throughput import Throughput
-from ldm.callbacks.steps import ending, stepped
+from ldm.callbacks.steps import is_final_batch, stepped
 from ldm.files import leftovers
 
 
@@ -130,10 +130,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     ) -> None:
         if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
             return
-        self.interruption.patient = not ending(trainer)
+        self.interruption.patient = not is_final_batch(trainer)
         self._exit_code = self._asked(trainer)
         on_time = trainer.global_step % self.every_n_train_steps == 0
-        if on_time or ending(trainer) or self._exit_code or validation_due(trainer):
+        if on_time or is_final_batch(trainer) or self._exit_code or validation_due(trainer):
             self._copy(trainer)
             if speed := find(trainer, Throughput):
                 speed.work()
@@ -151,7 +151,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._write(trainer)
-        if ending(trainer):  # what is written then are the weights themselves, in whose place others soon put averages
+        if is_final_batch(
+            trainer
+        ):  # what is written then are the weights themselves, in whose place others soon put averages
             self._wait()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -175,7 +177,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             return
         self._wait()
         self._copied = trainer.global_step
-        with self._io(trainer).holding(copy=not ending(trainer)):
+        with self._io(trainer).holding(copy=not is_final_batch(trainer)):
             trainer.save_checkpoint(self._own(self._copied), weights_only=False)
 
     def _write(self, trainer: Trainer) -> None:

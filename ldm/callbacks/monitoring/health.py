@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ldm.callbacks.steps import logs, record, stepped
+from ldm.callbacks.steps import is_logged, log_last_step, stepped
 from ldm.execution.fsdp import whole
 from ldm.files import write_json
 
@@ -58,7 +58,7 @@ class Health(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """The norm is that before clipping, which Lightning does after this; then the next step's rate is set."""
-        logged = logs(trainer, trainer.global_step + 1)
+        logged = is_logged(trainer, trainer.global_step + 1)
         self._values = {"lr": float(optimizer.param_groups[0]["lr"])} if logged else {}
         losses, batches = torch.stack(self._losses).float(), self._batches
         self._losses, self._batches = [], []
@@ -78,7 +78,7 @@ class Health(Callback):
     ) -> None:
         if self._before:
             self._updates.append(self._part_of_update())
-        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+        if not (is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
         values, self._values = self._values, {}
         values["skipped"] = self.skipped
@@ -88,7 +88,7 @@ class Health(Callback):
             self._updates = []
         if module.device.type == "cuda" and NVML:
             values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
-        record(trainer, {f"train/{name}": float(value) for name, value in values.items()})
+        log_last_step(trainer, {f"train/{name}": float(value) for name, value in values.items()})
 
     def _part_of_update(self) -> Tensor:
         """The norm of what the step changed in the weights whose turn it is."""

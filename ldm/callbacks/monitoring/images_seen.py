@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.steps import logs, stepped
+from ldm.callbacks.steps import is_logged, stepped
 
 
 class ImagesSeen(Callback):
@@ -17,7 +17,7 @@ class ImagesSeen(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+        if not (is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         seen = torch.tensor(data.seen, dtype=torch.float64)  # float32 is exact only up to 16.8 million

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ldm.callbacks.steps import logs, record, stepped
+from ldm.callbacks.steps import is_logged, log_last_step, stepped
 
 EDGES = (-8, -6, -4, -2, 0, 2, 4, 6, 8)  # log-SNR; the same for every schedule, so that curves can be compared
 RANGES = ("below_-8", *(f"{low}_to_{high}" for low, high in pairwise(EDGES)), "above_8")
@@ -39,8 +39,8 @@ class LossByNoise(Callback):
         if "log_snr" not in outputs:
             return
         self._training = self._training.to(outputs["losses"].device) + _sums(outputs)
-        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
-            record(trainer, _means(trainer, self._training, "train"))
+        if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
+            log_last_step(trainer, _means(trainer, self._training, "train"))
             self._training = _nothing()
 
     def on_validation_batch_end(
@@ -60,7 +60,7 @@ class LossByNoise(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         for name, total in self._validation.items():
-            record(trainer, _means(trainer, total, f"val/{name}"))
+            log_last_step(trainer, _means(trainer, total, f"val/{name}"))
         self._validation = {}
 
 

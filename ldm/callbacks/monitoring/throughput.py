@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.steps import logs, stepped
+from ldm.callbacks.steps import is_logged, stepped
 
 
 class Throughput(Callback):
@@ -48,7 +48,7 @@ class Throughput(Callback):
     ) -> None:
         self._lap()
         self.images += images_in(batch, trainer.world_size)
-        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
+        if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             images, seconds, waited = self._logged
             passed = self.seconds - seconds
             module.log("train/images_per_second", (self.images - images) / passed)
