@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint_file import STEP
 from ldm.callbacks.checkpointing.interruption import Interruption, reason, say
-from ldm.callbacks.checkpointing.resuming import align, dealing, validate_again, validation_due
+from ldm.callbacks.checkpointing.resuming import align_progress, batch_split, run_missed_validation, validation_due
 from ldm.callbacks.checkpointing.time_limit import time_limit
 from ldm.callbacks.find import find
 from ldm.callbacks.full_disk import tolerate_full_disk
@@ -111,10 +111,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._failure: Exception | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dealing"] = dealing(trainer)
+        checkpoint["dealing"] = batch_split(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        align(trainer, checkpoint)
+        align_progress(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._copied = self._written = trainer.global_step
@@ -123,7 +123,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             for left in leftovers(self.path.parent, self._is_own):  # by a process killed while it wrote
                 left.unlink()
         self.interruption.watch(time_limit(trainer))
-        validate_again(trainer)
+        run_missed_validation(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
