@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint_file import STEP
-from ldm.callbacks.checkpointing.interruption import Interruption, reason, say
+from ldm.callbacks.checkpointing.interruption import Interruption, stop_cause, write_stderr
 from ldm.callbacks.checkpointing.resuming import align_progress, batch_split, run_missed_validation, validation_due
 from ldm.callbacks.checkpointing.time_limit import time_limit
 from ldm.callbacks.find import find
@@ -130,7 +130,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     ) -> None:
         if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
             return
-        self.interruption.patient = not is_final_batch(trainer)
+        self.interruption.graceful = not is_final_batch(trainer)
         self._exit_code = self._asked(trainer)
         on_time = trainer.global_step % self.every_n_train_steps == 0
         if on_time or is_final_batch(trainer) or self._exit_code or validation_due(trainer):
@@ -139,7 +139,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
                 speed.work()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.interruption.patient:  # else the run would count as finished without this validation
+        if self.interruption.graceful:  # else the run would count as finished without this validation
             self._write(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -242,7 +242,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.is_global_zero:
             step = trainer.global_step
             saved = "" if self._written == step else ", which could not be saved"
-            say(f"stopped by {reason(self._exit_code)} after step {step}{saved}: resume={self.path} goes on from there")
+            write_stderr(
+                f"stopped by {stop_cause(self._exit_code)} after step {step}{saved}: resume={self.path} goes on from there"
+            )
         raise SystemExit(self._exit_code)
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:

@@ -12,11 +12,11 @@ TIMEOUT = 124  # the exit code of timeout(1) where the time is over
 
 
 class Interruption:
-    """Notes the first signal after `watch`, until `restore`; any once `patient` is False ends the process."""
+    """Notes the first signal after `watch`, until `restore`; any once `graceful` is False ends the process."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.patient = True
+        self.graceful = True
         self._deadline = math.inf
         self._process = os.getpid()
         self._handlers: dict[signal.Signals, Any] = {}
@@ -26,11 +26,11 @@ class Interruption:
         """The exit code to stop with after this step; 0 where nothing asks for it, as after the last step."""
         if self.signal:
             return 128 + self.signal
-        return TIMEOUT if self.patient and time.monotonic() > self._deadline else 0
+        return TIMEOUT if self.graceful and time.monotonic() > self._deadline else 0
 
     def watch(self, seconds: float = math.inf) -> None:
         """From now on, and for so many seconds."""
-        self.signal, self.patient, self._process = None, True, os.getpid()
+        self.signal, self.graceful, self._process = None, True, os.getpid()
         self._deadline = time.monotonic() + seconds
         self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
@@ -44,18 +44,18 @@ class Interruption:
         if os.getpid() != self._process:  # a loader's worker, which works on until the run ends
             return
         name = signal.Signals(number).name
-        if self.signal or not self.patient:
-            say(f"{name}: stopped at once")
+        if self.signal or not self.graceful:
+            write_stderr(f"{name}: stopped at once")
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
-        say(f"{name}: saving a checkpoint after this step; a second signal stops at once")
+        write_stderr(f"{name}: saving a checkpoint after this step; a second signal stops at once")
 
 
-def reason(code: int) -> str:
+def stop_cause(code: int) -> str:
     """What asked for an exit code of `Interruption`."""
     return "trainer.max_time" if code == TIMEOUT else signal.Signals(code - 128).name
 
 
-def say(text: str) -> None:
+def write_stderr(text: str) -> None:
     """A line on stderr, also within a handler, where print must not be called."""
     os.write(2, f"\n{text}\n".encode())

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from ldm.callbacks.checkpointing.interruption import say
+from ldm.callbacks.checkpointing.interruption import write_stderr
 
 GRACE = 10.0  # seconds in which a rank may end by itself, with an error of its own, after another one failed
 
@@ -58,7 +58,7 @@ class Watchdog(Callback):
         text = " ".join(str(exception).split())
         told = f"rank {trainer.global_rank} of {trainer.world_size} failed: {type(exception).__name__}: {text}"
         first = self._store.compare_set("failed", "", told).decode()
-        say(told if first == told else f"{first} (and so rank {trainer.global_rank} had to stop)")
+        write_stderr(told if first == told else f"{first} (and so rank {trainer.global_rank} had to stop)")
 
     def _move(self) -> None:
         self._batches += 1
@@ -77,7 +77,7 @@ class Watchdog(Callback):
             except RuntimeError:  # the store lives in rank 0
                 told, patience = "rank 0 is gone", GRACE
             if told is not None and not self._over.wait(patience):
-                say(f"{told} (and so rank {rank} had to stop)")
+                write_stderr(f"{told} (and so rank {rank} had to stop)")
                 os._exit(1)  # the main thread waits within an operation that nothing else can end
 
     def _stuck(self, rank: int, ranks: int) -> str:
