@@ -216,7 +216,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         """Counts what all ranks have written: some may still be writing this step, or have failed to."""
         found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.fullmatch(file.name))]
         steps = sorted({one for one, _ in found if one <= step}, reverse=True)
-        whole = (one for one in steps if checkpoint_file.is_whole(self._own(one)))
+        whole = (one for one in steps if checkpoint_file.is_complete(self._own(one)))
         oldest = min(islice(whole, self.keep), default=0)
         for one, file in found:
             if one < oldest and not (self.keep_every and one % self.keep_every == 0):

@@ -46,7 +46,7 @@ def damage(path: str | Path) -> str | None:
     return None
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether it can be opened and no rank's file is missing; what is in them is not looked at."""
     try:
         return bool(_files(path))
