@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from ldm.callbacks.checkpointing.interruption import TIMEOUT
 from ldm.commands.train.messages import is_refusal, sentence
-from ldm.commands.train.overrides import checked
+from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
 from ldm.commands.train.sweep import forget_ranks, in_sweep, waiting
 from ldm.report.runs import is_finished
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     sys.argv[1:] = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it at an end
     try:
-        sys.argv[1:] = checked(sys.argv[1:], CONF)
+        sys.argv[1:] = check_overrides(sys.argv[1:], CONF)
     except (ValueError, HydraException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)

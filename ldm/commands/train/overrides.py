@@ -26,7 +26,7 @@ ELSEWHERE_IN_SWEEPS = {
 }
 
 
-def checked(arguments: list[str], conf: Path) -> list[str]:
+def check_overrides(arguments: list[str], conf: Path) -> list[str]:
     """The arguments as Hydra takes them.
 
     Raises ValueError for an option that no group has, a key that the config does not have, with the nearest right
@@ -49,7 +49,7 @@ def checked(arguments: list[str], conf: Path) -> list[str]:
             options = _options(override)
             for option in options:
                 if option not in groups[name]:
-                    raise ValueError(f"{name}={option} does not exist; {nearest(option, groups[name])}")
+                    raise ValueError(f"{name}={option} does not exist; {suggestion(option, groups[name])}")
             if override.is_sweep_override():  # keys are looked for in its first option
                 chosen += [f"{name}={option}" for option in options[:1]]
             else:
@@ -64,7 +64,7 @@ def checked(arguments: list[str], conf: Path) -> list[str]:
         elif owners := [] if override.is_add() else _owners(name, groups, conf):
             raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
         elif not override.is_add():
-            raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
+            raise ValueError(f"there is no key {name}; {suggestion(name, sorted(values.keys() | groups.keys()))}")
     _check_read(overrides, sweep, conf)
     return arguments
 
@@ -173,7 +173,7 @@ def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{prefix}{name}.")
 
 
-def nearest(name: str, names: list[str]) -> str:
+def suggestion(name: str, names: list[str]) -> str:
     """A hint: the most similar of `names`, or some of them."""
     leaf = {full.rpartition(".")[2]: full for full in reversed(names)}
     close = difflib.get_close_matches(name, names, 1) or [

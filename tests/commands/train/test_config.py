@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.messages import is_refusal, sentence
-from ldm.commands.train.overrides import checked, nearest
+from ldm.commands.train.overrides import check_overrides, suggestion
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import Waiting, sweep_folder, waiting
 from ldm.diffusion.schedule import from_config
@@ -54,7 +54,7 @@ def options(group: str) -> list[str]:
     ],
 )
 def test_what_the_config_has_is_let_through(line: str) -> None:
-    checked([line] if '"' in line else line.split(), CONF)
+    check_overrides([line] if '"' in line else line.split(), CONF)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_the_config_has_is_let_through(line: str) -> None:
 )
 def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: str) -> None:
     with pytest.raises(ValueError) as refusal:
-        checked(line.split(), CONF)
+        check_overrides(line.split(), CONF)
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
 
 
@@ -123,7 +123,7 @@ def test_what_it_lacks_is_refused_with_the_nearest_right_name(line: str, told: s
 )
 def test_a_setting_that_would_be_ignored_is_refused(line: str, told: str) -> None:
     with pytest.raises(ValueError) as refusal:
-        checked(line.split(), CONF)
+        check_overrides(line.split(), CONF)
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
 
 
@@ -147,7 +147,7 @@ def test_a_setting_that_would_be_ignored_is_refused(line: str, told: str) -> Non
     ],
 )
 def test_an_added_setting_that_something_reads_is_let_through(line: str) -> None:
-    checked(line.split(), CONF)
+    check_overrides(line.split(), CONF)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_added_setting_that_something_reads_is_let_through(line: str) -> None
 )
 def test_a_value_of_another_type_is_refused_by_its_key(line: str, told: str) -> None:
     with pytest.raises(ValueError) as refusal:
-        checked(line.split(), CONF)
+        check_overrides(line.split(), CONF)
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
 
 
@@ -193,7 +193,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(line: str, told: str) -> 
     ],
 )
 def test_a_value_that_may_be_meant_is_let_through(line: str) -> None:
-    checked(line.split(), CONF)
+    check_overrides(line.split(), CONF)
 
 
 CHOICES = [(e, g, o) for e in options("experiment") for g in ("lr", "ema", "optimizer") for o in options(g)]
@@ -238,8 +238,8 @@ def test_schedules_are_changed_and_changed_again_from_the_command_line() -> None
 
 
 def test_where_nothing_is_near_few_names_are_listed_and_many_are_not() -> None:
-    assert nearest("zzz", ["a", "b"]) == "there are: a, b"
-    assert nearest("zzz", [f"key{i}" for i in range(31)]) == "python train.py --cfg job prints every key"
+    assert suggestion("zzz", ["a", "b"]) == "there are: a, b"
+    assert suggestion("zzz", [f"key{i}" for i in range(31)]) == "python train.py --cfg job prints every key"
 
 
 def test_a_key_without_a_default_must_be_given() -> None:
