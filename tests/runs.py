@@ -21,7 +21,7 @@ ALONE = ("metrics=none", "logger=none", "name=test")  # nothing but the training
 
 def run(folder: Path, *overrides: str) -> Path:
     """Trains in a folder, and returns it."""
-    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quieten"):
+    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quiet_logging"):
         train.train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
     return folder
 

@@ -305,7 +305,7 @@ def test_a_run_out_of_time_is_not_finished_and_trains_on_until_it_is(
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a sweep in this process: its exit code, and the folders of its runs."""
-    monkeypatch.setattr("ldm.commands.train.run.quieten", lambda: None)
+    monkeypatch.setattr("ldm.commands.train.run.quiet_logging", lambda: None)
     own = (
         "-m",
         "--config-path",

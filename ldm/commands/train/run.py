@@ -34,13 +34,13 @@ def train(config: DictConfig) -> None:
         check(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
-    settle(config)
+    fill_in_settings(config)
     settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
     OmegaConf.resolve(config)
     resolved: Any = OmegaConf.to_container(config)
     check(config)
     check_parallel(config, torch.cuda.is_available())
-    quieten()
+    quiet_logging()
     torch.set_float32_matmul_precision("high")
     seed_everything(config.seed, verbose=False)
 
@@ -84,7 +84,7 @@ def train(config: DictConfig) -> None:
         print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
 
 
-def settle(config: DictConfig) -> None:
+def fill_in_settings(config: DictConfig) -> None:
     """Replaces what a config leaves open by what it comes to: the precision of this machine, and the defaults of the
     sampler's options."""
     from ldm.sampling.driver import SAMPLERS
@@ -96,7 +96,7 @@ def settle(config: DictConfig) -> None:
             config.sampler.options = options_of(SAMPLERS[config.sampler.name]) | dict(config.sampler.options)
 
 
-def quieten() -> None:
+def quiet_logging() -> None:
     """Keeps advice on settings that are as they should be off the screen, and warnings to one line each."""
     from lightning.fabric.utilities.warnings import PossibleUserWarning
 
