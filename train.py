@@ -16,7 +16,7 @@ from ldm.callbacks.checkpointing.interruption import TIMEOUT
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
-from ldm.commands.train.sweep import forget_ranks, in_sweep, waiting
+from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
 from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"
@@ -26,7 +26,7 @@ CONF = Path(__file__).parent / "conf"
 def main(config: DictConfig) -> None:
     sweep, environment = HydraConfig.get().mode == RunMode.MULTIRUN, dict(os.environ)
     try:
-        if sweep and is_finished(in_sweep(config, Path(__file__))):
+        if sweep and is_finished(set_sweep_folder(config, Path(__file__))):
             return print(f"{config.run_dir} is finished, and not run again")
         train(config)
     except KeyboardInterrupt:
@@ -45,8 +45,8 @@ def main(config: DictConfig) -> None:
         sys.exit(told)
     finally:
         if sweep:
-            waiting(Path(config.run_dir)).unlink(missing_ok=True)
-            forget_ranks(environment)
+            waiting_mark(Path(config.run_dir)).unlink(missing_ok=True)
+            reset_ranks(environment)
 
 
 if __name__ == "__main__":

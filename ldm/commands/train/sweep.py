@@ -44,7 +44,7 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
     return next(iter(parent.glob(f"*_{digest}")), parent / f"{readable}_{digest}")
 
 
-class Waiting(Callback):
+class WaitingMarks(Callback):
     """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more.
 
     Their names begin with what the sweep varies.
@@ -70,7 +70,7 @@ class Waiting(Callback):
             with suppress(ValueError):  # for a key that was not given: the run itself says so
                 check_given(job)
                 folders.append(sweep_folder(job, parent, label))
-        marks = [waiting(folder) for folder in folders if not folder.exists()]
+        marks = [waiting_mark(folder) for folder in folders if not folder.exists()]
         for folder in {mark.parent for mark in marks}:
             folder.parent.mkdir(parents=True, exist_ok=True)
             others = is_locked(folder.parent)
@@ -82,12 +82,12 @@ class Waiting(Callback):
             mark.touch()
 
 
-def waiting(run_dir: Path) -> Path:
+def waiting_mark(run_dir: Path) -> Path:
     """The mark of a run that has not begun."""
     return run_dir.parent / WAITING / run_dir.name
 
 
-def in_sweep(config: DictConfig, script: Path) -> Path:
+def set_sweep_folder(config: DictConfig, script: Path) -> Path:
     """Gives the run of a sweep its folder, named by what decides its result, in which it goes on."""
     hydra_config = HydraConfig.get()
     check_given(config)
@@ -102,7 +102,7 @@ def in_sweep(config: DictConfig, script: Path) -> Path:
     return run_dir
 
 
-def forget_ranks(environment: dict[str, str]) -> None:
+def reset_ranks(environment: dict[str, str]) -> None:
     """Takes back what a run on several ranks leaves in this process, and the next run of a sweep would take for its."""
     if os.environ == environment:
         return

@@ -16,7 +16,7 @@ from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, suggestion
 from ldm.commands.train.run_folder import hyperparameters, save_run
-from ldm.commands.train.sweep import Waiting, sweep_folder, waiting
+from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 from ldm.files import is_locked
@@ -337,13 +337,13 @@ def test_the_runs_of_a_sweep_that_are_not_there_wait_under_the_names_that_they_w
         for seed, kind in cells
     ]
     folders[0].mkdir()
-    left = waiting(tmp_path / "of a sweep that was stopped")
+    left = waiting_mark(tmp_path / "of a sweep that was stopped")
     left.parent.mkdir()
     left.touch()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        Waiting().on_multirun_start(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
-    assert {*(tmp_path / ".waiting").iterdir()} == {waiting(folder) for folder in folders[1:]}
+        WaitingMarks().on_multirun_start(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
+    assert {*(tmp_path / ".waiting").iterdir()} == {waiting_mark(folder) for folder in folders[1:]}
     assert is_locked(tmp_path)
 
 
