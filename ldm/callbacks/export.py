@@ -1,4 +1,4 @@
-"""The trained networks as files of their own."""
+"""Exports the trained networks as model files at the end of a run."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +13,7 @@ from ldm.weights.native import save_network
 
 
 class Export(Callback):
-    """Writes `folder`/NAME.safetensors at the end, with EMA weights if there are any, for each of the module's
-    `exported_files`."""
+    """Writes each of the module's `exported_files` to `folder`/NAME.safetensors, with EMA weights if there are any."""
 
     def __init__(self, folder: str | Path, dtype: str = "float32") -> None:
         self.folder, self.dtype = Path(folder), getattr(torch, dtype)

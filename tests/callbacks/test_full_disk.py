@@ -5,13 +5,13 @@ import pytest
 from ldm.callbacks.full_disk import tolerate_full_disk
 
 
-def test_a_full_disk_is_told_and_survived_also_behind_another_error() -> None:
+def test_a_full_disk_only_warns_even_if_another_error_wraps_it() -> None:
     with (
-        pytest.warns(UserWarning, match="PICTURE WAS NOT SAVED, because the disk is full"),
-        tolerate_full_disk("THE PICTURE"),
+        pytest.warns(UserWarning, match="image was not saved because the disk is full"),
+        tolerate_full_disk("the image"),
     ):
         raise OSError(errno.ENOSPC, "no space")
-    with pytest.warns(UserWarning, match="THE PICTURE"), tolerate_full_disk("THE PICTURE"):
+    with pytest.warns(UserWarning, match="the image"), tolerate_full_disk("the image"):
         try:
             raise OSError(errno.EDQUOT, "no quota")
         except OSError as error:
@@ -19,5 +19,5 @@ def test_a_full_disk_is_told_and_survived_also_behind_another_error() -> None:
 
 
 def test_other_errors_are_raised() -> None:
-    with pytest.raises(PermissionError), tolerate_full_disk("THE PICTURE"):
+    with pytest.raises(PermissionError), tolerate_full_disk("the image"):
         raise PermissionError(errno.EACCES, "not yours")

@@ -1,4 +1,4 @@
-"""What is done once, when a run is known to be what its config says."""
+"""Runs a function once when training starts, after every check of the run has passed."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RunStart(Callback):
-    """Calls `start` on the first rank as training starts, or before the work of the end where no step is left.
+    """Calls `start` on rank 0 when training starts, or before the final work of a run that has no step left.
 
-    Whatever refuses a checkpoint has done so by then, so that the folder of a refused run stays as it was. `step` is
-    the optimizer step from which the run trains.
+    All checks of a checkpoint come earlier, so that a refused run leaves its folder unchanged. `step` is the optimizer
+    step at which training starts.
     """
 
     def __init__(self, start: Callable[[], object]) -> None:

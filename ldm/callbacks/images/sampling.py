@@ -1,4 +1,4 @@
-"""Drawing pictures in the midst of training."""
+"""Samples images from a LightningModule during training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +23,7 @@ SampleImages = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → 
 
 
 class SampledModule(Protocol):
-    """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
+    """What a LightningModule needs for sampling with it; `sampling` holds its Settings except the size."""
 
     backbone: Backbone
     schedule: Schedule
@@ -41,7 +41,7 @@ class SampledModule(Protocol):
 
 @contextmanager
 def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
-    """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
+    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any."""
     model = cast(SampledModule, module)
     height, width = model.size
     pipeline = Pipeline(
@@ -54,14 +54,14 @@ def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleI
         model.denoiser.time,
     )
 
-    def draw(prompts: list[str], seeds: list[int]) -> Tensor:
+    def sample(prompts: list[str], seeds: list[int]) -> Tensor:
         return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
     ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
     with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
         model.backbone.eval()
         try:
-            yield draw
+            yield sample
         finally:
             model.backbone.train(training)
             if speed is not None:

@@ -1,4 +1,4 @@
-"""How much of the data a run has trained on."""
+"""Logs how much of the data a run has trained on."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from ldm.callbacks.steps import is_logged, stepped
 
 
 class ImagesSeen(Callback):
-    """Logs train/images_seen by all ranks, those of the step included, and "epoch", that over the size of the data set.
+    """Logs train/images_seen (all ranks, including this step) and "epoch" (images seen / size of the data set).
 
-    Lightning's own epoch counts passes of whole optimizer steps, which are shorter than the training set.
+    Lightning's own epoch is shorter than the training set, because it consists of complete optimizer steps.
     """
 
     def on_train_batch_end(
