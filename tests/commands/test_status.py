@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.__main__ import main
-from ldm.commands.train.sweep import waiting
+from ldm.commands.train.sweep import waiting_mark
 from ldm.files import LOCK, lock
 from tests.report.made import made_run
 
@@ -70,8 +70,8 @@ def test_looks_are_some_time_apart(seconds: str, tmp_path: Path, capsys: pytest.
 
 
 def mark(run: Path) -> None:
-    waiting(run).parent.mkdir(exist_ok=True)
-    waiting(run).touch()
+    waiting_mark(run).parent.mkdir(exist_ok=True)
+    waiting_mark(run).touch()
 
 
 def test_runs_of_a_sweep_that_have_not_begun_are_waiting_while_it_lives(
