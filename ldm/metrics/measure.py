@@ -26,7 +26,7 @@ Rows = dict[str, Tensor]  # by what was measured; a picture is a row
 
 
 @dataclass(frozen=True)
-class Ruler:
+class ImageMetrics:
     """What pictures are measured with; with `composition` captions are of shapes, and each picture is checked.
 
     `resamples` and `infinity` are those of `distances`.
@@ -54,7 +54,7 @@ class Ruler:
             rows["verdicts"] = verdicts(images, captions)
         return rows
 
-    def metrics(self, rows: Rows, captions: Sequence[str], size: Sequence[int], real: Reference) -> dict[str, float]:
+    def compute(self, rows: Rows, captions: Sequence[str], size: Sequence[int], real: Reference) -> dict[str, float]:
         """Of all pictures, whose `size` is (height, width), against the real ones."""
         found = composition(rows["verdicts"], captions) if self.composition else {}
         found |= self._distances(rows["features"], size, real)

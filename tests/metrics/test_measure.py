@@ -7,7 +7,7 @@ from ldm.data.sources.shapes import held_out_prompts, parse, place, render
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.composition import PARTS, accuracy, verdicts
 from ldm.metrics.fid import feature_fid
-from ldm.metrics.measure import Ruler, composition, counting, report
+from ldm.metrics.measure import ImageMetrics, composition, counting, report
 from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.reference import Reference
 
@@ -31,25 +31,25 @@ def real(count: int) -> Reference:
 
 
 def test_rows_of_batches_give_the_metrics_of_all_pictures() -> None:
-    ruler, images, texts = Ruler(Means()), pictures(10), ["x"] * 10  # type: ignore[arg-type]
-    parts = [ruler.rows(images[:7], texts[:7]), ruler.rows(images[7:], texts[7:])]
+    image_metrics, images, texts = ImageMetrics(Means()), pictures(10), ["x"] * 10  # type: ignore[arg-type]
+    parts = [image_metrics.rows(images[:7], texts[:7]), image_metrics.rows(images[7:], texts[7:])]
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    found = ruler.metrics(rows, texts, (8, 8), real(20))
+    found = image_metrics.compute(rows, texts, (8, 8), real(20))
     assert found["fid"] == pytest.approx(feature_fid(real(20).features, Means()(images)), rel=1e-9)
     assert found.keys() == {"fid", "kid", "precision", "recall"}
 
 
 def test_the_clip_score_is_of_the_rows_cosines() -> None:
     cosines = torch.tensor([0.2, -0.1, 0.5, 0.3])
-    ruler = Ruler(Means(), clip=lambda images, texts: cosines)  # type: ignore[arg-type]
-    rows = ruler.rows(pictures(4), ["x"] * 4)
+    image_metrics = ImageMetrics(Means(), clip=lambda images, texts: cosines)  # type: ignore[arg-type]
+    rows = image_metrics.rows(pictures(4), ["x"] * 4)
     score = ClipScore()
     score.update(cosines)
-    assert ruler.metrics(rows, ["x"] * 4, (8, 8), real(4))["clip_score"] == float(score.compute())
+    assert image_metrics.compute(rows, ["x"] * 4, (8, 8), real(4))["clip_score"] == float(score.compute())
 
 
 def test_features_that_are_not_finite_are_refused_when_they_are_made() -> None:
-    broken = Ruler(lambda images: torch.full((len(images), 3), torch.nan))  # type: ignore[arg-type]
+    broken = ImageMetrics(lambda images: torch.full((len(images), 3), torch.nan))  # type: ignore[arg-type]
     broken.features.mean = torch.zeros(1)
     with pytest.raises(ValueError, match="2 of 2 generated pictures have features that are NaN"):
         broken.rows(pictures(2), ["x"] * 2)

@@ -17,7 +17,7 @@ from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
 from ldm.metrics.clip_score import ClipSimilarity
 from ldm.metrics.features import Features
-from ldm.metrics.measure import Ruler, counting, report
+from ldm.metrics.measure import ImageMetrics, counting, report
 from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference, data_about, pictures_of, reference
@@ -55,7 +55,7 @@ class Evaluation(Callback):
         cache: str | Path | None = None,
     ) -> None:
         self.folder, self.reference = Path(folder), reference
-        self.ruler = Ruler(features, clip, composition, resamples, infinity)
+        self.image_metrics = ImageMetrics(features, clip, composition, resamples, infinity)
         self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
         self.count = min(count, len(reference))  # type: ignore[arg-type]
         self.validation, self.cache = validation, cache
@@ -82,13 +82,15 @@ class Evaluation(Callback):
             images, metrics = self._draw(draw, module, captions)
             samples = encoded(model, self._samples(self.validation), self.batch_size, module.device)
             curve = noise_loss(model.denoiser, samples) if self.validation else None
-        self.ruler.to(module.device)
+        self.image_metrics.to(module.device)
         pictures = pictures_of(self.reference, self.count, self.batch_size)
-        real = reference(self.cache, self.ruler.features, pictures, data_about(self.reference, self.count))
+        real = reference(self.cache, self.image_metrics.features, pictures, data_about(self.reference, self.count))
         starts = range(0, len(images), self.batch_size)
-        rows = [self.ruler.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts]
+        rows = [
+            self.image_metrics.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts
+        ]
         together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real) | numbers(trainer)
+        metrics |= self.image_metrics.compute(together, captions, list(images.shape[2:]), real) | numbers(trainer)
         provenance = self._provenance(trainer, model, captions, real, curve)
         self._write(images, captions, metrics, provenance, curve)
         files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"
@@ -96,7 +98,7 @@ class Evaluation(Callback):
 
     def captions(self) -> list[str]:
         """What is drawn: as many prompts as asked for, or as the reference has captions."""
-        if self.ruler.composition:
+        if self.image_metrics.composition:
             return held_out_prompts(self.prompts)
         return [sample["caption"] for sample in self._samples(self.prompts)]
 
@@ -120,18 +122,20 @@ class Evaluation(Callback):
     ) -> dict[str, Any]:
         data = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
         return Provenance(
-            feature_network=self.ruler.features.about,
+            feature_network=self.image_metrics.features.about,
             reference=data,
             prompts={
                 "count": len(captions),
-                "from": "ldm.data.shapes.held_out_prompts" if self.ruler.composition else "captions of the reference",
+                "from": "ldm.data.shapes.held_out_prompts"
+                if self.image_metrics.composition
+                else "captions of the reference",
                 "sha256": text_hash(captions),
                 "seeds": [self.seed, self.seed + len(captions) - 1],
             },
             sampling={**model.sampling, "size": list(model.size)},
             size=list(model.size),
             seed=model.seed,
-            clip=None if self.ruler.clip is None else self.ruler.clip.fingerprint,
+            clip=None if self.image_metrics.clip is None else self.image_metrics.clip.fingerprint,
             validation=None if curve is None else curve.about | {"data": data["sha256"]},
             **trained(trainer),
         ).plain()
