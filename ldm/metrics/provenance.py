@@ -127,7 +127,7 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def picture_hash(images: Tensor, captions: Sequence[str] = ()) -> int:
+def image_hash(images: Tensor, captions: Sequence[str] = ()) -> int:
     """Of pictures uint8 (b, 3, h, w), or their moments, perhaps with captions, in any order: the sum of their SHA-256,
     so that ranks' hashes add up.
     """

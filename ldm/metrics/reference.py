@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ldm.files import atomic_write
 from ldm.metrics.features import Features
-from ldm.metrics.provenance import add_hashes, commit, picture_hash
+from ldm.metrics.provenance import add_hashes, commit, image_hash
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Reference:
 def data_about(dataset: Dataset[dict[str, Any]], count: int) -> dict[str, Any]:
     """Plain data that names the first `count` samples; their first pictures tell data sets of one kind apart."""
     first = torch.stack([dataset[i]["image"] for i in range(min(4, count))])
-    return {"data": type(dataset).__name__, "count": count, "begins": f"{picture_hash(first):064x}"}
+    return {"data": type(dataset).__name__, "count": count, "begins": f"{image_hash(first):064x}"}
 
 
-def pictures_of(dataset: Dataset[dict[str, Any]], count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def image_batches(dataset: Dataset[dict[str, Any]], count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `count` pictures in batches, with their ids."""
     for start in range(0, count, batch_size):
         ids = range(start, min(start + batch_size, count))
@@ -64,7 +64,7 @@ def _measure(network: Features, batches: Iterable[tuple[Tensor, Tensor]], identi
     for images, batch_ids in batches:
         features.append(network(images.to(network.mean.device)).cpu())
         ids.append(batch_ids.cpu())
-        digest = add_hashes(digest, picture_hash(images))
+        digest = add_hashes(digest, image_hash(images))
         sizes.add(tuple(images.shape[2:]))
     if not features:
         raise ValueError("there are no real pictures to compare with; the reference data are empty")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.metrics.provenance import Provenance, add_hashes, incomparable, picture_hash, text_hash
+from ldm.metrics.provenance import Provenance, add_hashes, image_hash, incomparable, text_hash
 
 PROVENANCE: dict[str, Any] = {
     "feature_network": {"network": "ImageTower", "fingerprint": "a" * 64, "resize": "bicubic", "size": 64},
@@ -83,17 +83,17 @@ def test_a_validation_whose_meaning_is_recorded_of_one_only_is_not_compared() ->
 
 def test_a_hash_of_pictures_with_captions_tells_swapped_ones_apart() -> None:
     images = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)
-    both = picture_hash(images, ["red", "blue"])
-    assert both == add_hashes(picture_hash(images[1:], ["blue"]), picture_hash(images[:1], ["red"]))
-    assert len({both, picture_hash(images, ["blue", "red"]), picture_hash(images)}) == 3
+    both = image_hash(images, ["red", "blue"])
+    assert both == add_hashes(image_hash(images[1:], ["blue"]), image_hash(images[:1], ["red"]))
+    assert len({both, image_hash(images, ["blue", "red"]), image_hash(images)}) == 3
 
 
 def test_a_hash_of_pictures_is_that_of_its_parts_in_any_order() -> None:
     images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert picture_hash(images) == add_hashes(picture_hash(images[3:]), picture_hash(images[:3]))
-    assert picture_hash(images) != picture_hash(images[:4])
-    assert picture_hash(images) != picture_hash(images.transpose(2, 3))
-    assert picture_hash(torch.zeros(1, 3, 2, 8, dtype=torch.uint8)) != picture_hash(
+    assert image_hash(images) == add_hashes(image_hash(images[3:]), image_hash(images[:3]))
+    assert image_hash(images) != image_hash(images[:4])
+    assert image_hash(images) != image_hash(images.transpose(2, 3))
+    assert image_hash(torch.zeros(1, 3, 2, 8, dtype=torch.uint8)) != image_hash(
         torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     )
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ldm.data.sources.shapes import Shapes
 from ldm.metrics.features import Features
-from ldm.metrics.provenance import picture_hash
-from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.metrics.provenance import image_hash
+from ldm.metrics.reference import data_about, image_batches, reference
 
 IMAGES = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 DATA = {"data": "pictures", "count": 5}
@@ -38,7 +38,7 @@ def test_a_file_stands_in_for_the_pictures(tmp_path: Path) -> None:
     assert torch.equal(made.features, network()(IMAGES)) and torch.equal(again.features, made.features)
     assert again.ids.tolist() == [0, 1, 2, 3, 4]
     assert again.about == made.about
-    assert made.about["sha256"] == f"{picture_hash(IMAGES):064x}" and made.about["size"] == [4, 4]
+    assert made.about["sha256"] == f"{image_hash(IMAGES):064x}" and made.about["size"] == [4, 4]
 
 
 def test_a_file_of_other_data_or_another_network_is_refused(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_no_pictures_and_pictures_of_several_sizes_are_refused() -> None:
 
 def test_the_first_pictures_come_in_batches_with_their_ids() -> None:
     shapes = Shapes(0, length=9)
-    images, ids = zip(*pictures_of(shapes, 7, 3), strict=True)
+    images, ids = zip(*image_batches(shapes, 7, 3), strict=True)
     assert [part.tolist() for part in ids] == [[0, 1, 2], [3, 4, 5], [6]]
     assert torch.equal(torch.cat(images)[6], shapes[6]["image"])
 

@@ -20,7 +20,7 @@ from ldm.metrics.features import Features
 from ldm.metrics.measure import ImageMetrics, counting, report
 from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
 from ldm.metrics.provenance import Provenance, text_hash
-from ldm.metrics.reference import Reference, data_about, pictures_of, reference
+from ldm.metrics.reference import Reference, data_about, image_batches, reference
 from ldm.metrics.summary import table
 from ldm.progress import Progress
 
@@ -83,7 +83,7 @@ class Evaluation(Callback):
             samples = encoded(model, self._samples(self.validation), self.batch_size, module.device)
             curve = noise_loss(model.denoiser, samples) if self.validation else None
         self.image_metrics.to(module.device)
-        pictures = pictures_of(self.reference, self.count, self.batch_size)
+        pictures = image_batches(self.reference, self.count, self.batch_size)
         real = reference(self.cache, self.image_metrics.features, pictures, data_about(self.reference, self.count))
         starts = range(0, len(images), self.batch_size)
         rows = [

@@ -34,7 +34,7 @@ from ldm.metrics.inception import inception_features
 from ldm.metrics.measure import ImageMetrics
 from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
-from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
 from ldm.pipeline.pipeline import Pipeline
 from ldm.progress import Progress, clear
@@ -150,7 +150,7 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
         return
     if not rank:
         own = parts(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
-        pictures = pictures_of(data.pictures, count, args.batch)
+        pictures = image_batches(data.pictures, count, args.batch)
         real = reference(args.reference or own, image_metrics.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):

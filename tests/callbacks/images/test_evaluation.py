@@ -17,7 +17,7 @@ from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy
 from ldm.metrics.features import ClipFeatures
 from ldm.metrics.fid import fid
-from ldm.metrics.provenance import picture_hash, text_hash
+from ldm.metrics.provenance import image_hash, text_hash
 from ldm.nn.clip import ImageTower
 from tests.callbacks.painted import Model, Painter
 from tests.callbacks.tiny import Batches, trainer
@@ -87,7 +87,7 @@ def test_the_provenance_says_what_it_takes_to_measure_again(tmp_path: Path, pain
 def test_the_provenance_names_what_was_measured_with_what(tmp_path: Path, painter: type[Painter]) -> None:
     provenance = evaluate(tmp_path)["provenance"]
     reference = Shapes(0, "held_out", length=20)
-    digest = picture_hash(torch.stack([reference[i]["image"] for i in range(20)]))
+    digest = image_hash(torch.stack([reference[i]["image"] for i in range(20)]))
     assert provenance["reference"]["sha256"] == f"{digest:064x}"
     assert provenance["prompts"]["sha256"] == text_hash(held_out_prompts(16))
     assert provenance["feature_network"] == features().about
