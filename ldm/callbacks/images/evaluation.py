@@ -17,10 +17,10 @@ from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
 from ldm.metrics.clip_score import ClipSimilarity
 from ldm.metrics.features import Features
-from ldm.metrics.measure import Ruler, counting, report
+from ldm.metrics.measure import ImageMetrics, counting, report
 from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
 from ldm.metrics.provenance import Provenance, text_hash
-from ldm.metrics.reference import Reference, data_about, pictures_of, reference
+from ldm.metrics.reference import Reference, data_about, image_batches, reference
 from ldm.metrics.summary import table
 from ldm.progress import Progress
 
@@ -55,7 +55,7 @@ class Evaluation(Callback):
         cache: str | Path | None = None,
     ) -> None:
         self.folder, self.reference = Path(folder), reference
-        self.image_metrics = Ruler(features, clip, composition, resamples, infinity)
+        self.image_metrics = ImageMetrics(features, clip, composition, resamples, infinity)
         self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
         self.count = min(count, len(reference))  # type: ignore[arg-type]
         self.validation, self.cache = validation, cache
@@ -83,14 +83,14 @@ class Evaluation(Callback):
             samples = encoded(model, self._reference_samples(self.validation), self.batch_size, module.device)
             curve = noise_loss(model.denoiser, samples) if self.validation else None
         self.image_metrics.to(module.device)
-        pictures = pictures_of(self.reference, self.count, self.batch_size)
+        pictures = image_batches(self.reference, self.count, self.batch_size)
         real = reference(self.cache, self.image_metrics.features, pictures, data_about(self.reference, self.count))
         starts = range(0, len(images), self.batch_size)
         rows = [
             self.image_metrics.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts
         ]
         values = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-        metrics |= self.image_metrics.metrics(values, captions, list(images.shape[2:]), real) | final_metrics(trainer)
+        metrics |= self.image_metrics.compute(values, captions, list(images.shape[2:]), real) | final_metrics(trainer)
         provenance = self._provenance(trainer, model, captions, real, curve)
         self._write(images, captions, metrics, provenance, curve)
         files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"

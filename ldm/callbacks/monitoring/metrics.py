@@ -13,7 +13,7 @@ from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
 from ldm.callbacks.find import find
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.files import write_json
-from ldm.metrics.provenance import Provenance, add_hashes, picture_hash
+from ldm.metrics.provenance import Provenance, add_hashes, image_hash
 
 FILE = "metrics.json"
 
@@ -59,7 +59,7 @@ class Metrics(Callback):
         self._counts[name] = self._counts.get(name, 0) + len(batch["id"])
         if not self._hashed:
             content = batch["image"] if "image" in batch else batch["moments"]
-            self._hashes[name] = add_hashes(self._hashes.get(name, 0), picture_hash(content, batch.get("caption", ())))
+            self._hashes[name] = add_hashes(self._hashes.get(name, 0), image_hash(content, batch.get("caption", ())))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = trainer.callback_metrics.items()  # on every rank, because this may reduce them

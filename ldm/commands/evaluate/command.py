@@ -31,10 +31,10 @@ from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
 from ldm.metrics.inception import inception_features
-from ldm.metrics.measure import Ruler
+from ldm.metrics.measure import ImageMetrics
 from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
-from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
 from ldm.pipeline.pipeline import Pipeline
 from ldm.progress import Progress, clear
@@ -142,22 +142,22 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]
     about = data_about(data.pictures, count)
-    ruler = ruler_of(args)
-    ruler.to(pipeline.device)
-    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *ruler_about(args, ruler)]))
+    image_metrics = image_metrics_of(args)
+    image_metrics.to(pipeline.device)
+    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *image_metrics_about(args, image_metrics)]))
     if is_done(args.out, cells):
         print(f"{args.out} holds this evaluation already")
         return
     if not rank:
-        own = parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
-        pictures = pictures_of(data.pictures, count, args.batch)
-        real = reference(args.reference or own, ruler.features, pictures, about)
+        own = parts(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
+        pictures = image_batches(data.pictures, count, args.batch)
+        real = reference(args.reference or own, image_metrics.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
             weights = averaged(Path(args.model), length)  # of an adapter only those that it trains
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
-        draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
+        draw([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
         if args.validation and not rank:
             samples = (data.pictures[i] for i in range(min(args.validation, count)))
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
@@ -165,7 +165,7 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
         dist.barrier()
     if not rank:
         where = Where(args.model, args.data, fingerprint, pipeline.device, args.precision)
-        finish(args.out, cells, [result(cell, where, ruler, real, curves.get(cell.length)) for cell in cells])
+        finish(args.out, cells, [result(cell, where, image_metrics, real, curves.get(cell.length)) for cell in cells])
 
 
 def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
@@ -195,14 +195,20 @@ def listed(name: str, text: str) -> list[Any]:
     return values
 
 
-def ruler_of(args: argparse.Namespace) -> Ruler:
+def image_metrics_of(args: argparse.Namespace) -> ImageMetrics:
     features: Features = (inception_features if args.features.endswith(".pth") else clip_features)(args.features)
     clip = clip_similarity(args.clip) if args.clip else clip_similarity(*TOWERS)
-    return Ruler(features, clip, args.data == SHAPES, args.resamples, args.infinity)
+    return ImageMetrics(features, clip, args.data == SHAPES, args.resamples, args.infinity)
 
 
-def ruler_about(args: argparse.Namespace, ruler: Ruler) -> list[Any]:
-    return [ruler.features.about, ruler.clip and ruler.clip.fingerprint, args.resamples, args.infinity, args.validation]
+def image_metrics_about(args: argparse.Namespace, image_metrics: ImageMetrics) -> list[Any]:
+    return [
+        image_metrics.features.about,
+        image_metrics.clip and image_metrics.clip.fingerprint,
+        args.resamples,
+        args.infinity,
+        args.validation,
+    ]
 
 
 def averaged(run: Path, length: float) -> dict[str, Any]:
@@ -242,13 +248,13 @@ def is_done(out: Path, cells: list[Cell]) -> bool:
     return True
 
 
-def draw(jobs: list[EvaluationJob], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def draw(jobs: list[EvaluationJob], pipeline: Pipeline, image_metrics: ImageMetrics, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
     progress = Progress(own, "pictures", f"rank {rank}: " if world > 1 else "", done=own - left)
     try:
         for job in jobs:
-            for count in measure(job, pipeline, ruler, rank, world):
+            for count in measure(job, pipeline, image_metrics, rank, world):
                 progress.step(count)
     except KeyboardInterrupt:
         clear()

@@ -17,7 +17,7 @@ from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy
 from ldm.metrics.features import ClipFeatures
 from ldm.metrics.fid import fid
-from ldm.metrics.provenance import picture_hash, text_hash
+from ldm.metrics.provenance import image_hash, text_hash
 from ldm.nn.clip import ImageTower
 from tests.callbacks.painted import Model, Painter
 from tests.callbacks.tiny import Batches, trainer
@@ -89,7 +89,7 @@ def test_the_provenance_has_everything_needed_to_repeat_the_evaluation(tmp_path:
 def test_the_provenance_identifies_the_data_and_the_feature_network(tmp_path: Path, painter: type[Painter]) -> None:
     provenance = evaluate(tmp_path)["provenance"]
     reference = Shapes(0, "held_out", length=20)
-    digest = picture_hash(torch.stack([reference[i]["image"] for i in range(20)]))
+    digest = image_hash(torch.stack([reference[i]["image"] for i in range(20)]))
     assert provenance["reference"]["sha256"] == f"{digest:064x}"
     assert provenance["prompts"]["sha256"] == text_hash(held_out_prompts(16))
     assert provenance["feature_network"] == features().about
@@ -111,7 +111,7 @@ def test_the_first_images_are_saved_as_tiles_for_ldm_compare(tmp_path: Path, pai
 
 
 def test_too_few_images_for_fid_and_kid_cause_a_warning(tmp_path: Path, painter: type[Painter]) -> None:
-    with pytest.warns(UserWarning, match="no FID, KID, precision or recall from 3 generated and 20 real pictures"):
+    with pytest.warns(UserWarning, match="FID, KID, precision and recall are skipped: .* not 3 generated and 20 real"):
         metrics = evaluate(tmp_path, prompts=3)["metrics"]
     assert "fid" not in metrics and "accuracy" in metrics
 
