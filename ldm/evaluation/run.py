@@ -60,7 +60,9 @@ class Measured:
     images: Tensor
 
 
-def measure(job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, rank: int = 0, world: int = 1) -> Iterator[int]:
+def measure(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, rank: int = 0, world: int = 1
+) -> Iterator[int]:
     """Draws and measures the rank's batches that are to do; gives the number of pictures of each when it is done."""
     for ids in job.todo(rank, world):
         captions = job.captions(ids)

@@ -33,7 +33,7 @@ class ClipSimilarity(nn.Module):
 
 
 def clip_similarity(image: str, text: str | None = None) -> ClipSimilarity:
-    """Loads CLIP from the path of a complete model, see `ldm.weights.recognise`, or from the paths of its two towers."""
+    """Loads CLIP from the path of a full model, see `ldm.weights.recognise`, or from the paths of its two towers."""
     return ClipSimilarity(text_encoder(image if text is None else text).network, clip_features(image))
 
 

@@ -41,7 +41,9 @@ def done(batches: Iterator[int]) -> list[int]:
     return list(batches)
 
 
-def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics) -> None:
+def test_a_row_is_of_its_prompt_drawn_from_its_seed(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
     assert done(measure(job, pipeline, image_metrics)) == [3, 3, 1]
     found = collect(job)
     images = pipeline(captions(range(3, 6)), seeds=[13, 14, 15], steps=2, batch_size=3).images
@@ -51,7 +53,9 @@ def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: EvaluationJob, pipeline
     assert found.calls == 7 * 2 * 2 and found.seconds > 0  # guidance calls the network for two samples a step
 
 
-def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics) -> None:
+def test_a_stopped_job_goes_on_with_the_batch_it_was_in(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
     whole = replace(job, folder=job.folder.with_name("whole"))
     done(measure(whole, pipeline, image_metrics))
     begun = measure(job, pipeline, image_metrics)
@@ -63,7 +67,9 @@ def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: EvaluationJob, pipe
     assert torch.equal(collect(job).rows["features"], collect(whole).rows["features"])
 
 
-def test_ranks_share_the_batches_and_give_the_same_rows(job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics) -> None:
+def test_ranks_share_the_batches_and_give_the_same_rows(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
     alone = replace(job, folder=job.folder.with_name("alone"))
     done(measure(alone, pipeline, image_metrics))
     assert [done(measure(job, pipeline, image_metrics, rank, 2)) for rank in (1, 0)] == [[3], [3, 1]]

@@ -81,7 +81,9 @@ def test_the_shards_together_equal_the_checkpoint_of_one_process(halves: Path, t
 
 
 def test_models_are_read_from_shards_and_exported_with_ema_weights(halves: Path) -> None:
-    of_checkpoint, exported = (open_contents(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors"))
+    of_checkpoint, exported = (
+        open_contents(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors")
+    )
     assert all(map(torch.equal, of_checkpoint.parameters(), exported.parameters()))
 
 
