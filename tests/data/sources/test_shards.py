@@ -158,8 +158,8 @@ def test_others_are_not_read_where_nothing_is_lacking(folder: Path) -> None:
     [
         ({"b.png": None}, "a.tar has no picture for b$"),
         ({"b.txt": None}, "a.tar has no .txt or .json for b$"),
-        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as a picture"),
-        ({"b.png": picture()[:45]}, "^b in .*a.tar cannot be read as a picture"),
+        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as an image"),
+        ({"b.png": picture()[:45]}, "^b in .*a.tar cannot be read as an image"),
         ({"b.txt": b"caf\xe9"}, "^b.txt in .*a.tar is not UTF-8"),
     ],
 )
