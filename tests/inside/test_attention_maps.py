@@ -90,9 +90,8 @@ def test_a_map_is_the_mean_over_the_selected_layers_heads_and_steps(pipeline):
     weights = first_weights(pipeline, PROMPT, seed=5)
     maps = word_maps(pipeline, PROMPT, seed=5, layers=["up"], heads=[1], steps=[0])
     assert maps.words == PROMPT.split()
-    selected = torch.stack([attention[1] for layer, attention in weights.items() if layer.startswith("up.")]).mean(
-        0
-    )  # (n, h, w)
+    of_head_1 = [attention[1] for layer, attention in weights.items() if layer.startswith("up.")]
+    selected = torch.stack(of_head_1).mean(0)  # (n, h, w)
     assert len(selected) == 16 and len(weights) > 2
     expected = interpolate(selected[None], (8, 8), mode="bilinear")[0, 1 : 1 + len(maps.words)]
     torch.testing.assert_close(maps.maps, expected)
@@ -134,10 +133,7 @@ def test_the_figure_has_the_image_and_a_map_for_each_word(pipeline):
     "wrong, message",
     [
         ({"prompt": " "}, "the prompt has no words"),
-        (
-            {"layers": ["mid", "sideways"]},
-            r"layers are \['mid', 'sideways'\], .* a prefix of one of down.1.0",
-        ),
+        ({"layers": ["mid", "sideways"]}, r"layers are \['mid', 'sideways'\], .* a prefix of one of down.1.0"),
         ({"layers": []}, r"layers are \[\]"),
         ({"heads": [2]}, r"heads are \[2\], but this UNet's layers have heads 0 to 1"),
         ({"heads": []}, r"heads are \[\]"),
