@@ -1,4 +1,4 @@
-"""Changes to a denoising network after its weights are read, and before it is trained or used."""
+"""Adapters: changes to a pretrained denoising network, made before it is trained or used."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,9 +13,9 @@ class Adapter(Protocol):
         """The adapter as plain data: its name in `ADAPTERS` and its settings."""
 
     def adapt(self, backbone: Backbone) -> None:
-        """Changes the network in place: adds layers, and decides which weights require gradients.
+        """Changes the network in place: adds layers and sets which weights require gradients.
 
-        Raises ValueError where nothing of the network matches.
+        Raises ValueError if nothing in the network matches the settings.
         """
 
 
@@ -23,7 +23,7 @@ ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly}
 
 
 def from_config(config: dict[str, Any]) -> Adapter:
-    """The adapter that a `config` describes. Raises ValueError for an unknown name or settings."""
+    """Builds an adapter from its `config`. Raises ValueError for an unknown name or invalid settings."""
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in ADAPTERS:
@@ -31,4 +31,4 @@ def from_config(config: dict[str, Any]) -> Adapter:
     try:
         return ADAPTERS[name](**settings)
     except TypeError as error:
-        raise ValueError(f"the adapter {name} cannot be made with {settings}: {error}") from error
+        raise ValueError(f"the adapter {name} cannot be built with {settings}: {error}") from error

@@ -1,4 +1,4 @@
-"""Training a part of a network's weights, and leaving the others as they are."""
+"""An adapter that trains some of the network's weights and freezes the others."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -18,12 +18,12 @@ class TrainOnly:
         return {"name": "train_only", "names": self.names}
 
     def adapt(self, backbone: Backbone) -> None:
-        chosen = 0
+        trainable = 0
         for name, weight in backbone.named_parameters():
             weight.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.names))
-            chosen += weight.requires_grad
-        if not chosen:
-            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name, _ in backbone.named_parameters()))
+            trainable += weight.requires_grad
+        if not trainable:
+            prefixes = ", ".join(dict.fromkeys(name.partition(".")[0] for name, _ in backbone.named_parameters()))
             raise ValueError(
-                f"adapter.names={self.names} matches no weight of this {backbone.kind}, whose names begin with {known}"
+                f"adapter.names={self.names} matches no weight of this {backbone.kind}: its names begin with {prefixes}"
             )

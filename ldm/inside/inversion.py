@@ -1,4 +1,4 @@
-"""From a picture back to the noise that DDIM draws it from (Song et al. 2021, section 4.3)."""
+"""DDIM inversion: finds the noise from which DDIM generates a given image (Song et al. 2021, section 4.3)."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from ldm.sampling.one_step import ddim
 
 @dataclass(frozen=True)
 class Inversion:
-    """The noise (1, z, h, w) of a picture, and what DDIM draws from it; pictures are uint8 (3, H, W).
+    """The noise (1, z, h, w) of an image, and DDIM's reconstruction from it; images are uint8 (3, H, W).
 
-    `psnr` (dB) compares the reconstruction with the original; `first_stage_psnr`, that of the first stage's round
-    trip, is what an inversion without any error would reach.
+    `psnr` (dB) compares the reconstruction with the original. `first_stage_psnr` is that of encoding and decoding
+    alone, which an exact inversion would reach.
     """
 
     noise: Tensor
@@ -37,41 +37,41 @@ class Inversion:
 def ddim_inversion(
     pipeline: Pipeline, image: ImageInput, prompt: str = "", steps: int = 50, refinements: int = 0
 ) -> Inversion:
-    """Walks a picture, scaled and cropped to the pipeline's size, to its noise and back, without guidance.
+    """Inverts an image, scaled and cropped to the pipeline's size, and reconstructs it, both without guidance.
 
-    A prompt that describes the picture helps. See `invert` for `refinements`.
+    A prompt that describes the image improves the result. See `invert` for `refinements`.
     """
     items = image_requests(prompt, "", None, 1.0, image)
     originals, _ = source_tensors(items, pipeline.settings.size, pipeline.device)
     if originals is None:
-        raise ValueError("there is no image to invert: give a PIL picture or a uint8 tensor (3, h, w)")
-    with _in_use(pipeline):
+        raise ValueError("there is no image to invert: give a PIL image or a uint8 tensor (3, h, w)")
+    with _on_device(pipeline):
         x0 = pipeline.first_stage.encode(from_uint8(originals))
-        ceiling = to_uint8(pipeline.first_stage.decode(x0))
+        round_trip = to_uint8(pipeline.first_stage.decode(x0))
         noise = invert(_denoise(pipeline, prompt), x0, sampling_grid(pipeline, steps), refinements)
-    drawn = sample_from_noise(pipeline, noise, prompt, steps)
-    reached = psnr(from_uint8(torch.stack((drawn, ceiling[0].cpu()))), from_uint8(originals.cpu())).tolist()
-    return Inversion(noise, originals[0].cpu(), drawn, *reached)
+    reconstruction = sample_from_noise(pipeline, noise, prompt, steps)
+    images = from_uint8(torch.stack((reconstruction, round_trip[0].cpu())))
+    return Inversion(noise, originals[0].cpu(), reconstruction, *psnr(images, from_uint8(originals.cpu())).tolist())
 
 
 @torch.no_grad()
 def sample_from_noise(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
-    """What DDIM draws from latent noise (1, z, h, w) without guidance, uint8 (3, H, W).
+    """Generates an image, uint8 (3, H, W), from latent noise (1, z, h, w) by DDIM without guidance.
 
-    From a picture's own noise and another prompt that is the picture, edited.
+    With the noise of an inverted image and another prompt, the result is an edit of that image.
     """
-    with _in_use(pipeline):
+    with _on_device(pipeline):
         x0 = sample(ddim, _denoise(pipeline, prompt), noise, sampling_grid(pipeline, steps))
         return to_uint8(pipeline.first_stage.decode(x0))[0].cpu()
 
 
 @torch.no_grad()
 def invert(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> Tensor:
-    """The state at the grid's first point from which DDIM walks to x, the state at its last.
+    """Returns the state at the grid's first point from which DDIM reaches x, the state at its last.
 
-    A step back from s to t asks for the slope at its end, which is unknown: x itself is the first guess, and each
-    refinement evaluates again where the last one led (Pan et al. 2023). The error of the way there and back is of
-    order 1 + refinements in the step, each of which costs one call of the denoiser a step.
+    A step back from s to t needs the slope at its end, which is unknown: it is first evaluated at x, then by each
+    refinement at the end of the previous attempt (Pan et al. 2023). The round-trip error is of order 1 + refinements
+    in the step size, and each refinement costs one call of the denoiser per step.
     """
     if refinements < 0:
         raise ValueError(f"refinements is {refinements}, but must be 0 or more")
@@ -84,7 +84,7 @@ def invert(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> Ten
     return x
 
 
-def _in_use(pipeline: Pipeline) -> AbstractContextManager[None]:
+def _on_device(pipeline: Pipeline) -> AbstractContextManager[None]:
     return pipeline.offload.using(pipeline.text_encoder, pipeline.backbone, pipeline.first_stage)
 
 

@@ -59,9 +59,9 @@ def blocks(width: int, layers: int, heads: int, activation: str, causal: bool) -
     """Returns the blocks of a tower with CLIP's initialisation, which scales the layers that add to the residual stream
     by 1/sqrt(2·layers)."""
     if width % heads:
-        raise ValueError(f"A tower of width {width} cannot be split into {heads} heads: choose a divisor of the width.")
+        raise ValueError(f"a tower of width {width} cannot be split into {heads} heads: choose a divisor of the width")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"The activation is '{activation}', but must be one of {', '.join(ACTIVATIONS)}.")
+        raise ValueError(f"the activation is '{activation}', but must be one of {', '.join(ACTIVATIONS)}")
     tower = nn.ModuleList(Block(width, heads, activation, causal) for _ in range(layers))
     residual = (2 * layers) ** -0.5
     for block in tower.children():
@@ -77,7 +77,7 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
     """Raises ValueError unless the ids increase strictly and are in the vocabulary."""
     ids = list(token_ids)
     if not ids or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise ValueError(f"token_ids must be at least one id, strictly increasing, from 0 to {vocab_size - 1}.")
+        raise ValueError(f"token_ids must be at least one id, strictly increasing, from 0 to {vocab_size - 1}")
 
 
 class TextTower(nn.Module):
@@ -139,7 +139,7 @@ class TextTower(nn.Module):
         """Returns the number of layers that `forward` runs with this `skip`. Raises ValueError if it is zero."""
         skipped = self.skip + skip
         if not 0 <= skipped < len(self.blocks):
-            raise ValueError(f"A text tower of {len(self.blocks)} layers cannot skip {skipped} of them.")
+            raise ValueError(f"a text tower of {len(self.blocks)} layers cannot skip {skipped} of them")
         return len(self.blocks) - skipped
 
     def pooled(self, tokens: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class TextTower(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Projects captions (b, n) to the joint embedding space: (b, p), not normalised."""
         if self.projection is None:
-            raise ValueError("This text tower has no projection: build it with projection=P to compare with images.")
+            raise ValueError("this text tower has no projection: build it with projection=P to compare with images")
         return self.projection(self.pooled(tokens))
 
     def unknown_tokens(self, tokens: Tensor) -> list[int]:
@@ -163,7 +163,7 @@ class TextTower(nn.Module):
     def _hidden(self, tokens: Tensor, layers: int) -> Tensor:
         n = tokens.shape[1]
         if n > self.context:
-            raise ValueError(f"The captions have {n} tokens, but this text tower takes at most {self.context}.")
+            raise ValueError(f"the captions have {n} tokens, but this text tower takes at most {self.context}")
         x = self.token_embedding(self._rows(tokens)) + self.position_embedding[:n]
         for block in self.blocks[:layers]:
             x = block(x)
@@ -196,7 +196,7 @@ class ImageTower(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"Images of {size} pixels cannot be cut into patches of {patch} pixels: choose a divisor.")
+            raise ValueError(f"images of {size} pixels cannot be cut into patches of {patch} pixels: choose a divisor")
         self.config: dict[str, Any] = {
             "size": size,
             "patch": patch,
@@ -223,7 +223,7 @@ class ImageTower(nn.Module):
         """Returns the last layer's hidden states (b, 1 + patches, d), class token first, before the post-norm."""
         if images.shape[1:] != (3, self.size, self.size):
             raise ValueError(
-                f"The images have shape {tuple(images.shape[1:])}, but this tower takes (3, {self.size}, {self.size})."
+                f"the images have shape {tuple(images.shape[1:])}, but this tower takes (3, {self.size}, {self.size})"
             )
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (b, h·w, d)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)  # (b, 1 + h·w, d)
@@ -239,7 +239,7 @@ class ImageTower(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Projects images to the joint embedding space: (b, p), not normalised."""
         if self.projection is None:
-            raise ValueError("This image tower has no projection: build it with projection=P to compare with text.")
+            raise ValueError("this image tower has no projection: build it with projection=P to compare with text")
         return self.projection(self.pooled(images))
 
 
@@ -251,7 +251,7 @@ class CLIP(nn.Module):
         widths = text.config["projection"], image.config["projection"]
         if None in widths or widths[0] != widths[1]:
             raise ValueError(
-                f"The towers project to {widths[0]} and {widths[1]} dimensions: give both the same projection."
+                f"the towers project to {widths[0]} and {widths[1]} dimensions: give both the same projection"
             )
         self.config: dict[str, Any] = {"text": text.config, "image": image.config}
         self.text = text

@@ -20,16 +20,16 @@ class Tokenizer:
         from transformers.models.clip.tokenization_clip import CLIPTokenizer  # imported here because it takes 0.7 s
 
         if (vocab is None) != (merges is None):
-            raise ValueError("A tokenizer needs both files, vocab and merges, or neither, to use CLIP's vocabulary.")
+            raise ValueError("a tokenizer needs both files, vocab and merges, or neither, to use CLIP's vocabulary")
         if context < 3:
             raise ValueError(
-                f"The context is {context} tokens, but must be at least 3, for begin, end and one more token."
+                f"the context is {context} tokens, but must be at least 3, for begin, end and one more token"
             )
         files = vocab or CLIP_BPE / "vocab.json", merges or CLIP_BPE / "merges.txt"
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"There is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model."
+                    f"there is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model"
                 )
         clip = CLIPTokenizer(vocab=str(files[0]), merges=str(files[1]), model_max_length=context)
         self.context = context

@@ -48,5 +48,5 @@ def test_a_mask_or_strength_without_init_is_refused(given: dict[str, object], tm
 
 def test_a_file_that_is_no_picture_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("text")
-    with pytest.raises(ValueError, match=r"x\.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
         sources_of({"init": str(tmp_path / "x.png")}, {})

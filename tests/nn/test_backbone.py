@@ -125,7 +125,7 @@ def test_a_number_of_texts_that_is_no_multiple_of_the_latents_is_refused(make: M
 
 @each_backbone
 def test_missing_conditioning_is_named_in_the_error(make: Make) -> None:
-    with pytest.raises(ValueError, match="the network reads text, but the conditioning has only nothing"):
+    with pytest.raises(ValueError, match="the network reads text, but the conditioning has no fields"):
         make()(*latents(), Conditioning())
 
 

@@ -145,7 +145,7 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys
         (["prompts_file=x.xlsx"], "is none of the kinds that can be read: .txt, .csv, .jsonl"),
         (["prompts_file=nowhere.txt"], "there is no prompts_file nowhere.txt"),
         (["red", "init=nowhere.png"], "nowhere.png: No such file or directory"),
-        (["red", "init=README.md"], "README.md cannot be read as a picture"),
+        (["red", "init=README.md"], "README.md cannot be read as an image"),
         (["from=nowhere.png"], "nowhere.png: No such file or directory"),
         (["red", "out=README.md/pictures"], "cannot write into README.md/pictures"),
     ],
