@@ -66,7 +66,7 @@ def _check_used(args: argparse.Namespace, to: str, contents: Contents) -> None:
         raise UsageError(f"--variant selects files of a diffusers folder, but {args.source} is not one; omit --variant")
     if args.prediction and contents.model.get("prediction") != args.prediction:
         raise UsageError(
-            f"--prediction is for single files of Stable Diffusion, but {args.source} is {contents.form}; "
+            f"--prediction is for single files of Stable Diffusion, but {args.source} is {contents.description}; "
             "omit --prediction"
         )
 

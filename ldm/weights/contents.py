@@ -146,8 +146,8 @@ class Contents(ContentsInfo):
         """The denoising network. Raises ValueError if there is none."""
         if self.backbone is None:
             raise ValueError(
-                f"{self.source} is {self.form} and holds no denoising network (it holds {', '.join(self.networks)}); "
-                "give a model, a checkpoint or a run"
+                f"{self.source} is {self.description} and holds no denoising network "
+                f"(it holds {', '.join(self.networks)}); give a model, a checkpoint or a run"
             )
         return self.networks[self.backbone]
 
@@ -155,8 +155,8 @@ class Contents(ContentsInfo):
         """Returns the network of this kind. Raises ValueError if there is none."""
         if kind not in self.networks:
             raise ValueError(
-                f"{self.source} is {self.form} and holds no {kind} (it holds {', '.join(self.networks)}); "
-                "give the file or folder of one"
+                f"{self.source} is {self.description} and holds no {kind} (it holds {', '.join(self.networks)}); "
+                "give a file or folder that contains one"
             )
         return self.networks[kind]
 

@@ -29,7 +29,7 @@ def with_frozen_parts(contents: Contents) -> Contents:
     """
     if contents.base:
         raise ValueError(
-            f"{contents.source} is an adapter of {contents.base['weights']}, which cannot be converted; "
+            f"{contents.source} is an adapter of {contents.base['weights']}, and adapters cannot be converted; "
             "give the complete model"
         )
     if not names_frozen_parts(contents.model):
@@ -70,7 +70,9 @@ def format_of(path: Path) -> str:
     if path.suffix in (".safetensors", *PICKLED):
         return "single"
     if path.suffix and not path.is_dir():
-        raise ValueError(f"{path} ends in {path.suffix}, but weights are written to .safetensors, .ckpt or a folder")
+        raise ValueError(
+            f"{path} ends in {path.suffix}, but weights are written to a .safetensors, .ckpt or folder; give one"
+        )
     return "diffusers"
 
 

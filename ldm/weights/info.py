@@ -37,7 +37,7 @@ class ContentsInfo:
     """The networks at `source` by kind; `model` says how to sample from them, if that is known."""
 
     source: Path
-    form: str  # a human-readable name of the format
+    description: str  # human-readable
     networks: Mapping[str, NetworkInfo]
     model: dict[str, Any] = field(default_factory=dict)  # {"schedule", "prediction", "time", "size", "sampling"}
     pad: int = PAD  # the token with which captions are padded
@@ -52,5 +52,5 @@ class ContentsInfo:
 
 
 def standalone(networks: Iterable[str]) -> str:
-    """Returns the human-readable form of networks that are not part of a complete model."""
+    """Returns the description of networks that are not part of a complete model."""
     return f"a standalone {' and '.join(networks)}"

@@ -106,7 +106,7 @@ def check_model(source: object, kind: str | None, model: Any, native: bool) -> N
     A `native` file must also name its frozen parts.
     """
     if kind not in (*BACKBONES, ADAPTER):
-        raise ValueError(f"{source} holds a {kind}, but a model is needed here; give a file of one, or a run")
+        raise ValueError(f"{source} holds a {kind}, but a model is needed here; give the file of a model, or a run")
     missing = (
         sorted((NEEDED | (set(PARTS) if native else set())) - set(model)) if isinstance(model, dict) else ["model"]
     )

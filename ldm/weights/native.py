@@ -39,7 +39,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     tensors = open_tensors(locate(path))
     if "ldm" not in tensors.metadata:
         raise ValueError(
-            f"{tensors.source} was not written by ldm, because its metadata has no architecture; convert it with "
+            f"{tensors.source} was not written by ldm: its metadata has no architecture; convert it with "
             "ldm convert --to ldm"
         )
     return about_of(tensors)
@@ -74,7 +74,7 @@ def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.
     """
     file, about = locate(path), read_about(path)
     if about["kind"] != kind:
-        raise ValueError(f"{file} holds a {about['kind']}, but a {kind} is needed here; give the file of one")
+        raise ValueError(f"{file} holds a {about['kind']}, but a {kind} is needed here; give the file of a {kind}")
     network = build(about, file)
     tensors = open_tensors(file)
     return fill(network, tensors.read(tensors), file, dtype).eval()

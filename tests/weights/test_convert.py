@@ -36,16 +36,16 @@ FORWARDS, BACKWARDS = ("checkpoint", "folder", "ldm", "file"), ("ldm", "folder",
 
 
 @pytest.mark.parametrize(
-    "configs, forms", [(ODD, FORWARDS), (ODD, BACKWARDS), (SD2_LIKE, FORWARDS), (INPAINTING, FORWARDS)]
+    "configs, names", [(ODD, FORWARDS), (ODD, BACKWARDS), (SD2_LIKE, FORWARDS), (INPAINTING, FORWARDS)]
 )
 def test_a_round_trip_through_all_formats_preserves_every_byte(
-    tmp_path: Path, configs: dict[str, dict[str, Any]], forms: tuple[str, ...]
+    tmp_path: Path, configs: dict[str, dict[str, Any]], names: tuple[str, ...]
 ) -> None:
     model = full_model(configs, prediction="v", pad=0)
     path = first = converted(model, tmp_path / "first", "file")
-    for form in forms:
-        path = converted(open_contents(path), tmp_path / form, form)
-        if form == "checkpoint":  # the same names in another container
+    for name in names:
+        path = converted(open_contents(path), tmp_path / name, name)
+        if name == "checkpoint":  # the same names in another container
             assert same(tensors_of(first), tensors_of(path))
     assert same(tensors_of(first), tensors_of(path))
     back = open_contents(path)
@@ -54,7 +54,7 @@ def test_a_round_trip_through_all_formats_preserves_every_byte(
         kind: network.full_config for kind, network in model.networks.items()
     }
     index = json.loads((tmp_path / "folder" / "m" / "model_index.json").read_text())
-    assert ("Inpaint" in index["_class_name"]) == ("inpainting" in back.form) == (configs is INPAINTING)
+    assert ("Inpaint" in index["_class_name"]) == ("inpainting" in back.description) == (configs is INPAINTING)
 
 
 def test_converting_to_diffusers_drops_only_unused_text_layers(tmp_path: Path) -> None:

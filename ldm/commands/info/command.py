@@ -55,7 +55,7 @@ def _networks(contents: ContentsInfo) -> dict[str, str]:
     source, nbytes = contents.source, sum(network.tensors.nbytes for network in contents.networks.values())
     lines = {
         "file": f"{source} ({(source.stat().st_size if source.is_file() else nbytes) / 2**20:,.1f} MiB)",
-        "kind": contents.form,
+        "kind": contents.description,
         "parameters": f"{sum(counts.values()):,}",
     }
     settings = {kind: _settings(network.config) for kind, network in contents.networks.items()}

@@ -144,8 +144,9 @@ def _complete(path: Path, tensors: Tensors, about: dict[str, Any], options: Read
     unet = networks["unet"].config
     model, guesses = _model(path, tensors, about, unet, options)
     sd2 = unet.get("linear_projection", False)
-    form = f"a single file of Stable Diffusion {'2.x' if sd2 else '1.x'}{_inputs(unet['in_channels'])}"
-    return ContentsInfo(path, form, networks, model, about.get("pad", 0 if sd2 else PAD), notes=(*notes, *guesses))
+    pad = about.get("pad", 0 if sd2 else PAD)
+    description = f"a single file of Stable Diffusion {'2.x' if sd2 else '1.x'}{_inputs(unet['in_channels'])}"
+    return ContentsInfo(path, description, networks, model, pad, notes=(*notes, *guesses))
 
 
 def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:

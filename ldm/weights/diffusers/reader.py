@@ -83,8 +83,8 @@ def weights_file(folder: Path, variant: str | None = None) -> Path:
             )
         ):
             if (match := re.fullmatch(pattern, file.name)) and not re.search(r"-\d+-of-\d+", file.name):
-                found = match.groupdict()
-                ranked.append((found["v"] or found.get("w") or "", rank, file))
+                groups = match.groupdict()
+                ranked.append((groups["v"] or groups.get("w") or "", rank, file))
     candidates = [candidate for candidate in ranked if variant is None or candidate[0] == variant]
     if not candidates:
         available = ", ".join(sorted({name or "plain" for name, _, _ in ranked})) or "none"
@@ -111,8 +111,8 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
     }
     if name not in readers:
         raise ValueError(
-            f"{config_file} describes a {name}, which ldm does not read; give a UNet2DConditionModel, an "
-            "AutoencoderKL or a CLIP"
+            f"{config_file} is the config of a model of type {name}, which ldm does not read; give a "
+            "UNet2DConditionModel, an AutoencoderKL or a CLIP"
         )
     tensors, networks = open_tensors(weights), {}
     for kind, (layout, reader, given) in readers[name].items():

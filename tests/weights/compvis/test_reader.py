@@ -24,7 +24,8 @@ def test_architecture_and_settings_are_inferred_from_the_tensors(
     tmp_path: Path, configs: dict[str, Any], generation: str, prediction: str, size: int
 ) -> None:
     contents = open_contents(saved(tmp_path / "m.safetensors", configs))
-    assert f"Stable Diffusion {generation}" in contents.form and contents.pad == {"1.x": 49407, "2.x": 0}[generation]
+    assert f"Stable Diffusion {generation}" in contents.description
+    assert contents.pad == {"1.x": 49407, "2.x": 0}[generation]
     assert contents.model["prediction"] == prediction and contents.model["size"] == [size, size]
     for kind, expected in networks(configs).items():
         network = contents.network(kind)
@@ -109,7 +110,7 @@ def test_nan_is_refused_by_name_when_weights_are_loaded(tmp_path: Path) -> None:
 
 def test_a_unet_with_nine_input_channels_is_an_inpainting_model(tmp_path: Path) -> None:
     inpainting = SD1 | {"unet": SD1["unet"] | {"in_channels": 9}}
-    assert open_contents(saved(tmp_path / "m.safetensors", inpainting)).form.endswith("1.x, inpainting")
+    assert open_contents(saved(tmp_path / "m.safetensors", inpainting)).description.endswith("1.x, inpainting")
 
 
 @pytest.mark.parametrize(
