@@ -140,8 +140,8 @@ def dangling(path: Path) -> None:
 def test_a_file_that_no_conversion_wrote_is_kept(
     tmp_path: Path, model: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "theirs")
-    [path] = tmp_path.glob("theirs.*")
+    make(tmp_path / "foreign")
+    [path] = tmp_path.glob("foreign.*")
     before = everything(tmp_path)
     assert replaced(model, path) == 1
     assert f"error: {path} was not written by a conversion" in capsys.readouterr().err

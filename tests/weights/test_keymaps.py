@@ -50,21 +50,21 @@ def test_no_value_is_lost_or_stored_twice(kind: str, network: nn.Module, layout:
 
 def test_compvis_numbers_unet_blocks_across_levels() -> None:
     network = unet(multipliers=(1, 2, 3), depth=(0, 1, 0), blocks=2)
-    found = {e.ours: e.theirs for e in entries("unet", "compvis", network.config, list(network.state_dict()))}
-    assert found["conv_in.weight"] == "input_blocks.0.0.weight"
-    assert found["down.1.0.block.conv1.weight"] == "input_blocks.4.0.in_layers.2.weight"
-    assert found["downsample.0.conv.bias"] == "input_blocks.3.0.op.bias"
-    assert found["up.0.2.block.norm1.weight"] == "output_blocks.2.0.in_layers.0.weight"
-    assert found["upsample.0.conv.weight"] == "output_blocks.2.1.conv.weight"
-    assert found["upsample.1.conv.weight"] == "output_blocks.5.2.conv.weight"  # after a transformer
+    names = {e.ours: e.theirs for e in entries("unet", "compvis", network.config, list(network.state_dict()))}
+    assert names["conv_in.weight"] == "input_blocks.0.0.weight"
+    assert names["down.1.0.block.conv1.weight"] == "input_blocks.4.0.in_layers.2.weight"
+    assert names["downsample.0.conv.bias"] == "input_blocks.3.0.op.bias"
+    assert names["up.0.2.block.norm1.weight"] == "output_blocks.2.0.in_layers.0.weight"
+    assert names["upsample.0.conv.weight"] == "output_blocks.2.1.conv.weight"
+    assert names["upsample.1.conv.weight"] == "output_blocks.5.2.conv.weight"  # after a transformer
 
 
 def test_compvis_numbers_autoencoder_levels_from_the_pixels_in_both_halves() -> None:
     network = VAE(widths=(8, 8, 16), blocks=1, groups=4)
-    found = {e.ours: e.theirs for e in entries("vae", "compvis", network.config, list(network.state_dict()))}
-    assert found["encoder.down.2.norm1.weight"] == "encoder.down.1.block.0.norm1.weight"
-    assert found["decoder.up.0.conv1.bias"] == "decoder.up.2.block.0.conv1.bias"
-    assert found["decoder.up.2.conv.bias"] == "decoder.up.2.upsample.conv.bias"
+    names = {e.ours: e.theirs for e in entries("vae", "compvis", network.config, list(network.state_dict()))}
+    assert names["encoder.down.2.norm1.weight"] == "encoder.down.1.block.0.norm1.weight"
+    assert names["decoder.up.0.conv1.bias"] == "decoder.up.2.block.0.conv1.bias"
+    assert names["decoder.up.2.conv.bias"] == "decoder.up.2.upsample.conv.bias"
 
 
 def test_compvis_stores_autoencoder_attention_as_convolutions() -> None:

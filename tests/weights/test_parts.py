@@ -57,12 +57,12 @@ def test_an_image_tower_is_read_from_a_clip_in_any_format(tmp_path: Path) -> Non
     tower = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2, "projection": 4}
     text = {"width": 6, "layers": 1, "heads": 2, "context": 5, "vocab_size": 9, "projection": 4}
     configs = {"text_tower": text, "image_tower": tower}
-    write(replace(full_model(configs), model={}), tmp_path / "theirs.safetensors", "single")
+    write(replace(full_model(configs), model={}), tmp_path / "other_tool.safetensors", "single")
     clip = CLIP(*networks(configs).values())  # type: ignore[arg-type]
-    save_network(tmp_path / "ours.safetensors", "clip", clip.config, clip.state_dict())
-    for name in ("theirs", "ours"):
-        found = image_encoder(str(tmp_path / f"{name}.safetensors")).network
-        assert same(found.state_dict(), clip.image.state_dict()) and found.config == clip.image.config
+    save_network(tmp_path / "ldm.safetensors", "clip", clip.config, clip.state_dict())
+    for name in ("other_tool", "ldm"):
+        network = image_encoder(str(tmp_path / f"{name}.safetensors")).network
+        assert same(network.state_dict(), clip.image.state_dict()) and network.config == clip.image.config
 
 
 def test_a_text_tower_is_read_from_a_clip_in_the_own_format(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_a_text_tower_is_read_from_a_clip_in_the_own_format(tmp_path: Path) -> N
     image = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2, "projection": 4}
     clip = CLIP(*networks({"text_tower": text, "image_tower": image}).values())  # type: ignore[arg-type]
     save_network(tmp_path / "clip.safetensors", "clip", clip.config, clip.state_dict())
-    found = text_encoder(str(tmp_path / "clip.safetensors")).network
-    assert same(found.towers[0].state_dict(), clip.text.state_dict()) and found.tokenizers[0].context == 5
+    encoder = text_encoder(str(tmp_path / "clip.safetensors")).network
+    assert same(encoder.towers[0].state_dict(), clip.text.state_dict()) and encoder.tokenizers[0].context == 5
 
 
 PIXELS = PixelStats((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -26,9 +26,9 @@ def edited(file: Path, **changes: Any) -> None:
 
 def test_each_network_is_read_from_its_folder(folder: Path) -> None:
     expected = networks(ODD)
-    found = {"unet": loaded(folder / "unet", "unet"), "vae": loaded(folder / "vae", "vae")}
-    found["text_tower"] = loaded(folder / "text_encoder", "text_tower")
-    for kind, network in found.items():
+    read = {"unet": loaded(folder / "unet", "unet"), "vae": loaded(folder / "vae", "vae")}
+    read["text_tower"] = loaded(folder / "text_encoder", "text_tower")
+    for kind, network in read.items():
         assert network.config == expected[kind].config and not network.training
         assert same(network.state_dict(), expected[kind].state_dict())
 
