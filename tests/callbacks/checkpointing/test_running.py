@@ -126,7 +126,7 @@ def test_a_run_among_its_own_training_pictures_is_refused(tmp_path: Path) -> Non
     (tmp_path / "pictures").mkdir()
     Running(tmp_path / "run", data=tmp_path / "pictures")
     for folder in ("pictures", "pictures/run"):
-        with pytest.raises(ValueError, match=r"run_dir .* is in the training data .*, so that what is written there"):
+        with pytest.raises(ValueError, match=r"run_dir .* is in the training data .*, so that its files would be read"):
             Running(tmp_path / folder, data=tmp_path / "pictures")
 
 
