@@ -79,7 +79,7 @@ def test_sample_draws_from_its_run(trained: Path, tmp_path: Path) -> None:
 
 def test_info_says_what_it_is(trained: Path) -> None:
     told = describe(str(trained / "dit.safetensors"))
-    assert told["kind"] == "a dit of ldm" and told["architecture"].startswith("channels=4, width=24, layers=2")
+    assert told["kind"] == "a dit written by ldm" and told["architecture"].startswith("channels=4, width=24, layers=2")
     assert told["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
 
 
@@ -96,7 +96,7 @@ def test_it_is_converted_to_files_of_ldm_and_to_no_other_format(
     assert main(["convert", str(trained), str(tmp_path / "own"), "--to", "ldm"]) == 0
     assert open_contents(tmp_path / "own").denoising.fingerprint == open_contents(trained).denoising.fingerprint
     assert main(["convert", str(trained), str(tmp_path / "m.safetensors")]) == 1
-    assert "holds a dit, which only files of ldm can hold: give --to ldm" in capsys.readouterr().err
+    assert "holds a dit, which only ldm's own format can store: give --to ldm" in capsys.readouterr().err
 
 
 def test_the_plan_names_it_and_counts_its_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from ldm.data.sources.shapes import Shapes, held_out_prompts
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.split import Split
 from ldm.data.sources.tolerant import Tolerant
-from ldm.weights.model import frozen_parts, open_model
+from ldm.weights.model import load_frozen_parts, open_model
 
 SHAPES, SHAPES_SEED, SHAPES_SIZE = "shapes", 2, 64  # as conf/metrics/shapes.yaml has them
 
@@ -68,7 +68,7 @@ def data_of(name: str, size: tuple[int, int], model: str, held_out: int, prompts
     if size[0] != size[1]:
         raise ValueError(f"pictures are read as squares, but the model draws {size[0]}x{size[1]}")
     if (Path(name) / MANIFEST).is_file():
-        stage, _ = frozen_parts(open_model(model))
+        stage, _ = load_frozen_parts(open_model(model))
         latents = CachedLatents(name, stage, size)
         chosen: Any = Split(latents, "held_out", held_out) if held_out else latents
         return Data(Decoded(chosen, stage))

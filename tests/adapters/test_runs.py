@@ -87,7 +87,7 @@ def test_an_average_of_any_length_of_an_adapter_is_evaluated(base: Path, tmp_pat
 
 def test_conversion_of_an_adapter_is_refused(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(adapted), str(tmp_path / "m.safetensors")]) == 1
-    assert re.search("is an adapter of .* give the whole model", capsys.readouterr().err)
+    assert re.search("is an adapter of .* give the complete model", capsys.readouterr().err)
 
 
 def test_an_adapter_of_an_adapter_is_refused(adapted: Path, tmp_path: Path) -> None:

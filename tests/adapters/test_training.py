@@ -158,7 +158,7 @@ def replace_base(folder: Path) -> None:
 def test_a_base_that_has_changed_is_refused(standalone: Path, read: Callable[[Path], Any]) -> None:
     replace_base(standalone)
     with pytest.raises(
-        ValueError, match=r"adapter of another .*unet\.safetensors than that of today: put back the file"
+        ValueError, match=r"adapter of .*unet\.safetensors, which has changed since: restore the file whose"
     ):
         read(standalone / "adapter.safetensors")
 
@@ -207,14 +207,14 @@ def test_an_adapter_of_untrained_weights_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.popitem(), r"those of another adapter \(1 missing: \S+text_attention"),
+        (lambda state: state.popitem(), r"expected adapter \(1 missing: \S+text_attention"),
         (
             lambda state: state.update({"conv_in.bias": torch.zeros(8)}),
-            r"another adapter \(1 unexpected: conv_in\.bias\)",
+            r"expected adapter \(1 unexpected: conv_in\.bias\)",
         ),
         (
             lambda state: state.update({next(iter(state)): torch.zeros(1)}),
-            r"another adapter \(.*text_attention.* \[1\]",
+            r"expected adapter \(.*text_attention.* \[1\]",
         ),
         (lambda state: next(iter(state.values())).fill_(torch.nan), "NaN"),
     ],

@@ -24,7 +24,7 @@ def test_a_network_starts_from_the_weights_of_a_model_and_returns_their_fingerpr
 
 def test_start_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
     wider = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
-    with pytest.raises(ValueError, match="are those of another UNet"):
+    with pytest.raises(ValueError, match="do not match the expected UNet"):
         start_from(wider, str(save_tiny_model(tmp_path)))
 
 

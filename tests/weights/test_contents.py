@@ -1,4 +1,4 @@
-"""Loading a stored network: where and in what form its tensors come to lie, and what lies in memory meanwhile."""
+"""Tests of loading a stored network: dtype, memory format, and how much is in memory at a time."""
 
 import weakref
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from tests.weights.foreign import ODD, full_model, same
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_loaded_straight_into_type_and_layout(dtype: torch.dtype) -> None:
+def test_a_network_is_loaded_in_the_requested_dtype_and_memory_format(dtype: torch.dtype) -> None:
     stored = full_model(ODD).network("unet")
     loaded = stored.load(dtype, channels_last=True)
     expected = stored.load().to(dtype)
@@ -28,7 +28,7 @@ def test_it_is_loaded_straight_into_type_and_layout(dtype: torch.dtype) -> None:
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
 
 
-def test_what_was_cast_is_let_go_before_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_is_freed_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stored, alive, reads = full_model(ODD).network("unet"), list[weakref.ref[Tensor]](), [0]
 
     def read(names: Iterable[str]) -> dict[str, Tensor]:
@@ -44,9 +44,7 @@ def test_what_was_cast_is_let_go_before_more_is_read(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, None])
-def test_what_needs_no_cast_is_read_in_one_piece_which_takes_one_mapping_of_the_file(
-    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_need_no_cast_are_read_at_once(dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
     stored, reads = full_model(ODD).network("unet"), list[list[str]]()
 
     def read(names: Iterable[str]) -> dict[str, Tensor]:
@@ -58,7 +56,7 @@ def test_what_needs_no_cast_is_read_in_one_piece_which_takes_one_mapping_of_the_
     assert [sorted(names) for names in reads] == [sorted(stored.tensors)]
 
 
-def test_a_model_s_network_is_placed_and_its_fingerprint_is_the_same(tmp_path: Path) -> None:
+def test_the_memory_format_does_not_change_the_fingerprint(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     placed = read_model(path, channels_last=True)
     assert placed.backbone.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,11 +1,11 @@
-"""The configurations of diffusers' and transformers' networks, as ours and back."""
+"""Converts between ldm's network configs and those of diffusers and transformers."""
 
 from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
 
-# Settings that ldm's networks do not have, with the value that means "not used" (a missing one is not used either).
+# Settings that ldm's networks do not have, with the value that disables them; so does leaving them out.
 UNET_FIXED: Config = {
     "act_fn": "silu",
     "addition_embed_type": None,
@@ -38,7 +38,7 @@ VAE_FIXED: Config = {
 
 
 def unet_from(given: Config, source: Path) -> Config:
-    """Our `config` of a UNet2DConditionModel's. Raises ValueError for what our UNet cannot be."""
+    """Converts the config of a UNet2DConditionModel to ldm's. Raises ValueError for one that ldm cannot build."""
     refuse_unknown(given, UNET_FIXED, source)
     widths = given["block_out_channels"]
     layers = _per_level(given.get("transformer_layers_per_block", 1), widths)
@@ -48,10 +48,12 @@ def unet_from(given: Config, source: Path) -> Config:
     if not set(given["down_block_types"]) <= downs or list(given["up_block_types"]) != expected:
         raise ValueError(
             f"{source} is a UNet of {', '.join(given['down_block_types'])} and {', '.join(given['up_block_types'])}, "
-            "which ldm cannot build: it has CrossAttn and plain blocks, mirrored"
+            "which ldm cannot build; give one of CrossAttn and plain blocks, mirrored on the way up"
         )
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"{source} has levels of widths {widths}; ldm takes only multiples of the first")
+        raise ValueError(
+            f"{source} has levels of widths {widths}, but ldm needs multiples of the first; give another UNet"
+        )
     return {
         "in_channels": given["in_channels"],
         "out_channels": given["out_channels"],
@@ -63,21 +65,21 @@ def unet_from(given: Config, source: Path) -> Config:
         "context_width": given["cross_attention_dim"],
         "linear_projection": given.get("use_linear_projection", False),
         "groups": given.get("norm_num_groups", 32),
-        # diffusers calls the number of heads attention_head_dim, and keeps doing so for old files
+        # diffusers names the number of heads attention_head_dim, and still does so in old files
         **_heads(_per_level(given.get("num_attention_heads") or given.get("attention_head_dim", 8), widths), widths),
     }
 
 
 def unet_to(config: Config, sample_size: int, source: Path) -> Config:
-    """The config.json of a UNet. Raises ValueError for one that diffusers cannot build."""
+    """Converts a UNet's config to config.json. Raises ValueError for one that diffusers cannot build."""
     widths = [config["width"] * multiplier for multiplier in config["multipliers"]]
     depth, head_width = config["depth"], config["head_width"]
-    # diffusers' middle takes the last level's number of layers, also where that level itself has none
+    # the middle in diffusers has the last level's number of layers, even if that level itself has none
     layers = [*(d or 1 for d in depth[:-1]), config["middle_depth"]]
     if config["multipliers"][0] != 1 or config["middle_depth"] == 0 or depth[-1] not in (0, config["middle_depth"]):
         raise ValueError(
-            f"{source} has a UNet that diffusers cannot build: its first multiplier must be 1, and its middle as deep "
-            "as its last level (not 0); convert it to a single file instead"
+            f"{source} has a UNet that diffusers cannot build: its first multiplier must be 1, and its middle as "
+            "deep as its last level (not 0); convert it to a single file instead"
         )
     return {
         "_class_name": "UNet2DConditionModel",
@@ -98,7 +100,7 @@ def unet_to(config: Config, sample_size: int, source: Path) -> Config:
 
 
 def vae_from(given: Config, source: Path) -> Config:
-    """Our `config` of an AutoencoderKL's."""
+    """Converts the config of an AutoencoderKL to ldm's."""
     refuse_unknown(given, VAE_FIXED, source)
     return {
         "widths": list(given["block_out_channels"]),
@@ -111,7 +113,7 @@ def vae_from(given: Config, source: Path) -> Config:
 
 
 def vae_to(config: Config, sample_size: int, source: Path) -> Config:
-    """The config.json of an autoencoder. Raises ValueError for one that no other tool can build."""
+    """Converts an autoencoder's config to config.json. Raises ValueError for one that no other tool can build."""
     if (
         config["groups"] == 0
         or config["patch"] != 1
@@ -120,7 +122,7 @@ def vae_to(config: Config, sample_size: int, source: Path) -> Config:
     ):
         raise ValueError(
             f"{source} has an autoencoder that other tools cannot build (they have no per-pixel norm, patches or "
-            "scale per channel); keep it as files of ldm, --to ldm"
+            "scale per channel); convert it to ldm's own format, --to ldm"
         )
     levels = len(config["widths"])
     return {
@@ -139,8 +141,8 @@ def vae_to(config: Config, sample_size: int, source: Path) -> Config:
 
 
 def text_from(given: Config, source: Path) -> Config:
-    """Our `config` of a CLIPTextConfig, but for the projection, which the tensors tell."""
-    _check_perceptron(given, 512, source)
+    """Converts a CLIPTextConfig to ldm's config, without the projection, whose width is that of the tensor."""
+    _check_mlp(given, 512, source)
     return {
         "vocab_size": given.get("vocab_size", 49408),
         "width": given.get("hidden_size", 512),
@@ -152,8 +154,8 @@ def text_from(given: Config, source: Path) -> Config:
 
 
 def image_from(given: Config, source: Path) -> Config:
-    """Our `config` of a CLIPVisionConfig, but for the projection."""
-    _check_perceptron(given, 768, source)
+    """Converts a CLIPVisionConfig to ldm's config, without the projection."""
+    _check_mlp(given, 768, source)
     return {
         "size": given.get("image_size", 224),
         "patch": given.get("patch_size", 32),
@@ -188,10 +190,13 @@ def image_to(config: Config) -> Config:
 
 
 def refuse_unknown(given: Config, fixed: Config, source: Path) -> None:
-    """Raises ValueError for settings with another value than the `fixed` one, which is all that ldm has."""
+    """Raises ValueError for settings whose value is not the `fixed` one, because ldm has no other."""
     other = [f"{key}={given[key]}" for key, value in fixed.items() if key in given and given[key] != value]
     if other:
-        raise ValueError(f"{source} asks for {', '.join(other)}, which ldm does not have")
+        raise ValueError(
+            f"{source} asks for {', '.join(other)}, which ldm does not have; "
+            "give a model of Stable Diffusion 1.x or 2.x"
+        )
 
 
 def _per_level(value: Any, widths: list[int]) -> list[Any]:
@@ -207,11 +212,12 @@ def _heads(heads: list[int], widths: list[int]) -> Config:
     return {"head_width": int(head_widths.pop())}
 
 
-def _check_perceptron(given: Config, width: int, source: Path) -> None:
+def _check_mlp(given: Config, width: int, source: Path) -> None:
     width = given.get("hidden_size", width)
     if given.get("intermediate_size", 4 * width) != 4 * width:
         raise ValueError(
-            f"{source} has intermediate_size={given['intermediate_size']} over {width}; ldm's is four times as much"
+            f"{source} has intermediate_size={given['intermediate_size']} at width {width}, but ldm's is 4 times the "
+            "width; give another CLIP"
         )
 
 

@@ -1,4 +1,4 @@
-"""Folders as diffusers and transformers have them: a whole pipeline, or one network with its config.json."""
+"""Reads folders of diffusers and transformers: a complete pipeline, or one network with its config.json."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from ldm.weights.diffusers import networks as configs
 from ldm.weights.diffusers.scheduler import scheduler_from
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
-from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, Pixels
+from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
 from ldm.weights.keymaps import canonical
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors
@@ -29,10 +29,10 @@ Config = dict[str, Any]
 
 
 def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
-    """What a folder with a model_index.json or a config.json holds.
+    """Describes the networks in a folder with a model_index.json or a config.json.
 
-    `variant` is a suffix such as "fp16"; None takes the plain files where they are there. Raises FileNotFoundError
-    for parts that are missing, ValueError for models that are not Stable Diffusion 1.x or 2.x.
+    `variant` is a suffix of file names such as "fp16"; None prefers files without one. Raises FileNotFoundError for
+    missing parts, ValueError for models other than Stable Diffusion 1.x and 2.x.
     """
     if not (folder / "model_index.json").is_file():
         return part_contents(folder, _networks(folder, variant))
@@ -42,7 +42,7 @@ def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} misses its {', '.join(missing)}; a diffusers folder holds {', '.join(PARTS)}"
+            f"{folder} lacks {', '.join(missing)}; a diffusers folder consists of {', '.join(PARTS)}; download it again"
         )
     networks: dict[str, NetworkInfo] = {}
     for part in ("unet", "vae", "text_encoder"):
@@ -53,24 +53,23 @@ def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
 
 
 def part_contents(source: Path, networks: dict[str, NetworkInfo]) -> ContentsInfo:
-    """Networks alone; a text tower's tokenizer lies in the same folder, or in the one beside it."""
+    """Describes standalone networks; a text tower's tokenizer is in the same folder, or in the one beside it."""
     folder = source if source.is_dir() else source.parent
-    tokenizers = [
-        place for place in (folder, folder.parent / "tokenizer") if (place / "tokenizer_config.json").is_file()
-    ]
+    tokenizers = [path for path in (folder, folder.parent / "tokenizer") if (path / "tokenizer_config.json").is_file()]
     pad = tokenizer_pad(tokenizers[0]) if tokenizers and "text_tower" in networks else PAD
-    return ContentsInfo(source, f"a {' and a '.join(networks)} alone", networks, pad=pad, pixels=_pixels(folder))
+    return ContentsInfo(source, standalone(networks), networks, pad=pad, pixels=_pixels(folder))
 
 
-def _pixels(folder: Path) -> Pixels:
-    told = read_config(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-    return Pixels(tuple(told.get("image_mean", OPENAI.mean)), tuple(told.get("image_std", OPENAI.std)))
+def _pixels(folder: Path) -> PixelStats:
+    config = read_config(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    return PixelStats(tuple(config.get("image_mean", OPENAI.mean)), tuple(config.get("image_std", OPENAI.std)))
 
 
 def weights_file(folder: Path, variant: str | None = None) -> Path:
-    """The weights in a folder: safetensors before .bin, whole before sharded, the plain variant before others.
+    """Returns the weights file in a folder.
 
-    Raises FileNotFoundError where there are none, or not in the `variant` asked for.
+    It prefers the plain variant to others, safetensors to .bin, and a single file to shards. Raises FileNotFoundError
+    if there is none, or none of the given `variant`.
     """
     stem = rf"({'|'.join(STEMS)})"
     ranked = []
@@ -84,19 +83,20 @@ def weights_file(folder: Path, variant: str | None = None) -> Path:
             )
         ):
             if (match := re.fullmatch(pattern, file.name)) and not re.search(r"-\d+-of-\d+", file.name):
-                found = match.groupdict()
-                ranked.append((found["v"] or found.get("w") or "", rank, file))
-    chosen = [one for one in ranked if variant is None or one[0] == variant]
-    if not chosen:
-        there = ", ".join(sorted({one[0] or "plain" for one in ranked})) or "none"
+                groups = match.groupdict()
+                ranked.append((groups["v"] or groups.get("w") or "", rank, file))
+    candidates = [candidate for candidate in ranked if variant is None or candidate[0] == variant]
+    if not candidates:
+        available = ", ".join(sorted({name or "plain" for name, _, _ in ranked})) or "none"
         raise FileNotFoundError(
-            f"{folder} holds no weights{f' of variant {variant}' if variant else ''} (there: {there})"
+            f"{folder} holds no weights{f' of variant {variant}' if variant else ''} (available: {available}); "
+            "give another variant or folder"
         )
-    return min(chosen)[2]
+    return min(candidates)[2]
 
 
 def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
-    """The networks that a config.json describes: one, or both towers of a CLIPModel."""
+    """Describes the networks of a config.json: one, or both towers of a CLIPModel. Raises ValueError for any other."""
     config = read_config(config_file)
     name = config.get("_class_name") or config.get("model_type")
     readers: dict[Any, dict[str, tuple[str, Callable[[Config, Path], Config], Config]]] = {
@@ -111,8 +111,8 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
     }
     if name not in readers:
         raise ValueError(
-            f"{config_file} describes a {name}, which ldm does not read; give a UNet2DConditionModel, an "
-            "AutoencoderKL or a CLIP"
+            f"{config_file} is the config of a model of type {name}, which ldm does not read; give a "
+            "UNet2DConditionModel, an AutoencoderKL or a CLIP"
         )
     tensors, networks = open_tensors(weights), {}
     for kind, (layout, reader, given) in readers[name].items():
@@ -120,7 +120,7 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
         try:
             networks[kind] = NetworkInfo(kind, reader(given, config_file) | _projection(kind, own), layout, own)
         except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
-            raise ValueError(f"{config_file} describes no {kind} ({error!r}); fetch it again") from error
+            raise ValueError(f"{config_file} does not describe a {kind} ({error!r}); download it again") from error
     return networks
 
 
@@ -134,7 +134,7 @@ def _projection(kind: str, tensors: Tensors) -> Config:
 
 
 def _model(folder: Path, networks: dict[str, NetworkInfo]) -> Config:
-    """How to sample; what we wrote beside the weights comes after what the configs say, which may have been edited."""
+    """Returns how to sample. The configs, which a user may have edited, override what ldm wrote beside the weights."""
     schedule, prediction, sampler = scheduler_from(
         read_config(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler"
     )

@@ -1,4 +1,4 @@
-"""The scheduler_config.json of diffusers, as our schedule, prediction and sampler, and back."""
+"""Converts between scheduler_config.json of diffusers and ldm's schedule, prediction and sampler."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,9 @@ from ldm.weights.diffusers.networks import refuse_unknown
 
 Config = dict[str, Any]
 
-SAMPLERS: dict[
-    str, tuple[str, Config]
-] = {  # ours → diffusers' class and what tells it from others of that class; the first of a class is its default
+# Maps ldm's samplers to the class in diffusers and the settings that distinguish them from others of the class; the
+# first of a class is its default.
+SAMPLERS: dict[str, tuple[str, Config]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -28,7 +28,7 @@ SAMPLERS: dict[
     "unipc": ("UniPCMultistepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
 }
-RESCALING = (  # which know rescale_betas_zero_snr; the others pass over it
+RESCALING = (  # have the setting rescale_betas_zero_snr; the others ignore it
     "DDIMScheduler",
     "DDPMScheduler",
     "EulerDiscreteScheduler",
@@ -36,15 +36,18 @@ RESCALING = (  # which know rescale_betas_zero_snr; the others pass over it
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
 )
-LEADING = ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler")  # whose spacing is that where none is given
+LEADING = ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler")  # their default timestep_spacing is "leading"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 ZERO_SNR = "zero_terminal_snr"
-COSINE = {"offset": 0.008, "beta_max": 0.999}  # the only one that diffusers has
+COSINE = {"offset": 0.008, "beta_max": 0.999}  # the only cosine schedule in diffusers
 
 
 def scheduler_from(given: Config, source: Path) -> tuple[Config, str, Config]:
-    """Our schedule, prediction, and {"sampler", "spacing"} of a scheduler_config.json."""
+    """Returns schedule, prediction and {"sampler", "spacing"} of a scheduler_config.json.
+
+    Raises ValueError for settings that ldm does not have.
+    """
     name = given.get("_class_name", "")
     if name.startswith("FlowMatch"):
         sampler = {"sampler": "heun" if "Heun" in name else "euler", "spacing": "trailing"}
@@ -58,21 +61,22 @@ def scheduler_from(given: Config, source: Path) -> tuple[Config, str, Config]:
     schedule = given.get("beta_schedule", "linear")
     if prediction not in predictions or schedule not in betas:
         raise ValueError(
-            f"{source} asks for prediction_type={prediction}, beta_schedule={schedule}, which ldm does not have"
+            f"{source} asks for prediction_type={prediction}, beta_schedule={schedule}, which ldm does not "
+            "have; give a model of Stable Diffusion 1.x or 2.x"
         )
     steps = {"steps": given.get("num_train_timesteps", 1000)}
-    betas_of = {key: given[key] for key in ("beta_start", "beta_end") if key in given}
-    made = COSINE if betas[schedule] == "cosine" else {"beta_start": 0.0001, "beta_end": 0.02} | betas_of
+    ends = {key: given[key] for key in ("beta_start", "beta_end") if key in given}
+    parameters = COSINE if betas[schedule] == "cosine" else {"beta_start": 0.0001, "beta_end": 0.02} | ends
     spacing = given.get("timestep_spacing", "leading" if name in LEADING else "linspace")
     for flag, ours in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")):
         spacing = ours if given.get(flag) else spacing
     sampler = {"sampler": _sampler(given, source), "spacing": spacing}
-    table = {"name": betas[schedule], **made, **steps}
+    table = {"name": betas[schedule], **parameters, **steps}
     return {"name": ZERO_SNR, "schedule": table} if zero_snr else table, predictions[prediction], sampler
 
 
 def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
-    """The scheduler_config.json of our settings. Raises ValueError for those that diffusers does not have."""
+    """Returns the scheduler_config.json of ldm's settings. Raises ValueError for those that diffusers does not have."""
     schedule, prediction, sampling = dict(model["schedule"]), model["prediction"], model["sampling"]
     zero_snr = schedule["name"] == ZERO_SNR
     schedule = dict(schedule["schedule"]) if zero_snr else schedule
@@ -106,8 +110,11 @@ def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
 
 def _sampler(given: Config, source: Path) -> str:
     name = given.get("_class_name", "")
-    same = [ours for ours, (kind, _) in SAMPLERS.items() if kind == name]
-    if not same:
-        raise ValueError(f"{source} names the scheduler {name or 'of no class'}, which ldm does not know")
-    exact = [ours for ours in same if all(given.get(key, value) == value for key, value in SAMPLERS[ours][1].items())]
-    return (exact or same)[0]
+    candidates = [ours for ours, (kind, _) in SAMPLERS.items() if kind == name]
+    if not candidates:
+        classes = ", ".join(dict.fromkeys(kind for kind, _ in SAMPLERS.values()))
+        raise ValueError(f"{source} has _class_name={name or None}, which ldm does not know; give one of {classes}")
+    exact = [
+        ours for ours in candidates if all(given.get(key, value) == value for key, value in SAMPLERS[ours][1].items())
+    ]
+    return (exact or candidates)[0]

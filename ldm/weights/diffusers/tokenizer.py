@@ -1,4 +1,4 @@
-"""A tokenizer's folder, as transformers has it; its vocabulary is always CLIP's."""
+"""Reads and writes tokenizer folders of transformers, whose vocabulary must be CLIP's."""
 
 import filecmp
 import json
@@ -15,24 +15,27 @@ Config = dict[str, Any]
 
 
 def tokenizer_pad(folder: Path) -> int:
-    """The token that fills captions up, of a tokenizer's folder. Raises ValueError for a vocabulary not CLIP's."""
+    """Returns the padding token of the tokenizer in a folder. Raises ValueError unless its vocabulary is CLIP's."""
     vocabulary = _vocabulary(folder)
     if vocabulary != json.loads((CLIP_BPE / "vocab.json").read_text()):
         raise ValueError(
-            f"the tokenizer in {folder} has another vocabulary than CLIP's, which is the only one ldm reads"
+            f"the tokenizer in {folder} has another vocabulary than CLIP's, which is the only one that ldm "
+            "reads; give a model of Stable Diffusion 1.x or 2.x"
         )
     token: Any = None
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # in the order in which transformers asks them
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # in transformers' order of precedence
         if token is None and (folder / name).is_file():
             token = read_config(folder / name).get("pad_token")
     content = token["content"] if isinstance(token, dict) else token or "<|endoftext|>"
     if content not in vocabulary:
-        raise ValueError(f"the tokenizer in {folder} pads with {content!r}, which is no token of its vocabulary")
+        raise ValueError(
+            f"the tokenizer in {folder} pads with {content!r}, which is not in its vocabulary; download it again"
+        )
     return int(vocabulary[content])
 
 
 def write_tokenizer(folder: Path, context: int, pad: int) -> None:
-    """CLIP's own, with these two settings."""
+    """Writes CLIP's tokenizer with this context length and this padding token."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(CLIP_BPE / name, folder / name)
@@ -50,13 +53,13 @@ def write_tokenizer(folder: Path, context: int, pad: int) -> None:
 
 
 def read_config(file: Path) -> Config:
-    """A JSON file's object. Raises FileNotFoundError or ValueError that names it."""
+    """Returns the object in a JSON file. Raises FileNotFoundError or ValueError with its name."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} has no {file.name}; fetch the folder again")
+        raise FileNotFoundError(f"{file.parent} has no {file.name}; download the folder again")
     try:
         return dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is no JSON of settings ({error}); fetch it again") from error
+        raise ValueError(f"{file} is not a JSON file of settings ({error}); download it again") from error
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
@@ -66,4 +69,4 @@ def _vocabulary(folder: Path) -> dict[str, int]:
         return read_config(shipped if same else folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():
         return dict(read_config(folder / "tokenizer.json")["model"]["vocab"])
-    raise FileNotFoundError(f"{folder} holds neither vocab.json nor tokenizer.json; fetch the tokenizer again")
+    raise FileNotFoundError(f"{folder} contains neither vocab.json nor tokenizer.json; download the tokenizer again")

@@ -15,13 +15,13 @@ PNDM = {
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
 
 
-def test_the_first_generations_scheduler() -> None:
+def test_the_scheduler_of_sd15_is_pndm_with_leading_spacing() -> None:
     assert scheduler_from(PNDM, HERE) == (SCHEDULE, "eps", {"sampler": "pndm", "spacing": "leading"})
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_a_samplers_settings_come_back(sampler: str, prediction: str) -> None:
+def test_samplers_and_predictions_survive_a_round_trip(sampler: str, prediction: str) -> None:
     model = {"schedule": SCHEDULE, "prediction": prediction, "time": "index"}
     sampling = {"sampler": sampler, "spacing": "trailing"}
     back = scheduler_from(scheduler_to(model | {"sampling": sampling}, HERE), HERE)
@@ -36,14 +36,14 @@ def test_a_samplers_settings_come_back(sampler: str, prediction: str) -> None:
         {"name": "cosine", "offset": 0.008, "beta_max": 0.999, "steps": 1000},
     ],
 )
-def test_spacings_and_schedules_come_back(spacing: str, schedule: dict[str, Any]) -> None:
+def test_spacings_and_schedules_survive_a_round_trip(spacing: str, schedule: dict[str, Any]) -> None:
     sampling = {"sampler": "dpmpp_2m", "spacing": spacing}
     model = {"schedule": schedule, "prediction": "v", "time": None, "sampling": sampling}
     assert scheduler_from(scheduler_to(model, HERE), HERE) == (schedule, "v", sampling)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_zero_terminal_snr_comes_back_where_diffusers_has_it(sampler: str) -> None:
+def test_zero_terminal_snr_survives_a_round_trip_if_diffusers_supports_it(sampler: str) -> None:
     model = {"schedule": {"name": "zero_terminal_snr", "schedule": SCHEDULE}, "prediction": "v", "time": "index"}
     model["sampling"] = sampling = {"sampler": sampler, "spacing": "trailing"}
     if SAMPLERS[sampler][0] in RESCALING:
@@ -53,7 +53,7 @@ def test_zero_terminal_snr_comes_back_where_diffusers_has_it(sampler: str) -> No
         scheduler_to(model, HERE)
 
 
-def test_a_flow_comes_back() -> None:
+def test_a_flow_schedule_survives_a_round_trip() -> None:
     model = {"schedule": {"name": "flow", "shift": 3.0}, "prediction": "flow", "time": "thousand"}
     sampling = {"sampler": "heun", "spacing": "trailing"}
     back = scheduler_from(scheduler_to(model | {"sampling": sampling}, HERE), HERE)

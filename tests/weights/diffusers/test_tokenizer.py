@@ -26,16 +26,16 @@ def folder(tmp_path: Path) -> Path:
         ({}, {}, 49407),
     ],
 )
-def test_the_token_that_fills_captions_up_is_the_tokenizers(
+def test_the_padding_token_is_that_of_the_tokenizer(
     folder: Path, special: dict[str, Any], config: dict[str, Any], pad: int
 ) -> None:
     (folder / "tokenizer" / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     assert read_folder(folder).pad == pad
-    assert open_contents(folder / "text_encoder").pad == pad  # also where only the text encoder is named
+    assert open_contents(folder / "text_encoder").pad == pad  # also if only the text encoder is given
 
 
-def test_another_vocabulary_is_refused(folder: Path) -> None:
+def test_a_vocabulary_other_than_that_of_clip_is_refused(folder: Path) -> None:
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0}))
     with pytest.raises(ValueError, match="another vocabulary than CLIP's"):
         tokenizer_pad(folder / "tokenizer")
