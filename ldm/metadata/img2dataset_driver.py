@@ -35,7 +35,7 @@ def fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> tuple[by
             if time.monotonic() - start > deadline:
                 raise TimeoutError("slower than the deadline")
         if expected is not None and len(body) < expected:
-            raise ValueError("shorter than it says")
+            raise ValueError("shorter than its Content-Length")
         if not body:
             raise ValueError("empty")
         return bytes(body[:expected]), response.headers

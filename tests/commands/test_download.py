@@ -293,7 +293,7 @@ def test_only_images_are_stored_whatever_a_server_responds(real: Path, tmp_path:
         "timed out",
         "deadline",
         "limit",
-        "shorter than it says",
+        "shorter than its Content-Length",
         "not allowed",
         "X-Robots-Tag",
     ):

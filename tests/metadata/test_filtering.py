@@ -258,7 +258,7 @@ def test_http_gives_the_same_rows_as_files(tmp_path: Path, server: str) -> None:
 def test_unreadable_rows_are_counted_and_the_others_kept(tmp_path: Path) -> None:
     dump(tmp_path / "in" / "a.parquet", *[{"hash": i} for i in range(6)], row_group_size=2)
     corrupt_group(tmp_path / "in" / "a.parquet", 1)
-    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 without a footer")
     dump(tmp_path / "in" / "c.parquet", *[{"hash": i, "URL": f"https://c.org/{i}"} for i in (6, 7)])
     result = filtered(tmp_path / "in")
     assert [row["hash"] for row in result.kept] == [0, 1, 4, 5, 6, 7]

@@ -34,7 +34,7 @@ def test_a_redirect_is_followed(web: str) -> None:
         ("silent", "timed out"),
         ("trickle", "slower than the deadline"),
         ("endless", "larger than the limit"),
-        ("short", "shorter than it says"),
+        ("short", "shorter than its Content-Length"),
         ("empty", "empty"),
         ("circle", "redirect"),
         ("disk", "is not allowed"),

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN", help=f"NAME: {', '.join(ALIASES)}"
     )
-    cuts = parser.add_argument_group("rules", "These override the config file; none disables a rule.")
+    cuts = parser.add_argument_group("rules", "These options override the config file. The value none disables a rule.")
     for field in fields(Thresholds):
         option = "--" + field.name.replace("_", "-")
         cuts.add_argument(option, default=argparse.SUPPRESS, metavar="X", help=UNITS[field.name])
