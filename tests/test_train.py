@@ -370,8 +370,8 @@ def test_a_run_of_version_0_1_is_read_and_resumed(here: Any, tmp_path: Path) -> 
     [
         (("resume={}/none.ckpt",), "resume=.*none.ckpt: there is no such checkpoint"),
         (("data=shards", "data.shards={}/none.tar"), "no shards at .*none.tar: no such file"),
-        (("data=shards", "data.shards={}"), "no shards at .*: no .tar lies in that folder"),
-        (("data=folder", "data.root={}"), "no picture"),
+        (("data=shards", "data.shards={}"), "no shards at .*: the folder contains no .tar"),
+        (("data=folder", "data.root={}"), "has no images: expected files ending in png"),
         (("data=shards",), "data.shards has no default; give it as data.shards=…"),
         (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
         (("data.global_batch=6",), "data.global_batch=6 is not a multiple of data.batch_size=4 x 1 ranks"),
