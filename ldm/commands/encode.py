@@ -145,7 +145,7 @@ def _print_summary(manifest: dict[str, Any], args: argparse.Namespace) -> None:
     """Prints the content of the cache. Raises ValueError if no sample was usable."""
     if manifest["quarantined"] and not manifest["samples"]:
         raise ValueError(
-            f"none of {manifest['quarantined']:,} samples could be used: see {args.out}/*.quarantine.jsonl"
+            f"none of {manifest['quarantined']:,} samples could be used; for reasons see {args.out}/*.quarantine.jsonl"
         )
     print(f"{manifest['samples']:,} latents in {len(manifest['shards'])} shards of {args.out}")
     if args.text_encoder:

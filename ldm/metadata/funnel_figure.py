@@ -1,4 +1,4 @@
-"""A filter's report as a picture: a funnel, and a histogram per column with its cuts marked."""
+"""Plots the report of a filter: a funnel, and a histogram per column with its thresholds marked."""
 
 from typing import Any, BinaryIO
 
@@ -10,18 +10,20 @@ COLUMNS = 3
 
 
 def draw(steps: list[dict[str, Any]], rows: int, histograms: dict[str, dict[str, Any]], every: int = 1) -> Figure:
-    """`steps` as `Tally.steps` gives them; `histograms` as the report has them, of one row in so many."""
-    lines = -(-len(histograms) // COLUMNS)
-    tall = 0.32 * (len(steps) + 1) + 1.2
-    high = tall + 2.6 * lines
-    figure = Figure(figsize=(12, high))
-    grid = figure.add_gridspec(1 + lines, COLUMNS, height_ratios=[tall, *[2.6] * lines], hspace=0.4, wspace=0.22)
-    figure.subplots_adjust(left=0.16, right=0.98, top=1 - 0.4 / high, bottom=0.4 / high)  # inches; a solver is slow
+    """Draws `steps` from `Tally.steps` and the `histograms` of the report, which use one row in `every`."""
+    grid_rows = -(-len(histograms) // COLUMNS)
+    funnel_height = 0.32 * (len(steps) + 1) + 1.2  # inches
+    height = funnel_height + 2.6 * grid_rows
+    figure = Figure(figsize=(12, height))
+    ratios = [funnel_height, *[2.6] * grid_rows]
+    grid = figure.add_gridspec(1 + grid_rows, COLUMNS, height_ratios=ratios, hspace=0.4, wspace=0.22)
+    # Margins are set by hand, because layout engines are slow.
+    figure.subplots_adjust(left=0.16, right=0.98, top=1 - 0.4 / height, bottom=0.4 / height)
     _funnel(figure.add_subplot(grid[0, :]), steps, rows)
     if every > 1:
-        figure.text(0.98, 0.1 / high, f"histograms of numbers: one row in {every:,}", ha="right", fontsize=8)
-    for i, (title, told) in enumerate(histograms.items()):
-        _histogram(figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS]), title, **told)
+        figure.text(0.98, 0.1 / height, f"histograms of numbers: one row in {every:,}", ha="right", fontsize=8)
+    for i, (title, histogram) in enumerate(histograms.items()):
+        _histogram(figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS]), title, **histogram)
     return figure
 
 
@@ -36,8 +38,8 @@ def _funnel(plot: Axes, steps: list[dict[str, Any]], rows: int) -> None:
     plot.barh(labels, left, color=BAR, label="left")
     plot.barh(labels, lost, left=left, color=LOST, label="rejected here")
     for i, (count, gone) in enumerate(zip(left, lost, strict=True)):
-        told = f" {count:,}" + (f"  (−{gone:,})" if gone else "")
-        plot.text(count + gone, i, told, va="center", fontsize=8)
+        label = f" {count:,}" + (f"  (−{gone:,})" if gone else "")
+        plot.text(count + gone, i, label, va="center", fontsize=8)
     plot.invert_yaxis()
     plot.set_xlim(0, max(rows, 1) * 1.22)
     plot.set_title(f"{left[-1]:,} of {rows:,} rows kept ({left[-1] / max(rows, 1):.2%})", loc="left")

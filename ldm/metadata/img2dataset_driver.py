@@ -1,7 +1,7 @@
-"""Runs img2dataset in an environment of its own, with a fetch that no server can hold or fill: DRIVER SETTINGS.json
+"""Runs img2dataset with a download function that bounds time and size: img2dataset_driver.py SETTINGS.json
 
-img2dataset's own fetch opens file: addresses, reads bodies of any size, and waits for ever on one that trickles.
-This file is run by that environment's Python, so it imports nothing of ldm.
+The function of img2dataset opens file: URLs, reads bodies of any size, and never times out on a slow trickle of bytes.
+The Python of img2dataset's environment runs this file, so it does not import ldm.
 """
 
 import io
@@ -20,29 +20,29 @@ AGENT = "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:72.0) Gecko/20100101 Firefox
 
 
 def fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> tuple[bytes, Any]:
-    """Body and headers of an http or https address.
+    """Returns body and headers of an http or https URL.
 
-    `timeout` bounds each wait and `deadline` the whole, in seconds. Raises OSError or ValueError for anything else
-    than one whole body of at most `max_bytes`.
+    `timeout` bounds each wait and `deadline` the entire request, in seconds. Raises OSError or ValueError unless the
+    response is a complete body of at most `max_bytes`.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     with _opener().open(urllib.request.Request(url, headers={"User-Agent": AGENT}), timeout=timeout) as response:
         body, expected = bytearray(), response.length
         while (expected is None or len(body) < expected) and (block := response.read1(CHUNK)):
             body += block
             if len(body) > max_bytes:
                 raise ValueError("larger than the limit")
-            if time.monotonic() - began > deadline:
+            if time.monotonic() - start > deadline:
                 raise TimeoutError("slower than the deadline")
         if expected is not None and len(body) < expected:
-            raise ValueError("shorter than it says")
+            raise ValueError("shorter than its Content-Length")
         if not body:
             raise ValueError("empty")
         return bytes(body[:expected]), response.headers
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Of http and https alone: none of the handlers for file:, ftp: and data: that urllib brings."""
+    """Returns an opener for http and https only, without the handlers of urllib for file:, ftp: and data:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -58,7 +58,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def install(limits: dict[str, Any]) -> None:
-    """Put `fetch` in the place of img2dataset's own; its workers, which are spawned, come through here as well."""
+    """Replaces the download function of img2dataset by `fetch`, also in its spawned workers, which run this file."""
     import img2dataset.downloader
 
     def download_image(
@@ -67,7 +67,7 @@ def install(limits: dict[str, Any]) -> None:
         key, url = row
         try:
             body, headers = fetch(url, timeout, limits["deadline"], limits["max_bytes"])
-        except Exception as error:  # whatever a server makes of it is counted by its message
+        except Exception as error:  # every failure is counted by its message
             return key, None, str(error) or type(error).__name__
         if disallowed and img2dataset.downloader.is_disallowed(headers, user_agent_token, disallowed):
             return key, None, "Use of image disallowed by X-Robots-Tag directive"
@@ -77,7 +77,7 @@ def install(limits: dict[str, Any]) -> None:
 
 
 def end_with_parent() -> None:
-    """Kill this process group once stdin closes, so that no download outlives the command that asked for it."""
+    """Kills this process group once stdin closes, so that the download does not outlive the command that started it."""
     sys.stdin.read()
     os.killpg(0, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Parquet metadata wherever it lies: a file, a folder, a glob, or any address that fsspec opens."""
+"""Finds and reads parquet metadata in files, folders and globs, locally or at any address that fsspec opens."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """One parquet file, its footer read. `group_rows` holds the rows of each row group."""
+    """A parquet file and the content of its footer; `group_rows` is the number of rows of each row group."""
 
     filesystem: AbstractFileSystem
     path: str
@@ -32,13 +32,13 @@ class Source:
 
     @property
     def address(self) -> str:
-        """What DuckDB opens: a path, or protocol://path of a registered file system."""
+        """The path, or protocol://path of a registered file system, that DuckDB opens."""
         return self.path if is_local(self.filesystem) else self.filesystem.unstrip_protocol(self.path)
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file, or rows of a file, that could not be read, and why."""
+    """A file, or rows of a file, that could not be read, and the reason."""
 
     path: str
     rows: int
@@ -46,16 +46,16 @@ class Damaged:
 
 
 def find(inputs: Iterable[str]) -> list[tuple[AbstractFileSystem, str]]:
-    """Every parquet file of the inputs, in their order, those of a folder or a glob by name.
+    """Returns all parquet files of the inputs, in order; those of a folder or a glob are sorted by name.
 
-    FileNotFoundError for an input that holds none; ValueError for an address that cannot be opened, or a file
-    that comes twice.
+    Raises FileNotFoundError for an input without parquet files, and ValueError for an address that cannot be opened
+    or a file that occurs twice.
     """
     files = [file for given in inputs for file in _files_of(given)]
     seen = set()
     for filesystem, path in files:
         if (key := filesystem.unstrip_protocol(path)) in seen:
-            raise ValueError(f"{path} is given twice: name each file once")
+            raise ValueError(f"{path} is given twice: give each file once")
         seen.add(key)
     return files
 
@@ -74,12 +74,12 @@ def _files_of(given: str) -> list[tuple[AbstractFileSystem, str]]:
 
     paths = with_retries(listed, given, filesystem)
     if not paths:
-        raise FileNotFoundError(f"no parquet file at {given}: expected a .parquet file, a folder of them or a glob")
+        raise FileNotFoundError(f"no parquet file at {given}: expected a .parquet file, a folder or a glob")
     return [(filesystem, path) for path in paths]
 
 
 def open_sources(files: list[tuple[AbstractFileSystem, str]]) -> tuple[list[Source], list[Damaged]]:
-    """Footers, many at a time; a file that is not parquet, or is cut short, is damaged and not a source."""
+    """Reads the footers of all files in parallel. Files that are truncated or not parquet are returned as `Damaged`."""
     with ThreadPoolExecutor(16) as pool:
         opened = list(pool.map(lambda file: _opened(*file), files))
     return [s for s in opened if isinstance(s, Source)], [d for d in opened if isinstance(d, Damaged)]
@@ -99,11 +99,11 @@ def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
 
 
 def batches(source: Source, columns: list[str], group: int) -> Iterator[pa.RecordBatch]:
-    """A row group a few tens of MiB at a time, text as bytes: so text of a wrong encoding comes through."""
+    """Yields a row group in batches of a few tens of MiB, with text as bytes, so that invalid encodings are kept."""
     with source.filesystem.open(source.path, "rb") as file:
         parquet = pq.ParquetFile(file, buffer_size=1 << 20)
-        about = parquet.metadata.row_group(group)
-        rows = max(256, min(131_072, BATCH_BYTES * about.num_rows // max(about.total_byte_size, 1)))
+        metadata = parquet.metadata.row_group(group)
+        rows = max(256, min(131_072, BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)))
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
             yield pa.record_batch([_as_bytes(column) for column in batch.columns], names=batch.schema.names)
 
@@ -115,7 +115,7 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 
 
 def valid_text(batch: pa.RecordBatch, text: Iterable[str]) -> tuple[pa.RecordBatch, dict[str, int]]:
-    """The bytes of the `text` columns as UTF-8; what is not becomes null and is counted by column."""
+    """Decodes the `text` columns as UTF-8. Invalid text becomes null and is counted by column."""
     counts, arrays = {}, []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name in text and pa.types.is_binary(column.type):
@@ -139,12 +139,12 @@ def _text(value: bytes | None) -> str | None:
         return None
 
 
-def salvaged(source: Source, columns: list[str], out: Path) -> tuple[Source, list[Damaged], dict[str, int]]:
-    """A copy of what can be read of a damaged file, and the row groups and texts that cannot.
+def salvage(source: Source, columns: list[str], out: Path) -> tuple[Source, list[Damaged], dict[str, int]]:
+    """Copies the readable rows of a corrupt file in order; returns the copy, the lost rows and the invalid texts.
 
-    Rows keep their order. A row group is lost from its first unreadable page on.
+    Each row group is read up to its first unreadable page.
     """
-    lost, spoilt, kept = [], dict.fromkeys(columns, 0), 0
+    lost, invalid, kept = [], dict.fromkeys(columns, 0), 0
     schema = pa.schema([_plain(source.schema.field(name)) for name in columns])
     with pq.ParquetWriter(out, schema) as writer:
         for group, rows in enumerate(source.group_rows):
@@ -154,16 +154,16 @@ def salvaged(source: Source, columns: list[str], out: Path) -> tuple[Source, lis
                     clean, counts = valid_text(batch, columns)
                     writer.write_batch(clean.cast(schema))
                     done += len(clean)
-                    spoilt = {name: n + counts.get(name, 0) for name, n in spoilt.items()}
+                    invalid = {name: n + counts.get(name, 0) for name, n in invalid.items()}
             except (OSError, pa.ArrowException) as error:
                 lost.append(Damaged(source.path, rows - done, in_one_line(error)))
             kept += done
     local = fsspec.filesystem("file")
-    return Source(local, str(out), schema, (kept,), out.stat().st_size), lost, spoilt
+    return Source(local, str(out), schema, (kept,), out.stat().st_size), lost, invalid
 
 
-def sampled(sources: list[Source], columns: list[str], rows: int, out: Path) -> Source:
-    """About `rows` rows of files that are alike: the heads of row groups spread evenly over all of them."""
+def sample_rows(sources: list[Source], columns: list[str], rows: int, out: Path) -> Source:
+    """Writes about `rows` rows of files with equal columns: the first rows of row groups spread evenly over them."""
     groups = [(source, group) for source in sources for group in range(len(source.group_rows))]
     picks = min(len(groups), 32)
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * picks)] for i in range(picks)]

@@ -30,7 +30,7 @@ class Mixture(Dataset[Sample]):
         draw, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < self.length:
             raise IndexError(index)
-        block, place = divmod(index + draw * self.length, len(self.turns))
-        member, turn, weight = self.turns[place]
+        block, position = divmod(index + draw * self.length, len(self.turns))
+        member, turn, weight = self.turns[position]
         passes, inner = divmod(block * weight + turn, len(self.datasets[member]))  # type: ignore[arg-type]
         return {"bad": [], **self.datasets[member][passes, inner], "id": index}

@@ -105,4 +105,4 @@ def test_captions_are_chosen_uniformly_over_seeds_ids_and_draws(changed: int) ->
 
 
 def test_lone_surrogates_in_json_are_replaced_by_a_question_mark() -> None:
-    assert read('{"caption": "a cut emoji \\ud83d"}', "json") == ["a cut emoji ?"]
+    assert read('{"caption": "a broken emoji \\ud83d"}', "json") == ["a broken emoji ?"]

@@ -17,14 +17,14 @@ class Numbers:
 
     def __init__(self, length: int, bad: set[int], error: type[Exception] = ValueError) -> None:
         self.length, self.bad, self.error = length, bad, error
-        self.asked: list[tuple[int, int]] = []
+        self.requests: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, k = draw_and_index(index, self.length)
-        self.asked.append((draw, k))
+        self.requests.append((draw, k))
         if k in self.bad:
             raise self.error(f"{k}.png is corrupt")
         return {"image": torch.full((3, 1, 1), k % 256, dtype=torch.uint8), "caption": str(k), "key": str(k), "id": k}
@@ -36,21 +36,21 @@ class Numbers:
 def test_a_readable_sample_is_returned_unchanged() -> None:
     data = Numbers(20, {4})
     sample = Tolerant(data)[2, 3]
-    assert (sample["id"], sample["bad"], data.asked) == (3, [], [(2, 3)])
+    assert (sample["id"], sample["bad"], data.requests) == (3, [], [(2, 3)])
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError])
 def test_a_bad_sample_is_replaced_by_the_next_readable_one_of_the_draw(error: type[Exception]) -> None:
     data = Numbers(20, {4, 5}, error)
     sample = Tolerant(data)[7, 4]
-    assert (sample["id"], sample["bad"]) == (6, ["4.png is corrupt"]) and data.asked == [(7, 4), (7, 5), (7, 6)]
+    assert (sample["id"], sample["bad"]) == (6, ["4.png is corrupt"]) and data.requests == [(7, 4), (7, 5), (7, 6)]
 
 
 def test_an_outage_of_object_storage_stops_after_a_few_samples() -> None:
     data = Numbers(100_000, set(range(100_000)), Unreachable)
     with pytest.raises(Unreachable, match=r"^object storage did not answer for 16 samples; the last error: \d+.png is"):
         Tolerant(data)[12]
-    assert len(data.asked) == OUTAGE
+    assert len(data.requests) == OUTAGE
 
 
 def test_samples_of_an_unreachable_shard_are_replaced() -> None:
@@ -65,7 +65,7 @@ def test_the_replacement_is_from_the_same_group_if_possible() -> None:
 def test_an_entirely_bad_group_is_abandoned_after_a_few_attempts() -> None:
     data = Numbers(100_000, set(range(10, 20)))
     assert not 10 <= Tolerant(data)[12]["id"] < 20
-    assert len(data.asked) < 12
+    assert len(data.requests) < 12
 
 
 def test_replacements_for_a_bad_group_are_spread_over_the_data_set() -> None:
@@ -83,7 +83,7 @@ def test_an_entirely_unreadable_data_set_is_refused_with_an_example(length: int)
     data = Numbers(length, set(range(length)))
     with pytest.raises(ValueError, match=r"^none of \d+ samples could be read; the first error: 7.png is corrupt$"):
         Tolerant(data)[7]
-    assert {*range(length)} == {k for _, k in data.asked} if length == 50 else 990 < len(data.asked) < 1010
+    assert {*range(length)} == {k for _, k in data.requests} if length == 50 else 990 < len(data.requests) < 1010
 
 
 def test_programming_errors_do_not_count_as_bad_samples() -> None:
@@ -109,9 +109,9 @@ def test_bad_samples_are_tolerated_up_to_the_allowed_share() -> None:
     counter.count([["a"]] * 10 + [[]] * 90)
     counter.count([[]] * 10 + [["b"]])
     with pytest.raises(ValueError) as raised:
-        counter.count([["c.png in x.tar is damaged"]])
+        counter.count([["c.png in x.tar is corrupt"]])
     assert str(raised.value) == (
-        "12 of 112 samples (10.7%) could not be read, for example: c.png in x.tar is damaged; "
+        "12 of 112 samples (10.7%) could not be read, for example: c.png in x.tar is corrupt; "
         "fix the data or raise data.max_bad_share, now 0.1"
     )
 
