@@ -99,12 +99,12 @@ def test_an_adapter_of_an_adapter_is_refused(adapted: Path, tmp_path: Path) -> N
 
 def test_without_a_model_to_start_from_it_is_refused(tmp_path: Path) -> None:
     told = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "trainer.max_steps=1")
-    assert told == "an adapter changes trained weights: say whose by training.start=MODEL"
+    assert told == "an adapter needs the weights of a trained model: give training.start=MODEL"
 
 
 def test_where_no_denoising_network_is_trained_it_is_refused(tmp_path: Path) -> None:
     told = refusal(tmp_path, "experiment=shapes_vae", "data.shards=none.tar", *ALONE[1:], ADAPTER)
-    assert told.startswith("an adapter changes a denoising network, which this experiment does not train")
+    assert told.startswith("an adapter needs a denoising network, but this experiment trains none")
 
 
 def test_names_that_the_network_does_not_have_are_refused(base: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_run_resumes_on_no_other_base(adapted: Path, tmp_path: Path) -> None:
     other = run(tmp_path / "other", *ADAM, "trainer.max_steps=1", "seed=1")
     again = f"training.start={other}", f"resume={adapted}/checkpoints/last.ckpt", "trainer.max_steps=4"
     told = refusal(tmp_path / "again", *ADAM, ADAPTER, *again, "accept_changes=true")
-    assert re.match(r"the checkpoint holds another model than this config builds \(base \w{64} → \w{64}\)", told)
+    assert re.match(r"the checkpoint contains a different model than this config builds \(base \w{64} → \w{64}\)", told)
 
 
 def test_the_plan_counts_gradients_optimizer_and_average_of_the_trained_share(

@@ -172,17 +172,17 @@ def test_a_base_that_is_missing_is_named(moved: Path, look: Callable[[Path], Any
 
 def test_a_run_does_not_resume_on_another_base(moved: Path) -> None:
     other_weights(moved)
-    with pytest.raises(ValueError, match=r"another model than this config builds \(base \w{64} → \w{64}\)"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(base \w{64} → \w{64}\)"):
         fit(moved, adapted(moved), 2, moved / "last.ckpt")
 
 
 def test_a_run_does_not_resume_with_another_adapter(moved: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(names \['\*.text_attention"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(names \['\*.text_attention"):
         fit(moved, adapted(moved, ["conv_out.*"]), 2, moved / "last.ckpt")
 
 
 def test_a_run_of_the_whole_network_does_not_resume_from_an_adapter(moved: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(kind adapter → unet"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(kind adapter → unet"):
         fit(moved, diffusion(), 2, moved / "last.ckpt")
 
 
@@ -200,7 +200,9 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(base: P
 
 
 def test_an_adapter_of_weights_that_nobody_trained_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"an adapter changes trained weights: say whose by training\.start=MODEL"):
+    with pytest.raises(
+        ValueError, match=r"an adapter needs the weights of a trained model: give training\.start=MODEL"
+    ):
         diffusion(adapter=TrainOnly(NAMES))
 
 
