@@ -78,11 +78,9 @@ def test_sample_py_generates_images_from_the_run(trained: Path, tmp_path: Path) 
 
 
 def test_info_describes_the_dit(trained: Path) -> None:
-    description = describe(str(trained / "dit.safetensors"))
-    assert description["kind"] == "a dit of ldm" and description["architecture"].startswith(
-        "channels=4, width=24, layers=2"
-    )
-    assert description["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
+    told = describe(str(trained / "dit.safetensors"))
+    assert told["kind"] == "a dit of ldm" and told["architecture"].startswith("channels=4, width=24, layers=2")
+    assert told["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
 
 
 def test_ldm_evaluate_measures_the_dit(trained: Path, tmp_path: Path) -> None:
