@@ -1,4 +1,4 @@
-"""The recipes for Stable Diffusion: complete, and known to run."""
+"""Tests that the recipes for Stable Diffusion are complete and run."""
 
 import resource
 import subprocess
@@ -32,21 +32,21 @@ def recipe(name: str, *overrides: str) -> DictConfig:
 
 
 def cached(folder: Path, size: int) -> str:
-    """A cache of pictures, each of one shade, by the autoencoder that ships."""
+    """Encodes a cache of uniform grey images with the autoencoder that ldm ships."""
     tar = write_tar(folder / "grey.tar", samples(32))
     assert main(["encode", str(tar), "--size", str(size), "--batch", "4", "--out", str(folder / "cache")]) == 0
     return f"data.cache={folder / 'cache'}"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_opens_with_all_that_one_needs_to_know(name: str) -> None:
+def test_a_recipe_starts_with_its_command_hardware_time_and_metric(name: str) -> None:
     head = (train.CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
     for word in ("Command:", "Hardware:", "Time:", "Expect:"):
         assert f"\n# {word}" in head
     assert f"experiment={name}" in head
 
 
-def test_the_laion_recipe_is_the_one_of_the_design() -> None:
+def test_the_laion_recipe_has_the_settings_of_stable_diffusion() -> None:
     config = recipe("laion_sd15")
     assert (config.optimizer["_target_"], config.optimizer.fused) == ("torch.optim.AdamW", True)
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 1e-2)
