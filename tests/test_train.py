@@ -218,7 +218,7 @@ def here(tmp_path: Path) -> Any:
 
 def test_resuming_a_finished_run_prints_that_it_is_finished(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     here("resume=auto")
-    assert "resuming" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
     here("resume=auto")
     assert "has already trained for 1 steps: raise trainer.max_steps to continue" in capsys.readouterr().out
 
@@ -391,7 +391,7 @@ def test_a_run_of_version_0_1_can_be_loaded_and_resumed(here: Any, tmp_path: Pat
         (("first_stage.weights={}/none.safetensors",), "there is no model .*none.safetensors"),
         (("text_encoder.weights=assets:vae.safetensors",), "is a vae of ldm and holds no text_tower"),
         (("sampler.spacing=custom", "+sampler.spacing_options.times=[0.5,0.9]"), "times of spacing=custom must be"),
-        (("optimizer.lr=-1",), "lr >= 0.* not \\(-1|Invalid learning rate: -1"),
+        (("optimizer.lr=-1",), "are \\(-1, .*but lr must be >= 0|Invalid learning rate: -1"),
         (("evaluation.prompts=8",), "evaluation.prompts=8 asks for images at the end, but metrics=none"),
         (("+sampler.options.eat=1",), "sampler=dpmpp_2m has no option 'eat'"),
         (("+training.sampling.eat=1",), "training.sampling.eat is not a sampling setting: the settings are sampler, "),
