@@ -45,7 +45,7 @@ def plan(filtering: dict[str, Any], loading: dict[str, Any], flops: int) -> list
         ("URLs to request", requests / 1e6, "M", f"{ALIVE:.0%} respond (a guess)"),
         ("download", requests / DOWNLOAD / DAY, "days on one machine", "img2dataset's rate; 10 machines take a tenth"),
         ("images", IMAGES * jpeg / TB, "TB", f"{jpeg / 1e3:.0f} kB each at {SIDE} px, like LAION-5B's"),
-        ("incoming traffic", DOWNLOAD * ALIVE * jpeg * 8 / 1e9, "Gbit/s per machine", "at least; originals may be larger"),
+        ("incoming traffic", DOWNLOAD * ALIVE * jpeg * 8 / 1e9, "Gbit/s per machine", "or more, for larger originals"),
         ("shards", IMAGES / SHARD, "tars", f"{SHARD:,} samples each, img2dataset's default"),
         ("index of all shards", IMAGES * INDEX / 1e9, "GB", f"{INDEX} bytes per sample, memory-mapped"),
         ("encode", IMAGES / encoded / 3600, "H100 hours", f"{flops / 1e12:.2f} TFLOP each, {SHARE:.0%} of peak"),
