@@ -62,7 +62,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 
 def measure(kills: int = 50, seed: int = 0) -> dict[str, Any]:
     """Runs all kills and comparisons, in forks of this process, because imports take longer than the runs."""
-    draw, progress = random.Random(seed), Progress(kills, "kills", "faults: ")
+    rng, progress = random.Random(seed), Progress(kills, "kills", "faults: ")
     counts: Counter[str] = Counter()
     differing, compared, runs = 0, 0, 0
     with tempfile.TemporaryDirectory() as name:
@@ -73,25 +73,25 @@ def measure(kills: int = 50, seed: int = 0) -> dict[str, Any]:
         straight = results(folder / "straight")
         while counts.total() < kills:
             runs += 1
-            for moment in killed(folder / str(runs), draw, seconds, min(5, kills - counts.total())):
+            for moment in killed(folder / str(runs), rng, seconds, min(5, kills - counts.total())):
                 counts[moment] += 1
                 progress.step()
             wrong, size = difference(straight, results(folder / str(runs)))
             differing, compared = differing + wrong, compared + size
-        other = with_other_ranks(folder / "ranks", folder / "straight", draw)
+        other = with_other_ranks(folder / "ranks", folder / "straight", rng)
     survived = {"kills": counts.total(), "at": dict(counts), "runs": runs}
     return {**survived, "bytes": compared, "bytes_differing": differing, "with_other_ranks": other}
 
 
-def killed(folder: Path, draw: random.Random, seconds: float, most: int) -> Iterator[str]:
+def killed(folder: Path, rng: random.Random, seconds: float, most: int) -> Iterator[str]:
     """Trains in `folder` to the end, and yields the moment of each kill."""
     for _ in range(most):
-        if draw.random() < 0.3:
-            status, moment = run(folder, after=draw.uniform(0.1, 1.0) * seconds), "at a random time"
+        if rng.random() < 0.3:
+            status, moment = run(folder, after=rng.uniform(0.1, 1.0) * seconds), "at a random time"
         else:
-            moment = draw.choice(list(MOMENTS))
+            moment = rng.choice(list(MOMENTS))
             owner, function, calls = MOMENTS[moment]
-            status = run(folder, fault=partial(kill_in, owner, function, draw.randint(1, 2 * calls)))
+            status = run(folder, fault=partial(kill_in, owner, function, rng.randint(1, 2 * calls)))
         if status == 0:
             return
         yield moment
@@ -99,13 +99,13 @@ def killed(folder: Path, draw: random.Random, seconds: float, most: int) -> Iter
         raise RuntimeError(f"the run in {folder} could not be resumed: exit code {status}")
 
 
-def with_other_ranks(folder: Path, straight: Path, draw: random.Random) -> dict[str, Any]:
+def with_other_ranks(folder: Path, straight: Path, rng: random.Random) -> dict[str, Any]:
     """Kills a run on one process, then on two, finishes it on one, and compares weights, losses and samples.
 
     Of a repeated step the last samples count, so that both skipped and repeated samples are detected.
     """
     for ranks, calls in ((1, 13), (2, 9)):  # killed in the sixth step, then at most five steps later
-        run(folder, fault=partial(kill_in, DiffusionTraining, "training_step", calls - draw.randint(0, 2)), ranks=ranks)
+        run(folder, fault=partial(kill_in, DiffusionTraining, "training_step", calls - rng.randint(0, 2)), ranks=ranks)
     run(folder)
     ours, theirs = (checkpoint_file.read(path / "checkpoints" / checkpoint_file.LAST) for path in (folder, straight))
     pairs = [(ours[part][name], theirs[part][name]) for part in ("state_dict", "ema") for name in theirs[part]]

@@ -52,33 +52,33 @@ def measure(rows: int = 10_000_000, files: int = 10, data: Path | None = None) -
 
 def write_rows(path: Path, rows: int, seed: int) -> None:
     """Writes random columns of LAION-2B-en-aesthetic with realistic rejection rates; 2 % of the rows are duplicates."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)
 
     def texts(least: int, most: int, spread: float) -> pa.Array:
-        lengths = np.clip(draw.lognormal(np.log((least * most) ** 0.5), spread, rows), least, most).astype(np.int32)
+        lengths = np.clip(rng.lognormal(np.log((least * most) ** 0.5), spread, rows), least, most).astype(np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        text = letters[draw.integers(0, 32, offsets[-1], dtype=np.uint8)].tobytes()
+        text = letters[rng.integers(0, 32, offsets[-1], dtype=np.uint8)].tobytes()
         return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(text))
 
     start = pa.scalar("https://images.example.org/")
     names = pc.binary_join_element_wise(start, pc.replace_substring(texts(20, 90, 0.3), " ", "/"), "")
-    twice = np.where(draw.random(rows) < 0.02, draw.integers(0, rows, rows), np.arange(rows))
+    twice = np.where(rng.random(rows) < 0.02, rng.integers(0, rows, rows), np.arange(rows))
 
     def scores(values: np.ndarray) -> pa.Array:
         return pa.array(values.astype(np.float32))
 
-    sides = {name: pa.array(draw.lognormal(6.5, 0.5, rows).astype(np.int32)) for name in ("WIDTH", "HEIGHT")}
+    sides = {name: pa.array(rng.lognormal(6.5, 0.5, rows).astype(np.int32)) for name in ("WIDTH", "HEIGHT")}
     table = pa.table(
         {
             "URL": names.take(pa.array(twice)),
             "TEXT": texts(6, 400, 0.7),
             **sides,
-            "similarity": scores(draw.normal(0.31, 0.03, rows)),
-            "hash": pa.array(draw.integers(-(2**63), 2**63 - 1, rows)),
-            "punsafe": scores(draw.beta(0.3, 4, rows)),
-            "pwatermark": pc.if_else(pa.array(draw.random(rows) < 0.01), None, scores(draw.beta(0.6, 1.2, rows))),
-            "AESTHETIC_SCORE": scores(draw.normal(5.2, 0.55, rows)),
+            "similarity": scores(rng.normal(0.31, 0.03, rows)),
+            "hash": pa.array(rng.integers(-(2**63), 2**63 - 1, rows)),
+            "punsafe": scores(rng.beta(0.3, 4, rows)),
+            "pwatermark": pc.if_else(pa.array(rng.random(rows) < 0.01), None, scores(rng.beta(0.6, 1.2, rows))),
+            "AESTHETIC_SCORE": scores(rng.normal(5.2, 0.55, rows)),
         }
     )
     pq.write_table(table, path, row_group_size=200_000, compression="snappy")

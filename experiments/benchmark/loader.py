@@ -75,9 +75,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
 
 def photograph(size: tuple[int, int], seed: int) -> bytes:
     """Returns a JPEG of about the file size of a photograph: large shapes with a little grain."""
-    draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
-    grain = draw.normal(0, 4, (size[1], size[0], 1))
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
+    grain = rng.normal(0, 4, (size[1], size[0], 1))
     shown = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + grain
     file = io.BytesIO()
     Image.fromarray(shown.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
