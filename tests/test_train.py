@@ -193,7 +193,7 @@ def test_a_sweep_with_a_failed_job_runs_the_others_and_skips_finished_runs(tmp_p
 def test_a_sweep_that_lacks_a_required_key_names_it() -> None:
     run = finish(start("-m", "experiment=emoji", "seed=0"))
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "data.shards has no default: give data.shards=…" in run.stderr
+    assert "data.shards has no default; give it as data.shards=…" in run.stderr
 
 
 @pytest.mark.slow
@@ -383,9 +383,9 @@ def test_a_run_of_version_0_1_can_be_loaded_and_resumed(here: Any, tmp_path: Pat
     [
         (("resume={}/none.ckpt",), "resume=.*none.ckpt does not exist"),
         (("data=shards", "data.shards={}/none.tar"), "no shards at .*none.tar: no such file"),
-        (("data=shards", "data.shards={}"), "no shards at .*: no .tar lies in that folder"),
-        (("data=folder", "data.root={}"), "no picture"),
-        (("data=shards",), "data.shards has no default: give data.shards=…"),
+        (("data=shards", "data.shards={}"), "no shards at .*: the folder contains no .tar"),
+        (("data=folder", "data.root={}"), "has no images: expected files ending in png"),
+        (("data=shards",), "data.shards has no default; give it as data.shards=…"),
         (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
         (("data.global_batch=6",), "data.global_batch=6 is not a multiple of data.batch_size=4 x 1 ranks"),
         (("first_stage.weights={}/none.safetensors",), "there is no model .*none.safetensors"),

@@ -97,12 +97,12 @@ def test_an_adapter_of_an_adapter_is_refused(adapted: Path, tmp_path: Path) -> N
 
 def test_an_adapter_without_a_model_to_start_from_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "trainer.max_steps=1")
-    assert message == "an adapter changes trained weights: say whose by training.start=MODEL"
+    assert message == "an adapter needs the weights of a trained model: give training.start=MODEL"
 
 
 def test_an_adapter_of_a_run_without_a_denoising_network_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, "experiment=shapes_vae", "data.shards=none.tar", *ALONE[1:], ADAPTER)
-    assert message.startswith("an adapter changes a denoising network, which this experiment does not train")
+    assert message.startswith("an adapter needs a denoising network, but this experiment trains none")
 
 
 def test_names_that_match_no_weight_are_refused(base: Path, tmp_path: Path) -> None:
@@ -114,7 +114,9 @@ def test_a_run_does_not_resume_on_another_base(adapted: Path, tmp_path: Path) ->
     other = run(tmp_path / "other", *ADAM, "trainer.max_steps=1", "seed=1")
     how = f"training.start={other}", f"resume={adapted}/checkpoints/last.ckpt", "trainer.max_steps=4"
     message = refusal(tmp_path / "again", *ADAM, ADAPTER, *how, "accept_changes=true")
-    assert re.match(r"the checkpoint holds another model than this config builds \(base \w{64} → \w{64}\)", message)
+    assert re.match(
+        r"the checkpoint contains a different model than this config builds \(base \w{64} → \w{64}\)", message
+    )
 
 
 def test_the_plan_counts_gradients_and_states_of_trained_weights_only(

@@ -166,23 +166,23 @@ def test_a_base_that_has_changed_is_refused(standalone: Path, read: Callable[[Pa
 @pytest.mark.parametrize("read", [read_model, model_fingerprint])
 def test_a_base_that_is_missing_is_named(standalone: Path, read: Callable[[Path], Any]) -> None:
     (standalone / "unet.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"is an adapter of .*unet\.safetensors, which is not there: put the"):
+    with pytest.raises(FileNotFoundError, match=r"is an adapter of .*unet\.safetensors, which does not exist: restore"):
         read(standalone / "adapter.safetensors")
 
 
 def test_a_run_does_not_resume_on_another_base(standalone: Path) -> None:
     replace_base(standalone)
-    with pytest.raises(ValueError, match=r"another model than this config builds \(base \w{64} → \w{64}\)"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(base \w{64} → \w{64}\)"):
         fit(standalone, adapted(standalone), 2, standalone / "last.ckpt")
 
 
 def test_a_run_does_not_resume_with_another_adapter(standalone: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(names \['\*.text_attention"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(names \['\*.text_attention"):
         fit(standalone, adapted(standalone, ["conv_out.*"]), 2, standalone / "last.ckpt")
 
 
 def test_a_run_of_the_full_network_does_not_resume_from_an_adapter(standalone: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(kind adapter → unet"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(kind adapter → unet"):
         fit(standalone, diffusion(), 2, standalone / "last.ckpt")
 
 
@@ -200,7 +200,9 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(base: Path, tmp_
 
 
 def test_an_adapter_of_untrained_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"an adapter changes trained weights: say whose by training\.start=MODEL"):
+    with pytest.raises(
+        ValueError, match=r"an adapter needs the weights of a trained model: give training\.start=MODEL"
+    ):
         diffusion(adapter=TrainOnly(NAMES))
 
 

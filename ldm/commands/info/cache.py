@@ -35,7 +35,7 @@ def describe_cache(folder: Path) -> dict[str, str]:
 
 def _complete(folder: Path) -> dict[str, str]:
     manifest = read_manifest(folder)
-    problems = [problem for _, problems in cache_problems(folder, glance=True) for problem in problems]
+    problems = [problem for _, problems in cache_problems(folder, headers_only=True) for problem in problems]
     return {
         **_counts("a cache of latents", manifest["shards"]),
         **_moments(folder, manifest["shards"]),

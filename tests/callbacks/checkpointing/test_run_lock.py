@@ -126,7 +126,7 @@ def test_a_run_folder_inside_the_training_data_is_refused(tmp_path: Path) -> Non
     (tmp_path / "images").mkdir()
     RunLock(tmp_path / "run", data=tmp_path / "images")
     for folder in ("images", "images/run"):
-        with pytest.raises(ValueError, match=r"run_dir .* is in the training data .*, so that what is written there"):
+        with pytest.raises(ValueError, match=r"run_dir .* is in the training data .*, so that its files would be read"):
             RunLock(tmp_path / folder, data=tmp_path / "images")
 
 
