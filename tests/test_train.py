@@ -239,6 +239,18 @@ def test_resuming_a_run_after_its_last_epoch_prints_that_it_is_finished(
     assert "has already trained for 1 epochs: raise trainer.max_epochs to continue" in capsys.readouterr().out
 
 
+def test_another_number_of_samples_per_step_is_refused_unless_accepted(
+    here: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here("data.batch_size=2", "data.global_batch=4")
+    here("resume=auto", "data.batch_size=4", "data.global_batch=null", "trainer.max_steps=2")  # 4 again
+    changed = "resume=auto", "data.batch_size=2", "data.global_batch=null", "trainer.max_steps=3"
+    with pytest.raises(ValueError, match=r"other settings \(samples per optimizer step 4 → 2, see data\.batch_size"):
+        here(*changed)
+    here(*changed, "accept_changes=true")
+    assert "samples per optimizer step 4 → 2" in capsys.readouterr().out
+
+
 def test_accepted_changes_of_optimizer_settings_take_effect(here: Any, tmp_path: Path) -> None:
     here()
     changed = {"optimizer.lr": 0.01, "optimizer.weight_decay": 0.3, "optimizer.momentum": 0.8}

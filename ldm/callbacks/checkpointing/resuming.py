@@ -1,5 +1,6 @@
 """Corrects Lightning's progress counts and validation, so that a run resumes exactly on any number of ranks."""
 
+from math import prod
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -10,6 +11,11 @@ def batch_split(trainer: Trainer) -> dict[str, int]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     batch_size = {} if data is None else {"batch_size": data.batch_size}
     return {"ranks": trainer.world_size, "accumulation": trainer.accumulate_grad_batches, **batch_size}
+
+
+def samples_per_step(split: dict[str, int]) -> int | None:
+    """Returns the number of samples of an optimizer step, or None if a `batch_split` does not contain it."""
+    return prod(split.values()) if {"ranks", "accumulation", "batch_size"} <= split.keys() else None
 
 
 def align_progress(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from ldm.callbacks.checkpointing.resuming import batch_split, samples_per_step
+
 # These settings do not affect the trained weights: how the run is started, where results are stored, what is shown and
 # measured during training, and how work is distributed. For frozen networks the LightningModule compares the weights
-# themselves, and for another batch size `align_progress` converts the position in the data.
+# themselves; for another batch size `align_progress` converts the position in the data, if a step has as many samples.
 NEUTRAL = (
     *("run_dir", "resume", "accept_changes", "name", "plan"),
     *("callbacks", "logger", "metrics", "evaluation", "debug"),
@@ -45,6 +47,9 @@ class SettingsCheck(Callback):
             _print_lines("the checkpoint has an older layout without settings, so that they cannot be compared")
             return
         changes = differences(checkpoint["settings"], self.settings, self.resolved)
+        before, now = (samples_per_step(split) for split in (checkpoint.get("dealing", {}), batch_split(trainer)))
+        if before is not None and before != now:
+            changes.append(f"samples per optimizer step {before} → {now}, see data.batch_size and data.global_batch")
         if changes and not self.accepted:
             raise ValueError(
                 f"the checkpoint was trained with other settings ({'; '.join(changes)}), so that the result would "
