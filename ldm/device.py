@@ -27,7 +27,7 @@ def has_bf16(device: torch.device) -> bool:
     return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-def has_tiles() -> bool:
+def has_amx() -> bool:
     """Whether the CPU multiplies matrices of bfloat16 as such (AMX)."""
     return torch.cpu.get_capabilities().get("amx_bf16", False)
 

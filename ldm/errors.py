@@ -1,4 +1,4 @@
-"""The edge of every command: errors become one sentence and an exit code."""
+"""Turns errors and warnings of a command into single lines on stderr, and errors into an exit code."""
 
 import sys
 import traceback
@@ -9,20 +9,20 @@ from typing import Any
 
 from ldm.progress import clear
 
-EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # whose message is written for people
+EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages are human-readable
 
 
 class UsageError(ValueError):
-    """The command line itself is wrong, rather than the work."""
+    """The command line is invalid, as opposed to a failure of the work that it asks for."""
 
 
 def run(work: Callable[[], object], debug: bool = False) -> int:
-    """The exit code of `work`: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
+    """Runs `work` and returns the exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
     try:
         work()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # nothing is swallowed: it is told, and ends the process
+    except Exception as error:  # not swallowed: it is printed and decides the exit code
         if debug:
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr)
@@ -31,7 +31,7 @@ def run(work: Callable[[], object], debug: bool = False) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Returns the message of `error` on one line, with its type if the message alone is not meant for the user."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
@@ -41,13 +41,13 @@ def sentence(error: Exception) -> str:
 
 
 @contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Each different warning of ours once, as one line on stderr."""
+def warnings_on_stderr() -> Iterator[None]:
+    """Prints each distinct UserWarning raised in the block once, as one line on stderr."""
 
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in seen:  # Python forgets what it has shown when a library changes the filters
+        if str(message) not in seen:  # Python's own record is reset whenever a library changes the filters
             seen.add(str(message))
             clear()
             print(f"warning: {message}", file=sys.stderr)

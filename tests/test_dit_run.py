@@ -15,7 +15,7 @@ from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.commands.info.command import describe
 from ldm.nn.dit import DiT
 from ldm.pipeline.pipeline import Pipeline
-from ldm.weights.convert import find
+from ldm.weights.contents import open_contents
 from ldm.weights.model import read_model
 from tests.runs import ALONE, TINY_DIT, refusal, run
 
@@ -94,7 +94,7 @@ def test_it_is_converted_to_files_of_ldm_and_to_no_other_format(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(trained), str(tmp_path / "own"), "--to", "ldm"]) == 0
-    assert find(tmp_path / "own").denoising.fingerprint == find(trained).denoising.fingerprint
+    assert open_contents(tmp_path / "own").denoising.fingerprint == open_contents(trained).denoising.fingerprint
     assert main(["convert", str(trained), str(tmp_path / "m.safetensors")]) == 1
     assert "holds a dit, which only files of ldm can hold: give --to ldm" in capsys.readouterr().err
 
@@ -112,7 +112,7 @@ def test_the_plan_names_it_and_counts_its_work(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("how", [(), ("debug=plan",)], ids=["training", "plan"])
 def test_a_size_that_patches_do_not_cover_is_refused_before_training(tmp_path: Path, how: tuple[str, ...]) -> None:
     told = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
-    assert told == "training.size is 64x72, but this model draws heights and widths that are multiples of 16"
+    assert told == "training.size is 64x72, but this model takes heights and widths that are multiples of 16"
 
 
 @pytest.mark.parametrize("data", ["shapes", "shapes_online"])  # of latents and of images

@@ -1,5 +1,6 @@
-"""The recipes for Stable Diffusion: complete, and known to run."""
+"""The recipes for Stable Diffusion document themselves completely, and train."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 import train
 from ldm.__main__ import main
+from ldm.metrics.clip_score import ClipScore
 from tests.data.tars import samples, write_tar
 
 RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune")
@@ -32,21 +34,33 @@ def recipe(name: str, *overrides: str) -> DictConfig:
 
 
 def cached(folder: Path, size: int) -> str:
-    """A cache of pictures, each of one shade, by the autoencoder that ships."""
+    """Caches the latents of plain grey images, encoded by the autoencoder included in ldm."""
     tar = write_tar(folder / "grey.tar", samples(32))
     assert main(["encode", str(tar), "--size", str(size), "--batch", "4", "--out", str(folder / "cache")]) == 0
     return f"data.cache={folder / 'cache'}"
 
 
+def header(name: str) -> str:
+    return (train.CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_opens_with_all_that_one_needs_to_know(name: str) -> None:
-    head = (train.CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+def test_a_recipe_starts_with_command_hardware_time_and_expected_result(name: str) -> None:
+    head = header(name)
     for word in ("Command:", "Hardware:", "Time:", "Expect:"):
         assert f"\n# {word}" in head
     assert f"experiment={name}" in head
 
 
-def test_the_laion_recipe_is_the_one_of_the_design() -> None:
+@pytest.mark.parametrize("name", ["laion_sd15", "laion_sd2_v"])
+def test_the_expected_clip_score_is_on_the_scale_that_ldm_reports(name: str) -> None:
+    expected = re.search(r"CLIP score >= (\S+)", header(name))
+    score = ClipScore()
+    score.update(torch.full((4,), 0.15))  # MLPerf's target, a mean cosine
+    assert expected and float(expected[1]) == pytest.approx(float(score.compute()))
+
+
+def test_the_laion_recipe_has_the_hyperparameters_of_the_design() -> None:
     config = recipe("laion_sd15")
     assert (config.optimizer["_target_"], config.optimizer.fused) == ("torch.optim.AdamW", True)
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 1e-2)

@@ -26,12 +26,11 @@ from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights.compvis.reader import SAMPLING, SCHEDULE
-from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.convert import write
-from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.storage.tensors import Tensors
-from ldm.weights.storage.values import header, held
+from ldm.weights.storage.values import header, in_memory
 
 ROOT = Path(__file__).parents[2]
 Files = tuple[Path, Path]  # the weights, and a folder of diffusers' configurations for them
@@ -60,7 +59,7 @@ def write_files(folder: Path) -> Files:
 
     files = folder / "sd.safetensors", folder / "config"
     write(stable_diffusion(random), files[0], "single")
-    empty = stable_diffusion(lambda meta: held(folder, {name: torch.zeros(0) for name in meta}))
+    empty = stable_diffusion(lambda meta: in_memory(folder, {name: torch.zeros(0) for name in meta}))
     write(empty, files[1], "diffusers")
     return files
 
@@ -78,7 +77,7 @@ def read_bytes(files: Files) -> None:
 
 
 def by_ldm(files: Files, dtype: torch.dtype | None = None) -> list[nn.Module]:
-    return [network.load(dtype) for network in find(files[0]).networks.values()]
+    return [network.load(dtype) for network in open_contents(files[0]).networks.values()]
 
 
 def by_ldm_in_half(files: Files) -> list[nn.Module]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.pipeline.settings import Settings
-from ldm.weights.find import DEFAULT
-from ldm.weights.model import find_model
+from ldm.weights.model import open_model
+from ldm.weights.recognise import DEFAULT
 
 SUFFIXES = (".safetensors", ".ckpt")
 
@@ -39,7 +39,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
         if path.name.startswith(".") or not (is_folder or path.suffix in SUFFIXES):
             continue
         try:
-            find_model(path)
+            open_model(path)
         except FileNotFoundError as error:
             if not is_folder:
                 yield path, str(error)
@@ -53,5 +53,5 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 def settings_of(path: str) -> Settings:
     """How the model draws unless it is told otherwise, without reading its tensors."""
-    model = find_model(path).model
+    model = open_model(path).model
     return Settings(size=tuple(model["size"]), **model["sampling"])

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.app.models import settings_of
-from ldm.drawing.job import Job, Process, file_name, load
+from ldm.drawing.job import Process, SamplingJob, file_name, load
 from ldm.drawing.sources import CALLED, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline, Result
@@ -90,7 +90,7 @@ class Service:
             progress = done, total
 
         def on_estimate(first: int, _step: int, x0: Tensor) -> None:
-            estimates.update(enumerate(to_pil(pipeline.small(x0)), first))
+            estimates.update(enumerate(to_pil(pipeline.decode_preview(x0)), first))
             tell(Step(*progress, list(estimates.values())))
 
         with self._turn:
@@ -101,7 +101,7 @@ class Service:
                 batch_size=len(request.seeds),
                 on_step=on_step,
                 on_estimate=on_estimate,
-                on_remark=remarks.append,
+                on_warning=remarks.append,
                 cancelled=cancelled,
                 **request.call | {CALLED[name]: image for name, image in request.sources.items()},
             )
@@ -140,6 +140,6 @@ class Service:
     def _pipeline(self, model: str) -> tuple[Pipeline, dict[str, Any]]:
         if self._loaded is None or self._loaded[0] != model:
             path, self._loaded = self._path(model), None  # so that only one takes memory
-            job = Job(batches=[], call={}, out=self.out, model=path, **self._choices)
+            job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
             self._loaded = (model, *load(job, Process()))
         return self._loaded[1:]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.progress import Progress
 from ldm.weights.compvis.reader import Choices
-from ldm.weights.contents import Contents
+from ldm.weights.contents import Contents, open_contents
 from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
 from ldm.weights.destination import check_apart, sources_of
-from ldm.weights.find import DEFAULT, READABLE, find
 from ldm.weights.kinds import KINDS
+from ldm.weights.recognise import DEFAULT, READABLE
 
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
-    contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
+    contents = gathered(open_contents(args.source, Choices(not args.raw, args.prediction), args.variant))
     _check_used(args, to, contents)
     given = [] if args.source == DEFAULT else [Path(args.source).expanduser()]
     check_apart(args.destination, [*given, *sources_of(contents)])
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     progress = Progress(sum(len(network.tensors) for network in contents.networks.values()), "tensors")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with shown_warnings():
+    with warnings_on_stderr():
         write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
 

@@ -216,7 +216,7 @@ def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched,
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:
-    from ldm.metadata.funnel_picture import draw, save
+    from ldm.metadata.funnel_figure import draw, save
 
     every = report.get("histograms_of_one_row_in", 1)
     figure = draw(report["funnel"], report["rows"], report.get("histograms", {}), every)

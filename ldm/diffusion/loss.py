@@ -1,4 +1,4 @@
-"""The training loss, and the times and noise at which it is evaluated."""
+"""The training loss, and the random times and noise at which it is evaluated."""
 
 from dataclasses import dataclass
 from math import inf
@@ -24,10 +24,10 @@ def diffusion_loss(
     weighting: Weighting,
     huber: float | None = None,
 ) -> Tensor:
-    """The weighted mean squared error of the output, per sample (b,), so that it can be reported by noise level.
+    """Returns the weighted mean squared error of the network's output for each sample, (b,).
 
-    x0 and eps are (b, c, h, w), t is (b,). An error d beyond `huber` counts 2·huber·d - huber² in place of d²
-    (Huber 1964), which bounds the gradient of outliers.
+    x0 and eps are (b, c, h, w), t is (b,). With `huber`, an error d larger than it costs 2·huber·d - huber² instead of
+    d² (Huber 1964), which bounds the gradient of outliers.
     """
     alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
     x = per_sample(alpha, x0) * x0 + per_sample(sigma, x0) * eps
@@ -40,10 +40,10 @@ def diffusion_loss(
 
 @dataclass(frozen=True)
 class Objective:
-    """`diffusion_loss` at times and with noise that are keyed by (`seed`, stream, id, draw) of each sample.
+    """`diffusion_loss` at random times, with random noise, keyed by (`seed`, stream, id, draw) of each sample.
 
     `stratified` spreads the times evenly over the global batch, by the batch's "stratum" (b, 2). `offset_noise` is the
-    standard deviation of one number per channel that is added to the noise (Guttenberg 2023).
+    standard deviation of an offset per sample and channel that is added to the noise (Guttenberg 2023).
     """
 
     times: TimeSampler
@@ -56,13 +56,13 @@ class Objective:
     def __post_init__(self) -> None:
         if not (0 <= self.offset_noise < inf and (self.huber is None or 0 < self.huber < inf)):
             raise ValueError(
-                f"training.offset_noise must be 0 or more and training.huber positive or null, not "
-                f"{self.offset_noise} and {self.huber}"
+                f"training.offset_noise is {self.offset_noise}, but must be 0 or more, and training.huber is "
+                f"{self.huber}, but must be positive or null"
             )
 
     @property
     def about(self) -> dict[str, Any]:
-        """What decides which quantity the loss is, besides schedule and prediction, as plain data."""
+        """The settings that define the loss, besides schedule and prediction, as plain data."""
         settings = {name: value for name, value in vars(self.times).items() if isinstance(value, int | float | str)}
         return {
             "times": {"name": type(self.times).__name__, **settings},
@@ -74,10 +74,10 @@ class Objective:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, conditioning: Conditioning, batch: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Times and losses, each (b,), of latents x0 (b, z, h, w) whose "id" and "draw" are in the batch."""
+        """Returns times and losses, each (b,), of latents x0 (b, z, h, w); the batch holds their "id" and "draw"."""
         ids, draw = batch["id"], batch["draw"]
         u = uniform(self.seed, "time", ids, draw)
-        if self.stratified and "stratum" in batch:  # absent in validation, where each sample keeps its own time
+        if self.stratified and "stratum" in batch:  # absent in validation, where the times of samples are fixed
             u = stratified(u, batch["stratum"])
         t = self.times.times(u)
         eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))

@@ -14,12 +14,12 @@ from PIL.Image import Image
 
 from ldm.device import DTYPES, choose_precision
 from ldm.drawing.previews import Previews, film_of, is_film
-from ldm.drawing.prompts import Picture
+from ldm.drawing.prompts import ImageSpec
 from ldm.drawing.sources import CALLED, Source
 from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
-from ldm.pipeline.inputs import Item
+from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
@@ -69,10 +69,10 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """What to draw, all choices made but those that the model makes."""
 
-    batches: list[list[Picture]]
+    batches: list[list[ImageSpec]]
     call: dict[str, Any]  # of the pipeline, for all pictures
     out: Path
     model: str
@@ -103,7 +103,7 @@ def file_name(index: int) -> str:
     return f"{index:04d}.png"
 
 
-def draw(job: Job) -> None:
+def draw(job: SamplingJob) -> None:
     """Writes pictures as soon as they are drawn, so that Ctrl-C loses none, and at the end the grid.
 
     Batches with nothing left to draw are left out; one that is drawn is drawn whole, so that its bits are the same.
@@ -139,7 +139,7 @@ def draw(job: Job) -> None:
 
 
 def pictures(
-    job: Job, numbers: list[int], pipeline: Pipeline, process: Process
+    job: SamplingJob, numbers: list[int], pipeline: Pipeline, process: Process
 ) -> Iterator[tuple[Path, Image, dict[str, Any]]]:
     """The wanted pictures of these batches, with the settings that draw them again."""
     progress = Progress(1, label=f"process {process.rank}: " if process.count > 1 else "")
@@ -147,7 +147,7 @@ def pictures(
     size = max(map(len, job.batches))
     for k, number in enumerate(numbers):
         batch, wanted = job.batches[number], job.wanted(number)
-        previews = Previews(job.preview, wanted[0][0], progress, pipeline.small)
+        previews = Previews(job.preview, wanted[0][0], progress, pipeline.decode_preview)
         result = pipeline(
             [picture.prompt for picture in batch],
             seeds=[picture.seed for picture in batch],
@@ -163,7 +163,7 @@ def pictures(
             yield path, image, result.settings[position]
 
 
-def own(job: Job, batch: list[Picture], settings: Settings) -> dict[str, Any]:
+def own(job: SamplingJob, batch: list[ImageSpec], settings: Settings) -> dict[str, Any]:
     """What each picture of a batch may have for itself."""
     negative, guidance = job.call.get("negative", ""), job.call.get("guidance", settings.guidance)
     return {
@@ -180,13 +180,15 @@ def counter(progress: Progress, number: int, batches: int) -> OnStep:
     return on_step
 
 
-def finished(job: Job, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
+def finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
     """Whether all that is wanted of a batch is there, drawn as this job would."""
     batch, each = job.batches[number], own(job, job.batches[number], pipeline.settings)
-    settings = pipeline.settings.changed({name: job.call[name] for name in job.call.keys() - {"negative", "strength"}})
+    settings = pipeline.settings.overridden(
+        {name: job.call[name] for name in job.call.keys() - {"negative", "strength"}}
+    )
     there = [(position, path) for position, path in job.wanted(number) if path.exists()]
     for k, path in there:
-        item = Item(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
+        item = ImageRequest(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
         expected = settings.record(item, job.call.get("strength")) | {name: origin.get(name) for name in DECISIVE}
         held = recorded(path)
         found = UNRECORDED | held
@@ -207,14 +209,14 @@ def recorded(path: Path) -> dict[str, Any]:
         return {}
 
 
-def clean(job: Job, numbers: Iterable[int]) -> None:
+def clean(job: SamplingJob, numbers: Iterable[int]) -> None:
     """Removes what a process that was killed had begun to write of these batches."""
     names = {path.name for number in numbers for _, path in job.wanted(number)}
     for path in leftovers(job.out, names.__contains__):
         path.unlink(missing_ok=True)
 
 
-def check_sources(job: Job) -> None:
+def check_sources(job: SamplingJob) -> None:
     """Raises ValueError where a picture that the job starts from is one that it would write."""
     outputs = [*job.files, *map(film_of, job.files), job.out / "grid.png"]
     for name, source in job.sources.items():
@@ -227,7 +229,7 @@ def check_grid(out: Path) -> None:
         raise ValueError(f"{out} already holds another grid.png: give another folder, or move that picture away")
 
 
-def check_films(job: Job) -> None:
+def check_films(job: SamplingJob) -> None:
     for path in map(film_of, job.files if job.preview == "gif" else []):
         if path.exists() and not is_film(path):
             raise ValueError(
@@ -244,14 +246,14 @@ def save_new(image: Image, path: Path, metadata: dict[str, Any]) -> None:
         raise ValueError(f"another process wrote {path} meanwhile: give each job its own out=")
 
 
-def save_grid(job: Job) -> None:
+def save_grid(job: SamplingJob) -> None:
     shown = job.files[:GRID_MOST]
     told = [read_metadata(path) for path in shown]
     captions = [f"{one['prompt']} ({one['seed']})" for one in told]
     save_png(grid([load_image(path) for path in shown], captions), job.out / "grid.png", {"grid": len(shown)})
 
 
-def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
+def load(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and what besides the settings of a call decides a picture's every bit."""
     fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
     device = process.device(job.device)
@@ -271,7 +273,7 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     }
 
 
-def fingerprint_as_recorded(job: Job, key: str) -> str:
+def fingerprint_as_recorded(job: SamplingJob, key: str) -> str:
     """Raises ValueError if it is no longer the one that drew the picture to draw again."""
     path = getattr(job, key)
     found = model_fingerprint(path)

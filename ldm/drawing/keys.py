@@ -14,10 +14,10 @@ class Key:
     help: str
 
 
-def whole(least: int) -> Callable[[str], int]:
+def integer(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-            raise ValueError(f"a whole number from {least} up, of at most 18 digits")
+            raise ValueError(f"an integer of at least {least} and at most 18 digits")
         return int(text)
 
     return read
@@ -33,7 +33,7 @@ def number(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     value = number(text)
     if not 0 < value <= 1:
         raise ValueError("a number above 0 and at most 1")
@@ -93,9 +93,9 @@ def named(text: str) -> str:
 KEYS = {
     "model": Key(named, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
     "negative": Key(str, "what the pictures shall not show"),
-    "seed": Key(whole(0), "of each prompt's first picture; the next ones count up (0)"),
-    "n": Key(whole(1), "pictures a prompt (1)"),
-    "steps": Key(whole(1), "more take longer and are finer (the model's own)"),
+    "seed": Key(integer(0), "of each prompt's first picture; the next ones count up (0)"),
+    "n": Key(integer(1), "pictures a prompt (1)"),
+    "steps": Key(integer(1), "more take longer and are finer (the model's own)"),
     "sampler": Key(named, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
     "spacing": Key(named, "where the steps lie, such as trailing, leading or karras; spacing=? lists all"),
     "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; what there is, the refusal lists"),
@@ -108,14 +108,14 @@ KEYS = {
     "thresholding_options": Key(options, "such as limit=4 for static or share=0.99,limit=4 for dynamic"),
     "init": Key(named, "a picture to start from, scaled and cropped to the size"),
     "strength": Key(
-        share, "share of the steps that change init: near 0 little, 1 nearly all (0.8; inpainting weights: 1)"
+        fraction, "share of the steps that change init: near 0 little, 1 nearly all (0.8; inpainting weights: 1)"
     ),
-    "fixed_steps": Key(yes_or_no, "true takes all steps from where strength begins, instead of its share (false)"),
+    "fixed_steps": Key(yes_or_no, "true takes all steps from where strength begins, instead of that share (false)"),
     "mask": Key(named, "a picture that is white where init is repainted"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
-    "clip_skip": Key(whole(0), "last layers of the text encoder that are left out (0)"),
-    "chunks": Key(whole(1), "how many times the text encoder's context a prompt may fill (1)"),
-    "tile": Key(whole(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
+    "clip_skip": Key(integer(0), "last layers of the text encoder that are left out (0)"),
+    "chunks": Key(integer(1), "how many times the text encoder's context a prompt may fill (1)"),
+    "tile": Key(integer(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
     "noise": Key(
         one_of("ldm", "diffusers"), "whose numbers a seed means; diffusers' are those of its CPU generator (ldm)"
     ),
@@ -139,5 +139,5 @@ KEYS = {
         yes_or_no,
         "true compiles the network, which takes a minute at the first step and pays for many pictures (false)",
     ),
-    "batch_size": Key(whole(1), "pictures at a time; fewer where memory does not suffice (8)"),
+    "batch_size": Key(integer(1), "pictures at a time; fewer where memory does not suffice (8)"),
 }

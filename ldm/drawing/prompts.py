@@ -15,7 +15,7 @@ KINDS = (".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSpec:
     """One picture of a job; what is None is as the job or the model says."""
 
     prompt: str
@@ -24,10 +24,10 @@ class Picture:
     guidance: float | None = None
 
 
-def pictures_of(rows: Iterable[Mapping[str, Any]], seed: int, n: int) -> list[Picture]:
+def image_specs(rows: Iterable[Mapping[str, Any]], seed: int, n: int) -> list[ImageSpec]:
     """In order, those of every row with seeds counting up; `seed` and `n` are of rows that have none of their own."""
     return [
-        Picture(row["prompt"], row.get("seed", seed) + k, row.get("negative"), row.get("guidance"))
+        ImageSpec(row["prompt"], row.get("seed", seed) + k, row.get("negative"), row.get("guidance"))
         for row in rows
         for k in range(row.get("n", n))
     ]

@@ -13,7 +13,7 @@ from ldm.data.sources.shapes import Shapes, held_out_prompts
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.split import Split
 from ldm.data.sources.tolerant import Tolerant
-from ldm.weights.model import find_model, frozen_parts
+from ldm.weights.model import frozen_parts, open_model
 
 SHAPES, SHAPES_SEED, SHAPES_SIZE = "shapes", 2, 64  # as conf/metrics/shapes.yaml has them
 
@@ -36,7 +36,7 @@ class Data:
         return [self.pictures[i]["caption"] for i in ids]
 
 
-class Told(Dataset[dict[str, Any]]):
+class WarnsOfReplacements(Dataset[dict[str, Any]]):
     """`dataset`, with a warning where another sample had to take the place of one that cannot be read."""
 
     def __init__(self, dataset: Any) -> None:
@@ -68,11 +68,11 @@ def data_of(name: str, size: tuple[int, int], model: str, held_out: int, prompts
     if size[0] != size[1]:
         raise ValueError(f"pictures are read as squares, but the model draws {size[0]}x{size[1]}")
     if (Path(name) / MANIFEST).is_file():
-        stage, _ = frozen_parts(find_model(model))
+        stage, _ = frozen_parts(open_model(model))
         latents = CachedLatents(name, stage, size)
         chosen: Any = Split(latents, "held_out", held_out) if held_out else latents
         return Data(Decoded(chosen, stage))
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))
     pictures = Folder(name, size[0]) if folder else Shards(name, size[0])
     chosen = Split(pictures, "held_out", held_out) if held_out else pictures
-    return Data(Told(Tolerant(chosen)))
+    return Data(WarnsOfReplacements(Tolerant(chosen)))

@@ -8,17 +8,17 @@ from typing import Any, cast
 import torch
 
 from ldm.ema.reconstruction import last_step, read_snapshots
-from ldm.evaluation.run import Job, collect
+from ldm.evaluation.run import EvaluationJob, collect
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
-from ldm.metrics.measure import Ruler, report
+from ldm.metrics.measure import ImageMetrics, report
 from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference
 from ldm.metrics.summary import table
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
-from ldm.weights.model import find_model
+from ldm.weights.model import open_model
 from ldm.weights.storage.opening import open_tensors
 
 
@@ -26,7 +26,7 @@ from ldm.weights.storage.opening import open_tensors
 class Cell:
     """One evaluation: a job, the length of its weights' average, and the SHA-256 of all that decides its numbers."""
 
-    job: Job
+    job: EvaluationJob
     length: float | None
     identity: str
 
@@ -42,19 +42,21 @@ class Where:
     precision: str
 
 
-def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
+def result(
+    cell: Cell, where: Where, image_metrics: ImageMetrics, real: Reference, curve: NoiseLoss | None
+) -> dict[str, Any]:
     """What a run's metrics.json would hold."""
     job, found, size = cell.job, collect(cell.job), list(cell.job.settings.size)
     metrics = {"sampling_seconds": found.seconds, "nfe": found.calls / job.count}
-    metrics |= ruler.metrics(found.rows, found.captions, size, real)
+    metrics |= image_metrics.compute(found.rows, found.captions, size, real)
     source = {**real.about["data"], "data": where.data, "sha256": real.about["sha256"], "size": real.about["size"]}
     trained = trained_as(Path(where.model))
     provenance = Provenance(
-        feature_network=ruler.features.about,
+        feature_network=image_metrics.features.about,
         reference=source,
         prompts={
             "count": job.count,
-            "from": "ldm.data.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
+            "from": "ldm.data.shapes.held_out_prompts" if image_metrics.composition else "captions of the reference",
             "sha256": text_hash(found.captions),
             "seeds": [job.seed, job.seed + job.count - 1],
         },
@@ -67,9 +69,9 @@ def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: Noise
         dtype=f"{where.precision}-true",
         device=torch.cuda.get_device_name(where.device) if where.device.type == "cuda" else "cpu",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        clip=None if ruler.clip is None else ruler.clip.fingerprint,
+        clip=None if image_metrics.clip is None else image_metrics.clip.fingerprint,
         validation=None if curve is None else curve.about | {"data": source["sha256"]},
-        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(find_model(where.model).notes)},
+        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(open_model(where.model).notes)},
         identity=cell.identity,
     ).plain()
     return report(metrics, provenance, curve)

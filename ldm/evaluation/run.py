@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldm.files import atomic_write
-from ldm.metrics.measure import Rows, Ruler, counting
+from ldm.metrics.measure import ImageMetrics, Rows, counting
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import Settings
 
@@ -25,7 +25,7 @@ SHOWN = 64  # pictures that are kept, to be looked at
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """`count` prompts, of which `captions` gives any range, drawn `batch` at a time; the i-th with `seed` + i.
 
     `folder` is this job's alone: whatever else decides its numbers must decide the folder's name.
@@ -60,7 +60,9 @@ class Measured:
     images: Tensor
 
 
-def measure(job: Job, pipeline: Pipeline, ruler: Ruler, rank: int = 0, world: int = 1) -> Iterator[int]:
+def measure(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, rank: int = 0, world: int = 1
+) -> Iterator[int]:
     """Draws and measures the rank's batches that are to do; gives the number of pictures of each when it is done."""
     for ids in job.todo(rank, world):
         captions = job.captions(ids)
@@ -69,12 +71,12 @@ def measure(job: Job, pipeline: Pipeline, ruler: Ruler, rank: int = 0, world: in
             seeds = [job.seed + i for i in ids]
             images = pipeline(captions, seeds=seeds, batch_size=len(ids), **asdict(job.settings)).images
         told = {"captions": captions, "seconds": time.monotonic() - began, "calls": calls[0]}
-        rows = {**ruler.rows(images, captions), "images": images[: max(0, SHOWN - ids.start)]}
+        rows = {**image_metrics.rows(images, captions), "images": images[: max(0, SHOWN - ids.start)]}
         _write(job.file(ids), rows, told)
         yield len(ids)
 
 
-def collect(job: Job) -> Measured:
+def collect(job: EvaluationJob) -> Measured:
     """All batches in their order, whoever drew them. Raises ValueError for a damaged file."""
     parts, told = zip(*(_read(job.file(ids)) for ids in job.batches()), strict=True)
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

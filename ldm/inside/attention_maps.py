@@ -21,7 +21,7 @@ Watch = Callable[[str, Tensor], None]  # (layer, weights (b, heads, n, h, w), wh
 
 
 @contextmanager
-def watched(unet: UNet, watch: Watch) -> Iterator[None]:
+def watch_attention(unet: UNet, watch: Watch) -> Iterator[None]:
     """While it is open, each layer of the UNet that attends to text tells `watch` its weights, at each call.
 
     They are computed a second time, beside the network, which runs as ever. A compiled UNet tells nothing.
@@ -49,7 +49,7 @@ class WordMaps:
     maps: Tensor
     image: Tensor
 
-    def picture(self) -> Image.Image:
+    def figure(self) -> Image.Image:
         """The picture, then where each word is attended to, from its least share (black) to its greatest."""
         drawn = to_pil(self.image)
         captions = [" ".join(self.words)]
@@ -92,7 +92,7 @@ def word_maps(
         nonlocal step
         step = done
 
-    with watched(unet, watch):
+    with watch_attention(unet, watch):
         image = pipeline(prompt, seeds=seed, chunks=1, on_step=on_step).images[0]
     if not added:
         raise ValueError("no attention was seen: load the pipeline without compiling its UNet")

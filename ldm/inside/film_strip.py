@@ -5,7 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image import grid, to_pil, to_uint8
-from ldm.inside.noise_levels import grid_of
+from ldm.inside.noise_levels import sampling_grid
 from ldm.pipeline.pipeline import Pipeline
 
 
@@ -17,7 +17,7 @@ def film_strip(pipeline: Pipeline, prompt: str, seed: int = 0, frames: int = 10)
     """
     if frames < 2:
         raise ValueError(f"frames is {frames}, but must be 2 or more, for the first step and the last")
-    estimates, points = x0_by_step(pipeline, prompt, seed), grid_of(pipeline).points
+    estimates, points = x0_by_step(pipeline, prompt, seed), sampling_grid(pipeline).points
     last = len(estimates) - 1
     shown = sorted({round(frame * last / (frames - 1)) for frame in range(frames)})
     with pipeline.offload.using(pipeline.first_stage):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.image import from_uint8, psnr, to_uint8
-from ldm.inside.noise_levels import grid_of
-from ldm.pipeline.inputs import Picture, items_of
+from ldm.inside.noise_levels import sampling_grid
+from ldm.pipeline.inputs import ImageInput, image_requests
 from ldm.pipeline.pipeline import Pipeline
-from ldm.pipeline.source_images import originals_of
+from ldm.pipeline.source_images import source_tensors
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim
@@ -35,38 +35,38 @@ class Inversion:
 
 @torch.no_grad()
 def ddim_inversion(
-    pipeline: Pipeline, image: Picture, prompt: str = "", steps: int = 50, refinements: int = 0
+    pipeline: Pipeline, image: ImageInput, prompt: str = "", steps: int = 50, refinements: int = 0
 ) -> Inversion:
     """Walks a picture, scaled and cropped to the pipeline's size, to its noise and back, without guidance.
 
-    A prompt that describes the picture helps. See `inverted` for `refinements`.
+    A prompt that describes the picture helps. See `invert` for `refinements`.
     """
-    items = items_of(prompt, "", None, 1.0, image)
-    originals, _ = originals_of(items, pipeline.settings.size, pipeline.device)
+    items = image_requests(prompt, "", None, 1.0, image)
+    originals, _ = source_tensors(items, pipeline.settings.size, pipeline.device)
     if originals is None:
         raise ValueError("there is no image to invert: give a PIL picture or a uint8 tensor (3, h, w)")
     with _in_use(pipeline):
         x0 = pipeline.first_stage.encode(from_uint8(originals))
         ceiling = to_uint8(pipeline.first_stage.decode(x0))
-        noise = inverted(_denoise(pipeline, prompt), x0, grid_of(pipeline, steps), refinements)
-    drawn = drawn_from(pipeline, noise, prompt, steps)
+        noise = invert(_denoise(pipeline, prompt), x0, sampling_grid(pipeline, steps), refinements)
+    drawn = sample_from_noise(pipeline, noise, prompt, steps)
     reached = psnr(from_uint8(torch.stack((drawn, ceiling[0].cpu()))), from_uint8(originals.cpu())).tolist()
     return Inversion(noise, originals[0].cpu(), drawn, *reached)
 
 
 @torch.no_grad()
-def drawn_from(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
+def sample_from_noise(pipeline: Pipeline, noise: Tensor, prompt: str = "", steps: int = 50) -> Tensor:
     """What DDIM draws from latent noise (1, z, h, w) without guidance, uint8 (3, H, W).
 
     From a picture's own noise and another prompt that is the picture, edited.
     """
     with _in_use(pipeline):
-        x0 = sample(ddim, _denoise(pipeline, prompt), noise, grid_of(pipeline, steps))
+        x0 = sample(ddim, _denoise(pipeline, prompt), noise, sampling_grid(pipeline, steps))
         return to_uint8(pipeline.first_stage.decode(x0))[0].cpu()
 
 
 @torch.no_grad()
-def inverted(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> Tensor:
+def invert(denoise: Denoise, x: Tensor, grid: Grid, refinements: int = 0) -> Tensor:
     """The state at the grid's first point from which DDIM walks to x, the state at its last.
 
     A step back from s to t asks for the slope at its end, which is unknown: x itself is the first guess, and each

@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ldm.data.sources.storage import is_local, protocol, retried
+from ldm.data.sources.storage import is_local, protocol, with_retries
 from ldm.metadata.columns import ALIASES, NUMBERS, SIDES, TYPES, resolve
 from ldm.metadata.funnel import BINS, Axis, Tally
 from ldm.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failed, identifier, quoted
-from ldm.metadata.tables import Damaged, Source, mended, sampled
+from ldm.metadata.tables import Damaged, Source, salvaged, sampled
 
 MEMORY = "1000MB"  # of DuckDB, which spills to disk beyond it; the process around it takes some 300 MB
 BATCH_ROWS = 4_000_000
@@ -27,7 +27,7 @@ SAMPLE_ROWS = 100_000  # a histogram of more costs as much as all rules together
 
 
 @dataclass(frozen=True)
-class Part:
+class FileGroup:
     """Files that spell and type their columns alike. `columns`: our name → theirs."""
 
     sources: list[Source]
@@ -42,7 +42,7 @@ class Part:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def parts(sources: list[Source], needed: Iterable[str], chosen: dict[str, str]) -> list[Part]:
+def file_groups(sources: list[Source], needed: Iterable[str], chosen: dict[str, str]) -> list[FileGroup]:
     """The files in their order, neighbours that are alike together; ValueError where a needed column is missing."""
     needed = list(needed)
     found = [(source, resolve(source.schema.names, needed, chosen, source.path)) for source in sources]
@@ -52,28 +52,28 @@ def parts(sources: list[Source], needed: Iterable[str], chosen: dict[str, str]) 
         return [(name, column, str(source.schema.field(column).type)) for name, column in columns.items()]
 
     grouped = [list(group) for _, group in groupby(found, alike)]
-    return [Part([source for source, _ in group], group[0][1]) for group in grouped]
+    return [FileGroup([source for source, _ in group], group[0][1]) for group in grouped]
 
 
-def in_batches(part: Part) -> Iterator[Part]:
+def in_batches(group: FileGroup) -> Iterator[FileGroup]:
     """Enough files at a time to keep every core busy, few enough to tell how far the work is."""
     held: list[Source] = []
-    for source in part.sources:
+    for source in group.sources:
         if held and (sum(s.rows for s in held) + source.rows > BATCH_ROWS or len(held) == BATCH_FILES):
-            yield Part(held, part.columns)
+            yield FileGroup(held, group.columns)
             held = []
         held.append(source)
-    yield Part(held, part.columns)
+    yield FileGroup(held, group.columns)
 
 
-def sample_of(found: list[Part], rows: int, folder: Path) -> list[Part]:
-    """Some of each part's rows, as files in `folder`, in proportion to its size."""
-    total = sum(part.rows for part in found)
+def sample_of(groups: list[FileGroup], rows: int, folder: Path) -> list[FileGroup]:
+    """Some of each group's rows, as files in `folder`, in proportion to its size."""
+    total = sum(group.rows for group in groups)
     samples = []
-    for i, part in enumerate(found):
-        share = -(-rows * part.rows // max(total, 1))
-        source = sampled(part.sources, [*part.columns.values()], share, folder / f"sample-{i}.parquet")
-        samples.append(Part([source], part.columns))
+    for i, group in enumerate(groups):
+        share = -(-rows * group.rows // max(total, 1))
+        source = sampled(group.sources, [*group.columns.values()], share, folder / f"sample-{i}.parquet")
+        samples.append(FileGroup([source], group.columns))
     return samples
 
 
@@ -104,60 +104,60 @@ class Filter:
     kinds: dict[str, str] = field(default_factory=dict)
     every: int = 1  # rows of the histograms
 
-    def begin(self, all_parts: list[Part]) -> None:
+    def begin(self, groups: list[FileGroup]) -> None:
         """Make the table of what passes, with every known column that any file has."""
         for name in ALIASES:
-            owners = [part for part in all_parts if name in part.columns]
+            owners = [group for group in groups if name in group.columns]
             if owners:
-                self.kinds[name] = _stored(name, [part.kind(name) for part in owners])
+                self.kinds[name] = _stored(name, [group.kind(name) for group in owners])
         listed = ", ".join(f"{name} {kind}" for name, kind in self.kinds.items())
         self.connection.execute(f"CREATE TABLE stage (failed USMALLINT, {listed})")
         self.connection.execute(f"CREATE TEMP TABLE sample ({listed})")
-        self.every = max(1, sum(part.rows for part in all_parts) // SAMPLE_ROWS)
-        for source in (source for part in all_parts for source in part.sources if not is_local(source.filesystem)):
+        self.every = max(1, sum(group.rows for group in groups) // SAMPLE_ROWS)
+        for source in (source for group in groups for source in group.sources if not is_local(source.filesystem)):
             if not self.connection.filesystem_is_registered(protocol(source.filesystem)):
                 self.connection.register_filesystem(source.filesystem)
 
-    def add(self, part: Part) -> None:
+    def add(self, group: FileGroup) -> None:
         """One batch. Where it cannot be read, each of its files; where a file cannot, what can be read of it."""
         try:
-            self._scan(part)
+            self._scan(group)
         except OSError:
-            if len(part.sources) == 1:
-                self._scan_damaged(part)
-            for source in part.sources if len(part.sources) > 1 else ():
-                self.add(Part([source], part.columns))
+            if len(group.sources) == 1:
+                self._scan_damaged(group)
+            for source in group.sources if len(group.sources) > 1 else ():
+                self.add(FileGroup([source], group.columns))
 
-    def _scan_damaged(self, part: Part) -> None:
-        source, out = part.sources[0], self.folder / "mended.parquet"
+    def _scan_damaged(self, group: FileGroup) -> None:
+        source, out = group.sources[0], self.folder / "salvaged.parquet"
         try:
-            retried(lambda: self._scan(part), source.path, source.filesystem)
+            with_retries(lambda: self._scan(group), source.path, source.filesystem)
         except OSError:
-            copy, lost, spoilt = mended(source, [*part.columns.values()], out)
-            self._scan(Part([copy], part.columns))
+            copy, lost, spoilt = salvaged(source, [*group.columns.values()], out)
+            self._scan(FileGroup([copy], group.columns))
             self.damaged += lost
-            self.tally.uncoercible.update({name: spoilt[column] for name, column in part.columns.items()})
+            self.tally.uncoercible.update({name: spoilt[column] for name, column in group.columns.items()})
             out.unlink()
 
-    def _scan(self, part: Part) -> None:
+    def _scan(self, group: FileGroup) -> None:
         """All of the batch or, on OSError, nothing of it."""
         self.connection.execute("BEGIN")
         try:
-            counts = self._counted(part)
-            self._stage(part)
+            counts = self._counted(group)
+            self._stage(group)
         except (duckdb.Error, OSError) as error:
             self.connection.execute("ROLLBACK")
             raise OSError(" ".join(str(error).split())) from error
         self.connection.execute("COMMIT")
         self.tally.add(counts)
 
-    def _counted(self, part: Part) -> Tally:
+    def _counted(self, group: FileGroup) -> Tally:
         """What the rules over numbers say of every row, without reading any text; one in so many goes into `sample`."""
-        counts = Tally(rows=part.rows)
+        counts = Tally(rows=group.rows)
         asked, names = [rule for rule in self.rules if not rule.text], self._asked()
         counted = [f"count(raw_{n}), count({n})" for n in names]
         values = ", ".join([f"{failed(asked)} AS mask", f"{self._picked(names)} AS picked", "count(*)", *counted])
-        scan = f"SELECT {values} FROM {self._relation(part, names)} GROUP BY mask"
+        scan = f"SELECT {values} FROM {self._relation(group, names)} GROUP BY mask"
         self.connection.execute(f"CREATE OR REPLACE TEMP TABLE scanned AS {scan}")
         if names:
             self.connection.execute("INSERT INTO sample BY NAME SELECT unnest(picked, recursive := true) FROM scanned")
@@ -173,25 +173,25 @@ class Filter:
         row = ", ".join(f"{name}: {name}" for name in names)
         return f"list({{{row}}}) FILTER (file_row_number % {self.every} = 0)" if names else "NULL"
 
-    def _stage(self, part: Part) -> None:
+    def _stage(self, group: FileGroup) -> None:
         """Into `stage`: the rows that pass every rule over numbers, with the set of rules over text that they fail.
 
         DuckDB keeps the order of the files and of their rows, so a rowid tells which of two came first.
         """
         asked = self._asked()
-        fits = [condition for name in asked if (condition := _fits(name, name, part))]
+        fits = [condition for name in asked if (condition := _fits(name, name, group))]
         numeric, textual = ([rule for rule in self.rules if rule.text == text] for text in (False, True))
-        kept = ", ".join(f"TRY_CAST({n if n in part.columns else 'NULL'} AS {kind})" for n, kind in self.kinds.items())
+        kept = ", ".join(f"TRY_CAST({n if n in group.columns else 'NULL'} AS {kind})" for n, kind in self.kinds.items())
         self.connection.execute(
             f"INSERT INTO stage SELECT {failed(textual)}, {kept} "
-            f"FROM {self._relation(part, part.columns, bare=asked)} WHERE {' AND '.join([all_hold(numeric), *fits])}"
+            f"FROM {self._relation(group, group.columns, bare=asked)} WHERE {' AND '.join([all_hold(numeric), *fits])}"
         )
 
     def _asked(self) -> list[str]:
         """The columns of the rules over numbers."""
         return [n for n in self.kinds if any(n in rule.columns for rule in self.rules if not rule.text)]
 
-    def _relation(self, part: Part, names: Iterable[str], bare: Collection[str] = ()) -> str:
+    def _relation(self, group: FileGroup, names: Iterable[str], bare: Collection[str] = ()) -> str:
         """The files as a table of our columns, each also raw_, and of each row's number in its file.
 
         A number that does not fit our type becomes null, except in a `bare` column, whose comparisons are pushed down
@@ -199,11 +199,11 @@ class Filter:
         """
         columns = []
         for name in names:
-            value, raw = _coerced(name, part), identifier(part.columns[name])
-            if name not in bare and (fits := _fits(value, name, part)):
+            value, raw = _coerced(name, group), identifier(group.columns[name])
+            if name not in bare and (fits := _fits(value, name, group)):
                 value = f"CASE WHEN {fits} THEN {value} END"
             columns.append(f"{value} AS {name}, {raw} AS raw_{name}")
-        listed = ", ".join(quoted(_literal(source)) for source in part.sources)
+        listed = ", ".join(quoted(_literal(source)) for source in group.sources)
         columns.append("file_row_number")
         return f"(SELECT {', '.join(columns)} FROM read_parquet([{listed}], {READING}))"
 
@@ -250,9 +250,9 @@ class Filter:
         return int(self._rows(query)[0][0])
 
 
-def _coerced(name: str, part: Part) -> str:
+def _coerced(name: str, group: FileGroup) -> str:
     """SQL: the column as our type; bare where it has it already."""
-    kind, column = part.kind(name), identifier(part.columns[name])
+    kind, column = group.kind(name), identifier(group.columns[name])
     bare = {
         "FLOAT": kind == pa.float32(),
         "DOUBLE": pa.types.is_integer(kind) or pa.types.is_floating(kind),
@@ -262,12 +262,12 @@ def _coerced(name: str, part: Part) -> str:
     return column if bare else f"TRY_CAST({column} AS {TYPES[name]})"
 
 
-def _fits(value: str, name: str, part: Part) -> str | None:
+def _fits(value: str, name: str, group: FileGroup) -> str | None:
     """SQL: whether the number can be stored as our type; None where every number of the column's own type can.
 
     TRY_CAST cannot tell: DuckDB below 2.0 casts 2147483647.5 to −2147483648.
     """
-    kind = part.kind(name)
+    kind = group.kind(name)
     if name in SIDES:
         narrow = pa.types.is_integer(kind) and kind.bit_width <= (32 if pa.types.is_signed_integer(kind) else 16)
         return None if narrow else f"{value} > -2147483648.5::DOUBLE AND {value} < 2147483647.5::DOUBLE"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ldm.data.sources.storage import retried
+from ldm.data.sources.storage import with_retries
 from ldm.metadata.columns import NUMBERS
-from ldm.metadata.filtering import Part, is_text
+from ldm.metadata.filtering import FileGroup, is_text
 
 # LAION-5B stored 5.85 G pictures of 384 x 384 in 240 TB (its announcement, laion.ai/blog/laion-5b).
 JPEG_BYTES_PER_PIXEL = 240e12 / 5.85e9 / 384**2
@@ -50,22 +50,22 @@ def _wilson(kept: int, sample: int, z: float = 1.96) -> tuple[float, float]:
     )
 
 
-def statistics(part: Part) -> dict[str, dict[str, Any]]:
+def statistics(files: FileGroup) -> dict[str, dict[str, Any]]:
     """Minimum, maximum and number of nulls of each column of numbers, where the footers tell them."""
     found: dict[str, dict[str, Any]] = {}
-    for source in part.sources:
+    for source in files.sources:
 
         def footer(source: Any = source) -> Any:
             with source.filesystem.open(source.path, "rb") as file, pq.ParquetFile(file) as parquet:
                 return parquet.metadata
 
-        metadata = retried(footer, source.path, source.filesystem)
+        metadata = with_retries(footer, source.path, source.filesystem)
         positions = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
         for name in (
-            n for n in NUMBERS if n in part.columns and not is_text(part.kind(n))
+            n for n in NUMBERS if n in files.columns and not is_text(files.kind(n))
         ):  # text sorts 1000 below 999
             for group in range(metadata.num_row_groups):
-                told = metadata.row_group(group).column(positions[part.columns[name]]).statistics
+                told = metadata.row_group(group).column(positions[files.columns[name]]).statistics
                 if told is not None:
                     _widen(found.setdefault(name, {"min": None, "max": None, "nulls": 0}), told)
     return found

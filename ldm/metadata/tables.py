@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from ldm.data.sources.storage import in_one_line, is_local, retried
+from ldm.data.sources.storage import in_one_line, is_local, with_retries
 
 BATCH_BYTES = 64 << 20
 
@@ -72,7 +72,7 @@ def _files_of(given: str) -> list[tuple[AbstractFileSystem, str]]:
         names = filesystem.glob(path) if any(c in path for c in "*?[") else filesystem.find(path)
         return sorted(n for n in names if n.endswith(".parquet") and not n.rsplit("/", 1)[-1].startswith((".", "_")))
 
-    paths = retried(listed, given, filesystem)
+    paths = with_retries(listed, given, filesystem)
     if not paths:
         raise FileNotFoundError(f"no parquet file at {given}: expected a .parquet file, a folder of them or a glob")
     return [(filesystem, path) for path in paths]
@@ -91,7 +91,7 @@ def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
             return parquet.metadata, parquet.schema_arrow, filesystem.size(path)
 
     try:
-        metadata, schema, size = retried(footer, path, filesystem)
+        metadata, schema, size = with_retries(footer, path, filesystem)
     except pa.ArrowInvalid as error:
         return Damaged(path, 0, in_one_line(error))
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
@@ -139,7 +139,7 @@ def _text(value: bytes | None) -> str | None:
         return None
 
 
-def mended(source: Source, columns: list[str], out: Path) -> tuple[Source, list[Damaged], dict[str, int]]:
+def salvaged(source: Source, columns: list[str], out: Path) -> tuple[Source, list[Damaged], dict[str, int]]:
     """A copy of what can be read of a damaged file, and the row groups and texts that cannot.
 
     Rows keep their order. A row group is lost from its first unreadable page on.

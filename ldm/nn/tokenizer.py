@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer: captions to token ids."""
+"""CLIP's byte-pair tokenizer."""
 
 from pathlib import Path
 
@@ -9,20 +9,22 @@ CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
 
 
 class Tokenizer:
-    """Captions to tokens (b, context): begin, the caption's, end, then `pad` (SD 1.x: 49407, SD 2.x: 0).
+    """Maps captions to tokens (b, context): begin, the caption, end, and `pad` up to the context.
 
-    The vocabulary is CLIP's own unless the two files of another are given.
+    `pad` is 49407 in SD 1.x and 0 in SD 2.x. The vocabulary is CLIP's unless the files of another one are given.
     """
 
     def __init__(
         self, vocab: Path | None = None, merges: Path | None = None, context: int = 77, pad: int = 49407
     ) -> None:
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # here: the import takes 0.7 s
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # imported here because it takes 0.7 s
 
         if (vocab is None) != (merges is None):
-            raise ValueError("A tokenizer needs both files, vocab and merges, or neither for CLIP's own vocabulary.")
+            raise ValueError("A tokenizer needs both files, vocab and merges, or neither, to use CLIP's vocabulary.")
         if context < 3:
-            raise ValueError(f"The context is {context} tokens, but begin, end and a word need at least 3.")
+            raise ValueError(
+                f"The context is {context} tokens, but must be at least 3, for begin, end and one more token."
+            )
         files = vocab or CLIP_BPE / "vocab.json", merges or CLIP_BPE / "merges.txt"
         for file in files:
             if not file.is_file():
@@ -36,9 +38,9 @@ class Tokenizer:
         self._bpe = clip.backend_tokenizer
 
     def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
-        """Tokens int64 (b, chunks · context): a caption goes on from chunk to chunk, each with its own begin and end.
+        """Returns int64 tokens (b, chunks · context); a caption continues from chunk to chunk, each with begin and end.
 
-        What does not fit is left out, see `cut`.
+        A caption that does not fit is truncated; `cut` returns the rest.
         """
         tokens = torch.full((len(captions), chunks, self.context), self.pad)
         room = self.context - 2
@@ -49,11 +51,11 @@ class Tokenizer:
         return tokens.flatten(1)
 
     def cut(self, caption: str, chunks: int = 1) -> str:
-        """The end of the caption that does not fit into so many chunks, '' if all of it does."""
+        """Returns the end of the caption that does not fit into this number of chunks, or "" if all of it fits."""
         offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * (self.context - 2) :]
         return caption[offsets[0][0] :] if offsets else ""
 
     def words(self, ids: list[int]) -> list[str]:
-        """What each token stands for; part of a character reads '\N{REPLACEMENT CHARACTER}'."""
+        """Returns the text of each token; part of a character is decoded as '\N{REPLACEMENT CHARACTER}'."""
         texts = (self._bpe.decode([token], skip_special_tokens=False) for token in ids)
         return [text.removesuffix("</w>").strip() for text in texts]

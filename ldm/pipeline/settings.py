@@ -1,23 +1,24 @@
-"""How a pipeline draws: what goes for all pictures of a call."""
+"""The sampling settings of a pipeline, shared by all images of a call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ldm.pipeline.inputs import Between, Item
+from ldm.pipeline.inputs import Between, ImageRequest
 
-OPTIONED = ("sampler", "spacing", "thresholding")
+HAVE_OPTIONS = ("sampler", "spacing", "thresholding")  # settings that name a function, with a setting for its options
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to walk from noise to a picture of `size` (height, width).
+    """How to sample images of `size` (height, width).
 
-    `sampler_options`, `spacing_options` and `thresholding_options` are arguments of the functions so named.
-    A strength takes the last of the `steps`, or with `fixed_steps` as many, which are the finer.
-    Guidance acts while sigma/alpha lies in `guidance_interval`, and `guidance_rescale` is a share, see `rescaled`.
-    `clip_skip` leaves out the text encoder's last layers; a prompt may fill `chunks` times its context; with `tile`
-    pictures are decoded one at a time, in tiles of that many pixels. `noise` says whose numbers a seed means.
+    `sampler_options`, `spacing_options` and `thresholding_options` are keyword arguments of the chosen functions.
+    With a strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
+    steps, spaced more finely, over the same range of noise. Guidance applies while sigma/alpha is in
+    `guidance_interval`; `guidance_rescale` is a fraction, see `rescaled`. `clip_skip` omits the last layers of the text
+    encoder; a prompt may fill its context `chunks` times. With `tile`, images are decoded one at a time in tiles of
+    that many pixels. `noise` selects the generator that seeds refer to, see `ldm.pipeline.seed_noise.GENERATORS`.
     """
 
     size: tuple[int, int]
@@ -37,28 +38,30 @@ class Settings:
     tile: int = 0
     noise: str = "ldm"
 
-    def changed(self, changes: Mapping[str, Any]) -> "Settings":
-        """With those of the changes that are not None; another sampler, spacing or thresholding has its own options.
+    def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
+        """Returns a copy with all overrides that are not None.
 
-        Raises TypeError for what is no setting.
+        Another sampler, spacing or thresholding starts from its own default options. Raises TypeError for unknown
+        names.
         """
-        if unknown := changes.keys() - {one.name for one in fields(self)}:
-            raise TypeError(f"there is no setting {min(unknown)}; there are {', '.join(Changes.__annotations__)}")
-        given = {name: value for name, value in changes.items() if value is not None}
-        for name in OPTIONED:
+        if unknown := overrides.keys() - {setting.name for setting in fields(self)}:
+            known = ", ".join(SettingsOverrides.__annotations__)
+            raise TypeError(f"there is no setting {min(unknown)}; choose from {known}")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        for name in HAVE_OPTIONS:
             if given.get(name, getattr(self, name)) != getattr(self, name):
                 given.setdefault(f"{name}_options", {})
         return replace(self, **given)
 
-    def record(self, item: Item, strength: float | None) -> dict[str, Any]:
-        """All that decides a picture but for rounding, the model and the pictures it starts from, as plain data."""
-        own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
-        drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
-        return own | drawn | ({} if strength is None else {"strength": strength})
+    def record(self, request: ImageRequest, strength: float | None) -> dict[str, Any]:
+        """Returns, as JSON data, all that determines an image up to rounding, except the model and source images."""
+        own = {"prompt": as_json(request.prompt), "negative": request.negative, "seed": as_json(request.seed)}
+        shared = asdict(self) | {"guidance": request.guidance, "size": list(self.size)}
+        return own | shared | ({} if strength is None else {"strength": strength})
 
 
-class Changes(TypedDict, total=False):
-    """Settings of one call. Guidance is none of them, since it may differ from picture to picture."""
+class SettingsOverrides(TypedDict, total=False):
+    """Settings of one call. Guidance is not among them, because it may differ from image to image."""
 
     size: tuple[int, int] | None
     sampler: str | None
@@ -77,14 +80,14 @@ class Changes(TypedDict, total=False):
     noise: str | None
 
 
-def batch_record(batch: Sequence[Item], position: int) -> dict[str, Any]:
-    """The batch decides a picture's every bit: in another one convolutions round differently."""
-    varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
+def batch_record(batch: Sequence[ImageRequest], position: int) -> dict[str, Any]:
+    """Records the batch of an image, which fixes its exact bits: convolutions round differently in another batch."""
+    varied = {name: [getattr(request, name) for request in batch] for name in ("negative", "guidance")}
     varied = {name: values for name, values in varied.items() if len(set(values)) > 1}
-    each = {"prompts": [plain(one.prompt) for one in batch], "seeds": [plain(one.seed) for one in batch]}
-    return {"batch": each | {"position": position} | varied}
+    prompts, seeds = ([as_json(getattr(request, name)) for request in batch] for name in ("prompt", "seed"))
+    return {"batch": {"prompts": prompts, "seeds": seeds, "position": position} | varied}
 
 
-def plain(value: object) -> Any:
-    """As JSON can hold it."""
+def as_json(value: object) -> Any:
+    """Returns `value` as JSON can represent it."""
     return asdict(value) if isinstance(value, Between) else value

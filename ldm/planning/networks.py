@@ -16,14 +16,14 @@ from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
 from ldm.planning.numbers import amount
 from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute
-from ldm.weights.find import find as find_weights
+from ldm.weights.contents import open_contents
 from ldm.weights.native import build as build_network
 
 LATENTS = ("ldm.data.latents.in_memory.InMemory", "ldm.data.latents.cache.CachedLatents")  # data sets of moments
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedNetwork:
     """A network on the meta device and its forward pass on one batch; None where a step does not call it."""
 
     name: str
@@ -32,7 +32,7 @@ class Part:
     note: str
 
 
-def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
+def plan_networks(config: dict[str, Any]) -> tuple[list[PlannedNetwork], list[str]]:
     """The trained network, then the frozen ones, with inputs as configured; and what to know of them."""
     training, precision = config["training"], config["trainer"]["precision"]
     notes: list[str] = []
@@ -53,23 +53,25 @@ def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
     raise ValueError(f"model is a {type(network).__name__}, which is no Backbone, autoencoder or CLIP to plan")
 
 
-def clip_part(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> Part:
+def clip_part(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> PlannedNetwork:
     shape = config["data"]["batch_size"], config["training"]["tokenizer"]["context"]
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
     images = pictures(config, (clip.image.size, clip.image.size), dtype)
-    return Part("CLIP", clip, partial(clip, tokens, images), "trained")
+    return PlannedNetwork("CLIP", clip, partial(clip, tokens, images), "trained")
 
 
-def autoencoder_part(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> Part:
+def autoencoder_part(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> PlannedNetwork:
     side = find(config["data"], "size")
     if side is None:
         raise ValueError("data names no size of pictures to plan with; add +data.size=64, or whatever it is")
     images = pictures(config, (side, side) if isinstance(side, int) else side, dtype)
     channels_last(vae)
-    return Part("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
+    return PlannedNetwork("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
 
 
-def diffusion_parts(config: dict[str, Any], backbone: Backbone, dtype: torch.dtype, notes: list[str]) -> list[Part]:
+def diffusion_parts(
+    config: dict[str, Any], backbone: Backbone, dtype: torch.dtype, notes: list[str]
+) -> list[PlannedNetwork]:
     """The denoising network, and of its frozen companions those whose architecture is known."""
     training, batch = config["training"], config["data"]["batch_size"]
     height, width = training["size"]
@@ -85,15 +87,15 @@ def diffusion_parts(config: dict[str, Any], backbone: Backbone, dtype: torch.dty
         tokens = torch.empty(batch, n, dtype=torch.int64)
     x = x.contiguous(memory_format=torch.channels_last)
     forward = partial(backbone, x, time, inputs_of(backbone, x, n))
-    parts = [Part(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
+    parts = [PlannedNetwork(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
     if isinstance(vae, VAE):
         cached = any(target in LATENTS for target in targets(config["data"]["module"]["train"]))
         encode = None if cached else partial(vae.moments, pictures(config, (height, width), torch.float32))
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
-        parts.append(Part("first stage", vae, encode, note))
+        parts.append(PlannedNetwork("first stage", vae, encode, note))
     if isinstance(text, TextTower):
         note = "frozen; not called in a step, because data holds its states" if has_states(config) else "frozen"
-        parts.append(Part("text encoder", text, None if has_states(config) else partial(text, tokens), note))
+        parts.append(PlannedNetwork("text encoder", text, None if has_states(config) else partial(text, tokens), note))
     return parts
 
 
@@ -135,7 +137,7 @@ def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.M
     try:
         if not node["weights"]:
             raise FileNotFoundError("its weights are not given")
-        network = find_weights(node["weights"]).network(kind).build()
+        network = open_contents(node["weights"]).network(kind).build()
     except (FileNotFoundError, ValueError) as error:
         if "config" not in node:
             notes.append(f"the {name} is not counted: {error}")

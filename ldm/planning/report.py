@@ -7,7 +7,7 @@ from typing import Any
 from ldm.nn.backbone import Backbone
 from ldm.planning.flops import Cost, measure, measure_training
 from ldm.planning.memory import memory
-from ldm.planning.networks import Part, has_states, parts_of
+from ldm.planning.networks import PlannedNetwork, has_states, plan_networks
 from ldm.planning.numbers import amount, count, row
 from ldm.planning.settings import AUTOCAST, compute, count_gpus, is_sharded, precision_of
 
@@ -34,7 +34,7 @@ def print_plan(config: dict[str, Any]) -> None:
 def plan(config: dict[str, Any]) -> Iterator[str]:
     """The lines that `print_plan` prints."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
-    parts, notes = parts_of(config)
+    parts, notes = plan_networks(config)
     trained, others = parts[0], [part.network for part in parts[1:]]
     low, gpus, sharded = AUTOCAST.get(trainer["precision"]), count_gpus(trainer), is_sharded(trainer)
     held, other = (memory(config, trained.network, others, gpus, fsdp) for fsdp in (sharded, not sharded))
@@ -77,7 +77,7 @@ def operations(costs: dict[str, Cost]) -> Iterator[str]:
             yield row(f"{name}, backward", amount(cost.backward))
 
 
-def cache(trained: Part, states: bool) -> Iterator[str]:
+def cache(trained: PlannedNetwork, states: bool) -> Iterator[str]:
     """What `ldm encode` would write a sample: moments in half precision, and a caption, perhaps with its states."""
     if isinstance(trained.network, Backbone) and isinstance(trained.forward, partial):
         z, height, width = trained.forward.args[0].shape[1:]

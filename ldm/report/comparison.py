@@ -1,4 +1,4 @@
-"""What runs show against one another: means, differences with p-values, and the sentences that these support."""
+"""Compares groups of runs: means, differences with p-values, and the conclusions that these support."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number is called and written; `better` is +1 where more is, -1 where less is, 0 where neither."""
+    """How a metric is named and formatted; `better` is +1 if higher is better, -1 if lower is, 0 if neither."""
 
     key: str
     title: str
@@ -22,7 +22,7 @@ class Metric:
     headline: bool = True
 
     def write(self, value: float, half: float | None = None) -> str:
-        """With its error if it has one, which then decides how many digits are given."""
+        """Formats a value; its error, if given, determines the number of digits."""
         return self._write(value, half, " %")
 
     def write_difference(self, value: float, half: float | None = None) -> str:
@@ -47,26 +47,26 @@ KNOWN = [
     Metric("clip_score", "CLIP score", 1),
     Metric("inception_score", "Inception score", 1),
     Metric("noise_loss", "x0 error over noise levels", -1),
-    Metric("fid_error", "FID's bootstrap error", 0, headline=False),
-    Metric("kid_error", "KID's bootstrap error", 0, headline=False),
-    Metric("sampling_seconds", "seconds of sampling", -1, headline=False),
-    Metric("nfe", "network calls a picture", -1, headline=False),
-    Metric("training_seconds", "seconds of training", -1, headline=False),
-    Metric("images_per_second", "training images a second", 1, headline=False),
+    Metric("fid_error", "FID bootstrap error", 0, headline=False),
+    Metric("kid_error", "KID bootstrap error", 0, headline=False),
+    Metric("sampling_seconds", "sampling time in seconds", -1, headline=False),
+    Metric("nfe", "network calls per image", -1, headline=False),
+    Metric("training_seconds", "training time in seconds", -1, headline=False),
+    Metric("images_per_second", "training images per second", 1, headline=False),
 ]
 
 
-VALIDATION = {  # by the last part of val/SET/NAME: +1 where more is better, and whether it is a share
-    "loss": (-1, False),
-    "psnr": (1, False),
-    "picture_found": (1, True),
-    "caption_found": (1, True),
+VALIDATION = {  # by the last part of val/SET/NAME: title, +1 if higher is better, and whether it is a share
+    "loss": ("loss", -1, False),
+    "psnr": ("PSNR", 1, False),
+    "picture_found": ("image retrieval accuracy", 1, True),
+    "caption_found": ("caption retrieval accuracy", 1, True),
 }
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two groups by position, `better` first where one is; `reasons` is why they cannot be compared, if so."""
+class GroupPair:
+    """Two groups by position, the better one first; `reasons` says why they cannot be compared, if they cannot."""
 
     metric: Metric
     a: int
@@ -76,8 +76,8 @@ class Pair:
     reasons: list[str]
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether it was tested and no difference shown."""
+    def is_insignificant(self) -> bool:
+        """Whether a test was possible and showed no difference."""
         return self.p is not None and self.p >= LEVEL
 
 
@@ -87,53 +87,57 @@ class Comparison:
     groups: list[Group]
     differences: list[Difference]
     metrics: list[Metric]
-    means: dict[str, list[Mean | None]]  # by metric, one a group
-    remarks: dict[str, list[list[str]]]  # by metric: why a group's value is not comparable with the first's
-    pairs: list[Pair]
+    means: dict[str, list[Mean | None]]  # by metric, one per group
+    not_comparable: dict[str, list[list[str]]]  # by metric: why a group's value is not comparable with the first's
+    pairs: list[GroupPair]
 
     @property
     def sentences(self) -> list[str]:
-        """What the headline metrics show of the best group against each other one; the differences shown come first."""
-        told = [pair for pair in self.pairs if pair.metric.headline and self._with_best(pair)]
-        loud = [sentence(pair, self.groups) for pair in told if not pair.is_quiet]
-        quiet = groupby((pair for pair in told if pair.is_quiet), lambda pair: pair.metric)
-        return loud + [nothing_shown(list(pairs), self.groups) for _, pairs in quiet]
+        """Conclusions on the best group against each other one, by headline metric; significant differences first."""
+        chosen = [pair for pair in self.pairs if pair.metric.headline and self._has_best(pair)]
+        significant = [sentence(pair, self.groups) for pair in chosen if not pair.is_insignificant]
+        insignificant = groupby((pair for pair in chosen if pair.is_insignificant), lambda pair: pair.metric)
+        return significant + [no_difference_sentence(list(pairs), self.groups) for _, pairs in insignificant]
 
-    def _with_best(self, pair: Pair) -> bool:
-        """The best of those that can be compared with the first, and that have two seeds if any has."""
-        means, remarks = self.means[pair.metric.key], self.remarks[pair.metric.key]
+    def _has_best(self, pair: GroupPair) -> bool:
+        """Whether the pair includes the best group among those that are comparable with the first.
+
+        Groups with a single seed are not the best if any group has more.
+        """
+        means, reasons = self.means[pair.metric.key], self.not_comparable[pair.metric.key]
         ranked = [
             (mean.count > 1, pair.metric.better * mean.value, -i)
             for i, mean in enumerate(means)
-            if mean is not None and not remarks[i]
+            if mean is not None and not reasons[i]
         ]
         return bool(ranked) and -max(ranked)[2] in (pair.a, pair.b)
 
 
 def compare(runs: list[Run]) -> Comparison:
-    """Raises ValueError where no run has anything to compare."""
-    found = means_of(runs)
-    pairs = [pair for metric in found.metrics if metric.better for pair in _pairs(metric, found.groups)]
-    return replace(found, pairs=pairs)
+    """Compares runs by groups and pairs of groups. Raises ValueError if no run has anything to compare."""
+    comparison = means_of(runs)
+    pairs = [pair for metric in comparison.metrics if metric.better for pair in _pairs(metric, comparison.groups)]
+    return replace(comparison, pairs=pairs)
 
 
 def means_of(runs: list[Run]) -> Comparison:
-    """Without the pairs, of which there are many where there are many groups."""
+    """Compares runs by groups only, because many groups have very many pairs."""
     groups, differences = group_runs(runs)
     if not groups:
         raise ValueError(
-            "none of these folders holds a run: " + "; ".join(f"{run.path} ({run.note or run.state})" for run in runs)
+            "none of these folders contains a run: "
+            + "; ".join(f"{run.path} ({run.note or run.state})" for run in runs)
         )
     metrics = metrics_of([group.runs for group in groups])
     means = {m.key: [mean(list(v.values())) if (v := g.values(m.key)) else None for g in groups] for m in metrics}
-    remarks = {metric.key: _remarks(metric, groups) for metric in metrics}
-    return Comparison(runs, groups, differences, metrics, means, remarks, [])
+    not_comparable = {metric.key: _not_comparable(metric, groups) for metric in metrics}
+    return Comparison(runs, groups, differences, metrics, means, not_comparable, [])
 
 
 def metrics_of(groups: list[list[Run]]) -> list[Metric]:
-    """Those that any run has: the known ones in their order, parts of accuracy, validation, then what is not known.
+    """Returns the metrics that any run has: known ones in their order, parts of accuracy, validation, then others.
 
-    Validation numbers are the headline where no two groups share one that generated images gave.
+    Validation metrics are the headline if no two groups share a headline metric of generated images.
     """
     names = dict.fromkeys(name for runs in groups for run in runs for name in run.metrics)
     known = [metric for metric in KNOWN if metric.key in names]
@@ -144,8 +148,8 @@ def metrics_of(groups: list[list[Run]]) -> list[Metric]:
     ]
     headline = not any(_is_shared(metric, groups) for metric in known if metric.headline)
     validation = [_validation(name, headline) for name in names if name.startswith("val/") and name.count("/") > 1]
-    told = {metric.key for metric in [*known, *parts, *validation]}
-    others = (Metric(name, name, 0, headline=False) for name in names if name not in told)
+    listed = {metric.key for metric in [*known, *parts, *validation]}
+    others = (Metric(name, name, 0, headline=False) for name in names if name not in listed)
     return [*known, *parts, *validation, *others]
 
 
@@ -155,59 +159,58 @@ def _is_shared(metric: Metric, groups: list[list[Run]]) -> bool:
 
 def _validation(name: str, headline: bool) -> Metric:
     _, data, leaf = name.split("/", 2)
-    better, percent = VALIDATION.get(leaf, (0, False))
-    return Metric(name, f"validation {leaf.replace('_', ' ')} on {data}", better, percent, headline and better != 0)
+    title, better, percent = VALIDATION.get(leaf, (leaf.replace("_", " "), 0, False))
+    return Metric(name, f"validation {title} on {data}", better, percent, headline and better != 0)
 
 
 def _against(metric: str, runs: list[Run], first: Run) -> list[str]:
-    reasons = (incomparable(metric, first.provenance, run.provenance) for run in runs)
-    return list(dict.fromkeys(reason for found in reasons for reason in found))
+    reasons = (reason for run in runs for reason in incomparable(metric, first.provenance, run.provenance))
+    return list(dict.fromkeys(reasons))
 
 
 def _measured(metric: str, group: Group) -> list[Run]:
     return [run for run in group.runs if metric in run.metrics]
 
 
-def _remarks(metric: Metric, groups: list[Group]) -> list[list[str]]:
+def _not_comparable(metric: Metric, groups: list[Group]) -> list[list[str]]:
     measured = [_measured(metric.key, group) for group in groups]
     first = next(runs[0] for runs in measured if runs)
     return [_against(metric.key, runs, first) for runs in measured]
 
 
-def _pairs(metric: Metric, groups: list[Group]) -> list[Pair]:
-    found = []
+def _pairs(metric: Metric, groups: list[Group]) -> list[GroupPair]:
+    pairs = []
     for a, b in combinations(range(len(groups)), 2):
         runs = [*_measured(metric.key, groups[a]), *_measured(metric.key, groups[b])]
         values = groups[a].values(metric.key), groups[b].values(metric.key)
         if not all(values):
             continue
         if reasons := _against(metric.key, runs, runs[0]):
-            found.append(Pair(metric, a, b, None, None, reasons))
+            pairs.append(GroupPair(metric, a, b, None, None, reasons))
             continue
         result = contrast(*values)
         if result.difference * metric.better < 0:
             a, b, result = b, a, contrast(*reversed(values))
-        found.append(Pair(metric, a, b, result, result.p, []))
-    tested = [pair for pair in found if pair.p is not None]
-    adjusted = iter(holm([pair.p for pair in tested if pair.p is not None]))
-    return [replace(pair, p=next(adjusted)) if pair.p is not None else pair for pair in found]
+        pairs.append(GroupPair(metric, a, b, result, result.p, []))
+    adjusted = iter(holm([pair.p for pair in pairs if pair.p is not None]))
+    return [replace(pair, p=next(adjusted)) if pair.p is not None else pair for pair in pairs]
 
 
-def sentence(pair: Pair, groups: list[Group]) -> str:
-    """What a pair shows, and no more than that."""
+def sentence(pair: GroupPair, groups: list[Group]) -> str:
+    """States what the comparison of a pair shows."""
     a, b, title = groups[pair.a].name, groups[pair.b].name, pair.metric.title
     if pair.contrast is None:
         return f"{title} of {a} and of {b} cannot be compared: {'; '.join(pair.reasons)}."
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
     if pair.contrast.half is None or pair.p is None:
-        return f"{title}: {a} is better than {b} by {by}, but with one seed a side nothing is shown."
-    if pair.is_quiet:
+        return f"{title}: {a} is better than {b} by {by}, but one seed is too few to test the difference."
+    if pair.is_insignificant:
         return f"{title}: no difference shown between {a} and {b} ({by}, {_how(pair)})."
     return f"{a} beats {b} by {by} {title}, {_how(pair)}."
 
 
-def nothing_shown(pairs: list[Pair], groups: list[Group]) -> str:
-    """One sentence for all quiet pairs of a metric with its best group."""
+def no_difference_sentence(pairs: list[GroupPair], groups: list[Group]) -> str:
+    """States in one sentence that no pair of a metric with its best group shows a difference."""
     if len(pairs) == 1:
         return sentence(pairs[0], groups)
     (best,) = set.intersection(*({pair.a, pair.b} for pair in pairs))
@@ -217,15 +220,15 @@ def nothing_shown(pairs: list[Pair], groups: list[Group]) -> str:
     return f"{title}: no difference shown between {name}, the best, and {others} (p from {least:.2g} up)."
 
 
-def _how(pair: Pair) -> str:
+def _how(pair: GroupPair) -> str:
     assert pair.contrast is not None and pair.p is not None
-    seeds = f"{pair.contrast.count} seeds" + ("" if pair.contrast.paired else " a side, unpaired")
+    seeds = f"{pair.contrast.count} seeds" + ("" if pair.contrast.paired else " per group, unpaired")
     return f"{seeds}, p = {pair.p:.2g}" if pair.p >= 1e-4 else f"{seeds}, p < 0.0001"
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
-    """All of it as data for JSON."""
-    groups, means, remarks = comparison.groups, comparison.means, comparison.remarks
+    """Returns the contents of report.json."""
+    groups, means, reasons = comparison.groups, comparison.means, comparison.not_comparable
     return {
         "sentences": comparison.sentences,
         "groups": [
@@ -235,7 +238,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "seeds": [run.seed for run in group.runs],
                 "settings": {d.key: d.values[i] for d in comparison.differences},
                 "metrics": {
-                    key: {"mean": m.value, "half_interval": m.half, "count": m.count, "not_comparable": remarks[key][i]}
+                    key: {"mean": m.value, "half_interval": m.half, "count": m.count, "not_comparable": reasons[key][i]}
                     for key in means
                     if (m := means[key][i]) is not None
                 },

@@ -1,4 +1,4 @@
-"""Training of a denoising network between a frozen first stage and a frozen text encoder."""
+"""Trains a denoising network in the latent space of a frozen first stage, with a frozen text encoder."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,12 +33,12 @@ from ldm.weights.parts import Frozen
 Batch = dict[str, Any]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PREFIX = "backbone."  # of the network's weights in checkpoints
-OLD_PREFIX = "unet."  # until version 0.1
+OLD_PREFIX = "unet."  # the same in version 0.1
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file that a run exports: its name, its tensors, and what it says of them (at least "kind" and "config")."""
+class ExportedFile:
+    """A file that a run exports: its name, its tensors, and its metadata (at least "kind" and "config")."""
 
     name: str
     state: dict[str, Tensor]
@@ -46,14 +46,14 @@ class Part:
 
 
 class DiffusionTraining(LightningModule):
-    """Encodes a batch to latents, adds noise, and trains the network to make the prediction.
+    """Encodes a batch to latents, adds noise, and trains the network on the prediction target.
 
-    The batch holds "image" uint8 (b, 3, h, w) or "moments" (b, 2z, h, w) from a cache, with "caption", "id" and
-    "draw", optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training
-    "stratum" (b, 2). All randomness is keyed by (seed, stream, id, draw). `adapter` is what has changed the network,
-    and `base` names the weights that it started from ("weights", "fingerprint"); `compile` is one of COMPILE_MODES;
-    `compute` is the type that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`,
-    `offset_noise` and `huber` are those of the Objective.
+    A batch contains "image" uint8 (b, 3, h, w) or cached "moments" (b, 2z, h, w), with "caption", "id" and "draw",
+    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training "stratum"
+    (b, 2). All randomness is keyed by (seed, stream, id, draw). `adapter` is the adapter applied to the network, and
+    `base` describes its starting weights ("weights", "fingerprint"); `compile` is one of COMPILE_MODES; `compute` is
+    the dtype that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and
+    `huber` are passed to the Objective.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class DiffusionTraining(LightningModule):
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
         if adapter is not None and base is None:
-            raise ValueError("an adapter changes trained weights: say whose by training.start=MODEL")
+            raise ValueError("an adapter needs the weights of a trained model: give training.start=MODEL")
         check_inputs(backbone, first_stage.network.latent_channels, text_encoder.network.widths)
         check_size(backbone, first_stage.network.factor, size, "training.size")
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.base, self.adapter = base, adapter
-        self.frozen = [first_stage.network, text_encoder.network]  # a plain list: they stay out of the checkpoint
+        self.frozen = [first_stage.network, text_encoder.network]  # a plain list keeps them out of the checkpoint
         for network in self.frozen:
             network.requires_grad_(False).eval()
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
@@ -111,7 +111,7 @@ class DiffusionTraining(LightningModule):
         return self.frozen[1]  # type: ignore[return-value]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The weights that are trained, averaged, saved and exported, by name."""
+        """Returns the weights that are trained, averaged, saved and exported, by name."""
         return trainable(self.backbone)
 
     def tokenize(self, captions: list[str]) -> Tensor:
@@ -119,7 +119,7 @@ class DiffusionTraining(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for sample in () if data is None else data.one_of_each_size():
+        for sample in () if data is None else data.samples_of_each_size():
             self.check_sample(sample)
 
     def configure_model(self) -> None:
@@ -130,7 +130,7 @@ class DiffusionTraining(LightningModule):
                 "precision=bf16-true keeps float32 weights only with strategy=fsdp; choose it, or precision=bf16-mixed"
             )
 
-    def on_fit_start(self) -> None:  # not in setup, when the module is still on the CPU
+    def on_fit_start(self) -> None:  # in setup the module is still on the CPU
         for network in self.frozen:
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -141,8 +141,8 @@ class DiffusionTraining(LightningModule):
         check_size(self.backbone, factor, size, "the size of an image in data")
         if INPAINTING in self.backbone.reads and "image" not in sample:
             raise ValueError(
-                "an inpainting network is trained on images that are masked before they are encoded, but this data "
-                "gives latents: choose data=folder, data=shards or data=shapes_online"
+                "an inpainting network is trained on images that are masked before they are encoded, but this data set "
+                "contains latents: choose data=folder, data=shards or data=shapes_online"
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -150,7 +150,7 @@ class DiffusionTraining(LightningModule):
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        """Scaled latents (b, z, h, w), drawn from the posterior."""
+        """Samples scaled latents (b, z, h, w) from the posterior."""
         moments = batch["moments"] if "moments" in batch else self.first_stage.moments(as_float(batch["image"]))
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         noise = normal(self.seed, "posterior", batch["id"], batch["draw"], shape)
@@ -158,8 +158,8 @@ class DiffusionTraining(LightningModule):
 
     @cached_property
     def unconditional(self) -> Conditioning:
-        """The conditioning of the empty caption, of one sample."""
-        with torch.inference_mode(False), torch.no_grad():  # validation may ask first
+        """The conditioning of the empty caption, for one sample."""
+        with torch.inference_mode(False), torch.no_grad():  # validation may be the first caller
             return self.text_encoder.encode([""], device=self.device)
 
     @cached_property
@@ -170,10 +170,10 @@ class DiffusionTraining(LightningModule):
 
     @torch.no_grad()
     def conditioning(self, batch: Batch, dropped: Tensor | None = None) -> Conditioning:
-        """What the network reads besides latents and time; the captions that are `dropped` (b,) count as empty."""
+        """Returns the network's conditioning; the captions where `dropped` (b,) is true count as empty."""
         if "states" in batch:
-            given = Conditioning(text=batch["states"].to(self.unconditional.get("text").dtype))
-            return given if dropped is None else given.dropped(dropped, self.unconditional)
+            cached = Conditioning(text=batch["states"].to(self.unconditional.get("text").dtype))
+            return cached if dropped is None else cached.dropped(dropped, self.unconditional)
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["caption"])
         tokens = tokens.to(self.device)
         if dropped is not None:
@@ -182,13 +182,13 @@ class DiffusionTraining(LightningModule):
 
     @torch.no_grad()
     def hint(self, batch: Batch) -> Tensor:
-        """Random masks and the latents of the masked images, for a network that inpaints."""
+        """Returns random masks and the latents of the masked images, for an inpainting network."""
         images = as_float(batch["image"])
         masks = random_masks(self.seed, batch["id"], batch["draw"], (images.shape[2], images.shape[3]))
         return inpainting_hint(images, masks, self.first_stage.factor, self.first_stage.encode)
 
     def losses(self, batch: Batch, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Times and losses, each (b,); the captions that are `dropped` (b,) count as empty."""
+        """Returns times and losses, each (b,); the captions where `dropped` (b,) is true count as empty."""
         conditioning = self.conditioning(batch, dropped)
         if INPAINTING in self.backbone.reads:
             conditioning = conditioning.with_hint(INPAINTING, self.hint(batch))
@@ -205,31 +205,31 @@ class DiffusionTraining(LightningModule):
         self.means.log(self)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Fixed times and noise for each sample, so that two runs' curves can be compared point by point."""
+        """Uses fixed times and noise for each sample, so that the curves of two runs can be compared point by point."""
         batch = {**batch, "draw": torch.zeros_like(batch["id"])}
         times, losses = self.losses(batch)
         log_validation(self, dataloader_idx, {"loss": losses})
         return self._by_noise(times, losses)
 
     def _by_noise(self, times: Tensor, losses: Tensor) -> dict[str, Tensor]:
-        """What LossByNoise reads, each (b,)."""
+        """Returns the outputs that LossByNoise reads, each (b,)."""
         return {"log_snr": self.schedule.log_snr(times), "losses": losses.detach()}
 
     @property
-    def ruler(self) -> dict[str, Any]:
-        """What decides the meaning of validation losses besides the data: the objective, and the latents' scale."""
+    def validation_meaning(self) -> dict[str, Any]:
+        """What validation losses depend on besides the data: the objective, and the scale of the latents."""
         fingerprint = self.sources["first_stage"]["fingerprint"]
         path = {"schedule": self.schedule.config, "prediction": self.prediction.name}
         return {**path, **self.objective.about, "first_stage": fingerprint}
 
-    def parts(self) -> list[Part]:
-        """The files that a finished run exports."""
+    def exported_files(self) -> list[ExportedFile]:
+        """Returns the files that a finished run exports."""
         about, frozen = self.about(), self._frozen()
-        state = {name: one for name, one in self.backbone.state_dict().items() if PREFIX + name not in frozen}
-        return [Part(about["kind"], state, about)]
+        state = {name: tensor for name, tensor in self.backbone.state_dict().items() if PREFIX + name not in frozen}
+        return [ExportedFile(about["kind"], state, about)]
 
     def about(self) -> dict[str, Any]:
-        """The model as plain data: with the trained weights, all that sampling needs to know."""
+        """Returns the model as plain data: everything that sampling needs besides the trained weights."""
         model = {
             "schedule": self.schedule.config,
             "prediction": self.prediction.name,
@@ -251,31 +251,31 @@ class DiffusionTraining(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "ldm" not in checkpoint:
-            raise ValueError("the checkpoint is not one of a diffusion run; give resume= the last.ckpt of one")
+            raise ValueError("the checkpoint is not from a diffusion run: give resume= the last.ckpt of one")
         ours, theirs = _decisive(self.about()), _decisive(checkpoint["ldm"])
         names = dict.fromkeys([*ours, *theirs])
         changed = [f"{n} {theirs.get(n)} → {ours.get(n)}" for n in names if theirs.get(n) != ours.get(n)]
         if changed:
             raise ValueError(
-                f"the checkpoint holds another model than this config builds ({'; '.join(changed)}); "
-                "resume with what it was trained with"
+                f"the checkpoint contains a different model than this config builds ({'; '.join(changed)}): resume "
+                "with the settings that it was trained with"
             )
         saved = {_renamed(name): tensor for name, tensor in checkpoint["state_dict"].items()}
         own = self.state_dict()
         checkpoint["state_dict"] = {name: own[name] for name in self._frozen()} | saved
 
     def _frozen(self) -> list[str]:
-        """The names, in the state dict, of the weights that are not trained."""
+        """Returns the names of the frozen weights in the state dict."""
         return [PREFIX + name for name, weight in self.backbone.named_parameters() if not weight.requires_grad]
 
 
 def _renamed(name: str) -> str:
-    """The name in the state dict of a tensor of a checkpoint, which may be of version 0.1."""
+    """Returns the current state dict name of a checkpoint's tensor, also for checkpoints of version 0.1."""
     return PREFIX + name.removeprefix(OLD_PREFIX) if name.startswith(OLD_PREFIX) else name
 
 
 def _decisive(about: dict[str, Any]) -> dict[str, Any]:
-    """What must stay the same for a run to go on: the networks, the adapter, and what the network predicts."""
+    """Returns what must not change when a run is resumed: the networks, the adapter, and the prediction."""
     model = about["model"]
     parts = {name: model[name]["fingerprint"] for name in ("first_stage", "text_encoder")}
     diffusion = {name: model[name] for name in ("schedule", "prediction", "time")}
@@ -297,18 +297,21 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
 
 
 def compiled(backbone: Backbone, mode: str | None) -> Network:
-    """The network, compiled where gradients are kept: there shapes stay the same, so that it is compiled once.
+    """Compiles the network for calls with gradients; their shapes do not change, so it is compiled once.
 
-    Validation and sampling, whose shapes change, call it as it is. `mode` is one of COMPILE_MODES, None for none.
+    Validation and sampling, whose shapes vary, call the uncompiled network. `mode` is one of COMPILE_MODES, or None
+    for no compilation.
     """
     if mode is None:
         return backbone
     if mode not in COMPILE_MODES:
-        raise ValueError(f"training.compile={mode} is no mode of torch's; choose {', '.join(COMPILE_MODES)} or null")
+        raise ValueError(
+            f"training.compile={mode} is not a mode of torch.compile: choose {', '.join(COMPILE_MODES)} or null"
+        )
     fast = torch.compile(backbone, mode=mode, dynamic=False)
     return lambda *inputs: (fast if torch.is_grad_enabled() else backbone)(*inputs)
 
 
 def as_float(image: Tensor) -> Tensor:
-    """uint8 (b, 3, h, w) → [-1, 1], laid out as convolutions like it best."""
+    """Converts uint8 (b, 3, h, w) to float in [-1, 1], in channels-last layout."""
     return from_uint8(image).contiguous(memory_format=torch.channels_last)

@@ -1,24 +1,25 @@
-"""The weights that a training starts from."""
+"""Loads the weights that training starts from."""
 
 from torch import nn
 
 from ldm.nn.attention import Attention
 from ldm.nn.backbone import Backbone
 from ldm.nn.vae import VAE
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from ldm.weights.native import fill, fingerprint
 from ldm.weights.parts import first_stage
 
 
 def start_from(backbone: Backbone, start: str) -> dict[str, str]:
-    """Fills the network with the weights of the model at the path `start`; returns their "weights" and "fingerprint".
+    """Loads the weights of the model at the path `start`; returns {"weights": path, "fingerprint": hash}.
 
-    Raises FileNotFoundError or ValueError for weights that are not there, do not fit or mean something else.
+    Raises FileNotFoundError if they do not exist, and ValueError if they do not fit or have another meaning.
     """
-    found = find(start).denoising
+    found = open_contents(start).denoising
     if found.kind != backbone.kind:
         raise ValueError(
-            f"training.start={start} holds a {found.kind}, but model is a {backbone.kind}: choose a model of its kind"
+            f"training.start={start} contains a {found.kind}, but model is a {backbone.kind}: choose a model of the "
+            "same kind"
         )
     stored = found.load()
     fill(backbone, stored.state_dict(), start)
@@ -27,8 +28,8 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
 
 
 def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:
-    """Raises ValueError where weights have the right shapes for the network but another meaning: a different number of
-    groups or of attention heads."""
+    """Raises ValueError if weights of fitting shapes have another meaning, because the stored network has a different
+    number of groups or attention heads."""
     kinds: dict[str, tuple[type[nn.Module], str]] = {
         "groups": (nn.GroupNorm, "num_groups"),
         "heads": (Attention, "heads"),
@@ -45,12 +46,12 @@ def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:
 
 
 def first_stage_from(vae: VAE, start: str | None, decoder_only: bool) -> VAE:
-    """The autoencoder, filled with the weights of the one at the path `start` if given.
+    """Loads the weights at the path `start`, if given, into the autoencoder.
 
-    Raises ValueError for decoder_only without weights, whose encoder would stay random.
+    Raises ValueError for decoder_only without weights, because the encoder would stay random.
     """
     if start is not None:
         fill(vae, first_stage(start).network.state_dict(), start)
     elif decoder_only:
-        raise ValueError("training.decoder_only trains the decoder of a file: say which by training.start=FILE")
+        raise ValueError("training.decoder_only needs a trained autoencoder: give training.start=FILE")
     return vae

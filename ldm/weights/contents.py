@@ -4,22 +4,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.weights.arrange import to_ours, to_theirs
-from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.compvis.reader import Choices
+from ldm.weights.info import ContentsInfo, NetworkInfo
 from ldm.weights.keymaps import NATIVE, Entry, entries
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.native import build, fingerprint_of
+from ldm.weights.recognise import recognise
 from ldm.weights.storage.tensors import Tensors, refuse_misfits
 from ldm.weights.storage.values import DTYPES, check_finite, chunks, header, on_meta, verified
 
 
 @dataclass(frozen=True)
-class StoredNetwork(FoundNetwork):
+class StoredNetwork(NetworkInfo):
     """A network on disk that can be loaded."""
 
     def build(self) -> nn.Module:
@@ -133,7 +136,7 @@ class StoredNetwork(FoundNetwork):
 
 
 @dataclass(frozen=True)
-class Contents(Found):
+class Contents(ContentsInfo):
     """What is found at a path, to load."""
 
     networks: Mapping[str, StoredNetwork]
@@ -156,6 +159,13 @@ class Contents(Found):
                 "give the file or folder of one"
             )
         return self.networks[kind]
+
+
+def open_contents(path: str | Path, choices: Choices = Choices(), variant: str | None = None) -> Contents:  # noqa: B008 - a constant
+    """Opens what `recognise` identifies at `path`, ready to be loaded; raises the same errors."""
+    info = recognise(path, choices, variant)
+    networks = {kind: StoredNetwork(**vars(network)) for kind, network in info.networks.items()}
+    return Contents(**vars(info) | {"networks": networks})
 
 
 def _fits(found: tuple[int, ...], expected: tuple[int, ...], form: str) -> bool:

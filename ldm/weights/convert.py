@@ -1,4 +1,4 @@
-"""From any of the formats that `find` reads to any that other tools read."""
+"""From any of the formats that `recognise` knows to any that other tools read."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from ldm.files import atomic_folder, check_writable, settle
+from ldm.files import atomic_folder, check_writable, recover_folder
 from ldm.ownership import Record
 from ldm.weights.compvis.writer import write_file
-from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers.writer import write_folder
-from ldm.weights.find import find
 from ldm.weights.keymaps import LAYOUTS, NATIVE
 from ldm.weights.model import PARTS, check_same, referenced, references
 from ldm.weights.native import fingerprint, write_network
@@ -71,7 +70,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
 
     Raises ValueError as `check_apart`, and for what the format cannot hold; FileExistsError as `check_replaceable`.
     """
-    settle(path)
+    recover_folder(path)
     check_apart(path, sources_of(contents))
     check_replaceable(path, overwrite)
     check_writable(path.parent)
@@ -115,7 +114,7 @@ def _write_native_folder(folder: Path, contents: Contents) -> None:
         return
     sources = {}
     for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
-        written = find(folder / f"{kind}.safetensors").network(kind)
+        written = open_contents(folder / f"{kind}.safetensors").network(kind)
         sources[name] = {"weights": f"./{kind}.safetensors", "fingerprint": _mark(written)}
     _write_native(
         folder / f"{contents.backbone}.safetensors", contents.backbone, contents, model=contents.model | sources

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldm.ownership import Record, is_within, refuse
 from ldm.weights.about import about_of
 from ldm.weights.compvis.writer import PART, WHOLE
-from ldm.weights.found import Found
+from ldm.weights.info import ContentsInfo
 from ldm.weights.kinds import KINDS
 from ldm.weights.storage.opening import open_tensors
 
@@ -27,7 +27,7 @@ def _check_apart(path: Path, source: Path) -> None:
         raise ValueError(f"the destination {path} {how} the source {source}: give a destination apart from it")
 
 
-def sources_of(contents: Found) -> list[Path]:
+def sources_of(contents: ContentsInfo) -> list[Path]:
     """All that a model is read from: what was given, and the files of its networks."""
     return [contents.source, *(network.tensors.source for network in contents.networks.values())]
 

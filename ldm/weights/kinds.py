@@ -13,7 +13,7 @@ KINDS = BACKBONES | {
     "vae": "ldm.nn.vae.VAE",
     "text_tower": "ldm.nn.clip.TextTower",
     "image_tower": "ldm.nn.clip.ImageTower",
-    "clip": "ldm.nn.clip.clip_from",
+    "clip": "ldm.nn.clip.clip_from_configs",
 }
 
 

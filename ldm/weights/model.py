@@ -17,12 +17,12 @@ from ldm.nn.backbone import Backbone, trainable
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.weights.compvis.reader import Choices
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.find import DEFAULT, find
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.native import save_network
 from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
+from ldm.weights.recognise import DEFAULT
 from ldm.weights.storage.tensors import refuse_misfits
 from ldm.weights.storage.values import check_finite
 
@@ -49,9 +49,9 @@ def save_model(path: str | Path, state: State, about: dict[str, Any]) -> None:
     save_network(path, about["kind"], about["config"], state, model=about["model"])
 
 
-def find_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Contents:  # noqa: B008 - a constant
+def open_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Contents:  # noqa: B008 - a constant
     """What `read_model` would read, without its tensors."""
-    contents = find(path, choices)
+    contents = open_contents(path, choices)
     kind = contents.backbone or next(iter(contents.networks))
     check_model(contents.source, kind, contents.model, native=contents.networks[kind].layout == NATIVE)
     return contents
@@ -64,12 +64,12 @@ def read_model(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> Model:
-    """The model at `path`, see `find`; its denoising network in `dtype` (None: the file's), see `StoredNetwork.load`.
+    """Loads the model at `path` (see `recognise`), its denoising network as `StoredNetwork.load` does.
 
-    Its frozen parts are in float32 on the CPU, as their fingerprints are taken.
+    The frozen parts are loaded in float32 on the CPU, because their fingerprints are taken there.
     Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
     """
-    contents = find_model(path, choices)
+    contents = open_model(path, choices)
     network = base_of(contents).denoising if ADAPTER in contents.networks else contents.denoising
     backbone = cast(Backbone, network.load(dtype, device, channels_last))
     if ADAPTER in contents.networks:
@@ -82,7 +82,7 @@ def read_model(
 
 def model_fingerprint(path: str | Path = DEFAULT) -> str:
     """SHA-256 of all that decides what the model at `path` draws: weights, architecture, schedule and prediction."""
-    contents = find_model(path)
+    contents = open_model(path)
     adapted = ADAPTER in contents.networks
     network, model = base_of(contents).denoising if adapted else contents.denoising, contents.model
     stage, text = frozen_parts(contents)
@@ -118,7 +118,7 @@ def base_of(contents: Contents) -> Contents:
     """The model that an adapter was trained on. Raises FileNotFoundError or ValueError where it is another today."""
     base = contents.base
     try:
-        found = find(base["weights"])
+        found = open_contents(base["weights"])
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{contents.source} is an adapter of {base['weights']}, which is not there: put the file back"
@@ -177,7 +177,7 @@ def referenced(contents: Contents, name: str) -> tuple[Contents, str]:
     if weights.startswith("./"):  # beside the model, wherever that has been moved to
         weights = str(contents.source.parent / weights)
     try:
-        return find(weights), weights
+        return open_contents(weights), weights
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{contents.source} was trained with the {name.replace('_', ' ')} {weights}, which is not there: "

@@ -18,14 +18,14 @@ from ldm.weights.about import about_of
 from ldm.weights.kinds import constructor
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors, locate, refuse_misfits
-from ldm.weights.storage.values import check_finite, held, raw, write_safetensors
+from ldm.weights.storage.values import check_finite, in_memory, raw, write_safetensors
 
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
 
 def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
     """Write tensors and architecture atomically; `about` is any more plain data to keep beside them."""
-    write_network(path, kind, config, held(Path(path), state), **about)
+    write_network(path, kind, config, in_memory(Path(path), state), **about)
 
 
 def write_network(path: str | Path, kind: str, config: dict[str, Any], tensors: Tensors, **about: Any) -> None:

@@ -13,9 +13,8 @@ from ldm.nn.clip import CLIP, ImageTower, TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents
-from ldm.weights.find import find
-from ldm.weights.found import Pixels
+from ldm.weights.contents import Contents, open_contents
+from ldm.weights.info import Pixels
 from ldm.weights.kinds import constructor
 from ldm.weights.native import fingerprint
 
@@ -39,14 +38,14 @@ class ImageEncoder:
 
 
 def first_stage(weights: str, config: dict[str, Any] | None = None) -> Frozen[VAE]:
-    """The autoencoder at a path, see `find`: alone, or in a whole model. Raises FileNotFoundError or ValueError.
+    """The autoencoder at a path, see `recognise`: alone, or in a whole model. Raises FileNotFoundError or ValueError.
 
     "untrained" gives one of this `config` with random weights, to rehearse a run with.
     """
     if weights == UNTRAINED:
         network = cast(VAE, untrained("first_stage", "vae", config))
         return Frozen(network, _source(network, weights))
-    return first_stage_in(find(weights), weights)
+    return first_stage_in(open_contents(weights), weights)
 
 
 def first_stage_in(contents: Contents, weights: str = "") -> Frozen[VAE]:
@@ -67,14 +66,14 @@ def encoder(first_stage: Frozen[VAE]) -> Callable[[Tensor], Tensor]:
 
 
 def text_encoder(weights: str, config: dict[str, Any] | None = None) -> Frozen[TextEncoder]:
-    """The text tower at a path, see `find`, with a tokenizer as long as its context, padded as the path's is.
+    """The text tower at a path, see `recognise`, with a tokenizer as long as its context, padded as the path's is.
 
     "untrained" gives one of this `config` with random weights, to rehearse a run with.
     """
     if weights == UNTRAINED:
         tower = cast(TextTower, untrained("text_encoder", "text_tower", config))
         return Frozen(TextEncoder([tower], [Tokenizer(context=tower.context)]), _source(tower, weights))
-    return text_encoder_in(find(weights), weights)
+    return text_encoder_in(open_contents(weights), weights)
 
 
 def text_encoder_in(contents: Contents, weights: str = "") -> Frozen[TextEncoder]:
@@ -84,8 +83,8 @@ def text_encoder_in(contents: Contents, weights: str = "") -> Frozen[TextEncoder
 
 
 def image_encoder(weights: str) -> ImageEncoder:
-    """CLIP's image tower at a path, see `find`, alone or beside its text tower."""
-    contents = find(weights)
+    """CLIP's image tower at a path, see `recognise`, alone or beside its text tower."""
+    contents = open_contents(weights)
     return ImageEncoder(cast(ImageTower, _tower(contents, "image_tower")), contents.pixels)
 
 

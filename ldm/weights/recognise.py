@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.weights.compvis.reader import Choices, read_file
 from ldm.weights.diffusers.reader import STEMS, networks_of, part_contents, read_folder
-from ldm.weights.found import Found
+from ldm.weights.info import ContentsInfo
 from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.storage.tensors import locate
 
@@ -16,7 +16,7 @@ READABLE = (
 )
 
 
-def recognise(path: str | Path, choices: Choices = Choices(), variant: str | None = None) -> Found:  # noqa: B008 - a constant
+def recognise(path: str | Path, choices: Choices = Choices(), variant: str | None = None) -> ContentsInfo:  # noqa: B008 - a constant
     """The networks at `path`, without their tensors; "shapes" is the model that ships with ldm.
 
     Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
@@ -45,7 +45,7 @@ def _default() -> Path:
         ) from error
 
 
-def _folder(folder: Path, choices: Choices, variant: str | None) -> Found:
+def _folder(folder: Path, choices: Choices, variant: str | None) -> ContentsInfo:
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return read_folder(folder, variant)
     names = [f"{kind}.safetensors" for kind in (*BACKBONES, ADAPTER)]

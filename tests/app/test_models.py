@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ldm.app.models import offered, settings_of
-from ldm.weights.find import DEFAULT
+from ldm.weights.recognise import DEFAULT
 from tests.tiny import SAMPLING, save_tiny_model
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from ldm.__main__ import main
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
-from ldm.weights.find import find
-from tests.weights.foreign import ODD, SD2, networks, same, whole_model, without_metadata
+from tests.weights.foreign import ODD, SD2, full_model, networks, same, without_metadata
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    write(whole_model(ODD), tmp_path / "m.safetensors", "single")
+    write(full_model(ODD), tmp_path / "m.safetensors", "single")
     return tmp_path / "m.safetensors"
 
 
@@ -28,7 +28,7 @@ def test_one_network_of_a_model_in_half_precision(tmp_path: Path, model: Path, c
     assert main(["convert", str(model), str(path), "--part", "vae", "--dtype", "float16"]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     expected = {name: t.half() for name, t in networks(ODD)["vae"].state_dict().items()}
-    assert same(find(path).network("vae").load(None).state_dict(), expected)
+    assert same(open_contents(path).network("vae").load(None).state_dict(), expected)
 
 
 def test_shards_are_of_the_size_asked_for(tmp_path: Path, model: Path) -> None:
@@ -55,12 +55,12 @@ def test_failures_are_one_sentence_and_exit_with_one(
 
 
 def test_what_a_second_model_predicts_can_be_set(tmp_path: Path) -> None:
-    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    write(full_model(SD2), tmp_path / "m.safetensors", "single")
     without_metadata(tmp_path / "m.safetensors")
     arguments = ["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "eps.safetensors")]
     assert main([*arguments, "--prediction", "eps"]) == 0
-    assert find(tmp_path / "eps.safetensors").model["prediction"] == "eps"
-    assert torch.is_tensor(find(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]
+    assert open_contents(tmp_path / "eps.safetensors").model["prediction"] == "eps"
+    assert torch.is_tensor(open_contents(tmp_path / "eps.safetensors").network("unet").load().conv_in.weight)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_option_that_would_do_nothing_is_a_usage_error(
 
 
 def test_what_a_folder_predicts_is_not_set_here(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
-    write(whole_model(ODD), tmp_path / "folder", "diffusers")
+    write(full_model(ODD), tmp_path / "folder", "diffusers")
     assert main(["convert", str(tmp_path / "folder"), str(tmp_path / "x"), "--prediction", "v"]) == 2
     assert "--prediction is for single files of Stable Diffusion" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.drawing.prompts import Picture, pictures_of, read_rows
+from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
 
 
 def test_a_line_of_text_is_a_prompt(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_columns_and_keys_are_a_rows_own(tmp_path: Path) -> None:
 
 def test_seeds_count_up_from_the_rows_own_or_the_jobs() -> None:
     rows = [{"prompt": "a"}, {"prompt": "b", "seed": 7, "n": 1, "negative": "c", "guidance": 2.0}]
-    assert pictures_of(rows, 3, 2) == [Picture("a", 3), Picture("a", 4), Picture("b", 7, "c", 2.0)]
+    assert image_specs(rows, 3, 2) == [ImageSpec("a", 3), ImageSpec("a", 4), ImageSpec("b", 7, "c", 2.0)]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ldm.conditioning import Conditioning
-from ldm.inside.attention_maps import text_layers, watched, word_maps
+from ldm.inside.attention_maps import text_layers, watch_attention, word_maps
 from ldm.nn.attention import TransformerBlock
 from ldm.nn.unet import UNet
 from ldm.pipeline.pipeline import Pipeline
@@ -42,7 +42,7 @@ def test_the_weights_that_are_told_are_those_that_the_network_uses():
     modules = dict(network.named_modules())
     for layer in text_layers(network):
         modules[layer].register_forward_hook(lambda _, args, out, layer=layer: seen[layer].append((args[1], out)))
-    with watched(network, lambda layer, weights: told[layer].append(weights)):
+    with watch_attention(network, lambda layer, weights: told[layer].append(weights)):
         call(network)
     assert list(told) == text_layers(network)
     assert len(told) == sum(isinstance(module, TransformerBlock) for module in modules.values())
@@ -61,7 +61,7 @@ def test_weights_come_in_the_size_of_each_level_and_sum_to_one():
         torch.testing.assert_close(weights.sum(2), torch.ones(3, 2, *weights.shape[3:]))
         sizes[layer.split(".")[0]] = tuple(weights.shape)
 
-    with watched(network, watch):
+    with watch_attention(network, watch):
         call(network, size=(7, 4))
     assert sizes == {"down": (3, 2, 7, 4, 2), "middle_in": (3, 2, 7, 4, 2), "up": (3, 2, 7, 7, 4)}
 
@@ -69,7 +69,7 @@ def test_weights_come_in_the_size_of_each_level_and_sum_to_one():
 def test_watching_changes_nothing_and_ends_with_the_block_even_by_an_error():
     network, told = unet(), []
     before = call(network)
-    with pytest.raises(KeyError), watched(network, lambda layer, weights: told.append(layer)):
+    with pytest.raises(KeyError), watch_attention(network, lambda layer, weights: told.append(layer)):
         assert torch.equal(call(network), before)
         raise KeyError
     count = len(told)
@@ -81,7 +81,7 @@ def first_weights(pipeline: Pipeline, prompt: str, seed: int) -> dict[str, Tenso
     """Of the prompt alone, in the first call of the UNet, as a walk from pure noise begins: (heads, n, h, w)."""
     told = {}
     conditioning = pipeline.text_encoder.encode([prompt])
-    with watched(pipeline.backbone, lambda layer, weights: told.update({layer: weights[0]})):
+    with watch_attention(pipeline.backbone, lambda layer, weights: told.update({layer: weights[0]})):
         pipeline.denoiser(normal(0, "initial noise", torch.tensor([seed]), 0, (4, 8, 8)), 1.0, conditioning)
     return told
 
@@ -124,7 +124,7 @@ def test_the_picture_is_the_pipelines_own_and_words_without_room_are_left_out(pi
 
 
 def test_the_strip_has_the_picture_and_each_word(pipeline):
-    strip = word_maps(pipeline, "red circle").picture()
+    strip = word_maps(pipeline, "red circle").figure()
     assert strip.width == 8 + 3 * (192 + 8)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion.schedule import Flow, scaled_linear
 from ldm.image import to_pil
-from ldm.inside.inversion import ddim_inversion, drawn_from, inverted
+from ldm.inside.inversion import ddim_inversion, invert, sample_from_noise
 from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.driver import sample
 from ldm.sampling.grid import Grid
@@ -24,7 +24,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def round_trip_error(schedule, steps, refinements):
     grid, denoise, x = log_snr_grid(schedule, steps), mixture(schedule), states()
-    back = sample(ddim, denoise, inverted(denoise, x, grid, refinements), grid)
+    back = sample(ddim, denoise, invert(denoise, x, grid, refinements), grid)
     return float((back - x).square().mean().sqrt())
 
 
@@ -38,7 +38,7 @@ def test_the_error_there_and_back_falls_with_one_order_more_for_each_refinement(
 @pytest.mark.parametrize("schedule", [scaled_linear(), Flow()], ids=schedule_name)
 def test_with_refinements_enough_the_way_back_is_the_way_there_from_the_clean_end_too(schedule):
     grid, denoise, x = Grid.of(schedule, trailing(schedule, 10)), gaussian(schedule, 0.3, 0.5), states()
-    back = sample(ddim, denoise, inverted(denoise, x, grid, refinements=100), grid)
+    back = sample(ddim, denoise, invert(denoise, x, grid, refinements=100), grid)
     torch.testing.assert_close(back, x)
 
 
@@ -47,14 +47,14 @@ def test_of_gaussian_data_the_noise_is_that_of_the_closed_form():
     schedule, mean, std, x0 = Flow(), 0.3, 0.5, states()
     errors = []
     for steps in (200, 400):
-        noise = inverted(gaussian(schedule, mean, std), x0, Grid.of(schedule, trailing(schedule, steps)))
+        noise = invert(gaussian(schedule, mean, std), x0, Grid.of(schedule, trailing(schedule, steps)))
         errors.append(float((noise - (x0 - mean) / std).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.2) and errors[1] < 0.02
 
 
 def test_fewer_than_no_refinements_are_refused():
     with pytest.raises(ValueError, match="refinements is -1, but must be 0 or more"):
-        inverted(gaussian(Flow(), 0.0, 1.0), states(), log_snr_grid(Flow(), 4), refinements=-1)
+        invert(gaussian(Flow(), 0.0, 1.0), states(), log_snr_grid(Flow(), 4), refinements=-1)
 
 
 def test_a_pictures_noise_draws_it_again_as_well_as_the_first_stage_lets_it(pipeline):
@@ -68,8 +68,8 @@ def test_a_pictures_noise_draws_it_again_as_well_as_the_first_stage_lets_it(pipe
 
 def test_the_reconstruction_is_what_ddim_draws_from_the_noise(pipeline):
     found = ddim_inversion(pipeline, to_pil(PICTURE)[0], "a red circle", steps=3)
-    assert torch.equal(drawn_from(pipeline, found.noise, "a red circle", steps=3), found.reconstruction)
-    assert not torch.equal(drawn_from(pipeline, found.noise, "a blue square", steps=3), found.reconstruction)
+    assert torch.equal(sample_from_noise(pipeline, found.noise, "a red circle", steps=3), found.reconstruction)
+    assert not torch.equal(sample_from_noise(pipeline, found.noise, "a blue square", steps=3), found.reconstruction)
     error = (found.reconstruction.double() - PICTURE.double()).square().mean()
     assert found.psnr == pytest.approx(20 * math.log10(255) - 10 * math.log10(error))
 
@@ -78,9 +78,9 @@ def test_the_reconstruction_is_what_ddim_draws_from_the_noise(pipeline):
     "wrong, told",
     [
         ({"image": None}, "there is no image to invert"),
-        ({"image": "picture.png"}, "must be a PIL picture"),
+        ({"image": "picture.png"}, "must be a PIL image"),
         ({"steps": 0}, "steps is 0"),
-        ({"prompt": 7}, "a prompt is 7, which is no text"),
+        ({"prompt": 7}, "a prompt is 7, which is not text"),
         ({"refinements": -1}, "refinements is -1"),
     ],
 )

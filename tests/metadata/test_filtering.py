@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm.metadata.filtering import Filter, database, in_batches, parts
+from ldm.metadata.filtering import Filter, database, file_groups, in_batches
 from ldm.metadata.funnel import axes
 from ldm.metadata.rules import Thresholds, rules
 from ldm.metadata.tables import find, open_sources
@@ -55,11 +55,11 @@ def filtered(given: Path | str, **cuts: Any) -> Done:
     sources, damaged = open_sources(find([str(given)]))
     has_nsfw = all("NSFW" in source.schema.names for source in sources)
     asked = rules(thresholds, has_nsfw)
-    found = parts(sources, [name for rule in asked for name in rule.columns], {})
+    groups = file_groups(sources, [name for rule in asked for name in rule.columns], {})
     with tempfile.TemporaryDirectory() as folder, database(Path(folder), 2) as connection:
         work = Filter(connection, asked, axes(thresholds, asked), thresholds.deduplicate, Path(folder), damaged=damaged)
-        work.begin(found)
-        for batch in (batch for part in found for batch in in_batches(part)):
+        work.begin(groups)
+        for batch in (batch for group in groups for batch in in_batches(group)):
             work.add(batch)
         count = work.finish()
         work.write(Path(folder) / "kept.parquet", 0, count)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from ldm.metadata.filtering import parts
+from ldm.metadata.filtering import file_groups
 from ldm.metadata.forecast import predicted, statistics
 from ldm.metadata.tables import find, open_sources
 from tests.data.dumps import dump, replace_in_footer
@@ -30,20 +30,20 @@ def test_nothing_sampled_predicts_nothing() -> None:
 
 def test_a_footer_of_text_has_no_minimum_of_numbers(tmp_path: Path) -> None:
     dump(tmp_path / "a.parquet", {"WIDTH": "1000"}, {"WIDTH": "999"})
-    (part,) = parts(open_sources(find([str(tmp_path)]))[0], [], {})
-    assert "width" not in statistics(part) and statistics(part)["height"]["min"] == 512
+    (group,) = file_groups(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert "width" not in statistics(group) and statistics(group)["height"]["min"] == 512
 
 
 def test_nan_in_a_footer_is_ignored(tmp_path: Path) -> None:
     for name, score in (("a", 7.25), ("b", 7.125)):
         dump(tmp_path / f"{name}.parquet", {"AESTHETIC_SCORE": 6.5}, {"AESTHETIC_SCORE": score})
     replace_in_footer(tmp_path / "a.parquet", 7.25, math.nan)
-    (part,) = parts(open_sources(find([str(tmp_path)]))[0], [], {})
-    assert statistics(part)["aesthetic"] == {"min": 6.5, "max": 7.125, "nulls": 0}
+    (group,) = file_groups(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert statistics(group)["aesthetic"] == {"min": 6.5, "max": 7.125, "nulls": 0}
 
 
 def test_footers_tell_ends_and_nulls_of_all_files_together(tmp_path: Path) -> None:
     dump(tmp_path / "a.parquet", {"similarity": 0.25}, {"similarity": None}, {"similarity": 0.5}, row_group_size=1)
     dump(tmp_path / "b.parquet", {"similarity": 0.75})
-    (part,) = parts(open_sources(find([str(tmp_path)]))[0], [], {})
-    assert statistics(part)["similarity"] == {"min": 0.25, "max": 0.75, "nulls": 1}
+    (group,) = file_groups(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert statistics(group)["similarity"] == {"min": 0.25, "max": 0.75, "nulls": 1}

@@ -4,7 +4,7 @@ from collections import Counter
 from PIL import Image
 
 from ldm.metadata.funnel import BINS, Tally
-from ldm.metadata.funnel_picture import draw, save
+from ldm.metadata.funnel_figure import draw, save
 from ldm.metadata.rules import Rule
 
 RULES = [Rule("a", "", ("x",)), Rule("b", "", ("y",)), Rule("c", "", ("t",), text=True)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldm.metadata.tables import Source, find, mended, open_sources, sampled
+from ldm.metadata.tables import Source, find, open_sources, salvaged, sampled
 from tests.data.dumps import dump
 
 
@@ -84,7 +84,7 @@ def spoilt_group(path: Path, group: int) -> Path:
 
 def test_of_a_damaged_file_the_whole_row_groups_are_mended_in_order(tmp_path: Path) -> None:
     file = dump(tmp_path / "a.parquet", *[{"WIDTH": i} for i in range(9)], row_group_size=3)
-    copy, lost, _ = mended(opened(spoilt_group(file, 1)), ["URL", "WIDTH"], tmp_path / "out.parquet")
+    copy, lost, _ = salvaged(opened(spoilt_group(file, 1)), ["URL", "WIDTH"], tmp_path / "out.parquet")
     assert pq.read_table(copy.path)["WIDTH"].to_pylist() == [0, 1, 2, 6, 7, 8] and copy.rows == 6
     assert [(d.path, d.rows) for d in lost] == [(str(file), 3)] and all(d.reason for d in lost)
 
@@ -93,7 +93,7 @@ def test_texts_of_a_wrong_encoding_become_null_and_are_counted(tmp_path: Path) -
     texts = pa.array([b"good", b"\xe9t\xe9 latin-1", None, "été".encode()], pa.binary()).view(pa.string())
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"TEXT": texts}), file)
-    copy, lost, spoilt = mended(opened(file), ["TEXT"], tmp_path / "out.parquet")
+    copy, lost, spoilt = salvaged(opened(file), ["TEXT"], tmp_path / "out.parquet")
     assert pq.read_table(copy.path)["TEXT"].to_pylist() == ["good", None, None, "été"]
     assert spoilt == {"TEXT": 1} and not lost
 

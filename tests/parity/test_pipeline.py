@@ -19,7 +19,7 @@ from ldm.image import from_uint8, to_pil
 from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from ldm.weights.convert import write
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 WORDS = ODD | {"text_tower": ODD["text_tower"] | {"vocab_size": 49408}}
 NINE = WORDS | {"unet": ODD["unet"] | {"in_channels": 9}}
@@ -53,7 +53,7 @@ PER_ALPHA = {"euler", "euler_a", "heun", "lms"}  # whose peers hold x / alpha
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     for name, networks in (("four", WORDS), ("nine", NINE)):
-        write(whole_model(networks), path / name, "diffusers")
+        write(full_model(networks), path / name, "diffusers")
     return path
 
 
@@ -106,7 +106,7 @@ def test_text_to_image(
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: normal(0, "step noise", SEED, next(draws), SHAPE))
     pipe.scheduler.set_timesteps(10)
-    first = ours._grid(ours.settings.changed(walk), None).points[0]
+    first = ours._grid(ours.settings.overridden(walk), None).points[0]
     start = (first.ratio if sampler in PER_ALPHA else first.sigma) * EPS
     expected = pipe(latents=start / pipe.scheduler.init_noise_sigma, **shared(ours, 10)).images
     assert_60_db(drawn, expected)
@@ -149,7 +149,7 @@ def test_inpainting(weights: str, strength: float, folder: Path, monkeypatch: py
     """By blending in latents, and by weights of 9 channels; at strength 1 from noise alone, which is sigma·eps here."""
     ours = Pipeline.load(str(folder / weights), "cpu")
     drawn = latents(ours, image=PICTURE[0], mask=MASK, strength=strength, **WALK)
-    first = ours._grid(ours.settings.changed({"spacing": "leading", "steps": 10}), strength).points[0]
+    first = ours._grid(ours.settings.overridden({"spacing": "leading", "steps": 10}), strength).points[0]
     eps = EPS * first.sigma if strength == 1 else EPS
     pipe = changing(StableDiffusionInpaintPipeline, folder / weights, monkeypatch, eps)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from ldm.nn.vae import VAE
 from ldm.planning.config_tree import named
 from ldm.planning.flops import measure
 from ldm.planning.memory import memory
-from ldm.planning.networks import parts_of
+from ldm.planning.networks import plan_networks
 from ldm.planning.report import plan
 from ldm.weights.native import save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_vae
@@ -61,13 +61,13 @@ def config(network=UNET, size=SIZE, **trainer):
 
 
 def rows(config, sharded=False):
-    (trained, *frozen), _ = parts_of(config)
+    (trained, *frozen), _ = plan_networks(config)
     return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"], sharded)
 
 
 def test_parameters_are_those_of_the_network():
     real = sum(parameter.numel() for parameter in UNet(**UNET).parameters())
-    (trained,), _ = parts_of(config())
+    (trained,), _ = plan_networks(config())
     assert sum(parameter.numel() for parameter in trained.network.parameters()) == real
 
 
@@ -111,7 +111,7 @@ def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
     save_network(tmp_path / "vae.safetensors", "vae", vae.config, vae.state_dict())
     setting = config()
     setting["training"]["first_stage"] = {"weights": str(tmp_path / "vae.safetensors")}
-    (unet, first_stage), _ = parts_of(setting)
+    (unet, first_stage), _ = plan_networks(setting)
     assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
     assert sum(p.numel() for p in first_stage.network.parameters()) == sum(p.numel() for p in vae.parameters())
     assert measure(first_stage.forward, grad=False).forward > 0
@@ -127,9 +127,9 @@ def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
 def test_a_step_on_latents_does_not_call_the_first_stage(train, tmp_path):
     setting = config()
     setting["training"]["first_stage"] = save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
-    assert parts_of(setting)[0][1].forward is not None
+    assert plan_networks(setting)[0][1].forward is not None
     setting["data"]["module"]["train"] = train
-    assert parts_of(setting)[0][1].forward is None
+    assert plan_networks(setting)[0][1].forward is None
 
 
 @pytest.mark.parametrize("network", [{**UNET, "width": 64}, DIT], ids=["unet", "dit"])
@@ -163,7 +163,7 @@ def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_t
         "weights": "/nowhere.safetensors",
         "config": {"width": 16, "heads": 2},
     }
-    parts, notes = parts_of(setting)
+    parts, notes = plan_networks(setting)
     assert [part.name for part in parts] == ["unet", "text encoder"]
     assert not any("text encoder" in note for note in notes)
 
@@ -174,13 +174,13 @@ def test_stable_diffusion_has_859_5_million_parameters():
 
 
 def test_a_transformer_is_planned_as_one():
-    (trained,), _ = parts_of(config(DIT))
+    (trained,), _ = plan_networks(config(DIT))
     assert trained.name == "dit" and isinstance(trained.network, DiT)
     assert rows(config(DIT, devices=1))["weights"] == 4 * sum(weight.numel() for weight in trained.network.parameters())
 
 
 def test_an_inpainting_network_is_planned_with_its_hint():
-    plain, inpainting = (parts_of(config({**UNET, "in_channels": channels}))[0][0] for channels in (4, 9))
+    plain, inpainting = (plan_networks(config({**UNET, "in_channels": channels}))[0][0] for channels in (4, 9))
     assert inpainting.forward.args[2].get("inpainting").shape == (BATCH, 5, SIZE // 8, SIZE // 8)
     more = 2 * BATCH * (SIZE // 8) ** 2 * 5 * 32 * 9  # of the first convolution
     assert measure(inpainting.forward).forward == measure(plain.forward).forward + more
@@ -194,7 +194,7 @@ def test_an_adapter_is_planned_with_what_it_trains():
     assert held["gradients"] == held["EMA"] == 4 * count
     assert held["optimizer"] == 8 * count + 2 * 4  # Adam counts each tensor's steps
     assert held["weights"] == rows(config(devices=1))["weights"]
-    (trained,), _ = parts_of(setting)
+    (trained,), _ = plan_networks(setting)
     assert trained.note == f"{count / 1000:.3f} k of them trained"
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.find import find
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 from tests.tiny import randomised
 
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
@@ -73,13 +72,11 @@ def networks(configs: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
     }
 
 
-def whole_model(
-    configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any
-) -> Contents:
+def full_model(configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any) -> Contents:
     """A whole model in memory."""
     source = Path("memory")
     stored = {
-        kind: StoredNetwork(kind, network.config, NATIVE, held(source, network.state_dict()))  # type: ignore[arg-type]
+        kind: StoredNetwork(kind, network.config, NATIVE, in_memory(source, network.state_dict()))  # type: ignore[arg-type]
         for kind, network in networks(configs).items()
     }
     settings = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": [16, 16], "sampling": SAMPLING}
@@ -88,7 +85,7 @@ def whole_model(
 
 def loaded(path: Path, kind: str) -> Any:
     """The network of this kind at a path, in float32."""
-    return find(path).network(kind).load()
+    return open_contents(path).network(kind).load()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from ldm.__main__ import main
 from ldm.callbacks.checkpointing.checkpoint_file import write as write_checkpoint
 from ldm.data.latents.shard import write_shard
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, verified, write
-from ldm.weights.find import find
 from tests.tiny import save_tiny_model
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 FORMS = {"m": "diffusers", "own": "ldm"}
 
@@ -36,7 +36,7 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A single file, to be converted."""
-    write(whole_model(ODD), tmp_path / "source.safetensors", "single")
+    write(full_model(ODD), tmp_path / "source.safetensors", "single")
     return tmp_path / "source.safetensors"
 
 
@@ -61,7 +61,7 @@ def link(folder: Path) -> None:
 
 ADDITIONS: dict[str, Callable[[Path], object]] = {
     "a.safetensors": lambda folder: save_file({"a": torch.zeros(1)}, folder / "a.safetensors"),
-    "own.safetensors": lambda folder: write(part(whole_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
+    "own.safetensors": lambda folder: write(part(full_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
     "unet/notes.txt": lambda folder: (folder / "unet" / "notes.txt").write_text("mine"),
     ".hidden": lambda folder: (folder / ".hidden").touch(),
     "unet/empty": lambda folder: (folder / "unet" / "empty").mkdir(),
@@ -96,7 +96,7 @@ def test_a_folder_that_a_conversion_wrote_is_replaced_wherever_it_has_been_moved
     before = everything(tmp_path / "moved")
     assert replaced(model, tmp_path / "moved", "--to", FORMS[name], "--dtype", "float16") == 0
     after = everything(tmp_path / "moved")
-    assert after.keys() == before.keys() and after != before and find(tmp_path / "moved").networks
+    assert after.keys() == before.keys() and after != before and open_contents(tmp_path / "moved").networks
 
 
 def test_files_of_ldms_own_format_are_known_without_a_record_and_no_others(
@@ -108,7 +108,7 @@ def test_files_of_ldms_own_format_are_known_without_a_record_and_no_others(
     assert replaced(model, tmp_path / "own", "--to", "ldm") == 0
     assert replaced(model, tmp_path / "m") == 1 and "was not written by a conversion" in capsys.readouterr().err
     (tmp_path / "own" / ".ldm_convert.json").unlink()
-    write(part(whole_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
+    write(part(full_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
     assert replaced(model, tmp_path / "own") == 1 and "another.safetensors was not" in capsys.readouterr().err
 
 
@@ -130,7 +130,7 @@ def latents(path: Path) -> None:
 
 
 def linked(path: Path) -> None:
-    write(part(whole_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
+    write(part(full_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
     path.with_suffix(".safetensors").symlink_to(path.with_name("real.safetensors"))
 
 
@@ -155,21 +155,21 @@ def test_a_file_that_a_conversion_wrote_is_replaced(tmp_path: Path, model: Path,
     options = ["--part", "vae", "--to", "ldm"] if name.startswith("vae") else []
     for dtype in ("float32", "float16"):
         assert replaced(model, tmp_path / name, "--dtype", dtype, *options) == 0
-    assert {t.dtype for t in find(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
+    assert {t.dtype for t in open_contents(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_is_put_there_while_the_conversion_runs_is_kept(tmp_path: Path, model: Path, overwrite: bool) -> None:
     path, notes = tmp_path / "m", tmp_path / "m" / "notes.txt"
     if overwrite:
-        write(find(model), path, "diffusers")
+        write(open_contents(model), path, "diffusers")
 
     def on_read(count: int) -> None:
         path.mkdir(exist_ok=True)
         notes.write_text("mine")
 
     with pytest.raises(FileExistsError, match=r"notes\.txt was not written|m is there already"):
-        write(verified(find(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
+        write(verified(open_contents(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
     assert notes.read_text() == "mine" and not list(tmp_path.glob(".m*"))
 
 

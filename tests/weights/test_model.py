@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from ldm.pipeline.pipeline import Pipeline
 from ldm.weights import native
 from ldm.weights.convert import format_of, verified, write
-from ldm.weights.model import find_model, model_fingerprint, read_model, save_model
+from ldm.weights.model import model_fingerprint, open_model, read_model, save_model
 from ldm.weights.storage import tensors
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae
-from tests.weights.foreign import ODD, SD1, whole_model
+from tests.weights.foreign import ODD, SD1, full_model
 
 
 def save_run(folder: Path, prefix: str = "backbone.", **changes: Any) -> Path:
@@ -43,14 +43,14 @@ def test_the_name_shapes_means_the_shipped_model(tmp_path: Path, monkeypatch: py
     with pytest.raises(FileNotFoundError, match="comes without the default model"):
         read_model("shapes")
     save_tiny_model(tmp_path)
-    assert find_model("shapes").source == find_model("assets:unet.safetensors").source == tmp_path / "unet.safetensors"
+    assert open_model("shapes").source == open_model("assets:unet.safetensors").source == tmp_path / "unet.safetensors"
 
 
 def test_of_a_run_the_averages_are_read(tmp_path: Path) -> None:
     checkpoint = save_run(tmp_path)
     for path in (tmp_path, checkpoint):
         assert all((parameter == 1).all() for parameter in read_model(path).backbone.parameters())
-    assert find_model(tmp_path).notes == ("moving average after 7 steps",)
+    assert open_model(tmp_path).notes == ("moving average after 7 steps",)
 
 
 @pytest.mark.parametrize("averages", [None, {}])
@@ -116,7 +116,7 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sd.safetensors", "sd.ckpt", "folder"])
 def test_models_of_other_tools_are_read_whole(tmp_path: Path, name: str) -> None:
-    contents = whole_model(ODD, prediction="v")
+    contents = full_model(ODD, prediction="v")
     write(contents, tmp_path / name, format_of(tmp_path / name))
     model = read_model(tmp_path / name)
     assert model.about["model"]["prediction"] == "v" and model.about["config"] == model.backbone.config
@@ -132,20 +132,20 @@ def test_models_of_other_tools_are_read_whole(tmp_path: Path, name: str) -> None
 
 def test_models_of_other_tools_draw(tmp_path: Path) -> None:
     drawing = ODD | {"text_tower": ODD["text_tower"] | {"vocab_size": 49408}}
-    write(whole_model(drawing), tmp_path / "m.safetensors", "single")
+    write(full_model(drawing), tmp_path / "m.safetensors", "single")
     images = Pipeline.load(str(tmp_path / "m.safetensors"))(["a cat", "a dog"], steps=2).images
     assert images.shape == (2, 3, 16, 16)
 
 
 def test_weights_of_half_precision_are_read_in_any_type(tmp_path: Path) -> None:
-    write(verified(whole_model(ODD), torch.float16), tmp_path / "m.safetensors", "single")
+    write(verified(full_model(ODD), torch.float16), tmp_path / "m.safetensors", "single")
     for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (None, torch.float16)):
         backbone = read_model(tmp_path / "m.safetensors", dtype).backbone
         assert {parameter.dtype for parameter in backbone.parameters()} == {expected}
 
 
 def test_a_model_without_its_autoencoder_is_refused(tmp_path: Path) -> None:
-    write(whole_model(SD1), tmp_path / "m.safetensors", "single")
+    write(full_model(SD1), tmp_path / "m.safetensors", "single")
     state = load_file(tmp_path / "m.safetensors")
     save_file({name: t for name, t in state.items() if "first_stage" not in name}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"is a single file of Stable Diffusion 1\.x and holds no vae"):

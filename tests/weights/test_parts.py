@@ -6,16 +6,16 @@ import torch
 
 from ldm.nn.clip import CLIP
 from ldm.weights.convert import part, verified, write
-from ldm.weights.found import OPENAI, Pixels
+from ldm.weights.info import OPENAI, Pixels
 from ldm.weights.native import save_network
 from ldm.weights.parts import first_stage, image_encoder, text_encoder
-from tests.weights.foreign import ODD, networks, same, whole_model, without_metadata
+from tests.weights.foreign import ODD, full_model, networks, same, without_metadata
 
 
 @pytest.fixture(params=["m.safetensors", "m.ckpt", "folder"])
 def model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     path = tmp_path / request.param
-    write(whole_model(ODD, pad=0), path, "diffusers" if request.param == "folder" else "single")
+    write(full_model(ODD, pad=0), path, "diffusers" if request.param == "folder" else "single")
     return path
 
 
@@ -29,7 +29,7 @@ def test_the_parts_of_a_whole_model_of_others_serve_training(model: Path) -> Non
 
 
 def test_an_autoencoder_alone_has_the_fingerprint_that_it_has_in_its_model(tmp_path: Path, model: Path) -> None:
-    write(part(whole_model(ODD), "vae"), tmp_path / "vae.safetensors", "single")
+    write(part(full_model(ODD), "vae"), tmp_path / "vae.safetensors", "single")
     assert (
         first_stage(str(tmp_path / "vae.safetensors")).source["fingerprint"]
         == (first_stage(str(model)).source["fingerprint"])
@@ -37,18 +37,18 @@ def test_an_autoencoder_alone_has_the_fingerprint_that_it_has_in_its_model(tmp_p
 
 
 def test_weights_of_half_precision_become_float32(tmp_path: Path) -> None:
-    write(verified(part(whole_model(ODD), "vae"), torch.float16), tmp_path / "v.safetensors", "single")
+    write(verified(part(full_model(ODD), "vae"), torch.float16), tmp_path / "v.safetensors", "single")
     assert {p.dtype for p in first_stage(str(tmp_path / "v.safetensors")).network.parameters()} == {torch.float32}
 
 
 def test_a_second_generations_text_tower_alone_is_padded_as_it_was_trained(tmp_path: Path) -> None:
     tower = {"width": 64, "heads": 1, "layers": 2, "context": 6, "vocab_size": 49408, "activation": "gelu"}
-    write(part(whole_model({"text_tower": tower}), "text_tower"), tmp_path / "t.safetensors", "single")
+    write(part(full_model({"text_tower": tower}), "text_tower"), tmp_path / "t.safetensors", "single")
     assert text_encoder(str(without_metadata(tmp_path / "t.safetensors"))).network.tokenizers[0].pad == 0
 
 
 def test_a_file_without_the_part_is_refused(tmp_path: Path) -> None:
-    write(part(whole_model(ODD), "vae"), tmp_path / "v.safetensors", "single")
+    write(part(full_model(ODD), "vae"), tmp_path / "v.safetensors", "single")
     with pytest.raises(ValueError, match=r"v\.safetensors is a vae alone and holds no text_tower"):
         text_encoder(str(tmp_path / "v.safetensors"))
 
@@ -57,7 +57,7 @@ def test_an_image_tower_is_read_from_a_clip_of_others_and_of_ours(tmp_path: Path
     tower = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2, "projection": 4}
     text = {"width": 6, "layers": 1, "heads": 2, "context": 5, "vocab_size": 9, "projection": 4}
     configs = {"text_tower": text, "image_tower": tower}
-    write(replace(whole_model(configs), model={}), tmp_path / "theirs.safetensors", "single")
+    write(replace(full_model(configs), model={}), tmp_path / "theirs.safetensors", "single")
     clip = CLIP(*networks(configs).values())  # type: ignore[arg-type]
     save_network(tmp_path / "ours.safetensors", "clip", clip.config, clip.state_dict())
     for name in ("theirs", "ours"):
@@ -83,14 +83,14 @@ def test_what_an_image_tower_reads_stays_known_through_every_format(
     tmp_path: Path, name: str, to: str, pixels: Pixels
 ) -> None:
     tower = {"size": 8, "patch": 4, "width": 6, "layers": 1, "heads": 2}
-    write(replace(whole_model({"image_tower": tower}), model={}, pixels=pixels), tmp_path / name, to)
+    write(replace(full_model({"image_tower": tower}), model={}, pixels=pixels), tmp_path / name, to)
     assert image_encoder(str(tmp_path / name)).pixels == pixels
 
 
 def test_towers_that_do_not_say_what_they_read_are_openai_s_but_for_those_that_ldm_trained(tmp_path: Path) -> None:
     tower = {"size": 8, "patch": 4, "width": 64, "layers": 1, "heads": 1}
     path = tmp_path / "m.safetensors"
-    write(replace(whole_model({"image_tower": tower}), model={}, pixels=PIXELS), path, "single")
+    write(replace(full_model({"image_tower": tower}), model={}, pixels=PIXELS), path, "single")
     assert image_encoder(str(without_metadata(path))).pixels == OPENAI
     network = networks({"image_tower": tower})["image_tower"]
     save_network(path, "image_tower", network.config, network.state_dict())  # type: ignore[arg-type]

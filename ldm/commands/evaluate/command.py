@@ -21,20 +21,20 @@ import torch.distributed as dist
 from ldm.commands.device_arguments import add_device_arguments
 from ldm.commands.ema import check_lengths
 from ldm.device import DTYPES, choose_precision
-from ldm.drawing.keys import number, one_of, whole
+from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.evaluation.data import SHAPES, Data, data_of
 from ldm.evaluation.result import Cell, Where, result, save_sheet, write
-from ldm.evaluation.run import Job, measure
+from ldm.evaluation.run import EvaluationJob, measure
 from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
 from ldm.metrics.inception import inception_features
-from ldm.metrics.measure import Ruler
+from ldm.metrics.measure import ImageMetrics
 from ldm.metrics.noise_loss import encoded, noise_loss
 from ldm.metrics.provenance import text_hash
-from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
 from ldm.pipeline.pipeline import Pipeline
 from ldm.progress import Progress, clear
@@ -42,19 +42,19 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import READABLE
 from ldm.weights.model import model_fingerprint
+from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
 
 SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, between commas, make a sweep
-    "steps": (whole(1), "steps of sampling (the model's own)"),
+    "steps": (integer(1), "steps of sampling (the model's own)"),
     "guidance": (number, "guidance scale; 1 is none (the model's own)"),
     "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
     "spacing": (one_of(*SPACINGS), "where the steps lie, such as trailing or karras (the model's own)"),
     "ema-length": (number, "of an average of a run's weights that was trained with ema=power, see `ldm ema`"),
-    "seed": (whole(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
+    "seed": (integer(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
 }
 NUMBERS = (
     ("prompts", 512, 1, "pictures to draw, at most as many as there are captions"),
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", default=TOWERS[0], metavar="W", help="a CLIP, or a .pth of Inception-v3 (the tower that ships)"
     )
-    parser.add_argument("--clip", metavar="W", help="a whole CLIP for the CLIP score (the towers that ship)")
+    parser.add_argument("--clip", metavar="W", help="a complete CLIP for the CLIP score (the towers that ship)")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
     )
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for one another only at the end
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
-    with shown_warnings():
+    with warnings_on_stderr():
         work(args, swept, rank, world)
     if world > 1:
         dist.destroy_process_group()
@@ -142,22 +142,22 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.pictures))  # type: ignore[arg-type]
     about = data_about(data.pictures, count)
-    ruler = ruler_of(args)
-    ruler.to(pipeline.device)
-    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *ruler_about(args, ruler)]))
+    image_metrics = image_metrics_of(args)
+    image_metrics.to(pipeline.device)
+    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *image_metrics_about(args, image_metrics)]))
     if is_done(args.out, cells):
         print(f"{args.out} holds this evaluation already")
         return
     if not rank:
-        own = parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
-        pictures = pictures_of(data.pictures, count, args.batch)
-        real = reference(args.reference or own, ruler.features, pictures, about)
+        own = parts(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
+        pictures = image_batches(data.pictures, count, args.batch)
+        real = reference(args.reference or own, image_metrics.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
             weights = averaged(Path(args.model), length)  # of an adapter only those that it trains
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
-        draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
+        draw([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
         if args.validation and not rank:
             samples = (data.pictures[i] for i in range(min(args.validation, count)))
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
@@ -165,7 +165,7 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
         dist.barrier()
     if not rank:
         where = Where(args.model, args.data, fingerprint, pipeline.device, args.precision)
-        finish(args.out, cells, [result(cell, where, ruler, real, curves.get(cell.length)) for cell in cells])
+        finish(args.out, cells, [result(cell, where, image_metrics, real, curves.get(cell.length)) for cell in cells])
 
 
 def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
@@ -195,14 +195,20 @@ def listed(name: str, text: str) -> list[Any]:
     return values
 
 
-def ruler_of(args: argparse.Namespace) -> Ruler:
+def image_metrics_of(args: argparse.Namespace) -> ImageMetrics:
     features: Features = (inception_features if args.features.endswith(".pth") else clip_features)(args.features)
     clip = clip_similarity(args.clip) if args.clip else clip_similarity(*TOWERS)
-    return Ruler(features, clip, args.data == SHAPES, args.resamples, args.infinity)
+    return ImageMetrics(features, clip, args.data == SHAPES, args.resamples, args.infinity)
 
 
-def ruler_about(args: argparse.Namespace, ruler: Ruler) -> list[Any]:
-    return [ruler.features.about, ruler.clip and ruler.clip.fingerprint, args.resamples, args.infinity, args.validation]
+def image_metrics_about(args: argparse.Namespace, image_metrics: ImageMetrics) -> list[Any]:
+    return [
+        image_metrics.features.about,
+        image_metrics.clip and image_metrics.clip.fingerprint,
+        args.resamples,
+        args.infinity,
+        args.validation,
+    ]
 
 
 def averaged(run: Path, length: float) -> dict[str, Any]:
@@ -220,12 +226,12 @@ def cells_of(
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         first, length = chosen.pop("seed", 0) * count, chosen.pop("ema-length", None)
-        settings = pipeline.settings.changed(chosen)
+        settings = pipeline.settings.overridden(chosen)
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
         decisive = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
         identity = hashlib.sha256(decisive.encode()).hexdigest()
         folder = parts(args.out) / identity[:16]
-        yield Cell(Job(folder, data.captions, count, args.batch, first, settings), length, identity)
+        yield Cell(EvaluationJob(folder, data.captions, count, args.batch, first, settings), length, identity)
 
 
 def is_done(out: Path, cells: list[Cell]) -> bool:
@@ -242,13 +248,13 @@ def is_done(out: Path, cells: list[Cell]) -> bool:
     return True
 
 
-def draw(jobs: list[Job], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def draw(jobs: list[EvaluationJob], pipeline: Pipeline, image_metrics: ImageMetrics, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
     progress = Progress(own, "pictures", f"rank {rank}: " if world > 1 else "", done=own - left)
     try:
         for job in jobs:
-            for count in measure(job, pipeline, ruler, rank, world):
+            for count in measure(job, pipeline, image_metrics, rank, world):
                 progress.step(count)
     except KeyboardInterrupt:
         clear()

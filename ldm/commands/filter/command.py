@@ -24,7 +24,7 @@ from ldm.ownership import check_outside
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
-    from ldm.metadata.filtering import Filter, Part
+    from ldm.metadata.filtering import FileGroup, Filter
 
 CONFIG = Path(__file__).parents[2] / "assets" / "laion_sd15_filter.yaml"
 NEEDED = ("duckdb", "pyarrow", "matplotlib")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     cuts, chosen = thresholds(args), _usage(lambda: parse_choices(args.column))
     from ldm.commands.filter import report as filter_report
-    from ldm.metadata.filtering import Filter, database, in_batches, parts
+    from ldm.metadata.filtering import Filter, database, file_groups, in_batches
     from ldm.metadata.funnel import axes
     from ldm.metadata.tables import find, open_sources
 
@@ -94,31 +94,31 @@ def run(args: argparse.Namespace) -> None:
     sources, damaged = open_sources(find(args.inputs))
     if not sources:
         raise ValueError(f"none of the files can be read: {damaged[0].path}: {damaged[0].reason}")
-    has_nsfw = cuts.nsfw is not None and all("nsfw" in part.columns for part in parts(sources, [], chosen))
+    has_nsfw = cuts.nsfw is not None and all("nsfw" in group.columns for group in file_groups(sources, [], chosen))
     if cuts.nsfw is not None and not has_nsfw and cuts.max_unsafe is None:
         raise ValueError(f"nsfw is {cuts.nsfw}, but there is no NSFW column: give --max-unsafe, or --nsfw none")
     asked = rules(cuts, has_nsfw)
-    found = parts(sources, dict.fromkeys(name for rule in asked for name in rule.columns), chosen)
-    filter_report.tell_columns(found, cuts, has_nsfw)
+    groups = file_groups(sources, dict.fromkeys(name for rule in asked for name in rule.columns), chosen)
+    filter_report.print_columns(groups, cuts, has_nsfw)
     with workspace(args.out) as folder, database(folder, args.threads) as connection:
         work = Filter(connection, asked, axes(cuts, asked), cuts.deduplicate, folder, damaged=damaged)
         _check_patterns(work, cuts)
         if args.dry_run:
-            _predict(work, found, args)
+            _predict(work, groups, args)
             return
-        work.begin(found)
-        progress = Progress(sum(part.rows for part in found), "rows")
-        for batch in (batch for part in found for batch in in_batches(part)):
+        work.begin(groups)
+        progress = Progress(sum(group.rows for group in groups), "rows")
+        for batch in (batch for group in groups for batch in in_batches(group)):
             work.add(batch)
             if batch.rows:
                 progress.step(batch.rows)
         kept = work.finish()
-        _check_damage(work, found, args.max_bad_share)
+        _check_damage(work, groups, args.max_bad_share)
         shards = write_shards(work, kept, args.rows_per_shard, folder / "kept")
-        report = filter_report.about(args.inputs, cuts, found, work, has_nsfw, shards, time.monotonic() - began)
+        report = filter_report.about(args.inputs, cuts, groups, work, has_nsfw, shards, time.monotonic() - began)
         _move(folder / "kept", args.out)
     filter_report.write(args.out, report)
-    filter_report.tell(report, args.out)
+    filter_report.print_summary(report, args.out)
 
 
 def thresholds(args: argparse.Namespace) -> Thresholds:
@@ -183,22 +183,22 @@ def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -
     return shards
 
 
-def _predict(work: "Filter", found: "list[Part]", args: argparse.Namespace) -> None:
+def _predict(work: "Filter", groups: "list[FileGroup]", args: argparse.Namespace) -> None:
     from ldm.commands.filter import report as filter_report
     from ldm.metadata.filtering import sample_of
     from ldm.metadata.forecast import predicted, statistics
 
-    sample = sample_of(found, args.sample_rows, work.folder)
+    sample = sample_of(groups, args.sample_rows, work.folder)
     work.begin(sample)
-    for part in sample:
-        work.add(part)
+    for group in sample:
+        work.add(group)
     kept = work.finish()
     out = work.folder / "kept.parquet"
     work.write(out, 0, kept)
-    rows = sum(part.rows for part in found)
+    rows = sum(group.rows for group in groups)
     cost = args.size, args.alive, args.pictures_per_second
     forecast = predicted(rows, work.tally.rows, kept, out.stat().st_size, *cost)
-    filter_report.tell_forecast(forecast, [statistics(part) for part in found], work)
+    filter_report.print_forecast(forecast, [statistics(group) for group in groups], work)
 
 
 def _move(folder: Path, out: Path) -> None:
@@ -238,9 +238,9 @@ def _check_patterns(work: "Filter", cuts: Thresholds) -> None:
             raise UsageError(f"{name} is no regular expression of RE2: {getattr(cuts, name)} ({error})") from error
 
 
-def _check_damage(work: "Filter", found: "list[Part]", limit: float) -> None:
+def _check_damage(work: "Filter", groups: "list[FileGroup]", limit: float) -> None:
     """ValueError where more rows than the user allows could not be read; a file without footer counts as an average."""
-    average = work.tally.rows // sum(len(part.sources) for part in found)
+    average = work.tally.rows // sum(len(group.sources) for group in groups)
     lost = sum(d.rows or average for d in work.damaged)
     share = lost / max(work.tally.rows + lost, 1)
     if share > limit:

@@ -11,15 +11,15 @@ from typing import Any
 import duckdb
 
 from ldm.files import atomic_write, write_json
-from ldm.metadata.filtering import Filter, Part
-from ldm.metadata.funnel_picture import draw, save
+from ldm.metadata.filtering import FileGroup, Filter
+from ldm.metadata.funnel_figure import draw, save
 from ldm.metadata.rules import Thresholds
 from ldm.ownership import refuse
 
 
-def tell_columns(found: list[Part], cuts: Thresholds, has_nsfw: bool) -> None:
+def print_columns(groups: list[FileGroup], cuts: Thresholds, has_nsfw: bool) -> None:
     """Which column is read as what; once for every way in which the files spell theirs."""
-    for columns in {tuple(part.columns.items()) for part in found}:
+    for columns in {tuple(group.columns.items()) for group in groups}:
         print("columns: " + ", ".join(f"{name}={column}" for name, column in columns))
     if stand_in(cuts, has_nsfw):
         print(stand_in(cuts, has_nsfw))
@@ -32,21 +32,27 @@ def stand_in(cuts: Thresholds, has_nsfw: bool) -> str | None:
 
 
 def about(
-    inputs: list[str], cuts: Thresholds, found: list[Part], work: Filter, has_nsfw: bool, shards: int, seconds: float
+    inputs: list[str],
+    cuts: Thresholds,
+    groups: list[FileGroup],
+    work: Filter,
+    has_nsfw: bool,
+    shards: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """The report. `damaged` names every file and row group that could not be read in full."""
     tally = work.tally
     cut = {axis.title: axis for axis in work.axes}
     return {
         "inputs": inputs,
-        "files": sum(len(part.sources) for part in found),
+        "files": sum(len(group.sources) for group in groups),
         "rows": tally.rows,
         "kept": tally.kept,
         "shards": shards,
         "funnel": tally.steps(work.rules),
         "thresholds": asdict(cuts),
         "stand_in": stand_in(cuts, has_nsfw),
-        "columns": [part.columns for part in found],
+        "columns": [group.columns for group in groups],
         "nulls": dict(tally.nulls),
         "uncoercible": {name: count for name, count in tally.uncoercible.items() if count},
         "damaged": [asdict(damaged) for damaged in work.damaged],
@@ -96,7 +102,7 @@ def write(out: Path, report: dict[str, Any]) -> None:
     atomic_write(picture, partial(save, figure))
 
 
-def tell(report: dict[str, Any], out: Path) -> None:
+def print_summary(report: dict[str, Any], out: Path) -> None:
     print(f"{report['rows']:>15,} rows")
     for step in report["funnel"]:
         print(f"{-step['rejected']:>15,} {step['reason']}")
@@ -108,7 +114,7 @@ def tell(report: dict[str, Any], out: Path) -> None:
     print(f"{report['rows_per_second']:,.0f} rows/s; report: {out}.report.json, {out}.report.png")
 
 
-def tell_forecast(forecast: dict[str, Any], statistics: list[dict[str, Any]], work: Filter) -> None:
+def print_forecast(forecast: dict[str, Any], statistics: list[dict[str, Any]], work: Filter) -> None:
     """The prediction, with what it assumes."""
     for known in statistics:
         for name, told in known.items():

@@ -35,7 +35,7 @@ def describe_cache(folder: Path) -> dict[str, str]:
 
 def _whole(folder: Path) -> dict[str, str]:
     manifest = read_manifest(folder)
-    problems = [told for _, found in cache_problems(folder, glance=True) for told in found]
+    problems = [told for _, found in cache_problems(folder, headers_only=True) for told in found]
     return {
         **_counts("a cache of latents", manifest["shards"]),
         **_moments(folder, manifest["shards"]),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.info import ContentsInfo, NetworkInfo
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.recognise import READABLE, recognise
 
@@ -46,7 +46,7 @@ def describe(path: str) -> dict[str, str]:
     return lines
 
 
-def _networks(found: Found) -> dict[str, str]:
+def _networks(found: ContentsInfo) -> dict[str, str]:
     counts = {kind: _parameters(network) for kind, network in found.networks.items()}
     source, held = found.source, sum(network.tensors.nbytes for network in found.networks.values())
     lines = {
@@ -66,11 +66,11 @@ def _base(base: dict[str, Any]) -> dict[str, str]:
     return {"base": _source(base), "base's network": f"{network['kind']}, {_settings(network['config'])}"}
 
 
-def _parameters(network: FoundNetwork) -> int:
+def _parameters(network: NetworkInfo) -> int:
     return sum(header.size for header in network.tensors.values() if header.is_float)
 
 
-def _model(found: Found) -> dict[str, str]:
+def _model(found: ContentsInfo) -> dict[str, str]:
     model = found.model
     return {
         "weights": "; ".join(found.notes) or "as saved",

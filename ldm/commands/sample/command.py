@@ -8,16 +8,16 @@ from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
-from ldm.drawing.job import CALL, UNRECORDED, Job, Process, draw
-from ldm.drawing.prompts import Picture, pictures_of, read_rows
+from ldm.drawing.job import CALL, UNRECORDED, Process, SamplingJob, draw
+from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
 from ldm.drawing.sources import sources_of
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.files import check_writable
 from ldm.image import read_metadata
-from ldm.pipeline.settings import OPTIONED
+from ldm.pipeline.settings import HAVE_OPTIONS
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import DEFAULT
+from ldm.weights.recognise import DEFAULT
 
 BATCH = 8
 
@@ -38,19 +38,19 @@ def work(argv: list[str]) -> None:
     if arguments.given.get("preview") == "terminal" and not sys.stderr.isatty():
         raise UsageError("preview=terminal shows pictures on stderr, which is no terminal here: use preview=gif")
     job = again(arguments) if "from" in arguments.given else fresh(arguments)
-    with shown_warnings():
+    with warnings_on_stderr():
         draw(job)
 
 
-def fresh(arguments: Arguments) -> Job:
+def fresh(arguments: Arguments) -> SamplingJob:
     """The job that prompts describe: every prompt with seeds `seed` … `seed` + n - 1, in order."""
     given = arguments.given
     rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in arguments.prompts]
     rows += read_rows(given["prompts_file"]) if "prompts_file" in given else []
     if not rows:
         raise UsageError('there is no prompt; write one, as in: python sample.py "a red circle on a white background"')
-    pictures, size = pictures_of(rows, given.get("seed", 0), given.get("n", 1)), given.get("batch_size", BATCH)
-    return Job(
+    pictures, size = image_specs(rows, given.get("seed", 0), given.get("n", 1)), given.get("batch_size", BATCH)
+    return SamplingJob(
         batches=[pictures[start : start + size] for start in range(0, len(pictures), size)],
         call={name: given[name] for name in CALL if name in given},
         out=choose_folder(given.get("out")),
@@ -65,7 +65,7 @@ def fresh(arguments: Arguments) -> Job:
     )
 
 
-def again(arguments: Arguments) -> Job:
+def again(arguments: Arguments) -> SamplingJob:
     """The job of a recorded picture: the batch that it was in, of which only its place is kept."""
     given = arguments.given
     if clash := [name for name in ("n", "prompts_file", "batch_size") if name in given]:
@@ -77,9 +77,9 @@ def again(arguments: Arguments) -> Job:
     try:
         weak = recorded["weak"] or {"model": None, "fingerprint": None}
         fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
-        replaced: dict[str, Any] = {f"{name}_options": {} for name in OPTIONED if name in given}
+        replaced: dict[str, Any] = {f"{name}_options": {} for name in HAVE_OPTIONS if name in given}
         chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
-        return Job(
+        return SamplingJob(
             batches=[batch_of(recorded["batch"], arguments)],
             call={name: chosen[name] for name in CALL} | {"size": tuple(chosen["size"])},
             out=choose_folder(given.get("out")),
@@ -99,13 +99,13 @@ def again(arguments: Arguments) -> Job:
         raise ValueError(f"{source} does not hold all settings of a picture that sample.py drew") from error
 
 
-def batch_of(recorded: dict[str, Any], arguments: Arguments) -> list[Picture]:
+def batch_of(recorded: dict[str, Any], arguments: Arguments) -> list[ImageSpec]:
     """The pictures of a recorded batch; what was given replaces the prompt and seed of one, and scales of all."""
     own = {
         name: recorded[name] for name in ("negative", "guidance") if name in recorded and name not in arguments.given
     }
     rows = zip(recorded["prompts"], recorded["seeds"], strict=True)
-    batch = [Picture(*row, **{name: own[name][k] for name in own}) for k, row in enumerate(rows)]
+    batch = [ImageSpec(*row, **{name: own[name][k] for name in own}) for k, row in enumerate(rows)]
     kept = batch[recorded["position"]]
     prompt, seed = [*arguments.prompts, kept.prompt][0], arguments.given.get("seed", kept.seed)
     batch[recorded["position"]] = replace(kept, prompt=prompt, seed=seed)

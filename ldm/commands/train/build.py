@@ -1,4 +1,4 @@
-"""Builds the objects that a config describes."""
+"""Instantiates the objects that a config describes."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from omegaconf import DictConfig
 
 
 def build(node: Any, **more: Any) -> Any:
-    """The object that a part of the config describes."""
+    """Instantiates a config node."""
     return instantiate(node, **more, _convert_="all")
 
 
 def build_training(node: DictConfig) -> Any:
-    """The module that trains: its network starts from the weights of `start`, if given, and is adapted."""
+    """Builds the LightningModule; its network starts from the weights of `start`, if given, and is adapted."""
     parts: dict[str, Any] = {}
     start = node.start if "start" in node else None
     if "backbone" in node:
@@ -31,9 +31,9 @@ def build_training(node: DictConfig) -> Any:
 
 
 def build_callbacks(config: DictConfig) -> list[Any]:
-    """Those of the groups ema, callbacks and metrics, of which the options none have no target."""
+    """Builds the callbacks of the groups ema, callbacks and metrics; the option `none` of a group has no target."""
     for name, node in config.callbacks.items():
         if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
-            raise ValueError(f"callbacks.{name} has no _target_, so that it would be ignored: name its class")
+            raise ValueError(f"callbacks.{name} has no _target_ and would be ignored: set _target_ to its class")
     nodes = (config.ema, *config.callbacks.values(), config.get("evaluation"))
     return [build(node) for node in nodes if node and "_target_" in node]

@@ -1,4 +1,4 @@
-"""Latents instead of pictures, so that no picture is encoded twice."""
+"""Encodes the images of a data set once and keeps their latents in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ Sample = dict[str, Any]
 
 
 class InMemory(Dataset[Sample]):
-    """The first `count` samples of `dataset` as the moments of their latents, encoded once, here.
+    """The first `count` samples of `dataset`, with "moments" in place of "image".
 
-    `encode` maps uint8 pictures (b, 3, h, w) to moments (b, 2z, h / f, w / f). Samples hold "moments" for "image".
+    The constructor encodes all images. `encode` maps uint8 images (b, 3, h, w) to moments (b, 2z, h / f, w / f).
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class InMemory(Dataset[Sample]):
         if count < 1:
             raise ValueError(f"data.count={count}: expected at least 1 sample to encode")
         self.samples: list[Sample] = []
-        moments, progress = [], Progress(count, "pictures", "encoding: ")
+        moments, progress = [], Progress(count, "images", "encoding: ")
         for start in range(0, count, batch_size):
             samples = [dataset[index] for index in range(start, min(start + batch_size, count))]
             moments.append(encode(torch.stack([sample.pop("image") for sample in samples])))

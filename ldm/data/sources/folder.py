@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: `.txt` or `.json` beside each, or `metadata.jsonl` as Hugging Face has it."""
+"""Reads a folder of images with captions in a `.txt` or `.json` beside each, or in Hugging Face's `metadata.jsonl`."""
 
 import json
 import os
@@ -12,19 +12,20 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from ldm.data.sources.captions import Captions, Text, decoded, one_of
-from ldm.data.sources.picture import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.sources.captions import Captions, Text, choose_caption, decode_utf8
+from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.image import WHITE
 
 METADATA = "metadata.jsonl"
 
 
 class Folder(Dataset[Sample]):
-    """Pictures anywhere below `root`, in the order of their paths; the path below `root` is the sample's key.
+    """The images in `root` and its subfolders, sorted by path; the path relative to `root` is the sample's key.
 
-    `captions` names other places of captions, see `Captions`, where a row counts as JSON; of several each draw has one,
-    keyed by the seed. `folder[index]` or `folder[draw, index]`. A picture without a caption, or that cannot be read,
-    raises ValueError when it is asked for; a folder without pictures or without any caption raises it at once.
+    `captions` gives other places of captions, see `Captions`; rows of metadata count as JSON. If an image has several
+    captions, each draw gets one, keyed by the seed. Indexed as `folder[index]` or `folder[draw, index]`. Raises
+    ValueError if the folder has no images or no captions. An image that has no caption or cannot be read raises
+    ValueError only on access.
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class Folder(Dataset[Sample]):
         files = _files(self.root)
         self.keys = [key for key in files if key.lower().endswith(tuple(f".{e}" for e in EXTENSIONS))]
         if not self.keys:
-            raise ValueError(f"{root} holds no pictures: expected files ending in {', '.join(EXTENSIONS)}")
-        self.listed = _listed(self.root, files, self.captions)
-        self.beside = _beside(self.keys, files, self.captions)
+            raise ValueError(f"{root} has no images: expected files ending in {', '.join(EXTENSIONS)}")
+        self.listed = _captions_in_metadata(self.root, files, self.captions)
+        self.beside = _extensions_beside(self.keys, files, self.captions)
         if not any(self.listed.get(key) or key in self.beside for key in self.keys):
             raise ValueError(
-                f"no picture in {root} has a caption: put it beside the picture ({_stem(self.keys[0])}{self.places}) "
-                f"or in {METADATA}"
+                f"no image in {root} has a caption: put captions beside the images ({_stem(self.keys[0])}{self.places})"
+                f" or in {METADATA}"
             )
         self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
 
@@ -60,7 +61,7 @@ class Folder(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
         key = self.keys[position]
-        caption = one_of(self._captions(key), self.framing.seed, position, draw)
+        caption = choose_caption(self._captions(key), self.framing.seed, position, draw)
         path = self.root / key
         image = self.framing(path.read_bytes(), caption, str(path), position, draw)
         return {"image": image, "caption": caption, "key": key, "id": position}
@@ -74,24 +75,24 @@ class Folder(Dataset[Sample]):
         return np.array([zlib.crc32(key.encode()) for key in self.keys], np.uint32)
 
     def group(self, index: int) -> range:
-        """The samples that may stand in for a bad one: all."""
+        """Returns the samples that may replace a bad one: all samples."""
         return range(len(self))
 
     def _captions(self, key: str) -> list[str]:
         listed, beside = self.listed.get(key, []), self.beside.get(key, [])
         if not listed and not beside:
-            raise ValueError(f"{self.root / key} has no caption: no {self.places} beside it, no row in {METADATA}")
+            raise ValueError(f"{self.root / key} has no caption: no {self.places} beside it and no row in {METADATA}")
         if listed and not self.captions.places:
             return listed
         paths = [(extension, self.root / f"{_stem(key)}.{extension}") for extension in beside]
         texts = [Text(extension, path.read_bytes(), str(path)) for extension, path in paths]
-        return self.captions.some(listed + self.captions.of_texts(texts), str(self.root / key))
+        return self.captions.without_blank(listed + self.captions.of_texts(texts), str(self.root / key))
 
 
 def _files(root: Path) -> list[str]:
-    """Every file below `root` that is not hidden, as a sorted path relative to it."""
+    """Returns the sorted relative paths of all files in `root` and its subfolders that are not hidden."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder: give the folder that holds the pictures")
+        raise FileNotFoundError(f"{root} is not a folder: give the folder of the images")
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -104,15 +105,15 @@ def _stem(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _beside(keys: list[str], files: list[str], captions: Captions) -> dict[str, list[str]]:
-    """Picture → the extensions of the files of the same name to read; none for a picture without."""
-    there = set(files)
-    found = {key: [e for e in captions.extensions if f"{_stem(key)}.{e}" in there] for key in keys}
+def _extensions_beside(keys: list[str], files: list[str], captions: Captions) -> dict[str, list[str]]:
+    """Maps each image that has caption files of the same name beside it to the extensions of those to read."""
+    present = set(files)
+    found = {key: [e for e in captions.extensions if f"{_stem(key)}.{e}" in present] for key in keys}
     return {key: list(captions.needed(extensions)) for key, extensions in found.items() if extensions}
 
 
-def _listed(root: Path, files: list[str], captions: Captions) -> dict[str, list[str]]:
-    """Picture → captions, from every `metadata.jsonl`, whose file names are relative to its own folder."""
+def _captions_in_metadata(root: Path, files: list[str], captions: Captions) -> dict[str, list[str]]:
+    """Maps images to their captions in all `metadata.jsonl`, whose file names are relative to their own folder."""
     found: dict[str, list[str]] = {}
     for metadata in (file for file in files if Path(file).name == METADATA):
         for key, listed in _rows(root / metadata, captions):
@@ -120,13 +121,13 @@ def _listed(root: Path, files: list[str], captions: Captions) -> dict[str, list[
     absent = sorted(found.keys() - set(files))
     if absent:
         warnings.warn(
-            f"{METADATA} in {root} names {len(absent)} files that are not there, as {absent[0]}", stacklevel=3
+            f"{METADATA} in {root} names {len(absent)} files that do not exist, such as {absent[0]}", stacklevel=3
         )
     return found
 
 
 def _rows(path: Path, captions: Captions) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(decoded(path.read_bytes(), str(path)).split("\n"), 1):
+    for number, line in enumerate(decode_utf8(path.read_bytes(), str(path)).split("\n"), 1):
         where = f"line {number} of {path}"
         try:
             row = json.loads(line) if line.strip() else None
@@ -137,4 +138,4 @@ def _rows(path: Path, captions: Captions) -> Iterator[tuple[str, list[str]]]:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise ValueError(f'{where} has no "file_name"')
         listed = captions.of_row(row)
-        yield row["file_name"], listed if captions.places else captions.some(listed, where)
+        yield row["file_name"], listed if captions.places else captions.without_blank(listed, where)

@@ -1,7 +1,7 @@
-"""Captioned procedural pictures: one or two coloured shapes on a plain background.
+"""Generates captioned images of one or two coloured shapes on a plain background.
 
-Picture, caption and layout are a pure function of (seed, index), so the data set is endless, needs no files and
-every sample can be made again. A caption belongs to one split for ever: a hash of its text decides.
+Image, caption and layout are a pure function of (seed, index), so the data set is unlimited, needs no files, and every
+sample can be reproduced. The split of a caption is fixed by a hash of its text.
 """
 
 import colorsys
@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
 BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
-RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel picture
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
-# Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
+RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel image
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # direction of the first thing
+# Colour-shape pairs that no training image contains, to test whether the model combines what it has only seen apart.
 UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
 
 Split = Literal["train", "held_out", "unseen"]
@@ -26,7 +26,7 @@ Split = Literal["train", "held_out", "unseen"]
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption says of one object; `size` is None where it says nothing."""
+    """One object of a caption; `size` is None if the caption does not give it."""
 
     color: str
     shape: str
@@ -39,7 +39,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says of a picture: one thing, or two and how the first lies to the second."""
+    """The content of a caption: one thing, or two things and the position of the first relative to the second."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -58,7 +58,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placed:
-    """One object as drawn: centre and radius in pixels, colour as RGB in [0, 255]."""
+    """One object to render: centre and radius in pixels, colour as RGB in [0, 255]."""
 
     shape: str
     x: float
@@ -68,15 +68,17 @@ class Placed:
 
 
 def parse(caption: str) -> Scene:
-    """The scene that a caption of `Scene.caption`'s form describes. Raises ValueError on any other text."""
+    """Parses a caption in the form of `Scene.caption`. Raises ValueError for any other text."""
     head, _, tail = caption.strip().lower().rpartition(" on a ")
     relation = next((name for name in RELATIONS if f" {name} " in head), None)
     things = []
-    for words in (part.split() for part in (head.split(f" {relation} ") if relation else [head])):
+    for words in (phrase.split() for phrase in (head.split(f" {relation} ") if relation else [head])):
         article, *size, color, shape = words if len(words) in (3, 4) else ["?"] * 3
         valid = article in ("a", "an") and color in HUES and shape in SHAPES and all(s in RADII for s in size)
         if not valid:
-            raise ValueError(f"'{caption}' does not describe shapes; say e.g. 'a red circle on a white background'")
+            raise ValueError(
+                f"'{caption}' does not describe shapes; expected a caption such as 'a red circle on a white background'"
+            )
         things.append(Thing(color, shape, size[0] if size else None))
     background = tail.removesuffix(" background")
     if background not in BACKGROUNDS:
@@ -84,20 +86,23 @@ def parse(caption: str) -> Scene:
     return Scene(tuple(things), relation, background)
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene at random: 40 % with one thing; sizes are said of most single things and of few in pairs."""
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Returns a random scene: 40 % have one thing; 75 % of single things and 25 % of things in pairs have a size."""
     single = rng.random() < 0.4
     things = []
     for color in rng.choice(list(HUES), 1 if single else 2, replace=False):
-        said = rng.random() < (0.75 if single else 0.25)
-        size = str(rng.choice(list(RADII))) if said else None
+        sized = rng.random() < (0.75 if single else 0.25)
+        size = str(rng.choice(list(RADII))) if sized else None
         things.append(Thing(str(color), str(rng.choice(SHAPES)), size))
     relation = None if single else str(rng.choice(list(RELATIONS)))
     return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
 
 
-def varied(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one thing about it changed, or two things swapped: what a caption must be told apart from."""
+def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Returns the scene with one attribute changed or two things swapped, as a hard negative for contrastive training.
+
+    The result may equal the scene.
+    """
     things = list(scene.things)
     first = int(rng.integers(len(things)))
     thing, relation, background = things[first], scene.relation, scene.background
@@ -117,14 +122,14 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
         things.reverse()
     elif relation:
         one, other = things
-        swap = {"color": other.color} if change == "colors" else {"shape": other.shape}
-        back = {"color": one.color} if change == "colors" else {"shape": one.shape}
-        things = [replace(one, **swap), replace(other, **back)]
+        to_first = {"color": other.color} if change == "colors" else {"shape": other.shape}
+        to_second = {"color": one.color} if change == "colors" else {"shape": one.shape}
+        things = [replace(one, **to_first), replace(other, **to_second)]
     return Scene(tuple(things), relation, background)
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
-    """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
+    """Returns positions, radii and exact colours that satisfy the scene, in a 64-pixel image."""
     centers = [rng.uniform(30, 34, 2)]
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
@@ -141,7 +146,10 @@ def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator) -> Place
 
 
 def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels from the shape's edge, negative inside; u to the right, v down, from its centre."""
+    """Returns the distance in pixels from the edge of the shape, negative inside.
+
+    Coordinates are relative to the centre of the shape, with `u` to the right and `v` down.
+    """
     if shape == "circle":
         return np.hypot(u, v) - radius
     if shape == "ring":
@@ -154,11 +162,14 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
         return _folded_polygon(u, v - 0.3 * radius, 3, 1.3 * radius, 0.65 * radius)
     if shape == "star":
         return _folded_polygon(u, v - 0.1 * radius, 5, 1.3 * radius, 0.53 * radius)
-    raise ValueError(f"unknown shape '{shape}'; use one of {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape '{shape}'; expected one of {', '.join(SHAPES)}")
 
 
 def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inner: float) -> np.ndarray:
-    """A star or regular polygon, one point up: fold the plane into half a sector, whose edge is one line."""
+    """Signed distance of a star or regular polygon with one point up.
+
+    The plane is folded into half a sector, in which the edge is a single line.
+    """
     half = np.pi / points
     angle = np.abs((np.arctan2(u, -v) + half) % (2 * half) - half)
     along, aside = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
@@ -167,7 +178,7 @@ def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inn
 
 
 def render(placed: list[Placed], background: str | int, size: int = 64) -> np.ndarray:
-    """uint8 (size, size, 3), each edge blended by how much of the pixel the shape covers."""
+    """Renders an image, uint8 (size, size, 3), with edges anti-aliased by the covered fraction of each pixel."""
     level = BACKGROUNDS[background] if isinstance(background, str) else background
     canvas = np.full((size, size, 3), level, np.float32)
     scale = size / 64
@@ -186,11 +197,11 @@ def render(placed: list[Placed], background: str | int, size: int = 64) -> np.nd
 
 
 class Shapes(Dataset[dict[str, Any]]):
-    """Endless captioned shapes; `length` only says how many make an epoch.
+    """Captioned shapes without a limit; `length` only sets the size of an epoch.
 
-    A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" holds
-    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n pictures is one scene and
-    n - 1 near misses of it, which contrastive training learns most from.
+    A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" contains
+    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n images is a scene and n - 1
+    near misses of it, which are hard negatives for contrastive training.
     """
 
     def __init__(
@@ -203,7 +214,7 @@ class Shapes(Dataset[dict[str, Any]]):
     ) -> None:
         if length < 1:
             raise ValueError(f"a shapes data set needs length >= 1, not {length}")
-        if split not in get_args(Split):  # for which no scene would ever be found
+        if split not in get_args(Split):  # otherwise the search for a scene of the split would not end
             raise ValueError(f"split of a shapes data set is {split}, but must be one of {', '.join(get_args(Split))}")
         self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
 
@@ -211,20 +222,20 @@ class Shapes(Dataset[dict[str, Any]]):
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, list[Placed]]:
-        """What picture `index` shows, as words and as geometry."""
+        """Returns the scene of image `index` and its objects as rendered."""
         group, member = divmod(index, self.variants)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, group]))
-        while (scene := draw_scene(rng)).split != self.split:
+        while (scene := random_scene(rng)).split != self.split:
             continue
         if member:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, 0, member]))
             original = scene
-            while (scene := varied(original, rng)).split != self.split:
+            while (scene := near_miss(original, rng)).split != self.split:
                 continue
         return scene, place(scene, rng)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        if isinstance(index, tuple):  # (draw, index): nothing here depends on the draw
+        if isinstance(index, tuple):  # (draw, index), but samples do not depend on the draw
             index = index[1]
         if not 0 <= index < self.length:
             raise IndexError(index)
@@ -234,9 +245,9 @@ class Shapes(Dataset[dict[str, Any]]):
 
 
 class Crowds(Dataset[dict[str, Any]]):
-    """Pictures of up to nine small things side by side: many edges a picture, for training a first stage.
+    """Images of up to nine small things on a grid, with many edges per image, for training a first stage.
 
-    They have no caption. No thing has a pair of `UNSEEN`.
+    Captions are empty, and no thing has a colour-shape pair of `UNSEEN`.
     """
 
     def __init__(self, seed: int = 0, length: int = 1_000_000, size: int = 64) -> None:
@@ -261,7 +272,7 @@ class Crowds(Dataset[dict[str, Any]]):
 
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different captions that training never shows, one in eight of them with an unseen pair."""
+    """Returns `count` different captions that are not in the training split, one in eight with an unseen pair."""
     sources = {split: Shapes(seed, split) for split in ("held_out", "unseen")}
     prompts: dict[str, None] = {}
     for index in range(sources["held_out"].length):

@@ -1,4 +1,4 @@
-"""Training and validation samples of one data set."""
+"""Splits a data set into training and validation samples."""
 
 from typing import Any, Literal, Protocol
 
@@ -20,9 +20,10 @@ class Keyed(Protocol):
 
 
 class Split(Dataset[Sample]):
-    """The samples of `part`; a hash of the key decides, so none changes sides when shards are added or reordered.
+    """The samples of `part`, "train" or "held_out", of which the latter has about one in `every` samples.
 
-    What it holds in memory is 8 bytes a sample.
+    A hash of the key decides, so samples keep their part when shards are added or reordered. Takes 8 bytes of memory
+    per sample.
     """
 
     def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], every: int = 16) -> None:
@@ -33,9 +34,9 @@ class Split(Dataset[Sample]):
         self.dataset = dataset
         self.indices = np.flatnonzero((dataset.hashes % np.uint32(every) == 0) == (part == "held_out"))
         if not len(self.indices):
-            mend = "lower" if part == "held_out" else "raise"
+            change = "lower" if part == "held_out" else "raise"
             raise ValueError(
-                f"none of {len(dataset)} samples is {part}; give more data, or {mend} data.held_out_every={every}"
+                f"none of {len(dataset)} samples is {part}; add data, or {change} data.held_out_every={every}"
             )
 
     def __len__(self) -> int:
@@ -50,9 +51,9 @@ class Split(Dataset[Sample]):
 
     @property
     def buckets(self) -> np.ndarray:
-        """The number of every sample's size, (n,), of a data set that has several."""
+        """The bucket of every sample, (n,), for a data set of several image sizes."""
         return np.asarray(self.dataset.buckets)[self.indices]  # type: ignore[attr-defined]
 
     def group(self, index: int) -> range:
-        """The samples that may stand in for a bad one: all of this part."""
+        """Returns the samples that may replace a bad one: all of this part."""
         return range(len(self))

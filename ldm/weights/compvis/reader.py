@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.weights.about import about_of
 from ldm.weights.architecture import infer
-from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
+from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, Pixels
 from ldm.weights.keymaps import NATIVE, canonical
 from ldm.weights.kinds import ADAPTER, KINDS
 from ldm.weights.storage.opening import open_tensors
@@ -55,7 +55,7 @@ class Choices:
     prediction: str | None = None  # "eps" or "v"; None tells by the name, and says so
 
 
-def read_file(path: Path, choices: Choices = Choices()) -> Found:
+def read_file(path: Path, choices: Choices = Choices()) -> ContentsInfo:
     """What a .safetensors, .ckpt or .bin holds. Raises ValueError for what is damaged, unknown or of another model."""
     tensors = open_tensors(path)
     about = about_of(tensors)
@@ -75,19 +75,19 @@ def read_file(path: Path, choices: Choices = Choices()) -> Found:
     text = networks.get("text_tower")
     pad = 0 if text and text.layout == "openclip" else PAD  # as SD 2.x, whose tower it is
     pixels = _pixels(about, OPENAI)
-    return Found(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad), pixels=pixels)
+    return ContentsInfo(path, f"a {' and a '.join(networks)} alone", networks, pad=about.get("pad", pad), pixels=pixels)
 
 
-def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Found:
+def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> ContentsInfo:
     """A file of ours, or a checkpoint of a run: the same plain data, the tensors under a prefix or as "ema"."""
     kind, model = about["kind"], about.get("model", {})
     if "config" not in about:
         raise ValueError(f"{path} is a {kind} of ldm whose architecture its metadata lacks; export it again")
     base = about.get("base", {})
     if path.suffix != ".ckpt":
-        network = FoundNetwork(kind, about["config"], NATIVE, tensors)
+        network = NetworkInfo(kind, about["config"], NATIVE, tensors)
         pad, pixels = about.get("pad", PAD), _pixels(about, Pixels())
-        return Found(
+        return ContentsInfo(
             path,
             f"{'a' if kind != ADAPTER else 'an'} {kind} of ldm",
             {kind: network},
@@ -99,29 +99,31 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choice
         )
     averages = tensors.metadata.get("ema") if choices.ema else None
     if averages:
-        from ldm.weights.storage.values import held  # here: it needs torch, with which the checkpoint has been read
+        from ldm.weights.storage.values import (
+            in_memory,  # here: it needs torch, with which the checkpoint has been read
+        )
 
-        own = held(path, averages)
+        own = in_memory(path, averages)
     else:
         own = next((part for prefix in RUN_PREFIXES if (part := tensors.under(prefix))), tensors)
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"
-    networks = {kind: FoundNetwork(kind, about["config"], NATIVE, own)}
-    return Found(path, "a run of ldm", networks, model, notes=(note,), base=base)
+    networks = {kind: NetworkInfo(kind, about["config"], NATIVE, own)}
+    return ContentsInfo(path, "a run of ldm", networks, model, notes=(note,), base=base)
 
 
 def _pixels(about: dict[str, Any], others: Pixels) -> Pixels:
     return Pixels(**{name: tuple(values) for name, values in about["pixels"].items()}) if "pixels" in about else others
 
 
-def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> FoundNetwork | None:
+def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> NetworkInfo | None:
     own = tensors.renamed(canonical(kind, layout, list(tensors)))
     if TELLING[kind, layout] not in own:
         return None
     config = about.get("configs", {}).get(kind) or infer(kind, layout, own, tensors.source)
-    return FoundNetwork(kind, config, layout, own)
+    return NetworkInfo(kind, config, layout, own)
 
 
-def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> Found:
+def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices) -> ContentsInfo:
     known = tuple(PREFIXES.values())
     stray = [name for name in tensors if not name.startswith(known) and not UNUSED.fullmatch(name)]
     refuse_misfits(path, "Stable Diffusion", missing=(), unexpected=stray, misshapen=())
@@ -137,7 +139,7 @@ def _whole(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choices
     model, more = _model(path, tensors, about, unet, choices)
     second = unet.get("linear_projection", False)
     form = f"a single file of Stable Diffusion {'2.x' if second else '1.x'}{_inputs(unet['in_channels'])}"
-    return Found(path, form, networks, model, about.get("pad", 0 if second else PAD), notes=(*notes, *more))
+    return ContentsInfo(path, form, networks, model, about.get("pad", 0 if second else PAD), notes=(*notes, *more))
 
 
 def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.files import atomic_write, named
+from ldm.files import atomic_write, write_error
 from ldm.weights.compvis.reader import PREFIXES
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.storage.tensors import PICKLED, Tensors
@@ -71,7 +71,7 @@ def _save(path: Path, checkpoint: dict[str, Any]) -> None:
         atomic_write(path, lambda file: torch.save(checkpoint, file))
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # such as a full disk's, which torch.save hides behind its own
-            raise named(error.__context__, path) from error
+            raise write_error(error.__context__, path) from error
         raise
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ldm.weights.diffusers import networks as configs
 from ldm.weights.diffusers.scheduler import scheduler_from
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
-from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
+from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, Pixels
 from ldm.weights.keymaps import canonical
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors
@@ -28,7 +28,7 @@ GUIDANCE, STEPS = 7.5, 50  # StableDiffusionPipeline's defaults
 Config = dict[str, Any]
 
 
-def read_folder(folder: Path, variant: str | None = None) -> Found:
+def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
     """What a folder with a model_index.json or a config.json holds.
 
     `variant` is a suffix such as "fp16"; None takes the plain files where they are there. Raises FileNotFoundError
@@ -44,22 +44,22 @@ def read_folder(folder: Path, variant: str | None = None) -> Found:
         raise FileNotFoundError(
             f"{folder} misses its {', '.join(missing)}; a diffusers folder holds {', '.join(PARTS)}"
         )
-    networks: dict[str, FoundNetwork] = {}
+    networks: dict[str, NetworkInfo] = {}
     for part in ("unet", "vae", "text_encoder"):
         networks |= _networks(folder / part, variant)
-    return Found(
+    return ContentsInfo(
         folder, f"a diffusers folder, {name}", networks, _model(folder, networks), tokenizer_pad(folder / "tokenizer")
     )
 
 
-def part_contents(source: Path, networks: dict[str, FoundNetwork]) -> Found:
+def part_contents(source: Path, networks: dict[str, NetworkInfo]) -> ContentsInfo:
     """Networks alone; a text tower's tokenizer lies in the same folder, or in the one beside it."""
     folder = source if source.is_dir() else source.parent
     tokenizers = [
         place for place in (folder, folder.parent / "tokenizer") if (place / "tokenizer_config.json").is_file()
     ]
     pad = tokenizer_pad(tokenizers[0]) if tokenizers and "text_tower" in networks else PAD
-    return Found(source, f"a {' and a '.join(networks)} alone", networks, pad=pad, pixels=_pixels(folder))
+    return ContentsInfo(source, f"a {' and a '.join(networks)} alone", networks, pad=pad, pixels=_pixels(folder))
 
 
 def _pixels(folder: Path) -> Pixels:
@@ -95,7 +95,7 @@ def weights_file(folder: Path, variant: str | None = None) -> Path:
     return min(chosen)[2]
 
 
-def networks_of(config_file: Path, weights: Path) -> dict[str, FoundNetwork]:
+def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
     """The networks that a config.json describes: one, or both towers of a CLIPModel."""
     config = read_config(config_file)
     name = config.get("_class_name") or config.get("model_type")
@@ -118,13 +118,13 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, FoundNetwork]:
     for kind, (layout, reader, given) in readers[name].items():
         own = tensors.renamed(canonical(kind, layout, list(tensors)))
         try:
-            networks[kind] = FoundNetwork(kind, reader(given, config_file) | _projection(kind, own), layout, own)
+            networks[kind] = NetworkInfo(kind, reader(given, config_file) | _projection(kind, own), layout, own)
         except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
             raise ValueError(f"{config_file} describes no {kind} ({error!r}); fetch it again") from error
     return networks
 
 
-def _networks(folder: Path, variant: str | None) -> dict[str, FoundNetwork]:
+def _networks(folder: Path, variant: str | None) -> dict[str, NetworkInfo]:
     return networks_of(folder / "config.json", weights_file(folder, variant))
 
 
@@ -133,7 +133,7 @@ def _projection(kind: str, tensors: Tensors) -> Config:
     return {"projection": int(tensors[projection].shape[0])} if projection in tensors else {}
 
 
-def _model(folder: Path, networks: dict[str, FoundNetwork]) -> Config:
+def _model(folder: Path, networks: dict[str, NetworkInfo]) -> Config:
     """How to sample; what we wrote beside the weights comes after what the configs say, which may have been edited."""
     schedule, prediction, sampler = scheduler_from(
         read_config(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler"
@@ -152,7 +152,7 @@ def _model(folder: Path, networks: dict[str, FoundNetwork]) -> Config:
     }
 
 
-def factor_of(vae: FoundNetwork) -> int:
+def factor_of(vae: NetworkInfo) -> int:
     return 2 ** (len(vae.config["widths"]) - 1)
 
 

@@ -11,7 +11,7 @@ from ldm.weights.diffusers import networks as configs
 from ldm.weights.diffusers.reader import PREPROCESSOR, STEMS, factor_of
 from ldm.weights.diffusers.scheduler import scheduler_to
 from ldm.weights.diffusers.tokenizer import write_tokenizer
-from ldm.weights.found import Pixels
+from ldm.weights.info import Pixels
 from ldm.weights.storage.tensors import Tensors
 from ldm.weights.storage.values import write_safetensors
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.weights.storage.sharded import assembled
+from ldm.weights.storage.sharded import join_shards
 from ldm.weights.storage.tensors import Tensors
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 
 # Classes that well-known checkpoints name besides their tensors (SD 1.x keys its callbacks by class, and keeps
 # their scores as numpy numbers). They are read as `Inert`, so nothing of theirs is imported or run.
@@ -46,7 +46,7 @@ def open_pickled(path: Path) -> Tensors:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no named tensors; give a file of a model's weights")
     rest = {key: value for key, value in saved.items() if isinstance(value, str | int | dict) and value is not state}
-    return held(path, {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, rest)
+    return in_memory(path, {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, rest)
 
 
 def read_pickled(path: Path) -> Any:
@@ -58,7 +58,7 @@ def read_pickled(path: Path) -> Any:
     load = partial(torch.load, map_location="cpu", weights_only=True, mmap=zipped)
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in HARMLESS]):
-            return assembled(path, load, but=("optimizer_states", "ema_others"))
+            return join_shards(path, load, skip=("optimizer_states", "ema_others"))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, zipped)) from error
     except GARBLED as error:

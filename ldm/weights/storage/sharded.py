@@ -15,7 +15,7 @@ SHARD, SHARDS, OTHERS = "shard", "shards", "other_ranks"
 Join = Callable[[list[Tensor]], Tensor]
 
 
-def files(path: Path, checkpoint: Any) -> list[Path]:
+def shard_files(path: Path, checkpoint: Any) -> list[Path]:
     """All that the checkpoint at `path` lies in. Raises FileNotFoundError where another rank's file is missing."""
     names = checkpoint.get(OTHERS, []) if isinstance(checkpoint, dict) else []
     found = [path, *(path.with_name(name) for name in names)]
@@ -27,15 +27,15 @@ def files(path: Path, checkpoint: Any) -> list[Path]:
     return found
 
 
-def assembled(path: Path, load: Callable[[Path], Any], join: Join = torch.cat, but: Collection[str] = ()) -> Any:
-    """The checkpoint at `path`, its shards joined, except for what the keys `but` hold; any other file as it is.
+def join_shards(path: Path, load: Callable[[Path], Any], join: Join = torch.cat, skip: Collection[str] = ()) -> Any:
+    """The checkpoint at `path`, its shards joined, except for what the keys `skip` hold; any other file as it is.
 
     One tensor at a time is fetched from the other ranks' files.
     """
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or OTHERS not in checkpoint:
         return checkpoint
-    others = [torch.load(file, "cpu", weights_only=True, mmap=True) for file in files(path, checkpoint)[1:]]
+    others = [torch.load(file, "cpu", weights_only=True, mmap=True) for file in shard_files(path, checkpoint)[1:]]
     ranks = [checkpoint.pop(SHARDS), *(other[SHARDS] for other in others)]
 
     def whole(value: Any) -> Any:
@@ -45,4 +45,4 @@ def assembled(path: Path, load: Callable[[Path], Any], join: Join = torch.cat, b
             return {key: whole(one) for key, one in value.items()}
         return type(value)(map(whole, value)) if isinstance(value, list | tuple) else value
 
-    return {key: value if key in but else whole(value) for key, value in checkpoint.items() if key != OTHERS}
+    return {key: value if key in skip else whole(value) for key, value in checkpoint.items() if key != OTHERS}

@@ -40,7 +40,7 @@ def on_meta(header: Header) -> Tensor:
     return torch.empty(header.shape, dtype=DTYPES[header.dtype], device="meta")
 
 
-def held(source: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any] = MappingProxyType({})) -> Tensors:
+def in_memory(source: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any] = MappingProxyType({})) -> Tensors:
     """Tensors that are in memory, or mapped, already. Raises ValueError for a type that no file of weights has."""
     if unknown := {tensor.dtype for tensor in tensors.values()} - CODES.keys():
         raise ValueError(f"{source} holds numbers of type {unknown.pop()}, which ldm cannot read; convert it first")

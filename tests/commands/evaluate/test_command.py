@@ -16,7 +16,7 @@ from ldm.evaluation.result import trained_as
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs
 from tests.data.tars import samples, write_tar
-from tests.report.made import made_run
+from tests.report.run_folders import write_run
 from tests.tiny import save_tiny_model
 
 WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
@@ -57,7 +57,7 @@ def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str
 
 
 def test_the_steps_recorded_are_those_of_the_weights_and_not_those_asked_for(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
+    run = write_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
     assert trained_as(run)["steps"] == 12
     (run / "checkpoints").mkdir()
     torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # from which it is read
@@ -211,7 +211,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_replaced(
 def test_an_empty_folder_is_refused(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main([*given, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "a.json")]) == 1
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "has no images" in capsys.readouterr().err
 
 
 def test_latents_are_what_they_are_whatever_precision_the_model_draws_in(given: list[str], tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_wrong_command_line_exits_with_2(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = dump(tmp_path / "a.parquet", {})
     assert main(["filter", str(file), "--out", f"{file}/out"]) == 1
-    assert f"cannot write into {file}: {file} is no folder; give another" in capsys.readouterr().err
+    assert f"cannot write into {file}: {file} is not a folder; give another folder" in capsys.readouterr().err
 
 
 def test_a_config_that_lacks_a_rule_or_has_an_unknown_one_is_told_which(

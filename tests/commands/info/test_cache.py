@@ -47,15 +47,15 @@ def test_what_is_wrong_is_seen_without_reading_latents(cache: Path) -> None:
     write_shard(cache / "s2.safetensors", moments(1), ["a"], [[""]], {"settings": {}})
     write_shard(cache / "t.safetensors", moments(1), ["a"], [[""]], {"settings": SETTINGS})
     problems = describe(str(cache))["problems"]
-    for words in ("t.safetensors is not in the manifest", "s1.safetensors is in the manifest but not there"):
+    for words in ("t.safetensors is not in the manifest", "s1.safetensors is in the manifest but does not exist"):
         assert words in problems
-    assert "other settings" in problems and "and 1 more, see ldm verify" in problems
+    assert "with settings that differ" in problems and "and 1 more, see ldm verify" in problems
 
 
 def test_a_cut_shard_is_seen(cache: Path) -> None:
     data = (cache / "s2.safetensors").read_bytes()
     (cache / "s2.safetensors").write_bytes(data[:-10])
-    assert "s2.safetensors is cut short or damaged" in describe(str(cache))["problems"]
+    assert "s2.safetensors is truncated or corrupt" in describe(str(cache))["problems"]
 
 
 def test_an_unfinished_cache_says_how_to_finish_it(cache: Path) -> None:
@@ -68,4 +68,4 @@ def test_an_unfinished_cache_says_how_to_finish_it(cache: Path) -> None:
 def test_a_damaged_manifest_is_told_in_a_sentence(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cache / "manifest.json").write_text("{")
     assert main(["info", str(cache)]) == 1
-    assert "manifest.json is no manifest of cached latents" in capsys.readouterr().err
+    assert "manifest.json is not a manifest of cached latents" in capsys.readouterr().err

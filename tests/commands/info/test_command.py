@@ -11,7 +11,7 @@ from safetensors import safe_open
 from ldm.commands.info.command import describe
 from ldm.weights.convert import format_of, write
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet
-from tests.weights.foreign import ODD, SD2, networks, whole_model, without_metadata
+from tests.weights.foreign import ODD, SD2, full_model, networks, without_metadata
 
 
 def test_a_model_file_is_described(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ class Closed:
 def test_models_of_others_are_described_without_their_tensors(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(whole_model(ODD, prediction="v"), tmp_path / name, format_of(tmp_path / name))
+    write(full_model(ODD, prediction="v"), tmp_path / name, format_of(tmp_path / name))
     monkeypatch.setattr("ldm.weights.storage.opening.safe_open", Closed)
     told = describe(str(tmp_path / name))
     assert "Stable" in told["kind"] and told["prediction"] == "v" and "sampler=ddim" in told["sampling"]
@@ -129,7 +129,7 @@ def test_weights_are_described_without_torch_whose_import_takes_seconds(tmp_path
     if name == "vae.safetensors":
         save_tiny_model(tmp_path)
     else:
-        write(whole_model(ODD), tmp_path / name, format_of(tmp_path / name))
+        write(full_model(ODD), tmp_path / name, format_of(tmp_path / name))
     command = [sys.executable, "-c", IMPORTED, tmp_path / name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "parameters" in done.stdout and done.stdout.endswith("set()\n")
@@ -142,6 +142,6 @@ def test_a_path_that_is_not_there_is_told_without_torch_too(tmp_path: Path) -> N
 
 
 def test_what_of_a_second_model_is_a_guess_is_said(tmp_path: Path) -> None:
-    write(whole_model(SD2), tmp_path / "m.safetensors", "single")
+    write(full_model(SD2), tmp_path / "m.safetensors", "single")
     told = describe(str(without_metadata(tmp_path / "m.safetensors")))
     assert "2.x" in told["kind"] and "prediction=v" in told["weights"] and "tensors do not tell" in told["weights"]

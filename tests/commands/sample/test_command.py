@@ -139,7 +139,7 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys
     [
         (["red", "model=nowhere"], "there is no model nowhere"),
         (["red", "size=5x16"], "multiples of 2"),
-        (["red", "steps=1001"], "steps is 1001, but must lie between 1 and 1000"),
+        (["red", "steps=1001"], "steps is 1001, but must be a whole number between 1 and 1000"),
         (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
         (["prompts_file=x.xlsx"], "is none of the kinds that can be read: .txt, .csv, .jsonl"),

@@ -1,4 +1,4 @@
-"""Latents in memory: the same moments as encoding each picture by itself."""
+"""Latents in memory are the same moments as encoding each image individually."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from ldm.data.latents.in_memory import InMemory
 from ldm.data.sources.shapes import Shapes
 
 
-def encode(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures.float().mean((2, 3), keepdim=True)
+def encode(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean((2, 3), keepdim=True)
 
 
-def test_a_sample_holds_its_moments_and_no_picture() -> None:
+def test_samples_have_their_moments_and_no_image() -> None:
     shapes = Shapes(seed=1)
     latents = InMemory(shapes, encode, count=10, batch_size=4)
     assert len(latents) == 10
@@ -22,6 +22,6 @@ def test_a_sample_holds_its_moments_and_no_picture() -> None:
         torch.testing.assert_close(sample["moments"], encode(original["image"][None])[0])
 
 
-def test_no_samples_are_refused() -> None:
+def test_a_count_of_zero_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         InMemory(Shapes(), encode, count=0)

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.weights.compvis.reader import REFUSED, Choices
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, write
-from ldm.weights.find import find
-from tests.weights.foreign import ODD, SD1, SD2, networks, same, whole_model, without_metadata
+from tests.weights.foreign import ODD, SD1, SD2, full_model, networks, same, without_metadata
 
 
 def saved(path: Path, configs: dict[str, Any], **more: torch.Tensor) -> Path:
     """A single file as others write it, with whatever else they put in."""
-    write(whole_model(configs), path, "single")
+    write(full_model(configs), path, "single")
     return without_metadata(path, **more)
 
 
@@ -23,7 +23,7 @@ def saved(path: Path, configs: dict[str, Any], **more: torch.Tensor) -> Path:
 def test_architecture_and_settings_are_read_off_the_tensors(
     tmp_path: Path, configs: dict[str, Any], generation: str, prediction: str, size: int
 ) -> None:
-    contents = find(saved(tmp_path / "m.safetensors", configs))
+    contents = open_contents(saved(tmp_path / "m.safetensors", configs))
     assert f"Stable Diffusion {generation}" in contents.form and contents.pad == {"1.x": 49407, "2.x": 0}[generation]
     assert contents.model["prediction"] == prediction and contents.model["size"] == [size, size]
     for kind, expected in networks(configs).items():
@@ -34,9 +34,9 @@ def test_architecture_and_settings_are_read_off_the_tensors(
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
 def test_what_tensors_do_not_tell_is_kept_beside_them(tmp_path: Path, name: str) -> None:
-    model = whole_model(ODD, prediction="v", pad=5)
+    model = full_model(ODD, prediction="v", pad=5)
     write(model, tmp_path / name, "single")
-    contents = find(tmp_path / name)
+    contents = open_contents(tmp_path / name)
     assert contents.model == model.model and contents.pad == 5
     assert {kind: n.full_config for kind, n in contents.networks.items()} == {
         kind: n.full_config for kind, n in model.networks.items()
@@ -52,7 +52,7 @@ def test_the_moving_average_is_taken_unless_the_weights_themselves_are_asked_for
     prefix = "model.diffusion_model."
     unet = {name.removeprefix(prefix): t for name, t in load_file(path).items() if name.startswith(prefix)}
     without_metadata(path, **averages(unet), **{"model_ema.decay": torch.tensor(0.9999)})
-    raw, average = (find(path, Choices(ema=ema)) for ema in (False, True))
+    raw, average = (open_contents(path, Choices(ema=ema)) for ema in (False, True))
     before, after = (contents.network("unet").load().state_dict() for contents in (raw, average))
     assert all(torch.equal(before[name] + 1, after[name]) for name in before)
     assert "moving average" in average.notes[0] and "not their moving average" in raw.notes[0]
@@ -62,7 +62,7 @@ def test_half_a_moving_average_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.safetensors", SD1)
     without_metadata(path, **{"model_ema.diffusion_modelout2bias": torch.ones(4)})
     with pytest.raises(ValueError, match=r"another moving average \(\d+ missing: model_ema\.diffusion_model"):
-        find(path)
+        open_contents(path)
 
 
 def test_what_training_left_in_a_file_is_passed_over(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_training_left_in_a_file_is_passed_over(tmp_path: Path) -> None:
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(7)[None],
         "first_stage_model.loss.logvar": torch.ones(1),
     }
-    contents = find(saved(tmp_path / "m.safetensors", SD1, **extra))
+    contents = open_contents(saved(tmp_path / "m.safetensors", SD1, **extra))
     for network in contents.networks.values():
         network.check()
 
@@ -79,7 +79,7 @@ def test_what_training_left_in_a_file_is_passed_over(tmp_path: Path) -> None:
 def test_a_tensor_of_no_part_is_refused_by_name(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.safetensors", SD1, **{"mystery.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"1 unexpected: mystery\.weight"):
-        find(path)
+        open_contents(path)
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: 
     state |= {f"{prefix}more": torch.ones(1), f"{prefix}time_embed.0.bias": torch.ones(3)}
     save_file(state, path)
     with pytest.raises(ValueError) as caught:
-        find(path).network("unet").load()
+        open_contents(path).network("unet").load()
     for told in (
         "2 missing: middle_block.0.in_layers.0.weight, out.0.bias",
         "1 unexpected: more",
@@ -104,12 +104,12 @@ def test_nan_is_refused_by_name_when_weights_are_loaded(tmp_path: Path) -> None:
     name = "model.diffusion_model.out.0.bias"
     without_metadata(path, **{name: load_file(path)[name] * torch.nan})
     with pytest.raises(ValueError, match=r"m\.safetensors: 32 of the 32 numbers of norm_out\.bias are NaN"):
-        find(path).network("unet").load()
+        open_contents(path).network("unet").load()
 
 
 def test_nine_channels_are_an_inpainting_model(tmp_path: Path) -> None:
     inpainting = SD1 | {"unet": SD1["unet"] | {"in_channels": 9}}
-    assert find(saved(tmp_path / "m.safetensors", inpainting)).form.endswith("1.x, inpainting")
+    assert open_contents(saved(tmp_path / "m.safetensors", inpainting)).form.endswith("1.x, inpainting")
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_what_a_second_model_predicts_is_told_by_metadata_or_name_and_said_to_be
 ) -> None:
     path = saved(tmp_path / f"{name}.safetensors", SD2)
     save_file(load_file(path), path, metadata)
-    contents = find(path)
+    contents = open_contents(path)
     assert contents.model["prediction"] == prediction and why in contents.notes[-1]
-    assert find(path, Choices(prediction="eps")).model["prediction"] == "eps"
+    assert open_contents(path, Choices(prediction="eps")).model["prediction"] == "eps"
 
 
 def test_the_last_layer_that_a_second_models_text_tower_leaves_out_is_kept(tmp_path: Path) -> None:
-    contents = find(saved(tmp_path / "m.safetensors", SD2))
+    contents = open_contents(saved(tmp_path / "m.safetensors", SD2))
     assert contents.network("text_tower").config["skip"] == 1
     assert len(contents.network("text_tower").load().blocks) == 2  # type: ignore[arg-type]
 
@@ -159,7 +159,7 @@ def test_models_of_another_kind_are_refused_by_their_name(tmp_path: Path, model:
     shared = "transformer_blocks.0.attn.add_q_proj.bias" if model == "Flux" else "model.diffusion_model.out.bias"
     save_file({name: torch.ones(1), shared: torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=rf"m\.safetensors is {model}, which ldm does not read"):
-        find(tmp_path / "m.safetensors")
+        open_contents(tmp_path / "m.safetensors")
 
 
 def test_every_refusal_has_its_case() -> None:
@@ -169,14 +169,14 @@ def test_every_refusal_has_its_case() -> None:
 def test_a_file_of_nothing_known_names_what_it_holds(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"holds no network that ldm knows \(its tensors are w\)"):
-        find(tmp_path / "m.safetensors")
+        open_contents(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["unet", "vae", "text_tower"])
 @pytest.mark.parametrize("configs", [SD1, SD2])
 def test_a_part_alone_is_recognised(tmp_path: Path, kind: str, configs: dict[str, Any]) -> None:
-    write(part(whole_model(configs), kind), tmp_path / "p.safetensors", "single")
-    contents = find(without_metadata(tmp_path / "p.safetensors"))
+    write(part(full_model(configs), kind), tmp_path / "p.safetensors", "single")
+    contents = open_contents(without_metadata(tmp_path / "p.safetensors"))
     assert list(contents.networks) == [kind] and contents.model == {}
     assert contents.network(kind).full_config == networks(configs)[kind].config
     assert same(contents.network(kind).load().state_dict(), networks(configs)[kind].state_dict())
@@ -188,31 +188,31 @@ def test_a_clip_of_both_towers_gives_each(tmp_path: Path, text: dict[str, Any]) 
         "text_tower": {"width": 64, "layers": 1, "heads": 1, "vocab_size": 20, "context": 5, **text},
         "image_tower": {"size": 8, "patch": 4, "width": 64, "layers": 2, "heads": 1, "projection": 8},
     }
-    write(replace(whole_model(configs), model={}), tmp_path / "clip.safetensors", "single")
+    write(replace(full_model(configs), model={}), tmp_path / "clip.safetensors", "single")
     without_metadata(tmp_path / "clip.safetensors", logit_scale=torch.tensor(1.0))
-    contents = find(tmp_path / "clip.safetensors")
+    contents = open_contents(tmp_path / "clip.safetensors")
     for kind, network in networks(configs).items():
         assert contents.network(kind).full_config == network.config
         assert same(contents.network(kind).load().state_dict(), network.state_dict())
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
-    write(part(whole_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
+    write(part(full_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
     with pytest.raises(ValueError, match=r"p\.safetensors is a vae alone and holds no unet"):
-        find(tmp_path / "p.safetensors").network("unet")
+        open_contents(tmp_path / "p.safetensors").network("unet")
 
 
 def test_heads_that_nothing_tells_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not say how many attention heads .* context width of 12"):
-        find(saved(tmp_path / "m.safetensors", ODD))
+        open_contents(saved(tmp_path / "m.safetensors", ODD))
 
 
 def test_an_autoencoder_of_another_family_is_refused(tmp_path: Path) -> None:
-    write(part(whole_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
+    write(part(full_model(SD1), "vae"), tmp_path / "p.safetensors", "single")
     state = {name: t for name, t in load_file(tmp_path / "p.safetensors").items() if "quant_conv" not in name}
     save_file(state, tmp_path / "p.safetensors")
     with pytest.raises(ValueError, match="without a quant convolution, as of SD 3 or Flux"):
-        find(tmp_path / "p.safetensors")
+        open_contents(tmp_path / "p.safetensors")
 
 
 def test_a_file_that_lost_a_telling_tensor_is_refused(tmp_path: Path) -> None:
@@ -221,13 +221,13 @@ def test_a_file_that_lost_a_telling_tensor_is_refused(tmp_path: Path) -> None:
     del state["model.diffusion_model.out.2.weight"]
     save_file(state, path)
     with pytest.raises(ValueError, match=r"lacks the tensor 'out\.2\.weight' of a unet"):
-        find(path)
+        open_contents(path)
 
 
 def test_other_tools_are_told_what_the_network_predicts(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    write(whole_model(ODD, prediction="v"), tmp_path / "m.safetensors", "single")
+    write(full_model(ODD, prediction="v"), tmp_path / "m.safetensors", "single")
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
         assert json.loads(file.metadata()["ldm"])["kind"] == "stable_diffusion"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, write
 from ldm.weights.diffusers.reader import PARTS, read_folder, weights_file
-from ldm.weights.find import find
-from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, loaded, networks, same, whole_model
+from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, full_model, loaded, networks, same
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write(whole_model(ODD), tmp_path / "m", "diffusers")
+    write(full_model(ODD), tmp_path / "m", "diffusers")
     return tmp_path / "m"
 
 
@@ -123,7 +123,7 @@ def test_the_plain_file_is_taken_before_a_variant_and_safetensors_before_bin(tmp
 
 
 def test_a_file_beside_its_configuration_is_read_by_it(folder: Path) -> None:
-    contents = find(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    contents = open_contents(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert contents.network("unet").full_config == networks(ODD)["unet"].config
 
 
@@ -132,7 +132,7 @@ def test_a_clip_folder_gives_both_towers(tmp_path: Path) -> None:
         "text_tower": {"width": 6, "layers": 1, "heads": 3, "vocab_size": 20, "context": 5, "projection": 4},
         "image_tower": {"size": 8, "patch": 4, "width": 9, "layers": 2, "heads": 3, "projection": 4},
     }
-    model = replace(whole_model(configs), model={})
+    model = replace(full_model(configs), model={})
     told = {}
     for kind, section in (("text_tower", "text_config"), ("image_tower", "vision_config")):
         write(part(model, kind), tmp_path / kind, "diffusers")

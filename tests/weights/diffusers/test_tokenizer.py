@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
 from ldm.weights.diffusers.reader import read_folder
 from ldm.weights.diffusers.tokenizer import tokenizer_pad
-from ldm.weights.find import find
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write(whole_model(ODD), tmp_path / "m", "diffusers")
+    write(full_model(ODD), tmp_path / "m", "diffusers")
     return tmp_path / "m"
 
 
@@ -32,7 +32,7 @@ def test_the_token_that_fills_captions_up_is_the_tokenizers(
     (folder / "tokenizer" / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     assert read_folder(folder).pad == pad
-    assert find(folder / "text_encoder").pad == pad  # also where only the text encoder is named
+    assert open_contents(folder / "text_encoder").pad == pad  # also where only the text encoder is named
 
 
 def test_another_vocabulary_is_refused(folder: Path) -> None:

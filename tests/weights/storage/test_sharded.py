@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.weights.storage.pickled import read_pickled
-from ldm.weights.storage.sharded import assembled, files
+from ldm.weights.storage.sharded import join_shards, shard_files
 
 WEIGHT, MEAN = torch.arange(12.0).view(6, 2), torch.arange(5.0)
 
@@ -33,7 +33,7 @@ def three(folder: Path) -> Path:
 
 
 def test_the_shards_of_all_ranks_are_joined(tmp_path: Path) -> None:
-    read = assembled(three(tmp_path), load)
+    read = join_shards(three(tmp_path), load)
     assert read.keys() == {"state_dict", "optimizer_states", "step"} and read["step"] == 7
     assert torch.equal(read["state_dict"]["weight"], WEIGHT)
     assert torch.equal(read["optimizer_states"][0]["state"][0]["mean"], MEAN)
@@ -41,11 +41,11 @@ def test_the_shards_of_all_ranks_are_joined(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_one_process_wrote_is_read_as_it_is(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": WEIGHT}}, tmp_path / "7.ckpt")
-    assert torch.equal(assembled(tmp_path / "7.ckpt", load)["state_dict"]["weight"], WEIGHT)
+    assert torch.equal(join_shards(tmp_path / "7.ckpt", load)["state_dict"]["weight"], WEIGHT)
 
 
 def test_what_is_joined_and_of_what_is_the_reader_s_choice(tmp_path: Path) -> None:
-    read = assembled(three(tmp_path), load, join=lambda shards: shards[1], but=("optimizer_states",))
+    read = join_shards(three(tmp_path), load, join=lambda shards: shards[1], skip=("optimizer_states",))
     assert torch.equal(read["state_dict"]["weight"], WEIGHT[2:4])
     assert read["optimizer_states"][0]["state"][0]["mean"] == {"shard": 1}
 
@@ -58,9 +58,9 @@ def test_a_rank_s_file_that_is_missing_is_told(tmp_path: Path) -> None:
     path = three(tmp_path)
     (tmp_path / "step_7_rank_2.shards").unlink()
     with pytest.raises(FileNotFoundError, match=r"step_7_rank_2\.shards are missing; keep them together"):
-        assembled(path, load)
+        join_shards(path, load)
 
 
 def test_a_file_elsewhere_is_never_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Invalid name"):
-        files(tmp_path / "7.ckpt", {"other_ranks": ["../secret"]})
+        shard_files(tmp_path / "7.ckpt", {"other_ranks": ["../secret"]})

@@ -15,7 +15,7 @@ from ldm.weights.storage.values import (
     check_finite,
     chunks,
     header,
-    held,
+    in_memory,
     verified,
     write_safetensors,
 )
@@ -84,7 +84,7 @@ def test_an_index_that_is_none_is_named(tmp_path: Path, places: object) -> None:
 
 def test_what_is_written_is_what_safetensors_reads_with_every_tensor_aligned(tmp_path: Path) -> None:
     state = {str(dtype): torch.ones(3, 1).to(dtype) for dtype in DTYPES.values()} | STATE
-    write_safetensors(tmp_path / "w.safetensors", held(tmp_path, state), {"note": "ä"})
+    write_safetensors(tmp_path / "w.safetensors", in_memory(tmp_path, state), {"note": "ä"})
     back = load_file(tmp_path / "w.safetensors")
     assert back.keys() == state.keys()
     assert all(back[k].dtype == t.dtype and torch.equal(back[k].double(), t.double()) for k, t in state.items())
@@ -108,7 +108,7 @@ def test_numbers_of_a_type_that_no_file_of_weights_has_are_refused(tmp_path: Pat
 
 def test_tensors_are_cast_and_counted_as_they_are_read() -> None:
     counted: list[int] = []
-    half = verified(held(Path("x"), STATE), torch.float16, counted.append)
+    half = verified(in_memory(Path("x"), STATE), torch.float16, counted.append)
     values = half.read(["a", "b.c"])
     assert {name: header(t) for name, t in values.items()} == {name: half[name] for name in values}
     assert values["a"].dtype == torch.float16 and values["b.c"].dtype == torch.int64 and counted == [2]

@@ -23,7 +23,7 @@ OPENAI = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.
 
 
 @dataclass(frozen=True)
-class FoundNetwork:
+class NetworkInfo:
     """One network on disk: its architecture, and its tensors under the names of a layout of `keymaps`."""
 
     kind: str
@@ -33,12 +33,12 @@ class FoundNetwork:
 
 
 @dataclass(frozen=True)
-class Found:
+class ContentsInfo:
     """The networks at `source` by their kind; `model` says how to sample, where that is known."""
 
     source: Path
     form: str  # for people
-    networks: Mapping[str, FoundNetwork]
+    networks: Mapping[str, NetworkInfo]
     model: dict[str, Any] = field(default_factory=dict)  # {"schedule", "prediction", "time", "size", "sampling"}
     pad: int = PAD  # the token that fills captions up
     pixels: Pixels = OPENAI  # what an image tower reads

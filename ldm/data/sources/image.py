@@ -1,4 +1,4 @@
-"""What every folder and shard of captioned pictures does with a picture's bytes."""
+"""Decodes, crops and flips the images of folders and shards."""
 
 import re
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Framing:
-    """Bytes of a picture → a uint8 square of `size`, or that of `buckets` which is nearest in aspect ratio.
+    """Maps the bytes of an image to a uint8 square of `size`, or to the bucket nearest in aspect ratio.
 
-    Crop and flip depend on (seed, id, draw) and nothing else.
-    A random `crop` keeps the scale and moves the window; `flip` is the probability of a mirror image, which a
-    caption that says left or right never gets. Raises ValueError for settings that make no sense.
+    Crop and flip are a function of (seed, id, draw). A random `crop` moves the window and keeps the scale. `flip` is
+    the probability of a mirror image; images whose caption says left or right are never flipped. Raises ValueError for
+    invalid settings.
     """
 
     size: int
@@ -39,16 +39,16 @@ class Framing:
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size={self.size}: expected a number of pixels from 1 up")
+            raise ValueError(f"size={self.size}: expected a positive number of pixels")
         if self.crop not in ("center", "random"):
             raise ValueError(f'crop={self.crop!r}: expected "center" or "random"')
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip={self.flip}: expected a probability from 0 to 1")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected a whole number from 0 up")
+            raise ValueError(f"seed={self.seed}: expected a non-negative integer")
 
     def __call__(self, data: bytes, caption: str, name: str, id: int, draw: int) -> Tensor:
-        """uint8 (3, h, w); raises ValueError that names the picture where it cannot be decoded."""
+        """Returns the image as uint8 (3, h, w). Raises ValueError with its `name` if it cannot be decoded."""
         keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
         u, v, mirror = (float(x) for x in keyed.random(3))
         longest = max(side for size in self.buckets or [(self.size,)] for side in size)
@@ -60,8 +60,11 @@ class Framing:
 
 
 def draw_and_index(index: int | tuple[int, int], length: int) -> tuple[int, int]:
-    """`dataset[index]` is draw 0, `dataset[draw, index]` any draw: a sampler can tell workers the epoch so."""
+    """Splits an index of a data set into draw and position, with draw 0 for an integer.
+
+    Samplers pass the epoch to workers as the draw. Raises IndexError if the position is out of range.
+    """
     draw, position = index if isinstance(index, tuple) else (0, index)
     if not 0 <= position < length:
-        raise IndexError(f"sample {position} of {length}")
+        raise IndexError(f"index {position} is out of range for {length} samples")
     return draw, position

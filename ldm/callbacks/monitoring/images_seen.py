@@ -1,23 +1,23 @@
-"""How much of the data a run has trained on."""
+"""Logs how much of the data a run has trained on."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.steps import logs, stepped
+from ldm.callbacks.steps import is_logged, stepped
 
 
-class Seen(Callback):
-    """Logs train/images_seen by all ranks, those of the step included, and "epoch", that over the size of the data set.
+class ImagesSeen(Callback):
+    """Logs train/images_seen (all ranks, including this step) and "epoch" (images seen / size of the data set).
 
-    Lightning's own epoch counts passes of whole optimizer steps, which are shorter than the training set.
+    Lightning's own epoch is shorter than the training set, because it consists of complete optimizer steps.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+        if not (is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         seen = torch.tensor(data.seen, dtype=torch.float64)  # float32 is exact only up to 16.8 million

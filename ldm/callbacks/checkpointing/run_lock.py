@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, and others can see whether it lives."""
+"""Locks a run's folder while it trains, and refuses to write over files of others."""
 
 import os
 import time
@@ -10,16 +10,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ldm.files import try_lock
 from ldm.ownership import check_outside, is_within, refuse
 
-PATIENCE = 1.0  # seconds, as `ldm status` holds the lock for an instant while it looks
+PATIENCE = 1.0  # seconds to wait for the lock, which `ldm status` holds for an instant while it looks
 WRITTEN = ("config.yaml", "command.txt", "metrics.json", "checkpoints", "samples", "ema", "skipped", "*.safetensors")
 
 
-class Running(Callback):
-    """Holds the lock of `folder` while fitting. Raises ValueError where another process holds it.
+class RunLock(Callback):
+    """Locks `folder` during fit, so that `ldm status` sees a live run. Raises ValueError if another process holds it.
 
-    Raises FileExistsError at once where a run would write over files there: those of no run, of a run whose
-    checkpoints are gone, or of another run than the one that the checkpoint `resume` belongs to. Raises ValueError for
-    a folder within the training `data`.
+    The constructor raises FileExistsError if the run would overwrite files that no run wrote, files of a run whose
+    checkpoints are gone, or files of another run than that of the checkpoint `resume`, and ValueError if `folder` is
+    inside the training `data`.
     """
 
     def __init__(self, folder: str | Path, resume: str | None = None, data: str | Path | None = None) -> None:
@@ -33,12 +33,14 @@ class Running(Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        while (held := try_lock(self.folder)) is None:
-            if time.monotonic() - began > PATIENCE:
-                raise ValueError(f"another process is training in {self.folder}: wait for it, or give another run_dir")
+        started = time.monotonic()
+        while (lock := try_lock(self.folder)) is None:
+            if time.monotonic() - started > PATIENCE:
+                raise ValueError(
+                    f"another process is training in {self.folder}: wait until it ends, or give another run_dir"
+                )
             time.sleep(PATIENCE / 20)
-        self._lock = held
+        self._lock = lock
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._release()
@@ -55,19 +57,19 @@ class Running(Callback):
 def _check_replaceable(folder: Path, resume: str | None) -> None:
     remedy = "give another run_dir"
     if not _is_run(folder):
-        refuse(_in_the_way(folder), "a run", f"move it away, or {remedy}")
+        refuse(_blocking_files(folder), "a run", f"move it away, or {remedy}")
     checkpoints = [*folder.glob("checkpoints/*.ckpt")]
     weights = [*folder.glob("*.safetensors")]
     if weights and not checkpoints:
-        raise FileExistsError(f"{weights[0]} is of a finished run, whose checkpoints are gone: {remedy}")
+        raise FileExistsError(f"{weights[0]} belongs to a finished run whose checkpoints are gone: {remedy}")
     if checkpoints and resume not in (None, "auto") and not is_within(Path(resume), folder):
         raise FileExistsError(
-            f"{folder} holds a run of its own, but resume={resume} is a checkpoint of another one: {remedy}"
+            f"{folder} already contains a run, but resume={resume} is a checkpoint of another run: {remedy}"
         )
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether train.py wrote the config in the folder, which it does before all else."""
+    """Returns whether train.py wrote the folder's config.yaml, which is the first file that a run writes."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -75,7 +77,7 @@ def _is_run(folder: Path) -> bool:
     return isinstance(config, dict) and {"run_dir", "resume", "training"} <= config.keys()
 
 
-def _in_the_way(folder: Path) -> list[Path]:
-    """What there is where a run would write; an empty folder is nothing."""
-    found = [path for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
-    return [path for path in found if not path.is_dir() or any(path.iterdir())]
+def _blocking_files(folder: Path) -> list[Path]:
+    """Returns existing files and non-empty folders at the paths that a run writes."""
+    existing = [path for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
+    return [path for path in existing if not path.is_dir() or any(path.iterdir())]

@@ -11,13 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.training.optim import cosine, with_curve
 from tests.training.tiny import fit
 
 
 class Plain(LightningModule):
-    """Lets a checkpoint restore hyperparameters and curve, as Lightning does by itself."""
+    """Lets a checkpoint restore hyperparameters and learning-rate curve, which is Lightning's default."""
 
     def __init__(self, lr: float = 0.1, **settings: Any) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Plain(LightningModule):
 
 
 class Curved(Plain):
-    """Lets it restore state only."""
+    """Lets a checkpoint restore only the optimizer state."""
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make, [self.weight], cosine(), self.trainer)
@@ -41,11 +41,11 @@ class Curved(Plain):
 
 def resume(folder: Path, before: LightningModule, after: LightningModule, *callbacks: Callback, **how: Any) -> Trainer:
     fit(folder, before, 2).save_checkpoint(folder / "2.ckpt")
-    return fit(folder, after, 4, folder / "2.ckpt", callbacks=[*callbacks, Effective()], **how)
+    return fit(folder, after, 4, folder / "2.ckpt", callbacks=[*callbacks, EffectiveSettings()], **how)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"lr": 0.2}, r"optimizer\.lr is 0\.1 instead of 0\.2"),
         ({"weight_decay": 0.5}, r"optimizer\.weight_decay is 0\.01 instead of 0\.5"),
@@ -53,14 +53,14 @@ def resume(folder: Path, before: LightningModule, after: LightningModule, *callb
         ({"amsgrad": True}, r"optimizer\.amsgrad is False instead of True"),
     ],
 )
-def test_a_hyperparameter_that_a_checkpoint_restored_is_named(
-    tmp_path: Path, changed: dict[str, Any], told: str
+def test_a_hyperparameter_restored_from_a_checkpoint_is_reported(
+    tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"would not train with the settings of its config: .*{told}"):
+    with pytest.raises(ValueError, match=f"would not train with the settings of its config .*{message}"):
         resume(tmp_path, Plain(), Plain(**changed))
 
 
-def test_a_curve_that_is_behind_the_run_is_named(tmp_path: Path) -> None:
+def test_a_learning_rate_curve_behind_the_run_is_reported(tmp_path: Path) -> None:
     class Late(Curved):
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             checkpoint["lr_schedulers"][0]["last_epoch"] = 1
@@ -74,7 +74,7 @@ class Accumulating(Callback):
         trainer.accumulate_grad_batches = 2
 
 
-def test_a_batch_that_is_accumulated_otherwise_is_named(tmp_path: Path) -> None:
+def test_a_changed_gradient_accumulation_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"step takes 2 batches instead of 1, which data\.global_batch asks for"):
         resume(tmp_path, Curved(), Curved(), Accumulating())
 
@@ -83,11 +83,11 @@ def test_a_batch_that_is_accumulated_otherwise_is_named(tmp_path: Path) -> None:
     ("callback", "setting"),
     [(Timer("00:00:10:00"), "trainer.max_time"), (GradientAccumulationScheduler({0: 2}), "data.global_batch")],
 )
-def test_a_callback_that_would_overrule_a_setting_is_refused(tmp_path: Path, callback: Callback, setting: str) -> None:
-    with pytest.raises(ValueError, match=f"{type(callback).__name__} .* is not supported: set {setting}"):
-        fit(tmp_path, Curved(), callbacks=[callback, Effective()])
+def test_a_callback_that_would_override_a_setting_is_refused(tmp_path: Path, callback: Callback, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{type(callback).__name__} is not supported: set {setting}"):
+        fit(tmp_path, Curved(), callbacks=[callback, EffectiveSettings()])
 
 
 @pytest.mark.parametrize("changed", [{}, {"lr": 0.2, "weight_decay": 0.5, "betas": (0.8, 0.9)}])
-def test_what_is_as_the_config_says_is_trained(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_run_with_the_settings_of_its_config_is_accepted(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert resume(tmp_path, Curved(), Curved(**changed)).global_step == 4

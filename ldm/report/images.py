@@ -1,4 +1,4 @@
-"""Pictures that different runs drew of the same prompt from the same noise."""
+"""Pairs the images that different runs generated for the same prompt from the same noise."""
 
 import io
 from dataclasses import dataclass
@@ -8,41 +8,41 @@ from PIL import Image
 from ldm.image import load_image, read_metadata
 from ldm.report.groups import Group
 
-SIDE = 192  # pixels of a picture in the report, at most
+SIDE = 192  # maximum side of an image in the report, in pixels
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, and the PNG of each group's picture; None where its runs drew no such picture."""
+    """A prompt, and each group's image as a PNG; None if its runs have no such image."""
 
     caption: str
-    pictures: list[bytes | None]
+    images: list[bytes | None]
 
 
 def side_by_side(groups: list[Group]) -> tuple[list[Row], list[str]]:
-    """Rows of the prompts of the first run that has pictures, and why others have no part in them."""
+    """Returns a row for each prompt of the first run that has single images, and notes on groups that are left out."""
     sheets = [_sheet(group) for group in groups]
     first = next((about for found in sheets if found for about in [found[0]]), None)
     if first is None:
-        return [], ["no run kept single pictures (samples/tiles.png)"]
-    remarks: list[str] = []
+        return [], ["no run has single images (samples/tiles.png)"]
+    notes: list[str] = []
     columns: list[list[bytes] | None] = []
     for group, found in zip(groups, sheets, strict=True):
         fits = found is not None and found[0] == first
         columns.append(found[1] if found and fits else None)
         if found is None:
-            remarks.append(f"{group.name} kept no single pictures (samples/tiles.png)")
+            notes.append(f"{group.name} has no single images (samples/tiles.png)")
         elif not fits:
-            remarks.append(f"{group.name} drew other prompts, from other noise or in another size")
+            notes.append(f"{group.name} used other prompts, other noise or another image size")
     rows = [
-        Row(caption, [None if pictures is None else pictures[index] for pictures in columns])
+        Row(caption, [None if images is None else images[index] for images in columns])
         for index, caption in enumerate(first["captions"])
     ]
-    return rows, remarks
+    return rows, notes
 
 
 def _sheet(group: Group) -> tuple[dict, list[bytes]] | None:
-    """Of the run with the lowest seed that has one."""
+    """Reads the sheet of single images, with its metadata, of the run with the lowest seed that has one."""
     for run in group.runs:
         file = run.path / "samples" / "tiles.png"
         if file.is_file():

@@ -1,4 +1,4 @@
-"""Whether a run trains with the settings of its config, whatever a checkpoint or a callback has set."""
+"""Checks that a run trains with the settings of its config, whatever a checkpoint or a callback has changed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,26 +7,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 
-INSTEAD = {Timer: "trainer.max_time", GradientAccumulationScheduler: "data.global_batch"}
+REPLACEMENTS = {Timer: "trainer.max_time", GradientAccumulationScheduler: "data.global_batch"}
 
 
-class Effective(Callback):
-    """Compares hyperparameters, learning rate and batch with those that the config gives, as training starts.
+class EffectiveSettings(Callback):
+    """Compares hyperparameters, learning rate and batch size with those of the config when training starts.
 
-    Raises ValueError that names each difference. The config's optimizer and rate are those of an optimizer that the
-    module makes anew, at this step of its curve.
+    Raises ValueError that names each difference. The expected values come from a new optimizer of the module at the
+    current step of its learning-rate curve.
     """
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if setting := INSTEAD.get(type(callback)):
-                raise ValueError(f"{type(callback).__name__} among the callbacks is not supported: set {setting}")
+            if setting := REPLACEMENTS.get(type(callback)):
+                raise ValueError(f"the callback {type(callback).__name__} is not supported: set {setting} instead")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if found := [*_optimizer(trainer, module), *_batch(trainer)]:
+        if differences := [*_optimizer(trainer, module), *_batch(trainer)]:
             raise ValueError(
-                f"the run would not train with the settings of its config: {'; '.join(found)}. A checkpoint or a "
-                "callback has changed them"
+                f"the run would not train with the settings of its config ({'; '.join(differences)}), because a "
+                "checkpoint or a callback changed them: remove that callback, or resume from another checkpoint"
             )
 
 
@@ -36,8 +36,8 @@ def _optimizer(trainer: Trainer, module: LightningModule) -> Iterator[str]:
         if restored.scheduler.last_epoch != trainer.global_step:
             yield f"the learning rate is that of step {restored.scheduler.last_epoch} instead of {trainer.global_step}"
         curve.scheduler.load_state_dict(restored.scheduler.state_dict())
-    for made, own in zip(optimizers, trainer.optimizers, strict=True):
-        for expected, group in zip(made.param_groups, own.param_groups, strict=True):
+    for new, used in zip(optimizers, trainer.optimizers, strict=True):
+        for expected, group in zip(new.param_groups, used.param_groups, strict=True):
             for name, value in expected.items():
                 if name != "params" and group.get(name) != value:
                     yield f"{_setting(name)} is {group.get(name)} instead of {value}"

@@ -1,4 +1,4 @@
-"""Runs' folders as train.py leaves them, without the training."""
+"""Writes run folders like those of train.py, without any training."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ PROVENANCE: dict[str, Any] = {
 
 
 def settings(folder: Path, seed: int, schedule: str) -> dict[str, Any]:
-    """A config in which the schedule and the seed stand in several places, as in a real one."""
+    """Returns a config that repeats the schedule and the seed in several places, as real configs do."""
     target = {"_target_": f"ldm.diffusion.schedule.{schedule}"}
     return {
         "seed": seed,
@@ -37,7 +37,7 @@ def settings(folder: Path, seed: int, schedule: str) -> dict[str, Any]:
     }
 
 
-def made_run(
+def write_run(
     folder: Path,
     seed: int = 0,
     schedule: str = "Flow",
@@ -45,7 +45,7 @@ def made_run(
     provenance: dict[str, Any] | None = None,
     curves: bool = True,
 ) -> Path:
-    """`metrics` None: the run has none yet."""
+    """Writes the folder of a run; with `metrics` None it has no metrics yet."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder, seed, schedule)))
     if metrics is not None:
@@ -62,7 +62,7 @@ def made_run(
 
 
 def save_tiles(folder: Path, captions: list[str], seed: int = 0) -> None:
-    """A sheet of as many pictures of 8 × 8, picture i all of level 10·i."""
-    pictures = [torch.full((3, 8, 8), 10 * i, dtype=torch.uint8) for i in range(len(captions))]
+    """Saves a sheet with an 8 × 8 image for each caption; all pixels of image i have the value 10·i."""
+    images = [torch.full((3, 8, 8), 10 * i, dtype=torch.uint8) for i in range(len(captions))]
     about = {"captions": captions, "seed": seed, "size": [8, 8]}
-    save_png(to_pil(torch.cat(pictures, dim=2))[0], folder / "samples" / "tiles.png", about)
+    save_png(to_pil(torch.cat(images, dim=2))[0], folder / "samples" / "tiles.png", about)
