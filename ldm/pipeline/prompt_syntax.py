@@ -48,6 +48,13 @@ def without_tags(prompt: str) -> tuple[str, list[Tag]]:
     return _TAG.sub("", prompt), tags
 
 
+def check_no_tags(prompts: Sequence[str]) -> None:
+    """Raises ValueError for a prompt with a tag, whose LoRA must be loaded before prompts are encoded."""
+    for prompt in prompts:
+        for tag in without_tags(prompt)[1]:
+            raise ValueError(f"the prompt names the LoRA {tag.name!r}, which is not loaded: load it, without the tag")
+
+
 def parse(prompt: str) -> list[list[Span]]:
     """The sections between BREAKs, each as spans of one weight.
 
