@@ -36,6 +36,7 @@ UNRECORDED: dict[str, Any] = {
     "thresholding_options": {},
     "clip_skip": 0,
     "chunks": 1,
+    "prompt_syntax": "plain",
     "tile": 0,
     "noise": "ldm",
     "strength": None,

@@ -115,6 +115,9 @@ KEYS = {
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
     "clip_skip": Key(integer(0), "last layers of the text encoder that are left out (0)"),
     "chunks": Key(integer(1), "how many times the text encoder's context a prompt may fill (1)"),
+    "prompt_syntax": Key(
+        one_of("plain", "a1111"), "a1111 reads (word:1.2), [word] and BREAK as AUTOMATIC1111's web UI does (plain)"
+    ),
     "tile": Key(integer(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
     "noise": Key(
         one_of("ldm", "diffusers"), "whose numbers a seed means; diffusers' are those of its CPU generator (ldm)"

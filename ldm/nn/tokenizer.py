@@ -1,5 +1,6 @@
 """CLIP's byte-pair tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,16 +44,34 @@ class Tokenizer:
         A caption that does not fit is truncated; `cut` returns the rest.
         """
         tokens = torch.full((len(captions), chunks, self.context), self.pad)
-        room = self.context - 2
         for rows, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
             for chunk, row in enumerate(rows):
-                ids = [self.begin, *encoding.ids[chunk * room : (chunk + 1) * room], self.end]
-                row[: len(ids)] = torch.tensor(ids)
+                self._fill(row, encoding.ids[chunk * self.room : (chunk + 1) * self.room])
         return tokens.flatten(1)
+
+    @property
+    def room(self) -> int:
+        """The number of tokens of a caption in one chunk, beside begin and end."""
+        return self.context - 2
+
+    def ids(self, text: str) -> list[int]:
+        """Returns the tokens of a text of any length, without begin, end and padding."""
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def frame(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Returns int64 tokens (chunks, context): each chunk of ids between begin and end, and padded."""
+        tokens = torch.full((len(chunks), self.context), self.pad)
+        for row, ids in zip(tokens, chunks, strict=True):
+            self._fill(row, ids)
+        return tokens
+
+    def _fill(self, row: Tensor, ids: Sequence[int]) -> None:
+        framed = [self.begin, *ids, self.end]
+        row[: len(framed)] = torch.tensor(framed)
 
     def cut(self, caption: str, chunks: int = 1) -> str:
         """Returns the end of the caption that does not fit into this number of chunks, or "" if all of it fits."""
-        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * (self.context - 2) :]
+        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * self.room :]
         return caption[offsets[0][0] :] if offsets else ""
 
     def words(self, ids: list[int]) -> list[str]:

@@ -4,16 +4,28 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ldm.nn.text_encoder import TextEncoder
-from ldm.pipeline.inputs import ImageRequest, endpoints
+from ldm.pipeline.inputs import ImageRequest, prompt_texts
+from ldm.pipeline.prompt_syntax import parse
+from ldm.pipeline.settings import Settings
+
+WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
 
 
-def input_warnings(
-    requests: Sequence[ImageRequest], size: tuple[int, int], chunks: int, encoder: TextEncoder
-) -> list[str]:
-    """Returns each distinct warning once, for images of `size` (height, width) and texts of at most `chunks` chunks."""
-    prompts, others, _ = endpoints([request.prompt for request in requests])
-    texts = dict.fromkeys(prompts + others + [request.negative for request in requests])
-    return list(dict.fromkeys([*text_warnings(encoder, list(texts), chunks), *size_warnings(requests, size)]))
+def input_warnings(requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder) -> list[str]:
+    """Returns each distinct warning once."""
+    texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
+    if settings.prompt_syntax == "a1111":
+        syntax = []
+        texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
+    found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
+    return list(dict.fromkeys(found))
+
+
+def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
+    """Yields at most one warning about plain prompts in the syntax of AUTOMATIC1111's web UI."""
+    if found := [(text, match[0]) for text in texts if (match := WEB_UI.search(text))]:
+        text, part = found[0]
+        yield f"{part!r} in {_shortened(text)} is read as plain words; prompt_syntax=a1111 reads it as the web UI does"
 
 
 def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:

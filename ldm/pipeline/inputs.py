@@ -37,6 +37,12 @@ def endpoints(values: Sequence[T | Between[T]]) -> tuple[list[T], list[T], list[
     return [pair.first for pair in pairs], [pair.second for pair in pairs], [pair.share for pair in pairs]
 
 
+def prompt_texts(requests: "Sequence[ImageRequest]") -> list[str]:
+    """Returns each distinct prompt and negative prompt once."""
+    first, second, _ = endpoints([request.prompt for request in requests])
+    return list(dict.fromkeys(first + second + [request.negative for request in requests]))
+
+
 @dataclass(frozen=True)
 class ImageRequest:
     """The inputs of one image. Raises ValueError for values of the wrong type or out of range."""

@@ -1,8 +1,8 @@
 """Samples images from prompts: text-to-image, image-to-image and inpainting."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -23,9 +23,11 @@ from ldm.nn.backbone import Backbone, check_inputs, check_size
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
+from ldm.pipeline.emphasis import chunk_count
 from ldm.pipeline.input_warnings import input_warnings
-from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests
-from ldm.pipeline.prompts import encode_prompts, guided
+from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests, prompt_texts
+from ldm.pipeline.prompt_syntax import check_no_tags
+from ldm.pipeline.prompts import SYNTAXES, encode_prompts, guided, prompt_encoder
 from ldm.pipeline.seed_noise import INITIAL, seed_noise
 from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record
 from ldm.pipeline.source_images import STRENGTH, keep_unmasked, latent_mask, paste, source_tensors, step_counts
@@ -171,7 +173,8 @@ class Pipeline:
         if strength is None and image is not None:
             strength = 1.0 if self.inpaints else STRENGTH
         self._check(settings, batch_size)
-        for message in input_warnings(requests, settings.size, settings.chunks, self.text_encoder):
+        settings = self._with_room(settings, requests)
+        for message in input_warnings(requests, settings, self.text_encoder):
             (on_warning or partial(warnings.warn, stacklevel=3))(message)  # 3: the caller of no_grad's wrapper
 
         def sample_batch(batch: list[ImageRequest], first: int, done: int, batches: int) -> Tensor:
@@ -216,7 +219,7 @@ class Pipeline:
         self, requests: list[ImageRequest], settings: Settings, originals: Tensor | None, masks: Tensor | None
     ) -> Denoise:
         """Returns the guided denoiser; inpainting weights also see the mask, or one that repaints everything."""
-        encode = partial(self.text_encoder.encode, chunks=settings.chunks, skip=settings.clip_skip, device=self.device)
+        encode = prompt_encoder(self.text_encoder, settings, self.device)
         with self.offload.using(self.text_encoder):
             conditionings = encode_prompts(requests, encode)
         if self.inpaints:
@@ -230,6 +233,14 @@ class Pipeline:
             conditionings = positive.with_hint(INPAINTING, hint), negative.with_hint(INPAINTING, hint)
         weak = None if self.weak is None else self.weak.denoiser
         return guided(self.denoiser, weak, conditionings, requests, settings)
+
+    def _with_room(self, settings: Settings, requests: Sequence[ImageRequest]) -> Settings:
+        """Returns the settings with chunks for the longest prompt, if the syntax of the prompts asks for it."""
+        if settings.prompt_syntax == "plain":
+            return settings
+        texts = prompt_texts(requests)
+        check_no_tags(texts)
+        return replace(settings, chunks=max(settings.chunks, chunk_count(self.text_encoder, texts)))
 
     def _grid(self, settings: Settings, strength: float | None) -> Grid:
         """Returns the grid from pure noise or, given the strength of image-to-image, its last steps."""
@@ -258,6 +269,8 @@ class Pipeline:
             check_size(backbone, self.first_stage.factor, settings.size)
         if settings.chunks < 1:
             raise ValueError(f"chunks is {settings.chunks}, but must be 1 or more")
+        if settings.prompt_syntax not in SYNTAXES:
+            raise ValueError(f"prompt_syntax is {settings.prompt_syntax!r}, but must be one of {', '.join(SYNTAXES)}")
         self.text_encoder.check_skip(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
         get_thresholding(settings.thresholding, settings.thresholding_options)

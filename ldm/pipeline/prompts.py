@@ -1,17 +1,29 @@
 """Builds a denoiser of (x, t) that is conditioned on prompts and guided by them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoise, Denoiser
 from ldm.diffusion.guidance import autoguidance, classifier_free, interval_to_times
+from ldm.nn.text_encoder import TextEncoder
+from ldm.pipeline.emphasis import encode_emphasis
 from ldm.pipeline.inputs import ImageRequest, endpoints
 from ldm.pipeline.settings import Settings
 from ldm.sampling.thresholding import get_thresholding
 
+SYNTAXES = ("plain", "a1111")
 Pair = tuple[Conditioning, Conditioning]  # of the prompts and of the negative prompts
+
+
+def prompt_encoder(
+    text_encoder: TextEncoder, settings: Settings, device: torch.device
+) -> Callable[[list[str]], Conditioning]:
+    """Returns the function that encodes prompts in the syntax of the settings."""
+    encode = text_encoder.encode if settings.prompt_syntax == "plain" else partial(encode_emphasis, text_encoder)
+    return partial(encode, chunks=settings.chunks, skip=settings.clip_skip, device=device)
 
 
 def encode_prompts(requests: Sequence[ImageRequest], encode: Callable[[list[str]], Conditioning]) -> Pair:

@@ -17,8 +17,10 @@ class Settings:
     With a strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
     steps, spaced more finely, over the same range of noise. Guidance applies while sigma/alpha is in
     `guidance_interval`; `guidance_rescale` is a fraction, see `rescaled`. `clip_skip` omits the last layers of the text
-    encoder; a prompt may fill its context `chunks` times. With `tile`, images are decoded one at a time in tiles of
-    that many pixels. `noise` selects the generator that seeds refer to, see `ldm.pipeline.seed_noise.GENERATORS`.
+    encoder; a prompt may fill its context `chunks` times. `prompt_syntax` is "plain" or "a1111", which reads emphasis
+    and BREAK as AUTOMATIC1111's web UI does, in as many chunks as the longest prompt of the call needs. With `tile`,
+    images are decoded one at a time in tiles of that many pixels. `noise` selects the generator of seeds, see
+    `ldm.pipeline.seed_noise.GENERATORS`.
     """
 
     size: tuple[int, int]
@@ -35,6 +37,7 @@ class Settings:
     thresholding_options: Mapping[str, Any] = field(default_factory=dict)
     clip_skip: int = 0
     chunks: int = 1
+    prompt_syntax: str = "plain"
     tile: int = 0
     noise: str = "ldm"
 
@@ -76,6 +79,7 @@ class SettingsOverrides(TypedDict, total=False):
     thresholding_options: Mapping[str, Any] | None
     clip_skip: int | None
     chunks: int | None
+    prompt_syntax: str | None
     tile: int | None
     noise: str | None
 

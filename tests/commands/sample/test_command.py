@@ -62,6 +62,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "thresholding_options": {},
         "clip_skip": 0,
         "chunks": 1,
+        "prompt_syntax": "plain",
         "tile": 0,
         "noise": "ldm",
         "batch": {"prompts": ["red", "blue"], "seeds": [0, 0], "position": 1},
