@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ldm.drawing.job import CALL
-from ldm.drawing.sources import CALLED, read_again
+from ldm.drawing.job import CALL_KEYS
+from ldm.drawing.sources import CALL_NAMES, read_recorded
 from ldm.image import read_metadata
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
@@ -38,7 +38,7 @@ def restored(png: Path, models: Mapping[str, str], folder: Path) -> Restored:
     controls = {name: record[name] for name in ALIKE} | {"height": height, "width": width, "count": 1}
     if isinstance(record.get("strength"), float | int):
         controls["strength"] = record["strength"]
-    found = Restored(controls, {name: record[name] for name in CALL if name in record and name != "strength"})
+    found = Restored(controls, {name: record[name] for name in CALL_KEYS if name in record and name != "strength"})
     model = Path(str(record.get("model"))).resolve()
     if names := [name for name, path in models.items() if Path(path).resolve() == model]:
         controls["model"] = names[0]
@@ -46,7 +46,7 @@ def restored(png: Path, models: Mapping[str, str], folder: Path) -> Restored:
         found.remarks.append(f"It was drawn by {record.get('model')}, which is none of the models here.")
     if record.get("weak"):
         found.remarks.append("It was drawn with a weak model beside, which this page cannot do.")
-    for name in CALLED:
+    for name in CALL_NAMES:
         if name in record:
             _add_source(found, name, record[name], folder)
     return found
@@ -63,7 +63,7 @@ def _add_source(found: Restored, name: str, told: Any, folder: Path) -> None:
     try:
         path, sha256 = Path(told["path"]), str(told["sha256"])
         if path.resolve().is_relative_to(folder.resolve()):
-            found.sources[name] = read_again(name, str(path), sha256).image
+            found.sources[name] = read_recorded(name, str(path), sha256).image
         else:
             found.remarks.append(f"Its {name} {path} lies outside of {folder}: put it in yourself.")
     except (KeyError, TypeError, ValueError, OSError) as error:

@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.app.models import settings_of
-from ldm.drawing.job import Process, SamplingJob, file_name, load
-from ldm.drawing.sources import CALLED, read
+from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
+from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline, Result
 from ldm.pipeline.settings import Settings
@@ -103,7 +103,7 @@ class Service:
                 on_estimate=on_estimate,
                 on_warning=remarks.append,
                 cancelled=cancelled,
-                **request.call | {CALLED[name]: image for name, image in request.sources.items()},
+                **request.call | {CALL_NAMES[name]: image for name, image in request.sources.items()},
             )
             tell(Drawn(self._kept(result, origin, request.sources), remarks))
 
@@ -127,7 +127,7 @@ class Service:
 
     def _files(self, pictures: int) -> list[Path]:
         """What the next request of so many pictures may write."""
-        return [*self._pictures(pictures), *map(self._source_file, CALLED)]
+        return [*self._pictures(pictures), *map(self._source_file, CALL_NAMES)]
 
     def _pictures(self, count: int) -> list[Path]:
         return [self.out / file_name(self._count + k) for k in range(count)]
@@ -141,5 +141,5 @@ class Service:
         if self._loaded is None or self._loaded[0] != model:
             path, self._loaded = self._path(model), None  # so that only one takes memory
             job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
-            self._loaded = (model, *load(job, Process()))
+            self._loaded = (model, *load_pipeline(job, Process()))
         return self._loaded[1:]

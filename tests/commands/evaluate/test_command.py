@@ -137,7 +137,7 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
 @pytest.mark.parametrize(
     ("wrong", "code", "told"),
     [
-        (["--steps", "0"], 2, "--steps 0: expected a whole number from 1 up"),
+        (["--steps", "0"], 2, "--steps 0: expected an integer >= 1"),
         (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, several"),
         (["--sampler", "ddim,eular"], 2, "--sampler ddim,eular: expected one of ddpm"),
         (["--seed", "1,1"], 2, "--seed 1,1: a value is given twice"),
@@ -150,7 +150,7 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
         (
             ["--seed", "9999999999999999999"],
             2,
-            "--seed 9999999999999999999: expected a whole number from 0 up, of at most 18",
+            "--seed 9999999999999999999: expected an integer >= 0 with at most 18",
         ),
         (["--data", "shapes", "--held-out", "5"], 2, "--held-out is for data that a model may be trained on"),
     ],
