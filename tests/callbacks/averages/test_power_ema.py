@@ -45,7 +45,7 @@ def test_what_is_reconstructed_after_training_is_what_would_have_been_tracked(
 ) -> None:
     folder, direct = run
     assert main(["ema", str(folder), "--length", ",".join(map(str, WANTED))]) == 0
-    assert capsys.readouterr().out.count("off by") == len(WANTED)
+    assert capsys.readouterr().out.count("error of the average") == len(WANTED)
     for length, track in zip(WANTED, direct.tracks, strict=True):
         made = flat(load_network(folder / f"ema_{length:.3f}.safetensors", "unet").state_dict())
         assert (made - flat(track)).norm() / flat(track).norm() < 1e-3, length
@@ -76,10 +76,10 @@ def test_an_average_is_written_over_an_average_and_over_no_other_file(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--length", "0.3"], 2, "between 0 and 0.288, not 0.3"),
+        (["--length", "0.3"], 2, "is 0.3, but must be a fraction of training between 0 and 0.288"),
         (["--length", "a"], 2, "--length a"),
-        (["--length", "0.1", "--step", "500"], 1, "end at step 120"),
-        (["--length", "0.1", "--step", "2"], 1, "none makes an average of step 2"),
+        (["--length", "0.1", "--step", "500"], 1, "to 120, where"),
+        (["--length", "0.1", "--step", "2"], 1, "--step 2 has no average: give a step from "),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_a_sentence(
