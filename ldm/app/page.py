@@ -109,10 +109,8 @@ class Page:
         started = gr.on(
             pressed, self.start, None, [parts["number"], parts["message"]], queue=False, show_progress="hidden"
         )
-        queued: dict[str, Any] = {
-            "show_progress": "hidden",
-            "trigger_mode": "multiple",
-        }  # also accepts a press while another request is stopping
+        # "multiple" accepts a press while another request is still stopping.
+        queued: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
         finished = started.then(self.generate, named, every, **queued)
         finished.then(self.add_to_gallery, [parts["shown"], parts["history"]], every, **queued)
         parts["stop"].click(self.stop, parts["number"], parts["message"], queue=False, show_progress="hidden")
@@ -175,8 +173,9 @@ class Page:
 
     def _display(self, paths: list[Path]) -> Updates:
         record = read_metadata(paths[0])
-        seeds = str(record["seed"]) if len(paths) == 1 else f"{record['seed']} and the next {len(paths) - 1}"
-        text = f"{record['prompt']} · seed {seeds} · {record['steps']} steps of {record['sampler']}"
+        seed, last = record["seed"], record["seed"] + len(paths) - 1
+        seeds = f"seed {seed}" if len(paths) == 1 else f"seeds {seed} to {last}"
+        text = f"{record['prompt']} · {seeds} · {record['steps']} steps of {record['sampler']}"
         stage = self._on_stage([str(path) for path in paths], text)
         return stage | {self.parts["shown"]: paths, self.parts["actions"]: gr.Row(visible=True)}
 
