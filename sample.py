@@ -1,4 +1,4 @@
-"""Draw pictures from prompts: `python sample.py --help`."""
+"""Samples images from prompts: `python sample.py --help`."""
 
 import sys
 

@@ -10,26 +10,26 @@ from ldm.weights.model import find_model
 SUFFIXES = (".safetensors", ".ckpt")
 
 
-def offered(folder: str | None) -> tuple[dict[str, str], list[str]]:
+def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
     """Returns paths of models by name, and the reasons why others were skipped. Offers nothing outside `folder`.
 
     Raises NotADirectoryError if `folder` is not a folder.
     """
     models: dict[str, str] = {DEFAULT: DEFAULT}
-    refusals: list[str] = []
+    skipped: list[str] = []
     if folder is None:
-        return models, refusals
+        return models, skipped
     top = Path(folder).expanduser()
     if not top.is_dir():
         raise NotADirectoryError(f"--models {folder} is not a folder; give the folder that holds your models")
-    for path, refusal in candidates(top):
+    for path, reason in candidates(top):
         if not path.resolve().is_relative_to(top.resolve()):
-            refusals.append(f"{path} links outside {folder}")
-        elif refusal is None:
+            skipped.append(f"{path} links outside {folder}")
+        elif reason is None:
             models[str(path.relative_to(top))] = str(path)
         else:
-            refusals.append(refusal)
-    return models, refusals
+            skipped.append(reason)
+    return models, skipped
 
 
 def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
@@ -51,7 +51,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield path, None
 
 
-def settings_of(path: str) -> Settings:
+def default_settings(path: str) -> Settings:
     """Returns the default settings of a model, without reading its tensors."""
     model = find_model(path).model
     return Settings(size=tuple(model["size"]), **model["sampling"])

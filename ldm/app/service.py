@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from ldm.app.models import settings_of
+from ldm.app.models import default_settings
 from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
 from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
@@ -61,7 +61,7 @@ class Service:
         self._count = 0
 
     def settings(self, model: str) -> Settings:
-        return settings_of(self._path(model))
+        return default_settings(self._path(model))
 
     def sample(self, request: Request) -> Generator[Step | Finished, None, None]:
         """Yields each step, then the saved images; closing the generator stops sampling after the current step.

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 
-from ldm.app.models import offered
+from ldm.app.models import find_models
 from ldm.commands.device_arguments import add_device_arguments
 from ldm.device import choose_device
 from ldm.errors import UsageError
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> None:
     from ldm.app.server import serve  # which need Gradio
     from ldm.app.service import Service
 
-    models, refusals = offered(args.models)
-    for refusal in refusals:
-        print(f"skipped: {refusal}", file=sys.stderr)
+    models, skipped = find_models(args.models)
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
     out = Path(args.out).expanduser() / time.strftime("%Y-%m-%d_%H-%M-%S")
     check_writable(out)
     blocks = serve(Service(models, out, args.device, args.precision, args.offload), args.host, args.port)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    lengths = _lengths(args.length)
+    lengths = _parse_lengths(args.length)
     snapshots = read_snapshots(args.run)
     first, last = min(about["ema"]["step"] for about in snapshots.values()), last_step(snapshots)
     step = last if args.step is None else args.step
@@ -56,7 +56,7 @@ def _is_average(file: Path) -> bool:
         return False
 
 
-def _lengths(text: str) -> list[float]:
+def _parse_lengths(text: str) -> list[float]:
     try:
         lengths = [number(part) for part in text.split(",")]
     except ValueError as error:

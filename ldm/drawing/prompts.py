@@ -43,7 +43,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"prompts_file={path} has an unknown type; give a file of type {', '.join(SUFFIXES)}")
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file prompts_file={path}")
+        raise FileNotFoundError(f"prompts_file={path} does not exist; give the path of a file of prompts")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Context:
     """The model, the data it is compared with, and the device."""
 
     model: str
@@ -42,13 +42,13 @@ class Setting:
     precision: str
 
 
-def result(cell: Cell, setting: Setting, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
+def result(cell: Cell, context: Context, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
     """Returns the report of an evaluation, in the format of a run's metrics.json."""
     job, measured, size = cell.job, collect(cell.job), list(cell.job.settings.size)
     metrics = {"sampling_seconds": measured.seconds, "nfe": measured.calls / job.count}
     metrics |= ruler.metrics(measured.rows, measured.captions, size, real)
-    source = {**real.about["data"], "data": setting.data, "sha256": real.about["sha256"], "size": real.about["size"]}
-    trained = training_of(Path(setting.model))
+    source = {**real.about["data"], "data": context.data, "sha256": real.about["sha256"], "size": real.about["size"]}
+    trained = training_of(Path(context.model))
     provenance = Provenance(
         feature_network=ruler.features.about,
         reference=source,
@@ -61,18 +61,18 @@ def result(cell: Cell, setting: Setting, ruler: Ruler, real: Reference, curve: N
         sampling={**asdict(job.settings), "size": size},
         size=size,
         ema=trained["ema"] if cell.length is None else {"length": cell.length},
-        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(setting.model))),
+        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(context.model))),
         seed=trained["seed"],
         ranks=None,
-        dtype=f"{setting.precision}-true",
-        device=torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "cpu",
+        dtype=f"{context.precision}-true",
+        device=torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         clip=None if ruler.clip is None else ruler.clip.fingerprint,
         validation=None if curve is None else curve.about | {"data": source["sha256"]},
         model={
-            "weights": setting.model,
-            "fingerprint": setting.fingerprint,
-            "notes": list(find_model(setting.model).notes),
+            "weights": context.model,
+            "fingerprint": context.fingerprint,
+            "notes": list(find_model(context.model).notes),
         },
         identity=cell.identity,
     ).plain()
@@ -108,6 +108,8 @@ def write(out: Path, reports: list[dict[str, Any]]) -> None:
     print(table(reports[0]["metrics"], counts[0], counts[1], f"{out}, {out.with_suffix('.png')}"))
 
 
-def save_sheet(path: Path, cell: Cell) -> None:
-    shown = collect(cell.job)
-    save_png(grid(to_pil(shown.images), shown.captions[: len(shown.images)]), path, {"identity": cell.identity})
+def save_images(path: Path, cell: Cell) -> None:
+    measured = collect(cell.job)
+    save_png(
+        grid(to_pil(measured.images), measured.captions[: len(measured.images)]), path, {"identity": cell.identity}
+    )

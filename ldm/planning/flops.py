@@ -26,7 +26,7 @@ class Cost:
     saved: int
 
 
-class AsOnGPU(TorchFunctionMode):
+class GPUEmulation(TorchFunctionMode):
     """Emulates flash attention, which saves no (n, n) matrix, and, if `low` is given, CUDA's autocast to it."""
 
     lowered = (F.linear, F.conv2d, F.scaled_dot_product_attention)
@@ -61,7 +61,7 @@ def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True,
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with AsOnGPU(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
+        with GPUEmulation(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
             out = forward()
         flops = counter.get_total_flops()
         if grad and backward:

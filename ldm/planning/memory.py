@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.config_tree import find, import_target
-from ldm.planning.settings import compute
+from ldm.planning.settings import compute_dtype
 
 
 def memory(
@@ -16,23 +16,23 @@ def memory(
 ) -> dict[str, int]:
     """Returns the bytes that a GPU holds permanently, by purpose."""
     strategy, parameters = config["trainer"]["strategy"], list(trainable(trained).values())
-    gradients = size(parameters)
-    state = {"weights": size(trained.parameters()), "gradients": gradients}
+    gradients = total_bytes(parameters)
+    state = {"weights": total_bytes(trained.parameters()), "gradients": gradients}
     state["optimizer"] = optimizer_state(config["optimizer"], parameters)
     if (ema := config["ema"]) and ema.get("device") != "cpu":
         per_weight = getattr(torch, ema.get("dtype", "float32")).itemsize * len(ema.get("lengths", [None]))
         state["EMA"] = per_weight * sum(p.numel() for p in parameters)  # in its own dtype, not that of the weights
     if sharded:
         state = {f"{name}, sharded": -(-held // gpus) for name, held in state.items()}
-        state["gathered"] = gathered(trained, compute(config))
+        state["gathered"] = gathered_bytes(trained, compute_dtype(config))
     elif gpus > 1 and not find(strategy, "gradient_as_bucket_view"):
         state["DDP buckets"] = gradients
     if frozen:
-        state["frozen networks"] = sum(size(network.parameters()) for network in frozen)
+        state["frozen networks"] = sum(total_bytes(network.parameters()) for network in frozen)
     return state
 
 
-def gathered(trained: nn.Module, dtype: torch.dtype) -> int:
+def gathered_bytes(trained: nn.Module, dtype: torch.dtype) -> int:
     """Returns the peak bytes of weights gathered by FSDP2: those outside the blocks, the largest block, and the next.
 
     The gathered gradients of a block are not included: they exist later, after earlier buffers are freed.
@@ -43,7 +43,7 @@ def gathered(trained: nn.Module, dtype: torch.dtype) -> int:
     return dtype.itemsize * (total - sum(blocks) + 2 * max(blocks))
 
 
-def size(tensors: Iterable[Tensor]) -> int:
+def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -54,4 +54,6 @@ def optimizer_state(node: dict[str, Any], parameters: list[nn.Parameter]) -> int
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
-    return size(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    return total_bytes(
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    )

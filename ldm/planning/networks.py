@@ -15,7 +15,7 @@ from ldm.nn.vae import VAE
 from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
 from ldm.planning.numbers import amount
-from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute
+from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute_dtype
 from ldm.weights.find import find as find_weights
 from ldm.weights.native import build as build_network
 
@@ -45,7 +45,7 @@ def plan_networks(config: dict[str, Any]) -> tuple[list[PlannedNetwork], list[st
     if isinstance(network, Backbone):
         if config.get("adapter"):
             build(config["adapter"], notes).adapt(network)
-        return diffusion_networks(config, network, compute(config), notes), notes
+        return diffusion_networks(config, network, compute_dtype(config), notes), notes
     if isinstance(network, CLIP):
         return [clip_network(config, network, dtype)], notes
     if isinstance(network, VAE):
@@ -75,8 +75,8 @@ def diffusion_networks(
     """Returns the denoising network and those of its frozen networks whose architecture is known."""
     training, batch = config["training"], config["data"]["batch_size"]
     height, width = training["size"]
-    vae = frozen(training["first_stage"], "first stage", "vae", notes)
-    text = frozen(training["text_encoder"], "text encoder", "text_tower", notes)
+    vae = frozen_network(training["first_stage"], "first stage", "vae", notes)
+    text = frozen_network(training["text_encoder"], "text encoder", "text_tower", notes)
     factor, n = vae.factor if isinstance(vae, VAE) else 8, text.context if isinstance(text, TextTower) else 77
     if vae is None:
         notes.append("latents are assumed to be 8 times smaller than images, per side")
@@ -94,9 +94,9 @@ def diffusion_networks(
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
         networks.append(PlannedNetwork("first stage", vae, encode, note))
     if isinstance(text, TextTower):
-        note = "frozen; not called in a step, because data holds its outputs" if has_states(config) else "frozen"
+        note = "frozen; not called in a step, because data holds its outputs" if has_text_states(config) else "frozen"
         networks.append(
-            PlannedNetwork("text encoder", text, None if has_states(config) else partial(text, tokens), note)
+            PlannedNetwork("text encoder", text, None if has_text_states(config) else partial(text, tokens), note)
         )
     return networks
 
@@ -129,12 +129,12 @@ def image_batch(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtyp
     return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
 
 
-def has_states(config: dict[str, Any]) -> bool:
+def has_text_states(config: dict[str, Any]) -> bool:
     """Whether the data holds text states, the outputs of the text encoder."""
     return find(config["data"]["module"]["train"], "text_encoder") is not None
 
 
-def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
+def frozen_network(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
     """Builds the network that its weights file or else the node's `config` describes; None, with a note, if neither."""
     try:
         if not node["weights"]:

@@ -7,9 +7,9 @@ from typing import Any
 from ldm.nn.backbone import Backbone
 from ldm.planning.flops import Cost, measure, measure_training
 from ldm.planning.memory import memory
-from ldm.planning.networks import PlannedNetwork, has_states, plan_networks
+from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
 from ldm.planning.numbers import amount, count, row
-from ldm.planning.settings import AUTOCAST, compute, count_gpus, is_sharded, precision_of
+from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, precision_of
 
 # Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
 GPUS = (
@@ -38,7 +38,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     trained, others = networks[0], [planned.network for planned in networks[1:]]
     low, gpus, sharded = AUTOCAST.get(trainer["precision"]), count_gpus(trainer), is_sharded(trainer)
     held, other = (memory(config, trained.network, others, gpus, fsdp) for fsdp in (sharded, not sharded))
-    trained.network.to(compute(config))  # the dtype of gathered weights
+    trained.network.to(compute_dtype(config))  # the dtype of gathered weights
     costs = {
         planned.name: measure_training(planned.network, planned.forward, low)
         if planned is trained
@@ -55,7 +55,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     for planned in networks:
         yield row(planned.name, amount(sum(p.numel() for p in planned.network.parameters())), planned.note)
     yield f"FLOPs for a batch of {batch} on one GPU"
-    yield from operations(costs)
+    yield from flop_rows(costs)
     images_note = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
     yield row("a step", amount(flops), images_note)
     names = ("ddp", "fsdp") if not sharded else ("fsdp", "ddp")
@@ -65,41 +65,41 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
     yield "  assumes that all of it is held at once; excludes workspaces and savings by torch.compile"
-    yield from cache(trained, has_states(config))
-    yield from hours(config, flops, need, held["activations"] / batch, gpus)
+    yield from cache_rows(trained, has_text_states(config))
+    yield from time_rows(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
 
 
-def operations(costs: dict[str, Cost]) -> Iterator[str]:
+def flop_rows(costs: dict[str, Cost]) -> Iterator[str]:
     for name, cost in costs.items():
         yield row(f"{name}, forward", amount(cost.forward))
         if cost.backward:
             yield row(f"{name}, backward", amount(cost.backward))
 
 
-def cache(trained: PlannedNetwork, states: bool) -> Iterator[str]:
+def cache_rows(trained: PlannedNetwork, states: bool) -> Iterator[str]:
     """Yields the size per sample written by `ldm encode`: moments in float16, a caption, and text states if any."""
     if isinstance(trained.network, Backbone) and isinstance(trained.forward, partial):
         z, height, width = trained.forward.args[0].shape[1:]
-        _, tokens, width_of_states = trained.forward.args[2].get("text").shape
-        held = 2 * (2 * z * height * width) + CAPTION_BYTES + states * 2 * tokens * width_of_states
-        states_note = f", with text states {tokens}x{width_of_states} in float16" if states else ""
+        _, tokens, text_width = trained.forward.args[2].get("text").shape
+        sample_bytes = 2 * (2 * z * height * width) + CAPTION_BYTES + states * 2 * tokens * text_width
+        states_note = f", with text states {tokens}x{text_width} in float16" if states else ""
         moments = f"moments {2 * z}x{height}x{width} in float16"
         yield f"cache ({moments}; {CAPTION_BYTES} bytes of caption{states_note}, assumed)"
-        yield row("a sample", amount(held, 1024, "B"))
-        yield row("a million", amount(held * 10**6, 1024, "B"))
+        yield row("a sample", amount(sample_bytes, 1024, "B"))
+        yield row("a million", amount(sample_bytes * 10**6, 1024, "B"))
 
 
-def hours(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
+def time_rows(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
     """Yields the time of all steps and the largest batch size for each of `GPUS`; an image adds `image` bytes."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
-    steps, single = trainer["max_steps"], precision_of(config).startswith("32")
+    steps, float32 = trainer["max_steps"], precision_of(config).startswith("32")
     yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILIZATION:.0%} (assumed) of the dense peak"
-    for name, held, peak in GPUS:
-        peak = peak / 2 if single else peak  # TF32
+    for name, gib, peak in GPUS:
+        peak = peak / 2 if float32 else peak  # TF32
         duration = flops * steps / (gpus * peak * 1e12 * UTILIZATION) / 3600
-        largest = int((USABLE * held * 2**30 - need) / image + batch)  # batch size
-        fits = f"fits a batch of up to {largest}" if largest > 0 else f"does not fit in {USABLE:.0%} of {held} GiB"
-        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if single else 'bf16'}, {fits}")
+        largest = int((USABLE * gib * 2**30 - need) / image + batch)
+        fits = f"fits a batch of up to {largest}" if largest > 0 else f"does not fit in {USABLE:.0%} of {gib} GiB"
+        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if float32 else 'bf16'}, {fits}")
     if trainer["devices"] in ("auto", "-1", -1):
         yield "trainer.devices=auto counts as one GPU per node; set trainer.devices=N for N GPUs"

@@ -14,7 +14,7 @@ def is_sharded(trainer: dict[str, Any]) -> bool:
     return any("ModelParallel" in target for target in targets(trainer["strategy"]))
 
 
-def compute(config: dict[str, Any]) -> torch.dtype:
+def compute_dtype(config: dict[str, Any]) -> torch.dtype:
     """Returns the dtype of the trained network's weights in the forward pass."""
     name = config["training"].get("compute")
     return getattr(torch, name) if name else ONE_DTYPE.get(config["trainer"]["precision"], torch.float32)

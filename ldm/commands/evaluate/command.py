@@ -25,7 +25,7 @@ from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, shown_warnings
 from ldm.evaluation.data import SHAPES, Data, open_data
-from ldm.evaluation.result import Cell, Setting, result, save_sheet, write
+from ldm.evaluation.result import Cell, Context, result, save_images, write
 from ldm.evaluation.run import EvaluationJob, measure
 from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
     with shown_warnings():
-        work(args, swept, rank, world)
+        evaluate(args, swept, rank, world)
     if world > 1:
         dist.destroy_process_group()
 
@@ -135,7 +135,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         refuse(grid + beside(args.out), "ldm evaluate", "move it away, or give another --out")
 
 
-def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
+def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
     args.precision = choose_precision(args.precision, args.device)
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
@@ -149,13 +149,13 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
         print(f"{args.out} already holds this evaluation")
         return
     if not rank:
-        own = parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
+        own = partial_folder(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
         pictures = pictures_of(data.images, count, args.batch)
         real = reference(args.reference or own, ruler.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            weights = averaged(Path(args.model), length)  # of an adapter only the trainable ones
+            weights = averaged_weights(Path(args.model), length)  # of an adapter only the trainable ones
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
         run_jobs([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
         if args.validation and not rank:
@@ -164,22 +164,22 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     if world > 1:
         dist.barrier()
     if not rank:
-        setting = Setting(args.model, args.data, fingerprint, pipeline.device, args.precision)
-        finish(args.out, cells, [result(cell, setting, ruler, real, curves.get(cell.length)) for cell in cells])
+        context = Context(args.model, args.data, fingerprint, pipeline.device, args.precision)
+        finish(args.out, cells, [result(cell, context, ruler, real, curves.get(cell.length)) for cell in cells])
 
 
 def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
     write(out, reports)
     if len(cells) == 1:
-        save_sheet(out.with_suffix(".png"), cells[0])
-    for path in parts(out).iterdir():
+        save_images(out.with_suffix(".png"), cells[0])
+    for path in partial_folder(out).iterdir():
         if re.fullmatch(r"(reference_)?[0-9a-f]{16}", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with suppress(OSError):  # if it holds other files
-        parts(out).rmdir()
+        partial_folder(out).rmdir()
 
 
-def parts(out: Path) -> Path:
+def partial_folder(out: Path) -> Path:
     """Returns the folder of partial results."""
     return out.with_name(f".{out.name}.parts")
 
@@ -205,7 +205,7 @@ def ruler_about(args: argparse.Namespace, ruler: Ruler) -> list[Any]:
     return [ruler.features.about, ruler.clip and ruler.clip.fingerprint, args.resamples, args.infinity, args.validation]
 
 
-def averaged(run: Path, length: float) -> dict[str, Any]:
+def averaged_weights(run: Path, length: float) -> dict[str, Any]:
     """Returns a run's averaged weights. Raises FileNotFoundError or ValueError if its snapshots do not allow it."""
     snapshots = read_snapshots(run)
     return reconstruct(snapshots, last_step(snapshots), length)[0]
@@ -224,7 +224,7 @@ def cells_of(
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
         determining = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
         identity = hashlib.sha256(determining.encode()).hexdigest()
-        folder = parts(args.out) / identity[:16]
+        folder = partial_folder(args.out) / identity[:16]
         yield Cell(EvaluationJob(folder, data.captions, count, args.batch, first, settings), length, identity)
 
 

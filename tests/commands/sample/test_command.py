@@ -147,7 +147,7 @@ def test_wrong_arguments_exit_with_2(argv: list[str], message: str, capsys: pyte
         (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
         (["prompts_file=x.xlsx"], "has an unknown type; give a file of type .txt, .csv, .jsonl"),
-        (["prompts_file=nowhere.txt"], "there is no file prompts_file=nowhere.txt"),
+        (["prompts_file=nowhere.txt"], "prompts_file=nowhere.txt does not exist"),
         (["red", "init=nowhere.png"], "nowhere.png: No such file or directory"),
         (["red", "init=README.md"], "README.md cannot be read as a picture"),
         (["from=nowhere.png"], "nowhere.png: No such file or directory"),
