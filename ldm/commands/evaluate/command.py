@@ -124,7 +124,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raises ValueError or FileExistsError if an output would be in the data or overwrite a file of others."""
+    """Raises ValueError or FileExistsError if an output would be in the data or overwrite an unrelated file."""
     if args.data != SHAPES:
         check_outside(args.out, args.data, "--out", "data")
     files = [args.out, args.out.with_suffix(".png"), args.out.with_suffix(".md")]

@@ -60,9 +60,7 @@ def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
     assert training_of(run)["steps"] == 12
     (run / "checkpoints").mkdir()
-    torch.save(
-        {"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt"
-    )  # which the weights are read from
+    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # which holds the weights
     assert training_of(run)["steps"] == 7
 
 
