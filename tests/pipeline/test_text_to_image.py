@@ -49,8 +49,8 @@ def test_recorded_settings_reproduce_an_image_bit_for_bit(pipeline: Pipeline) ->
     for image, settings in zip(result.images, result.settings, strict=True):
         batch = settings["batch"]
         names = ("negative", "sampler", "spacing", "steps", "guidance", "size")
-        again = pipeline(batch["prompts"], seeds=batch["seeds"], **{name: settings[name] for name in names})
-        assert torch.equal(again.images[batch["position"]], image)
+        reproduced = pipeline(batch["prompts"], seeds=batch["seeds"], **{name: settings[name] for name in names})
+        assert torch.equal(reproduced.images[batch["position"]], image)
         assert settings["prompt"] == batch["prompts"][batch["position"]]
 
 

@@ -45,7 +45,7 @@ def test_reconstructed_averages_equal_those_tracked_during_training(
 ) -> None:
     folder, direct = run
     assert main(["ema", str(folder), "--length", ",".join(map(str, WANTED))]) == 0
-    assert capsys.readouterr().out.count("off by") == len(WANTED)
+    assert capsys.readouterr().out.count("error of the average") == len(WANTED)
     for length, track in zip(WANTED, direct.tracks, strict=True):
         reconstructed = flat(load_network(folder / f"ema_{length:.3f}.safetensors", "unet").state_dict())
         assert (reconstructed - flat(track)).norm() / flat(track).norm() < 1e-3, length
@@ -76,10 +76,10 @@ def test_ldm_ema_overwrites_only_files_that_it_wrote(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--length", "0.3"], 2, "between 0 and 0.288, not 0.3"),
+        (["--length", "0.3"], 2, "is 0.3, but must be a fraction of training between 0 and 0.288"),
         (["--length", "a"], 2, "--length a"),
-        (["--length", "0.1", "--step", "500"], 1, "end at step 120"),
-        (["--length", "0.1", "--step", "2"], 1, "none makes an average of step 2"),
+        (["--length", "0.1", "--step", "500"], 1, "to 120, where"),
+        (["--length", "0.1", "--step", "2"], 1, "--step 2 has no average: give a step from "),
     ],
 )
 def test_averages_that_cannot_be_reconstructed_are_refused(

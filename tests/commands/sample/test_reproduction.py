@@ -1,4 +1,4 @@
-"""`from=PICTURE.png`."""
+"""Tests of `from=IMAGE.png`."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from PIL import Image
 from ldm.commands.sample import command as sample
 from ldm.drawing import job as sample_job
 from ldm.image import read_metadata, save_png, to_pil
-from tests.commands.sample.told import error
+from tests.commands.sample.running import error
 
 
-def test_a_picture_is_made_again_bit_for_bit_and_again_from_that(model: str, out: Path, tmp_path: Path) -> None:
+def test_an_image_and_its_reproduction_are_reproduced_bit_for_bit(model: str, out: Path, tmp_path: Path) -> None:
     prompts = ["a red circle", 'commas, "quotes", it\'s [x=1]', "blue"]
     assert sample.main([*prompts, "sampler=ddpm", "steps=2", "seed=9", "device=cpu", model, f"out={out}"]) == 0
     first, second = tmp_path / "first", tmp_path / "second"
@@ -23,9 +23,7 @@ def test_a_picture_is_made_again_bit_for_bit_and_again_from_that(model: str, out
         assert (folder / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
-def test_a_changed_picture_names_those_that_it_is_made_of_and_is_made_again(
-    model: str, out: Path, tmp_path: Path
-) -> None:
+def test_an_inpainted_image_records_its_sources_and_is_reproduced(model: str, out: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     init, mask = to_pil(torch.randint(0, 256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8))
     init.save(tmp_path / "init.png")
@@ -40,47 +38,49 @@ def test_a_changed_picture_names_those_that_it_is_made_of_and_is_made_again(
     guided += ["thresholding=dynamic", "thresholding_options=share=0.9,limit=2"]
     (tmp_path / "weak.safetensors").symlink_to(Path(model.removeprefix("model=")))
     assert sample.main(["red", "blue", "steps=4", "device=cpu", model, *sources, *guided, f"out={out}"]) == 0
-    told = read_metadata(out / "0001.png")
-    assert told["strength"] == 0.5 and told["init"]["path"] == str(tmp_path / "init.png")
-    assert told["guidance_interval"] == [0.3, 5.0] and told["guidance_rescale"] == 0.5
-    assert sample.main([f"from={out / '0001.png'}", f"out={tmp_path / 'again'}"]) == 0
-    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
+    recorded = read_metadata(out / "0001.png")
+    assert recorded["strength"] == 0.5 and recorded["init"]["path"] == str(tmp_path / "init.png")
+    assert recorded["guidance_interval"] == [0.3, 5.0] and recorded["guidance_rescale"] == 0.5
+    assert sample.main([f"from={out / '0001.png'}", f"out={tmp_path / 'reproduced'}"]) == 0
+    assert (tmp_path / "reproduced" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
-def test_a_picture_from_before_there_were_such_settings_is_made_again(model: str, out: Path, tmp_path: Path) -> None:
+def test_an_image_without_newer_settings_is_reproduced(model: str, out: Path, tmp_path: Path) -> None:
     assert sample.main(["red", "steps=2", "device=cpu", model, f"out={out}"]) == 0
-    old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in sample_job.UNRECORDED}
+    old = {
+        name: value for name, value in read_metadata(out / "0000.png").items() if name not in sample_job.LEGACY_SETTINGS
+    }
     save_png(Image.open(out / "0000.png"), tmp_path / "old.png", old)
-    assert sample.main([f"from={tmp_path / 'old.png'}", f"out={tmp_path / 'again'}"]) == 0
-    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
+    assert sample.main([f"from={tmp_path / 'old.png'}", f"out={tmp_path / 'reproduced'}"]) == 0
+    assert (tmp_path / "reproduced" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
 
 
-def test_other_keys_and_a_prompt_override_what_a_picture_says(model: str, out: Path, tmp_path: Path) -> None:
+def test_keys_and_a_prompt_override_recorded_settings(model: str, out: Path, tmp_path: Path) -> None:
     assert sample.main(["red", "blue", "steps=2", "seed=9", model, f"out={out}"]) == 0
-    again = tmp_path / "again"
-    assert sample.main([f"from={out / '0001.png'}", "white", "seed=3", "guidance=1", f"out={again}"]) == 0
-    told = read_metadata(again / "0000.png")
-    assert (told["prompt"], told["seed"], told["guidance"], told["steps"]) == ("white", 3, 1.0, 2)
-    assert told["batch"] == {"prompts": ["red", "white"], "seeds": [9, 3], "position": 1}
+    folder = tmp_path / "reproduced"
+    assert sample.main([f"from={out / '0001.png'}", "white", "seed=3", "guidance=1", f"out={folder}"]) == 0
+    recorded = read_metadata(folder / "0000.png")
+    assert (recorded["prompt"], recorded["seed"], recorded["guidance"], recorded["steps"]) == ("white", 3, 1.0, 2)
+    assert recorded["batch"] == {"prompts": ["red", "white"], "seeds": [9, 3], "position": 1}
 
 
-def test_a_picture_of_a_model_that_has_changed_is_refused_unless_a_model_is_given(
+def test_an_image_of_a_changed_model_is_refused_unless_a_model_is_given(
     model: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample.main(["red", "steps=1", model, f"out={out}"]) == 0
     changed = tmp_path / "changed.png"
     save_png(Image.open(out / "0000.png"), changed, read_metadata(out / "0000.png") | {"fingerprint": "0" * 64})
-    told = error(capsys, 1, f"from={changed}", f"out={tmp_path / 'again'}")
-    assert "is no longer the one that drew this picture" in told
-    assert sample.main([f"from={changed}", model, f"out={tmp_path / 'again'}"]) == 0
+    message = error(capsys, 1, f"from={changed}", f"out={tmp_path / 'reproduced'}")
+    assert "has changed since it generated this image" in message
+    assert sample.main([f"from={changed}", model, f"out={tmp_path / 'reproduced'}"]) == 0
 
 
 @pytest.mark.parametrize(
     "metadata",
     [{"grid": 2}, {"batch": {"prompts": ["a"], "seeds": [0], "position": 3}}, {"batch": {"position": None}}],
 )
-def test_a_picture_without_all_settings_is_refused(
+def test_an_image_without_all_settings_is_refused(
     metadata: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", metadata)
-    assert "does not hold all settings" in error(capsys, 1, f"from={tmp_path / 'x.png'}")
+    assert "lacks settings of sample.py" in error(capsys, 1, f"from={tmp_path / 'x.png'}")

@@ -1,4 +1,4 @@
-"""What the tests of sample.py share."""
+"""Functions shared by the tests of sample.py."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from ldm.commands.sample import command as sample
 
 def error(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
     assert sample.main(list(argv)) == code
-    told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("error: ") and not any(line.startswith("error") for line in told[:-1])
-    return told[-1]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and not any(line.startswith("error") for line in lines[:-1])
+    return lines[-1]
 
 
 def files(folder: Path) -> dict[str, bytes]:
