@@ -53,5 +53,5 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 def default_settings(path: str) -> Settings:
     """Returns the default settings of a model, without reading its tensors."""
-    model = find_model(path).model
+    model = open_model(path).model
     return Settings(size=tuple(model["size"]), **model["sampling"])

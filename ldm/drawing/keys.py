@@ -116,6 +116,9 @@ KEYS = {
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
     "clip_skip": Key(integer(0), "number of last layers of the text encoder to skip (0)"),
     "chunks": Key(integer(1), "how many times a prompt may fill the text encoder's context (1)"),
+    "prompt_syntax": Key(
+        one_of("plain", "a1111"), "a1111 reads (word:1.2), [word] and BREAK as AUTOMATIC1111's web UI does (plain)"
+    ),
     "tile": Key(integer(0), "decode images in tiles of this many pixels, to save memory; 0 for no tiles (0)"),
     "noise": Key(
         one_of("ldm", "diffusers"), "generator that seeds refer to; diffusers is that of its CPU generator (ldm)"

@@ -42,11 +42,13 @@ class Context:
     precision: str
 
 
-def result(cell: Cell, context: Context, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
+def result(
+    cell: Cell, context: Context, image_metrics: ImageMetrics, real: Reference, curve: NoiseLoss | None
+) -> dict[str, Any]:
     """Returns the report of an evaluation, in the format of a run's metrics.json."""
     job, measured, size = cell.job, collect(cell.job), list(cell.job.settings.size)
     metrics = {"sampling_seconds": measured.seconds, "nfe": measured.calls / job.count}
-    metrics |= ruler.metrics(measured.rows, measured.captions, size, real)
+    metrics |= image_metrics.compute(measured.rows, measured.captions, size, real)
     source = {**real.about["data"], "data": context.data, "sha256": real.about["sha256"], "size": real.about["size"]}
     trained = training_of(Path(context.model))
     provenance = Provenance(
@@ -54,7 +56,7 @@ def result(cell: Cell, context: Context, ruler: Ruler, real: Reference, curve: N
         reference=source,
         prompts={
             "count": job.count,
-            "from": "ldm.data.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
+            "from": "ldm.data.shapes.held_out_prompts" if image_metrics.composition else "captions of the reference",
             "sha256": text_hash(measured.captions),
             "seeds": [job.seed, job.seed + job.count - 1],
         },
@@ -72,7 +74,7 @@ def result(cell: Cell, context: Context, ruler: Ruler, real: Reference, curve: N
         model={
             "weights": context.model,
             "fingerprint": context.fingerprint,
-            "notes": list(find_model(context.model).notes),
+            "notes": list(open_model(context.model).notes),
         },
         identity=cell.identity,
     ).plain()

@@ -60,7 +60,9 @@ class Measured:
     images: Tensor
 
 
-def measure(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler, rank: int = 0, world: int = 1) -> Iterator[int]:
+def measure(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, rank: int = 0, world: int = 1
+) -> Iterator[int]:
     """Samples and measures the unfinished batches of a rank; yields the number of images after each batch."""
     for ids in job.todo(rank, world):
         captions = job.captions(ids)
@@ -69,7 +71,7 @@ def measure(job: EvaluationJob, pipeline: Pipeline, ruler: Ruler, rank: int = 0,
             seeds = [job.seed + i for i in ids]
             images = pipeline(captions, seeds=seeds, batch_size=len(ids), **asdict(job.settings)).images
         record = {"captions": captions, "seconds": time.monotonic() - start, "calls": calls[0]}
-        rows = {**ruler.rows(images, captions), "images": images[: max(0, MAX_KEPT_IMAGES - ids.start)]}
+        rows = {**image_metrics.rows(images, captions), "images": images[: max(0, MAX_KEPT_IMAGES - ids.start)]}
         _write(job.file(ids), rows, record)
         yield len(ids)
 

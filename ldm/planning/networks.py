@@ -16,7 +16,7 @@ from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
 from ldm.planning.numbers import amount
 from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute_dtype
-from ldm.weights.find import find as find_weights
+from ldm.weights.contents import open_contents
 from ldm.weights.native import build as build_network
 
 LATENTS = ("ldm.data.latents.in_memory.InMemory", "ldm.data.latents.cache.CachedLatents")  # datasets of latent moments

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ldm.app.models import default_settings, find_models
-from ldm.weights.find import DEFAULT
+from ldm.weights.recognise import DEFAULT
 from tests.tiny import SAMPLING, save_tiny_model
 
 

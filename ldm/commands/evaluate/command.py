@@ -23,7 +23,7 @@ from ldm.commands.ema import check_lengths
 from ldm.device import DTYPES, choose_precision
 from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.evaluation.data import SHAPES, Data, open_data
 from ldm.evaluation.result import Cell, Context, result, save_images, write
 from ldm.evaluation.run import EvaluationJob, measure
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
-    with shown_warnings():
+    with warnings_on_stderr():
         evaluate(args, swept, rank, world)
     if world > 1:
         dist.destroy_process_group()
@@ -142,22 +142,22 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
     data = open_data(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.images))  # type: ignore[arg-type]
     about = data_about(data.images, count)
-    ruler = ruler_of(args)
-    ruler.to(pipeline.device)
-    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *ruler_about(args, ruler)]))
+    image_metrics = image_metrics_of(args)
+    image_metrics.to(pipeline.device)
+    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *image_metrics_about(args, image_metrics)]))
     if is_done(args.out, cells):
         print(f"{args.out} already holds this evaluation")
         return
     if not rank:
-        own = partial_folder(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
-        pictures = pictures_of(data.images, count, args.batch)
-        real = reference(args.reference or own, ruler.features, pictures, about)
+        own = partial_folder(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
+        pictures = image_batches(data.images, count, args.batch)
+        real = reference(args.reference or own, image_metrics.features, pictures, about)
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
             weights = averaged_weights(Path(args.model), length)  # of an adapter only the trainable ones
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
-        run_jobs([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
+        run_jobs([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
         if args.validation and not rank:
             samples = (data.images[i] for i in range(min(args.validation, count)))
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
@@ -165,7 +165,7 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
         dist.barrier()
     if not rank:
         context = Context(args.model, args.data, fingerprint, pipeline.device, args.precision)
-        finish(args.out, cells, [result(cell, context, ruler, real, curves.get(cell.length)) for cell in cells])
+        finish(args.out, cells, [result(cell, context, image_metrics, real, curves.get(cell.length)) for cell in cells])
 
 
 def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
@@ -248,7 +248,7 @@ def is_done(out: Path, cells: list[Cell]) -> bool:
     return True
 
 
-def run_jobs(jobs: list[EvaluationJob], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def run_jobs(jobs: list[EvaluationJob], pipeline: Pipeline, image_metrics: ImageMetrics, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
     progress = Progress(own, "images", f"rank {rank}: " if world > 1 else "", done=own - left)

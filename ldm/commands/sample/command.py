@@ -38,7 +38,7 @@ def work(argv: list[str]) -> None:
     if arguments.given.get("preview") == "terminal" and not sys.stderr.isatty():
         raise UsageError("preview=terminal shows images on stderr, which is not a terminal: use preview=gif")
     job = job_from_image(arguments) if "from" in arguments.given else job_from_prompts(arguments)
-    with shown_warnings():
+    with warnings_on_stderr():
         run_job(job)
 
 

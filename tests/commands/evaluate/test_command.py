@@ -57,7 +57,7 @@ def test_the_metrics_of_a_run_are_written_with_provenance(alone: Path, given: li
 
 
 def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
+    run = write_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
     assert training_of(run)["steps"] == 12
     (run / "checkpoints").mkdir()
     torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # which holds the weights
