@@ -144,7 +144,7 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
         (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),
         (["--data", "nowhere"], 1, "no shards at nowhere"),
         (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model draws 16x16"),
-        (["--features", "nowhere.pth"], 1, "there are no Inception weights nowhere.pth"),
+        (["--features", "nowhere.pth"], 1, "Inception weights nowhere.pth not found"),
         (["--ema-length", "0.1"], 1, "there are no snapshots in"),
         (["--ema-length", "2"], 2, "the length of an average is a share of the training between 0 and 0.288, not 2.0"),
         (
