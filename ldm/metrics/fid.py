@@ -12,7 +12,7 @@ from ldm.metrics.pair import Network, check_features
 
 
 class FID(Metric):
-    """FID from batches of features (b, d), in memory independent of their number: a float64 (d + 1, d + 1) sum a side.
+    """FID from batches of features (b, d), in constant memory: a float64 sum (d + 1, d + 1) per side.
 
     Ranks must not share images: a distributed sampler that pads would count some of them twice.
     """

@@ -98,7 +98,7 @@ def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]
 
 
 def _of_validation(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    x, y = ((one.get("sets") or {}).get(name, {}) for one in (a, b))
+    x, y = ((about.get("sets") or {}).get(name, {}) for about in (a, b))
     if bool(x) != bool(y):
         return [f"only one of them records what the validation on {name} measured"]
     return [

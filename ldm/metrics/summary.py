@@ -4,7 +4,7 @@ from ldm.progress import clock
 
 
 def table(metrics: dict[str, float], generated: int, real: int, files: str) -> str:
-    """Returns the last lines that a run prints: one measurement a line, in aligned columns."""
+    """Returns the last lines that a run prints: one measurement per line, in aligned columns."""
     rows = [
         (name.replace("accuracy_", "  "), f"{value:.1%}") for name, value in metrics.items() if name.startswith("acc")
     ]
