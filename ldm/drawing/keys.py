@@ -97,7 +97,7 @@ KEYS = {
     "n": Key(integer(1), "images per prompt (1)"),
     "steps": Key(integer(1), "sampling steps; more steps are slower and more accurate (the model's own)"),
     "sampler": Key(nonempty, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
-    "spacing": Key(nonempty, "of the steps in time, such as trailing, leading or karras; spacing=? lists all"),
+    "spacing": Key(nonempty, "time step spacing, such as trailing, leading or karras; spacing=? lists all"),
     "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; an unknown option lists all"),
     "spacing_options": Key(options, "such as rho=5 or, for spacing=custom, sigmas=[10,3,0.5]"),
     "guidance": Key(number, "guidance scale: how closely to follow the prompt; 1 is no guidance (the model's own)"),

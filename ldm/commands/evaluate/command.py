@@ -50,7 +50,7 @@ SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, separa
     "steps": (integer(1), "sampling steps (the model's own)"),
     "guidance": (number, "guidance scale; 1 is no guidance (the model's own)"),
     "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
-    "spacing": (one_of(*SPACINGS), "of the steps in time, such as trailing or karras (the model's own)"),
+    "spacing": (one_of(*SPACINGS), "time step spacing, such as trailing or karras (the model's own)"),
     "ema-length": (number, "length of the average of a run's weights; needs ema=power, see `ldm ema`"),
     "seed": (integer(0), "prompt i of n is sampled with the noise of seed · n + i (0)"),
 }
