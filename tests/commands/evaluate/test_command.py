@@ -144,7 +144,7 @@ def test_a_sweep_writes_a_table_plots_and_comparable_runs(
         (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),
         (["--data", "nowhere"], 1, "no shards at nowhere"),
         (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model's are 16x16"),
-        (["--features", "nowhere.pth"], 1, "there are no Inception weights nowhere.pth"),
+        (["--features", "nowhere.pth"], 1, "Inception weights nowhere.pth not found"),
         (["--ema-length", "0.1"], 1, "there are no snapshots in"),
         (["--ema-length", "2"], 2, "the length of an average is 2.0, but must be a fraction of training between"),
         (
