@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import ldm.commands.train.precision  # noqa: F401  registers the resolver of precision=auto
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, suggestion
