@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from ldm.data.sources.shapes import held_out_prompts, parse, place, render
@@ -24,6 +25,7 @@ def test_the_shipped_clip_distinguishes_left_from_right_and_above_from_below() -
     assert len(scenes) > 40 and (right > wrong).double().mean() >= 0.99
 
 
+@pytest.mark.slow
 def test_the_shipped_unet_follows_held_out_prompts() -> None:
     prompts = held_out_prompts(48)
     measured = accuracy(Pipeline.load()(prompts, seeds=list(range(48))).images, prompts)

@@ -35,8 +35,13 @@ def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "error_by_noise.svg").is_file()
 
 
-@pytest.mark.parametrize("name", ["out/report.html", "out/report.md", "out/report.json", "figures/error_by_noise.svg"])
-@pytest.mark.parametrize("theirs", [True, False])
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        *((name, False) for name in ("out/report.html", "out/report.md", "out/report.json")),
+        *(("figures/error_by_noise.svg", theirs) for theirs in (False, True)),
+    ],
+)
 def test_files_that_are_foreign_or_changed_are_not_overwritten(
     tmp_path: Path, name: str, theirs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

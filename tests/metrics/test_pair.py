@@ -41,6 +41,7 @@ def one_rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     alone = measured(0, 1)
     assert set(alone) == {"fid", "kid", "precision", "recall", "fid_error", "kid_error", "is"}

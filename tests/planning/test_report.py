@@ -35,6 +35,7 @@ SIZE, BATCH = 64, 4
 
 
 DIT = {"_target_": "ldm.nn.dit.DiT", "width": 64, "layers": 4, "heads": 2, "context_width": 16}
+WIDE_UNET = {**UNET, "width": 64}
 
 
 def config(network=UNET, size=SIZE, **trainer):
@@ -134,8 +135,20 @@ def test_training_on_latents_does_not_call_the_first_stage(train, tmp_path):
     assert plan_networks(setting)[0][1].forward is None
 
 
-@pytest.mark.parametrize("network", [{**UNET, "width": 64}, DIT], ids=["unet", "dit"])
-@pytest.mark.parametrize(("checkpointing", "sharded"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("network", "checkpointing", "sharded"),
+    [
+        (WIDE_UNET, False, False),
+        (DIT, True, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *((WIDE_UNET, True, sharded) for sharded in (False, True)),
+                *((DIT, checkpointing, False) for checkpointing in (False, True)),
+            )
+        ),
+    ],
+)
 def test_planned_memory_matches_a_real_run(network, checkpointing, sharded, tmp_path):
     settings = {**network, "checkpointing": checkpointing}
     setting = config(settings, size=32, devices=1)
@@ -205,6 +218,7 @@ def test_an_unknown_network_is_refused():
         list(plan(config({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])
 def test_a_plan_reads_no_data_or_weights_and_writes_no_files(experiment, tmp_path):
     command = [sys.executable, str(TRAIN), f"experiment={experiment}", "debug=plan"]

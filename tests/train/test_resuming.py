@@ -29,6 +29,7 @@ def test_resuming_a_different_model_is_refused_and_leaves_the_run_unchanged(here
     assert before == ((tmp_path / "config.yaml").read_text(), (tmp_path / "checkpoints" / "last.ckpt").read_bytes())
 
 
+@pytest.mark.slow
 def test_resuming_a_run_after_its_last_epoch_prints_that_it_is_finished(
     here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,6 +38,7 @@ def test_resuming_a_run_after_its_last_epoch_prints_that_it_is_finished(
     assert "has already trained for 1 epochs: raise trainer.max_epochs to continue" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_number_of_samples_per_step_is_refused_unless_accepted(
     here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +51,7 @@ def test_another_number_of_samples_per_step_is_refused_unless_accepted(
     assert "samples per optimizer step 4 → 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_accepted_changes_of_optimizer_settings_take_effect(here: Any, tmp_path: Path) -> None:
     here()
     changed = {"optimizer.lr": 0.01, "optimizer.weight_decay": 0.3, "optimizer.momentum": 0.8}
@@ -89,6 +92,7 @@ def as_of_version_0_1(path: Path) -> None:
     torch.save(checkpoint, path)
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_can_be_loaded_and_resumed(here: Any, tmp_path: Path) -> None:
     here()
     exported = read_model(tmp_path / "unet.safetensors").backbone.state_dict()

@@ -61,6 +61,7 @@ def test_a_finished_run_writes_all_of_its_files(straight: tuple[Path, Run]) -> N
         assert read_model(model).backbone.config["width"] == 16
 
 
+@pytest.mark.slow
 def test_a_run_prints_only_progress_results_and_one_line_warnings(straight: tuple[Path, Run]) -> None:
     folder, run = straight
     others = [line for line in run.stderr.splitlines() if not line.startswith(("training: ", "sampling: ", "encoding"))]
@@ -68,6 +69,7 @@ def test_a_run_prints_only_progress_results_and_one_line_warnings(straight: tupl
     assert run.stdout.startswith(f"run folder: {folder}\n") and "accuracy" in run.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_resume(stopped: tuple[Path, Run, int]) -> None:
     folder, run, step = stopped
     assert step >= 3 and f"resume={folder}/checkpoints/last.ckpt" in run.stderr

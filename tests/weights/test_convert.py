@@ -36,7 +36,14 @@ FORWARDS, BACKWARDS = ("checkpoint", "folder", "ldm", "file"), ("ldm", "folder",
 
 
 @pytest.mark.parametrize(
-    "configs, names", [(ODD, FORWARDS), (ODD, BACKWARDS), (SD2_LIKE, FORWARDS), (INPAINTING, FORWARDS)]
+    "configs, names",
+    [
+        (INPAINTING, FORWARDS),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((ODD, FORWARDS), (ODD, BACKWARDS), (SD2_LIKE, FORWARDS))
+        ),
+    ],
 )
 def test_a_round_trip_through_all_formats_preserves_every_byte(
     tmp_path: Path, configs: dict[str, dict[str, Any]], names: tuple[str, ...]

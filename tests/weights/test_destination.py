@@ -33,11 +33,19 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
     }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a single file to convert, source.safetensors, and its conversion, m."""
+    folder = tmp_path_factory.mktemp("written")
+    write(full_model(ODD), folder / "source.safetensors", "single")
+    assert main(["convert", str(folder / "source.safetensors"), str(folder / "m")]) == 0
+    return folder
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """Writes a single file to convert."""
-    write(full_model(ODD), tmp_path / "source.safetensors", "single")
-    return tmp_path / "source.safetensors"
+def model(tmp_path: Path, written: Path) -> Path:
+    """A single file to convert."""
+    return Path(shutil.copy(written / "source.safetensors", tmp_path))
 
 
 def replaced(model: Path, path: Path, *options: str) -> int:
@@ -74,9 +82,9 @@ ADDITIONS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", ADDITIONS)
 def test_a_folder_with_anything_that_no_conversion_wrote_is_kept(
-    tmp_path: Path, model: Path, name: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, written: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["convert", str(model), str(tmp_path / "m")]) == 0
+    shutil.copytree(written / "m", tmp_path / "m")
     ADDITIONS[name](tmp_path / "m")
     before = everything(tmp_path)
     for to in ("diffusers", "ldm"):

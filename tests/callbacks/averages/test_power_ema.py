@@ -40,6 +40,7 @@ def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([state[name].flatten().double() for name in sorted(state)])
 
 
+@pytest.mark.slow
 def test_reconstructed_averages_equal_those_tracked_during_training(
     run: tuple[Path, PowerEMA], capsys: pytest.CaptureFixture[str]
 ) -> None:

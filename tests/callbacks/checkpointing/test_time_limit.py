@@ -33,6 +33,7 @@ def test_a_duration_in_another_format_is_refused(text: str) -> None:
         TimeLimit(text)
 
 
+@pytest.mark.slow
 def test_a_run_saves_and_exits_at_its_time_limit_and_resumes_exactly(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

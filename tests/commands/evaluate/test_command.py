@@ -116,6 +116,7 @@ def test_two_processes_give_the_results_of_one(alone: Path, given: list[str], tm
     assert same(read(tmp_path / "a.json"), read(alone), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_a_table_plots_and_comparable_runs(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

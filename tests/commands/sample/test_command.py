@@ -164,6 +164,7 @@ def test_a_failure_exits_with_1(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_script_runs_without_importing_training_libraries(model: str, out: Path) -> None:
     code = (
         "import runpy, sys, json\n"

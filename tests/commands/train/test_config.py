@@ -200,6 +200,7 @@ def test_a_value_of_a_compatible_type_is_accepted(line: str) -> None:
 CHOICES = [(e, g, o) for e in options("experiment") for g in ("lr", "ema", "optimizer") for o in options(g)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "group", "option"), CHOICES)
 def test_settings_of_an_experiment_fit_every_option_of_their_group(experiment: str, group: str, option: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):

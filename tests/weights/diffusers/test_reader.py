@@ -14,12 +14,6 @@ from ldm.weights.diffusers.reader import PARTS, read_folder, weights_file
 from tests.weights.foreign import ODD, SAMPLING, SCHEDULE, full_model, loaded, networks, same
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write(full_model(ODD), tmp_path / "m", "diffusers")
-    return tmp_path / "m"
-
-
 def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 

@@ -5,16 +5,8 @@ from typing import Any
 import pytest
 
 from ldm.weights.contents import open_contents
-from ldm.weights.convert import write
 from ldm.weights.diffusers.reader import read_folder
 from ldm.weights.diffusers.tokenizer import tokenizer_pad
-from tests.weights.foreign import ODD, full_model
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write(full_model(ODD), tmp_path / "m", "diffusers")
-    return tmp_path / "m"
 
 
 @pytest.mark.parametrize(
