@@ -33,7 +33,7 @@ def test_a_sweep_with_a_failed_job_runs_the_others_and_skips_finished_runs(tmp_p
 def test_a_sweep_that_lacks_a_required_key_names_it() -> None:
     run = finish(start("-m", "experiment=emoji", "seed=0"))
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "data.shards has no default; give it as data.shards=…" in run.stderr
+    assert "data.shards has no default: give data.shards=…" in run.stderr
 
 
 @pytest.mark.slow
