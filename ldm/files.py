@@ -19,6 +19,8 @@ ADVICE = {
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
     errno.EFBIG: "the file exceeds the size limit there; give another disk, or raise ulimit -f",
 }
+# What flock reports on Lustre mounted without -o flock, on NFS without its lock service, and on some FUSE file systems.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -167,9 +169,10 @@ def lock(folder: str | Path, shared: bool = False) -> int:
 
 def try_lock(folder: str | Path) -> int | None:
     """Like `lock`, but returns None at once if another process holds the lock."""
-    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    path = Path(folder) / LOCK
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
     except BlockingIOError:
         os.close(file)
         return None
@@ -178,8 +181,22 @@ def try_lock(folder: str | Path) -> int | None:
 
 def _lock(path: Path, shared: bool = False) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    _flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path)
     return file
+
+
+def _flock(file: int, operation: int, path: Path) -> None:
+    """Calls `flock`. Raises OSError that names `path` and the remedy if the file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        os.close(file)
+        raise OSError(
+            f"cannot lock {path} ({error.strerror}): its file system has no file locks; mount it with them (Lustre: "
+            "-o flock, NFS: without -o nolock and with its lock service), or choose a folder on another file system"
+        ) from error
 
 
 def is_locked(folder: str | Path) -> bool:
@@ -189,12 +206,17 @@ def is_locked(folder: str | Path) -> bool:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file, operation = os.open(path, os.O_RDWR), fcntl.LOCK_EX  # NFS locks exclusively only what may be written
     except FileNotFoundError:
         return False
+    except OSError:  # a file of another user, or on a read-only file system
+        file, operation = os.open(path, os.O_RDONLY), fcntl.LOCK_SH
+    try:
+        _flock(file, operation | fcntl.LOCK_NB, path)
     except BlockingIOError:
+        os.close(file)
         return True
+    os.close(file)
     return False
 
 

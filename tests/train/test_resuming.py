@@ -1,5 +1,6 @@
 """Resuming a run in this process."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def test_resuming_a_run_after_its_last_epoch_prints_that_it_is_finished(
     for _ in range(2):
         here("resume=auto", "trainer.max_steps=-1", "trainer.max_epochs=1")
     assert "has already trained for 1 epochs: raise trainer.max_epochs to continue" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_earlier_checkpoint_is_not_resumed_in_a_folder_with_later_ones(here: Any, tmp_path: Path) -> None:
+    here("trainer.max_steps=2", "callbacks.checkpoint.every_n_train_steps=1")
+    earlier = shutil.copy(tmp_path / "checkpoints" / "step_00000001.ckpt", tmp_path / "earlier.ckpt")
+    with pytest.raises(ValueError, match=r"contains \S+ of step 2, later than step 1 of resume="):
+        here(f"resume={earlier}", "trainer.max_steps=3")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import warnings
 import zipfile
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,31 @@ def _check(path: Path) -> None:
     torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
+def step_of(file: Path) -> float:
+    """Returns the step of a checkpoint by its name or, if it has another name, its content; inf if it has none."""
+    if match := STEP.fullmatch(file.name):
+        return int(match[1])
+    try:
+        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (*UNUSABLE, KeyError, TypeError):
+        return inf
+
+
+def written_by_run(folder: Path) -> list[Path]:
+    """Returns the checkpoints in `folder` that have a name that a run writes."""
+    return [file for file in folder.glob("*.ckpt") if file.name == LAST or STEP.fullmatch(file.name)]
+
+
 def newest(folder: str | Path) -> Path | None:
-    """Returns the newest intact checkpoint that a run wrote to `folder`, or None; warns about corrupt ones.
+    """Returns the intact checkpoint of the last step that a run wrote to `folder`, or None; warns about corrupt ones.
+
+    The step decides, not the time of the file, which a copy, a restore or another machine's clock changes.
 
     Raises ValueError if all are corrupt or have other names.
     """
     folder, corrupt = Path(folder), set()
-    files = [file for file in folder.glob("*.ckpt") if file.name == LAST or STEP.fullmatch(file.name)]
-    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), reverse=True)
+    files = written_by_run(folder)
+    files.sort(key=lambda file: (step_of(file), file.name == LAST), reverse=True)
     for file in files:
         if file.stat().st_ino in corrupt:  # last.ckpt and the newest step_N.ckpt are the same file
             continue

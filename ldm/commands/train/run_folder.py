@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(resume: str | None, run_dir: Path) -> str | None:
-    """Returns the checkpoint to resume from: for auto the run's newest one, or None if it has none."""
-    from ldm.callbacks.checkpointing.checkpoint_file import newest
+    """Returns the checkpoint to resume from: for auto the run's newest one, or None if it has none.
+
+    Raises ValueError if the run's folder has a checkpoint of a later step, which resume=auto would prefer afterwards.
+    """
+    from ldm.callbacks.checkpointing.checkpoint_file import newest, step_of, written_by_run
 
     if resume is None and list(run_dir.glob("checkpoints/*.ckpt")):
         raise ValueError(f"{run_dir} already contains a run: resume it with resume=auto, or give another run_dir")
@@ -33,4 +37,11 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path) -> str | None:
         return str(found) if (found := newest(run_dir / "checkpoints")) else None
     if not Path(str(resume)).is_file():
         raise FileNotFoundError(f"resume={resume} does not exist: give a .ckpt file, or resume=auto")
+    step = step_of(Path(str(resume)))
+    for file in written_by_run(run_dir / "checkpoints"):
+        if step < step_of(file) < inf:
+            raise ValueError(
+                f"{run_dir} contains {file.name} of step {step_of(file)}, later than step {step} of resume={resume}: "
+                "give another run_dir, or resume=auto to continue that run"
+            )
     return resume

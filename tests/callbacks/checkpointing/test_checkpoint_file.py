@@ -64,6 +64,14 @@ def test_the_newest_checkpoint_is_last_ckpt(tmp_path: Path) -> None:
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
 
 
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_times_of_the_files(tmp_path: Path) -> None:
+    files = write_three(tmp_path)
+    os.utime(files[0], (9e9, 9e9))  # a copy, a restore, or a clock that is ahead
+    assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
+    checkpoint_file.write(tmp_path / "last.ckpt", STATE | {"global_step": 2})  # an older copy
+    assert checkpoint_file.newest(tmp_path) == files[2]
+
+
 def test_a_checkpoint_renamed_by_the_user_is_not_taken_for_the_newest(tmp_path: Path) -> None:
     files = write_three(tmp_path)
     copy = tmp_path / "step_00000001_best.ckpt"
