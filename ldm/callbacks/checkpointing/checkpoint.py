@@ -88,10 +88,10 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     The newest `keep` checkpoints are also kept as step_N.ckpt, and those of every `keep_every`-th step permanently.
     The state is copied at the end of a batch, where resuming is exact, and written in the background once the step is
-    logged, by all ranks if the strategy shards it. If the disk is full, the checkpoint is skipped with a warning. On
-    Ctrl-C, SIGTERM or SIGUSR1 on any rank, and when a TimeLimit expires, the step is finished and saved, and the
-    process exits with 128 + the signal number, or with TIMEOUT. Requires the plugin AtomicCheckpointIO. Lightning runs
-    checkpoint callbacks last, so that the EMA already includes the step.
+    logged, by all ranks if the strategy shards it. If the disk is full, a checkpoint is skipped with a warning, but the
+    last one fails the run. On Ctrl-C, SIGTERM or SIGUSR1 on any rank, and when a TimeLimit expires, the step is
+    finished and saved, and the process exits with 128 + the signal number, or with TIMEOUT. Requires the plugin
+    AtomicCheckpointIO. Lightning runs checkpoint callbacks last, so that the EMA already includes the step.
     """
 
     def __init__(
@@ -155,11 +155,19 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             self._wait()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Saves runs that end other than after a batch, too, such as by early stopping."""
+        """Saves runs that end other than after a batch, too, such as by early stopping.
+
+        Raises OSError if the disk is full, because a run without its last checkpoint is not finished.
+        """
         self._copy(trainer)
         self._write(trainer)
         self._wait()
         self.interruption.restore()
+        if self._written != trainer.global_step:
+            raise OSError(
+                f"the last checkpoint, of step {trainer.global_step}, was not saved because the disk is full: free "
+                "disk space, and run the same command with resume=auto"
+            )
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._join()

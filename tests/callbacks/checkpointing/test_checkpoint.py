@@ -140,12 +140,17 @@ class Full:
         self.file.close()
 
 
-def test_a_full_disk_warns_and_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint_and_fails_the_run_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer(tmp_path, Checkpoint(tmp_path)).fit(Tiny(), Batches())
     previous = (tmp_path / "last.ckpt").read_bytes()
     monkeypatch.setattr("ldm.files.open", Full, raising=False)
     run = trainer(tmp_path, Checkpoint(tmp_path, every_n_train_steps=2), max_steps=5)
-    with pytest.warns(UserWarning, match=r"step 2 was not saved.*is full.*previous .*last.ckpt is kept"):
+    with (
+        pytest.warns(UserWarning, match=r"step 2 was not saved.*is full.*previous .*last.ckpt is kept"),
+        pytest.raises(OSError, match=r"the last checkpoint, of step 5, was not saved .* free some disk space"),
+    ):
         run.fit(Tiny(), Batches())
     assert run.global_step == 5
     assert (tmp_path / "last.ckpt").read_bytes() == previous
