@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from ldm.data.sources.storage import in_one_line, is_local, with_retries
+from ldm.metadata.kinds import is_text, plain
 
 BATCH_BYTES = 64 << 20
 
@@ -111,7 +112,7 @@ def batches(source: Source, columns: list[str], group: int) -> Iterator[pa.Recor
 def _as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.view(pa.binary()) if pa.types.is_string(column.type) else column
+    return column.cast(pa.binary()) if is_text(column.type) else column
 
 
 def valid_text(batch: pa.RecordBatch, text: Iterable[str]) -> tuple[pa.RecordBatch, dict[str, int]]:
@@ -145,7 +146,7 @@ def salvage(source: Source, columns: list[str], out: Path) -> tuple[Source, list
     Each row group is read up to its first unreadable page.
     """
     lost, invalid, kept = [], dict.fromkeys(columns, 0), 0
-    schema = pa.schema([_plain(source.schema.field(name)) for name in columns])
+    schema = pa.schema([_as_text(source.schema.field(name)) for name in columns])
     with pq.ParquetWriter(out, schema) as writer:
         for group, rows in enumerate(source.group_rows):
             done = 0
@@ -167,7 +168,7 @@ def sample_rows(sources: list[Source], columns: list[str], rows: int, out: Path)
     groups = [(source, group) for source in sources for group in range(len(source.group_rows))]
     picks = min(len(groups), 32)
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * picks)] for i in range(picks)]
-    schema = pa.schema([_plain(sources[0].schema.field(name)) for name in columns])
+    schema = pa.schema([_as_text(sources[0].schema.field(name)) for name in columns])
     written = 0
     with pq.ParquetWriter(out, schema) as writer:
         for source, group in chosen:
@@ -181,8 +182,5 @@ def sample_rows(sources: list[Source], columns: list[str], rows: int, out: Path)
     return Source(fsspec.filesystem("file"), str(out), schema, (written,), out.stat().st_size)
 
 
-def _plain(field: pa.Field) -> pa.Field:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        kind = pa.string()
-    return pa.field(field.name, kind)
+def _as_text(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, pa.string() if is_text(field.type) else plain(field.type))
