@@ -74,12 +74,12 @@ def file_groups(sources: list[Source], needed: Iterable[str], chosen: dict[str, 
 
 def _columns_of(source: Source, needed: list[str], chosen: dict[str, str]) -> dict[str, str]:
     """Returns the columns of `resolve`, without those of an unusable type, which raise ValueError if needed."""
-    columns = resolve(source.schema.names, needed, chosen, source.path)
+    columns = resolve(source.schema.names, needed, chosen, source.name)
     kinds = {name: source.schema.field(column).type for name, column in columns.items()}
     for name in (name for name, kind in kinds.items() if not is_readable(name, kind)):
         if name in needed or name in chosen:
             raise ValueError(
-                f"{source.path} has values of type {kinds[name]} in {columns[name]}, its column for {name}: expected "
+                f"{source.name} has values of type {kinds[name]} in {columns[name]}, its column for {name}: expected "
                 f"{'text' if TYPES.get(name) == 'VARCHAR' else 'numbers or text'}; choose another with "
                 f"--column {name}=COLUMN"
             )
@@ -138,6 +138,7 @@ class Filter:
     damaged: list[Damaged] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     every: int = 1  # histograms of numbers use one row in this many
+    salvaged: int = 0  # number of corrupt files of which the readable rows were copied
 
     def create_tables(self, groups: list[FileGroup]) -> None:
         """Creates the table of the rows that pass, with every known column that any file has."""
@@ -164,9 +165,11 @@ class Filter:
                 self.add(FileGroup([source], group.columns))
 
     def _scan_corrupt(self, group: FileGroup) -> None:
-        source, out = group.sources[0], self.folder / "salvaged.parquet"
+        # A name of its own for each copy, because DuckDB keeps pages of the files that it has read in memory.
+        source, out = group.sources[0], self.folder / f"salvaged-{self.salvaged}.parquet"
+        self.salvaged += 1
         try:
-            with_retries(lambda: self._scan(group), source.path, source.filesystem)
+            with_retries(lambda: self._scan(group), source.name, source.filesystem)
         except OSError:
             copy, lost, invalid = salvage(source, [*group.columns.values()], out)
             self._scan(FileGroup([copy], group.columns))

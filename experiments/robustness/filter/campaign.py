@@ -1,6 +1,6 @@
 """Compares `ldm filter` with a row-by-row implementation on random metadata files.
 
-    python -m experiments.robustness.filter.campaign --minutes 10 --json campaign.json
+python -m experiments.robustness.filter.campaign --minutes 10 --json campaign.json
 """
 
 import argparse
@@ -82,7 +82,9 @@ def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None
     for name in expected.nulls:
         pairs[f"nulls of {name}"] = expected.nulls[name], tally.nulls[name]
         pairs[f"uncoercible {name}"] = expected.uncoercible[name], tally.uncoercible[name]
-    return next((f"{what}: expected {one}, found {other}" for what, (one, other) in pairs.items() if one != other), None)
+    return next(
+        (f"{what}: expected {one}, found {other}" for what, (one, other) in pairs.items() if one != other), None
+    )
 
 
 def run(seeds: range, seconds: float) -> dict[str, Any]:

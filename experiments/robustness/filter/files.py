@@ -1,4 +1,4 @@
-"""Writes random parquet metadata of many types, encodings and layouts, and returns the values that a reader must see."""
+"""Writes random parquet metadata in many types, encodings and layouts, and returns the values that it holds."""
 
 import math
 import random
@@ -44,16 +44,64 @@ SPELLINGS = (
     *("٦٤٠".encode(), "６４０".encode(), b"1_000", b"9" * 400, b"2147483647.5", b"0.28", b"6.5", b"1d", b"\xc2\xa0640"),
 )
 CAPTIONS = (
-    *(b"", b" " * 30, b"caf\xe9 au lait, in a small cup", "é".encode() * 20, b"\x00" * 25, "\U0001f469‍\U0001f4bb".encode() * 7),
-    *(b"x" * 19, b"x" * 20, b"x" * 300, b"x" * 301, "日本".encode() * 151, b"a\r\nb\tc" * 8, b"\xed\xa0\x80" * 10, b'"' * 24),
+    *(
+        b"",
+        b" " * 30,
+        b"caf\xe9 au lait, in a small cup",
+        "é".encode() * 20,
+        b"\x00" * 25,
+        "\U0001f469‍\U0001f4bb".encode() * 7,
+    ),
+    *(
+        b"x" * 19,
+        b"x" * 20,
+        b"x" * 300,
+        b"x" * 301,
+        "日本".encode() * 151,
+        b"a\r\nb\tc" * 8,
+        b"\xed\xa0\x80" * 10,
+        b'"' * 24,
+    ),
     *(b"\xc0\xaf" * 15, b"\xf5" * 22, "e\u0301".encode() * 11, b"\xef\xbb\xbf" + b"y" * 25, b"x" * 70_000),
 )
 URLS = (
-    *(b"", b" ", b"http://", b"https:///a", b"HTTP://A.org/1", b"http://www.a.org:80/1", b"https://a.org/1#x", b"//a.org/1"),
-    *(b"file:///etc/passwd", b"ftp://a.org/1", b" http://a.org/1", b"http://a.org/\xff", "http://a.org/é ü".encode(), b"http://a.org/1?"),
-    *(b"https://www.www.a.org/1/", b"http://a.org:443/1", b"http://a.org:8080/1", b"http://a.org/1 ", b"http://a.org/1\n"),
+    *(
+        b"",
+        b" ",
+        b"http://",
+        b"https:///a",
+        b"HTTP://A.org/1",
+        b"http://www.a.org:80/1",
+        b"https://a.org/1#x",
+        b"//a.org/1",
+    ),
+    *(
+        b"file:///etc/passwd",
+        b"ftp://a.org/1",
+        b" http://a.org/1",
+        b"http://a.org/\xff",
+        "http://a.org/é ü".encode(),
+        b"http://a.org/1?",
+    ),
+    *(
+        b"https://www.www.a.org/1/",
+        b"http://a.org:443/1",
+        b"http://a.org:8080/1",
+        b"http://a.org/1 ",
+        b"http://a.org/1\n",
+    ),
 )
-LABELS = (b"UNLIKELY", b"unlikely", b" Unlikely  ", b"NSFW", b"UNSURE", b"", b"UNLIKELY\x00", b"\xffUNLIKELY", b"\tUNLIKELY")
+LABELS = (
+    b"UNLIKELY",
+    b"unlikely",
+    b" Unlikely  ",
+    b"NSFW",
+    b"UNSURE",
+    b"",
+    b"UNLIKELY\x00",
+    b"\xffUNLIKELY",
+    b"\tUNLIKELY",
+)
 LANGUAGES = (b"en", b"EN ", b" en", b"fr", b"", b"\xe9n", b"en-us")
 SPECIAL_TEXTS = {"url": URLS, "caption": CAPTIONS, "nsfw": LABELS, "language": LANGUAGES}
 INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
@@ -81,7 +129,9 @@ def write(rng: random.Random, path: Path, rows: int, names: dict[str, str], firs
 
 
 def _kind_of_number(rng: random.Random) -> pa.DataType:
-    return rng.choice([rng.choice(FLOATS), pa.float32(), pa.float64(), *(rng.choice(k) for k in (INTEGERS, STRINGS, DECIMALS))])
+    return rng.choice(
+        [rng.choice(FLOATS), pa.float32(), pa.float64(), *(rng.choice(k) for k in (INTEGERS, STRINGS, DECIMALS))]
+    )
 
 
 def _values(rng: random.Random, name: str, kind: pa.DataType, rows: int, trouble: float) -> list[Any]:

@@ -6,7 +6,7 @@ A value is what a reader of the file sees: None, a number, or bytes for text.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -39,9 +39,7 @@ def expect(rows: Sequence[Row], cuts: Thresholds, has_nsfw: bool) -> Expected:
         reason = _reason(row, cuts, has_nsfw)
         if reason is None and cuts.deduplicate:
             url = text(row["url"]) or ""
-            reason = (
-                "duplicate_url" if url in urls else "duplicate_normalised_url" if _key(url) in normalised else None
-            )
+            reason = "duplicate_url" if url in urls else "duplicate_normalised_url" if _key(url) in normalised else None
             urls.add(url)
             normalised.add(_key(url))
         if reason is None:
@@ -96,7 +94,7 @@ def _numeric(cuts: Thresholds, has_nsfw: bool) -> list[str]:
 
 def _reason(row: Row, cuts: Thresholds, has_nsfw: bool) -> str | None:
     """Returns the first rule that rejects the row, None if it passes."""
-    tests = {
+    tests: dict[str, Callable[[], Any]] = {
         "aesthetic": lambda: _least(row, "aesthetic", cuts.min_aesthetic),
         "similarity": lambda: _least(row, "similarity", cuts.min_similarity),
         "side": lambda: cuts.min_side is None or all(_pixels(row, side) >= cuts.min_side for side in SIDES),
@@ -113,12 +111,12 @@ def _reason(row: Row, cuts: Thresholds, has_nsfw: bool) -> str | None:
 
 def _least(row: Row, name: str, cut: float | None) -> bool:
     score = number(name, row.get(name))
-    return cut is None or (score is not None and score >= np.float32(cut))
+    return cut is None or (score is not None and score >= float(np.float32(cut)))
 
 
 def _below(row: Row, name: str, cut: float | None) -> bool:
     score = number(name, row.get(name))
-    return cut is None or (score is not None and score < np.float32(cut))
+    return cut is None or (score is not None and score < float(np.float32(cut)))
 
 
 def _pixels(row: Row, name: str) -> float:
