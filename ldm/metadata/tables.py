@@ -125,7 +125,9 @@ def _converted(
     try:
         table = with_retries(lambda: text_tables.convert(filesystem, path, header, out), path, filesystem)
     except text_tables.NoHeader as error:
-        raise ValueError(f"{error}: give the names of its columns, as in --header url,caption") from error
+        raise ValueError(
+            f"{error}: name its columns, as in --header url,caption, or give --preset cc12m if it is Conceptual 12M"
+        ) from error
     except text_tables.UNREADABLE as error:
         return Damaged(path, 0, in_one_line(error)), []
     copy = _opened(fsspec.filesystem("file"), str(out))

@@ -8,9 +8,9 @@ csv is unquoted.
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -55,6 +55,8 @@ def convert(filesystem: AbstractFileSystem, path: str, header: Sequence[str] | N
     Raises NoHeader if a header row is missing, and another exception if the file cannot be read at all.
     """
     table = _Delimited(filesystem, path, header) if suffix(path) in DELIMITERS else _Json(filesystem, path)
+    if not table.names:
+        raise ValueError("it has no readable row")
     schema = pa.schema([(name, pa.string()) for name in table.names])
     rows = 0
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
@@ -129,13 +131,27 @@ class _Json:
     def __init__(self, filesystem: AbstractFileSystem, path: str) -> None:
         self.lost, self.reason = 0, ""
         self._filesystem, self._path = filesystem, path
-        self.names = list(dict.fromkeys(name for row in self._rows() for name in row))
-        self.lost = 0
+        names: dict[str, None] = {}
+        with suppress(*UNREADABLE):  # which arrays meets again, after the rows before it
+            for row in self._rows():
+                names |= dict.fromkeys(row)
+        self.names, self.lost = list(names), 0
 
     def arrays(self) -> Iterator[list[pa.Array]]:
-        rows = self._rows()
-        while batch := list(islice(rows, JSON_ROWS)):
-            yield [pa.array([_bytes(row.get(name)) for row in batch], pa.binary()) for name in self.names]
+        batch: list[dict[str, object]] = []
+        try:
+            for row in self._rows():
+                batch.append(row)
+                if len(batch) == JSON_ROWS:
+                    yield self._columns(batch)
+                    batch = []
+        except UNREADABLE:
+            yield self._columns(batch)
+            raise
+        yield self._columns(batch)
+
+    def _columns(self, rows: list[dict[str, object]]) -> list[pa.Array]:
+        return [pa.array([_bytes(row.get(name)) for row in rows], pa.binary()) for name in self.names]
 
     def _rows(self) -> Iterator[dict[str, object]]:
         with self._filesystem.open(self._path, "rb", compression="infer") as file:
