@@ -15,9 +15,11 @@ from ldm.errors import UsageError
 from ldm.files import atomic_write, check_writable, write_json, write_text
 from ldm.metadata.columns import parse_choices, resolve
 from ldm.metadata.img2dataset import (
+    DISTRIBUTORS,
     READY,
     REQUIREMENT,
     DownloadStatistics,
+    add_distributor,
     check_python,
     download,
     drop_unfinished,
@@ -63,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN", help="NAME: url or caption, as for ldm filter"
     )
+    parser.add_argument(
+        "--distributor",
+        choices=DISTRIBUTORS,
+        default="multiprocessing",
+        help="what runs the processes: this machine, or the cluster at RAY_ADDRESS or of Spark's configuration, whose "
+        "workers need --out, --env and their Python at the same paths (default: %(default)s)",
+    )
     for name, kind, value, unit in NUMBERS:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=kind, default=value, metavar="N", help=f"{unit} (default: %(default)s)")
@@ -76,13 +85,14 @@ def run(args: argparse.Namespace) -> None:
     sources, damaged = open_sources(find([args.source]))
     if damaged:
         raise ValueError(f"{damaged[0].path} is not a readable parquet file: {damaged[0].reason}")
-    if len({str(Path(source.path).parent) for source in sources}) > 1 or any(c in args.source for c in "*?["):
+    if len({str(Path(source.path).parent) for source in sources}) > 1 or _is_pattern(args.source):
         raise ValueError(f"{args.source}: expected a parquet file, or a folder that contains them directly")
     settings = _settings(args, sources)
     _check_and_save_settings(
         _beside(args.out, "download.json"), settings | {"rows": [[s.path, s.rows] for s in sources]}
     )
     python = _prepare_environment(args.env, args.python)
+    add_distributor(python, args.distributor, lambda text: print(text, flush=True))
     drop_unfinished(args.out)
     statistics, start = DownloadStatistics(), time.monotonic()
     earlier = statistics.update(args.out)
@@ -94,7 +104,11 @@ def run(args: argparse.Namespace) -> None:
         if done := statistics.update(args.out):
             progress.step(done)
 
-    parallelism = {"processes_count": args.processes, "thread_count": args.threads}
+    parallelism = {
+        "processes_count": args.processes,
+        "thread_count": args.threads,
+        "distributor": args.distributor,
+    }
     limits = {"deadline": args.deadline, "max_bytes": args.max_bytes}
     log = _beside(args.out, "img2dataset.log")
     code = download(python, {"download": settings | parallelism, "limits": limits}, log, args.max_pixels, tick)
@@ -104,6 +118,10 @@ def run(args: argparse.Namespace) -> None:
     missing = sum(-(-s.rows // args.shard_size) for s in sources) - len(statistics.shards)
     if code or missing:
         raise OSError(f"img2dataset did not finish {missing} shards (exit code {code}): see {log}, then run it again")
+
+
+def _is_pattern(source: str) -> bool:
+    return any(c in source for c in "*?[") and not Path(source).exists()
 
 
 def _prepare_environment(folder: Path, python: str) -> Path:

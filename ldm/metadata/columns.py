@@ -42,9 +42,15 @@ def resolve(found: Iterable[str], needed: Iterable[str], chosen: Mapping[str, st
                 raise ValueError(
                     f"{where} has no column {chosen[name]} (--column {name}={chosen[name]}); {_has(found)}"
                 )
+            if found.count(chosen[name]) > 1:
+                raise ValueError(
+                    f"{where} has {found.count(chosen[name])} columns named {chosen[name]}: rename one of them"
+                )
             columns[name] = chosen[name]
             continue
         matches = [column for column in found if column.lower() in spellings and column not in chosen.values()]
+        if len(matches) > 1 and len({*matches}) == 1:
+            raise ValueError(f"{where} has {len(matches)} columns named {matches[0]}: rename one of them")
         if len(matches) > 1:
             raise ValueError(
                 f"{where} has {len(matches)} columns that could be the {name}, {' and '.join(matches)}: "

@@ -13,7 +13,8 @@ import pyarrow as pa
 from ldm.data.sources.storage import is_local, protocol, with_retries
 from ldm.metadata.columns import ALIASES, NUMBERS, SIDES, TYPES, resolve
 from ldm.metadata.funnel import BINS, Axis, Tally
-from ldm.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failure_mask, identifier, quoted
+from ldm.metadata.kinds import is_readable, is_text, plain
+from ldm.metadata.rules import DUPLICATES, NORMALISED_URL, Rule, all_hold, failure_mask, quoted
 from ldm.metadata.tables import Damaged, Source, salvage, sample_rows
 
 MEMORY = "1000MB"  # limit of DuckDB, which spills to disk beyond it; the rest of the process takes about 300 MB
@@ -38,21 +39,52 @@ class FileGroup:
         return sum(source.rows for source in self.sources)
 
     def kind(self, name: str) -> pa.DataType:
-        kind = self.sources[0].schema.field(self.columns[name]).type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
+        return plain(self.sources[0].schema.field(self.columns[name]).type)
+
+    def alias(self, name: str) -> str:
+        """Returns the name that the SQL of `scan` gives the column; `name` is the standard name."""
+        return f"c{self.sources[0].schema.names.index(self.columns[name])}"
+
+    @property
+    def scan(self) -> str:
+        """SQL that reads the files, with columns named by position.
+
+        DuckDB ignores the case of names, so that it would take WIDTH for width in a file that has both.
+        """
+        listed = ", ".join(quoted(_escaped_address(source)) for source in self.sources)
+        aliases = ", ".join(f"c{i}" for i in range(len(self.sources[0].schema.names)))
+        return f"read_parquet([{listed}], {READING}) AS files({aliases})"
 
 
 def file_groups(sources: list[Source], needed: Iterable[str], chosen: dict[str, str]) -> list[FileGroup]:
     """Groups consecutive files with the same columns, in order. Raises ValueError if a needed column is missing."""
     needed = list(needed)
-    found = [(source, resolve(source.schema.names, needed, chosen, source.path)) for source in sources]
+    found = [(source, _columns_of(source, needed, chosen)) for source in sources]
 
-    def signature(pair: tuple[Source, dict[str, str]]) -> list[tuple[str, str, str]]:
+    def signature(pair: tuple[Source, dict[str, str]]) -> tuple[list[tuple[str, str, str]], list[str]]:
         source, columns = pair
-        return [(name, column, str(source.schema.field(column).type)) for name, column in columns.items()]
+        names = source.schema.names
+        ambiguous = len({name.lower() for name in names}) < len(names)
+        kinds = [(name, column, str(source.schema.field(column).type)) for name, column in columns.items()]
+        return kinds, names if ambiguous else []
 
     grouped = [list(group) for _, group in groupby(found, signature)]
     return [FileGroup([source for source, _ in group], group[0][1]) for group in grouped]
+
+
+def _columns_of(source: Source, needed: list[str], chosen: dict[str, str]) -> dict[str, str]:
+    """Returns the columns of `resolve`, without those of an unusable type, which raise ValueError if needed."""
+    columns = resolve(source.schema.names, needed, chosen, source.name)
+    kinds = {name: source.schema.field(column).type for name, column in columns.items()}
+    for name in (name for name, kind in kinds.items() if not is_readable(name, kind)):
+        if name in needed or name in chosen:
+            raise ValueError(
+                f"{source.name} has values of type {kinds[name]} in {columns[name]}, its column for {name}: expected "
+                f"{'text' if TYPES.get(name) == 'VARCHAR' else 'numbers or text'}; choose another with "
+                f"--column {name}=COLUMN"
+            )
+        del columns[name]
+    return columns
 
 
 def in_batches(group: FileGroup) -> Iterator[FileGroup]:
@@ -106,6 +138,7 @@ class Filter:
     damaged: list[Damaged] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     every: int = 1  # histograms of numbers use one row in this many
+    salvaged: int = 0  # number of corrupt files of which the readable rows were copied
 
     def create_tables(self, groups: list[FileGroup]) -> None:
         """Creates the table of the rows that pass, with every known column that any file has."""
@@ -132,14 +165,19 @@ class Filter:
                 self.add(FileGroup([source], group.columns))
 
     def _scan_corrupt(self, group: FileGroup) -> None:
-        source, out = group.sources[0], self.folder / "salvaged.parquet"
+        # A name of its own for each copy, because DuckDB keeps pages of the files that it has read in memory.
+        source, out = group.sources[0], self.folder / f"salvaged-{self.salvaged}.parquet"
+        self.salvaged += 1
         try:
-            with_retries(lambda: self._scan(group), source.path, source.filesystem)
+            with_retries(lambda: self._scan(group), source.name, source.filesystem)
         except OSError:
             copy, lost, invalid = salvage(source, [*group.columns.values()], out)
             self._scan(FileGroup([copy], group.columns))
             self.damaged += lost
-            self.tally.uncoercible.update({name: invalid[column] for name, column in group.columns.items()})
+            counts = {name: invalid[column] for name, column in group.columns.items()}
+            self.tally.uncoercible.update(counts)
+            # Invalid text in a column of numbers is null in the copy, so that _count has counted it as null.
+            self.tally.nulls.subtract({name: counts.get(name, 0) for name in self._numeric_columns()})
             out.unlink()
 
     def _scan(self, group: FileGroup) -> None:
@@ -205,13 +243,12 @@ class Filter:
         """
         columns = []
         for name in names:
-            value, raw = _coerced_column(name, group), identifier(group.columns[name])
+            value, raw = _coerced_column(name, group), group.alias(name)
             if name not in bare and (in_range := _in_range(value, name, group)):
                 value = f"CASE WHEN {in_range} THEN {value} END"
             columns.append(f"{value} AS {name}, {raw} AS raw_{name}")
-        listed = ", ".join(quoted(_escaped_address(source)) for source in group.sources)
         columns.append("file_row_number")
-        return f"(SELECT {', '.join(columns)} FROM read_parquet([{listed}], {READING}))"
+        return f"(SELECT {', '.join(columns)} FROM {group.scan})"
 
     def finish(self) -> int:
         """Drops duplicates, of which the first is kept, and returns the number of rows that are kept.
@@ -258,13 +295,15 @@ class Filter:
 
 def _coerced_column(name: str, group: FileGroup) -> str:
     """Returns SQL for the column, cast to its standard type if it has another."""
-    kind, column = group.kind(name), identifier(group.columns[name])
+    kind, column = group.kind(name), group.alias(name)
     bare = {
         "FLOAT": kind == pa.float32(),
         "DOUBLE": pa.types.is_integer(kind) or pa.types.is_floating(kind),
         "VARCHAR": is_text(kind),
         None: True,
     }[TYPES.get(name)]
+    if pa.types.is_decimal(kind):  # because DuckDB divides in float32 to cast a decimal to FLOAT
+        column = f"{column}::DOUBLE"
     return column if bare else f"TRY_CAST({column} AS {TYPES[name]})"
 
 
@@ -286,13 +325,11 @@ def _stored_type(name: str, kinds: list[pa.DataType]) -> str:
         return "INTEGER"
     if name in TYPES:
         return TYPES[name]
+    if all(pa.types.is_floating(kind) for kind in kinds):
+        return "DOUBLE"
     if all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in kinds):
         return "BIGINT"
     return "UBIGINT" if all(map(pa.types.is_unsigned_integer, kinds)) else "VARCHAR"
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
 
 
 def _escaped_address(source: Source) -> str:

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from ldm.data.sources.storage import with_retries
 from ldm.metadata.columns import NUMBERS
-from ldm.metadata.filtering import FileGroup, is_text
+from ldm.metadata.filtering import FileGroup
+from ldm.metadata.kinds import is_text
 
 # LAION-5B takes 240 TB for 5.85 G images of 384 x 384 (announcement, laion.ai/blog/laion-5b).
 JPEG_BYTES_PER_PIXEL = 240e12 / 5.85e9 / 384**2

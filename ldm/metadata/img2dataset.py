@@ -17,6 +17,8 @@ from ldm.files import write_json, write_text
 # img2dataset_driver.py replaces its download function, so the version is pinned to one that was tested.
 REQUIREMENT = "img2dataset==1.47.0"
 UNSUPPORTED_PYTHON = (3, 13)  # img2dataset needs the module imghdr, which Python 3.13 removed
+# Distributors of img2dataset, and the packages that those for a cluster need.
+DISTRIBUTORS = {"multiprocessing": None, "ray": "ray>=2.9,<3", "pyspark": "pyspark>=3.4,<5"}
 READY = "ldm.ready"  # file that marks a completely installed environment
 DRIVER = Path(__file__).with_name("img2dataset_driver.py")
 
@@ -36,6 +38,21 @@ def ensure_environment(folder: Path, python: str, notify: Callable[[str], None])
     _run([str(interpreter), "-m", "pip", "install", "--quiet", REQUIREMENT], folder)
     write_text(folder / READY, REQUIREMENT)
     return interpreter
+
+
+def add_distributor(interpreter: Path, distributor: str, notify: Callable[[str], None]) -> None:
+    """Installs the package of a distributor into the environment, unless it is there.
+
+    Raises OSError with the last line of pip if that fails.
+    """
+    requirement = DISTRIBUTORS[distributor]
+    if requirement is None:
+        return
+    found = subprocess.run([str(interpreter), "-I", "-c", f"import {distributor}"], capture_output=True, check=False)
+    if found.returncode:
+        folder = interpreter.parents[1]
+        notify(f"--distributor {distributor} needs {requirement}: installing it into {folder} with pip")
+        _run([str(interpreter), "-m", "pip", "install", "--quiet", requirement], folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -110,7 +127,7 @@ def download(python: Path, settings: dict[str, Any], log: Path, max_pixels: int,
     variables["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max_pixels)
     with tempfile.TemporaryDirectory(prefix="ldm.") as folder, open(log, "ab") as output:
         file = Path(folder) / "settings.json"
-        write_json(file, settings)
+        write_json(file, settings | {"download": _without_patterns(settings["download"], Path(folder))})
         command = [str(python), "-I", str(DRIVER), str(file)]
         child = subprocess.Popen(
             command,
@@ -130,3 +147,19 @@ def download(python: Path, settings: dict[str, Any], log: Path, max_pixels: int,
             child.stdin.close()
             child.wait()
         return child.returncode
+
+
+def _without_patterns(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the arguments with links in `folder` in place of paths that img2dataset would take for patterns.
+
+    It lists both folders with a glob, and would download every shard again if it did not find the finished ones.
+    """
+    paths = {}
+    for name in (name for name in ("url_list", "output_folder") if any(c in arguments[name] for c in "*?[")):
+        if arguments["distributor"] != "multiprocessing":
+            raise ValueError(f"{arguments[name]} has one of the characters *?[ in its name: rename it for a cluster")
+        if name == "output_folder":
+            Path(arguments[name]).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(arguments[name])
+        paths[name] = str(folder / name)
+    return arguments | paths

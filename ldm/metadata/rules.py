@@ -103,11 +103,6 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def identifier(name: str) -> str:
-    """Returns the name as a quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _float(value: float) -> str:
     """Returns the value as float32, because scores are float32 and 0.7 must equal the float32 of 0.7."""
     return f"{value}::FLOAT"

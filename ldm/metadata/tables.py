@@ -1,8 +1,8 @@
-"""Finds and reads parquet metadata in files, folders and globs, locally or at any address that fsspec opens."""
+"""Finds and reads metadata in files, folders and globs, locally or at any address that fsspec opens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,30 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from ldm.data.sources.storage import in_one_line, is_local, with_retries
+from ldm.metadata import text_tables
+from ldm.metadata.kinds import is_text, plain
 
 BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parquet file and the content of its footer; `group_rows` is the number of rows of each row group."""
+    """A parquet file and the content of its footer; `group_rows` is the number of rows of each row group.
+
+    `original` is the path of the file that this one is a copy of.
+    """
 
     filesystem: AbstractFileSystem
     path: str
     schema: pa.Schema
     group_rows: tuple[int, ...]
     bytes: int
+    original: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The path that the user gave."""
+        return self.original or self.path
 
     @property
     def rows(self) -> int:
@@ -46,10 +57,10 @@ class Damaged:
 
 
 def find(inputs: Iterable[str]) -> list[tuple[AbstractFileSystem, str]]:
-    """Returns all parquet files of the inputs, in order; those of a folder or a glob are sorted by name.
+    """Returns all metadata files of the inputs, in order; those of a folder or a glob are sorted by name.
 
-    Raises FileNotFoundError for an input without parquet files, and ValueError for an address that cannot be opened
-    or a file that occurs twice.
+    In a folder or a glob, csv, tsv and jsonl files count only if there is no parquet file. Raises FileNotFoundError for
+    an input without metadata files, and ValueError for an address that cannot be opened or a file that occurs twice.
     """
     files = [file for given in inputs for file in _files_of(given)]
     seen = set()
@@ -69,20 +80,59 @@ def _files_of(given: str) -> list[tuple[AbstractFileSystem, str]]:
     def listed() -> list[str]:
         if filesystem.isfile(path):
             return [path]
-        names = filesystem.glob(path) if any(c in path for c in "*?[") else filesystem.find(path)
-        return sorted(n for n in names if n.endswith(".parquet") and not n.rsplit("/", 1)[-1].startswith((".", "_")))
+        # A folder can have a name like a pattern, such as "a [v2]".
+        pattern = any(c in path for c in "*?[") and not filesystem.isdir(path)
+        names = filesystem.glob(path) if pattern else filesystem.find(path)
+        visible = sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith((".", "_")))
+        tables = [name for name in visible if text_tables.suffix(name) in text_tables.SUFFIXES]
+        return [name for name in visible if name.endswith(".parquet")] or tables
 
     paths = with_retries(listed, given, filesystem)
     if not paths:
-        raise FileNotFoundError(f"no parquet file at {given}: expected a .parquet file, a folder or a glob")
+        kinds = ", ".join((".parquet", *text_tables.SUFFIXES))
+        raise FileNotFoundError(f"no metadata file at {given}: expected a file, a folder or a glob ({kinds})")
     return [(filesystem, path) for path in paths]
 
 
-def open_sources(files: list[tuple[AbstractFileSystem, str]]) -> tuple[list[Source], list[Damaged]]:
-    """Reads the footers of all files in parallel. Files that are truncated or not parquet are returned as `Damaged`."""
+def open_sources(
+    files: list[tuple[AbstractFileSystem, str]], folder: Path | None = None, header: Sequence[str] | None = None
+) -> tuple[list[Source], list[Damaged]]:
+    """Reads the footers of all files in parallel; csv, tsv and jsonl files are first converted into `folder`.
+
+    `header` names the columns of a csv or tsv without a header row. Files that are truncated or not what their name
+    says are returned as `Damaged`, and so are the rows that cannot be read.
+    """
+    texts = [text_tables.suffix(path) in text_tables.SUFFIXES for _, path in files]
+    if folder is None and any(texts):
+        raise ValueError(f"{files[texts.index(True)][1]} is not a parquet file: run ldm filter on it first")
     with ThreadPoolExecutor(16) as pool:
-        opened = list(pool.map(lambda file: _opened(*file), files))
-    return [s for s in opened if isinstance(s, Source)], [d for d in opened if isinstance(d, Damaged)]
+        footers = pool.map(lambda file: _opened(*file), (f for f, text in zip(files, texts, strict=True) if not text))
+        opened, damaged = [], []
+        for i, (file, text) in enumerate(zip(files, texts, strict=True)):
+            if text and folder is not None:
+                found, lost = _converted(*file, header, folder / f"table-{i}.parquet")
+            else:
+                found, lost = next(footers), []
+            opened.append(found)
+            damaged += lost
+    sources = [found for found in opened if isinstance(found, Source)]
+    return sources, [found for found in opened if isinstance(found, Damaged)] + damaged
+
+
+def _converted(
+    filesystem: AbstractFileSystem, path: str, header: Sequence[str] | None, out: Path
+) -> tuple[Source | Damaged, list[Damaged]]:
+    try:
+        table = with_retries(lambda: text_tables.convert(filesystem, path, header, out), path, filesystem)
+    except text_tables.NoHeader as error:
+        raise ValueError(
+            f"{error}: name its columns, as in --header url,caption, or give --preset cc12m if it is Conceptual 12M"
+        ) from error
+    except text_tables.UNREADABLE as error:
+        return Damaged(path, 0, in_one_line(error)), []
+    copy = _opened(fsspec.filesystem("file"), str(out))
+    lost = [] if table.lost == 0 else [Damaged(path, table.lost or 0, table.reason)]
+    return (replace(copy, original=path) if isinstance(copy, Source) else copy), lost
 
 
 def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
@@ -111,7 +161,7 @@ def batches(source: Source, columns: list[str], group: int) -> Iterator[pa.Recor
 def _as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.view(pa.binary()) if pa.types.is_string(column.type) else column
+    return column.cast(pa.binary()) if is_text(column.type) else column
 
 
 def valid_text(batch: pa.RecordBatch, text: Iterable[str]) -> tuple[pa.RecordBatch, dict[str, int]]:
@@ -145,7 +195,7 @@ def salvage(source: Source, columns: list[str], out: Path) -> tuple[Source, list
     Each row group is read up to its first unreadable page.
     """
     lost, invalid, kept = [], dict.fromkeys(columns, 0), 0
-    schema = pa.schema([_plain(source.schema.field(name)) for name in columns])
+    schema = pa.schema([_as_text(source.schema.field(name)) for name in columns])
     with pq.ParquetWriter(out, schema) as writer:
         for group, rows in enumerate(source.group_rows):
             done = 0
@@ -156,7 +206,7 @@ def salvage(source: Source, columns: list[str], out: Path) -> tuple[Source, list
                     done += len(clean)
                     invalid = {name: n + counts.get(name, 0) for name, n in invalid.items()}
             except (OSError, pa.ArrowException) as error:
-                lost.append(Damaged(source.path, rows - done, in_one_line(error)))
+                lost.append(Damaged(source.name, rows - done, in_one_line(error)))
             kept += done
     local = fsspec.filesystem("file")
     return Source(local, str(out), schema, (kept,), out.stat().st_size), lost, invalid
@@ -167,7 +217,7 @@ def sample_rows(sources: list[Source], columns: list[str], rows: int, out: Path)
     groups = [(source, group) for source in sources for group in range(len(source.group_rows))]
     picks = min(len(groups), 32)
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * picks)] for i in range(picks)]
-    schema = pa.schema([_plain(sources[0].schema.field(name)) for name in columns])
+    schema = pa.schema([_as_text(sources[0].schema.field(name)) for name in columns])
     written = 0
     with pq.ParquetWriter(out, schema) as writer:
         for source, group in chosen:
@@ -181,8 +231,5 @@ def sample_rows(sources: list[Source], columns: list[str], rows: int, out: Path)
     return Source(fsspec.filesystem("file"), str(out), schema, (written,), out.stat().st_size)
 
 
-def _plain(field: pa.Field) -> pa.Field:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        kind = pa.string()
-    return pa.field(field.name, kind)
+def _as_text(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, pa.string() if is_text(field.type) else plain(field.type))

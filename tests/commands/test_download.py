@@ -1,6 +1,9 @@
+import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -8,22 +11,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageOps
 
 from ldm.__main__ import main
 from ldm.metadata.img2dataset import READY, REQUIREMENT, ensure_environment
-from tests.data.web import served
+from tests.data.web import served, turned
 
 # Writes the files of img2dataset that the command reads: the tar and the statistics of each shard.
 REPLACEMENT = """
 import json, math, pathlib
 import pyarrow.parquet as pq
-from . import downloader
+
+class Downloader: ...
+class Resizer: ...
 
 def download(url_list, output_folder, number_sample_per_shard, **settings):
-    print("download", settings["caption_col"], settings["processes_count"])
+    print("download", settings["caption_col"], settings["processes_count"], settings["distributor"])
     out, paths = pathlib.Path(output_folder), sorted(pathlib.Path(url_list).glob("*.parquet"))
     out.mkdir(exist_ok=True)
     shard = 0
@@ -46,6 +53,17 @@ def download(url_list, output_folder, number_sample_per_shard, **settings):
 """
 
 
+SPARK = """
+class Builder:
+    def appName(self, name): return self
+    def config(self, name, value): print(name, value); return self
+    def getOrCreate(self): print("connected to pyspark")
+
+class SparkSession:
+    builder = Builder()
+"""
+
+
 @pytest.fixture
 def env(tmp_path: Path) -> Path:
     """Creates an environment that is marked as ready, with a replacement for img2dataset."""
@@ -56,8 +74,8 @@ def env(tmp_path: Path) -> Path:
     dependencies = next(path for path in sys.path if (Path(path) / "pyarrow").is_dir())
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
     (site / "img2dataset").mkdir()
-    (site / "img2dataset" / "__init__.py").write_text(REPLACEMENT)
-    (site / "img2dataset" / "downloader.py").write_text("")
+    (site / "img2dataset" / "__init__.py").write_text("")
+    (site / "img2dataset" / "main.py").write_text(REPLACEMENT)
     (env / READY).write_text(REQUIREMENT)
     return env
 
@@ -232,6 +250,44 @@ def test_invalid_options_are_reported_in_one_sentence(
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["kept [v2]", "what?"])
+def test_folders_with_names_like_patterns_are_read_and_resumed(
+    name: str, env: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_metadata(tmp_path / name, ["http://good/1"] * 3)
+    assert run(source, tmp_path / "out [v2]", env, "--shard-size", "2") == 0
+    assert report(tmp_path / "out [v2]")["download"]["pictures"] == 3
+    assert sorted(path.name for path in (tmp_path / "out [v2]").glob("*.tar")) == ["00000.tar", "00001.tar"]
+    assert run(source, tmp_path / "out [v2]", env, "--shard-size", "2") == 0
+    assert "resuming after 3 URLs in 2 shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("distributor", ["ray", "pyspark"])
+def test_the_distributor_is_passed_to_img2dataset(distributor: str, env: Path, tmp_path: Path) -> None:
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "ray.py").write_text("def init(**options): print('connected to ray', options)")
+    (site / "pyspark").mkdir()
+    (site / "pyspark" / "__init__.py").write_text("")
+    (site / "pyspark" / "sql.py").write_text(SPARK)
+    source = write_metadata(tmp_path / "kept", ["http://good/1"] * 3)
+    assert run(source, tmp_path / "out", env, "--distributor", distributor) == 0
+    log = (tmp_path / "out.img2dataset.log").read_text()
+    assert f"connected to {distributor}" in log and f"download caption 16 {distributor}" in log
+    assert "OPENCV_IO_MAX_IMAGE_PIXELS" in log
+
+
+def test_the_package_of_a_distributor_is_installed_with_pip(
+    env: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "pip.py").write_text("import sys; sys.exit(f'ERROR: No matching distribution for {sys.argv[-1]}')")
+    source = write_metadata(tmp_path / "kept", ["http://good/1"])
+    assert run(source, tmp_path / "out", env, "--distributor", "pyspark") == 1
+    output = capsys.readouterr()
+    assert "--distributor pyspark needs pyspark>=3.4,<5: installing it into" in output.out
+    assert "ERROR: No matching distribution for pyspark>=3.4,<5" in output.err and output.err.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Installs img2dataset from the package index; LDM_TEST_ENV is a folder to keep the environment between runs."""
@@ -298,6 +354,47 @@ def test_only_images_are_stored_whatever_a_server_responds(real: Path, tmp_path:
         "X-Robots-Tag",
     ):
         assert reason in reasons, reason
+
+
+@pytest.mark.full_size
+def test_images_are_stored_upright_with_the_hash_of_the_original(real: Path, tmp_path: Path) -> None:
+    with served() as web:
+        source = write_metadata(tmp_path / "kept", [f"{web}/turned/{i}" for i in range(1, 10)])
+        assert run(source, tmp_path / "out", real, "--size", "64", *LIMITS) == 0
+    found = members(tmp_path / "out")
+    entries = {json.loads(data)["url"][-1]: json.loads(data) for name, data in found.items() if name.endswith(".json")}
+    assert len(entries) == 9
+    for orientation, entry in entries.items():
+        original = turned(int(orientation))
+        shown = ImageOps.exif_transpose(Image.open(io.BytesIO(original)))
+        stored = Image.open(io.BytesIO(found[f"{entry['key']}.jpg"]))
+        assert stored.size == shown.size == (entry["original_width"], entry["original_height"])
+        # Both are compressed once more than the original: 4 of 255 is the error of quality 95 on flat colours.
+        assert np.abs(np.asarray(stored, int) - np.asarray(shown, int))[8::16, 8::16].max() <= 4
+        assert entry["sha256"] == hashlib.sha256(original).hexdigest() and 0x0112 not in stored.getexif()
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("distributor", ["ray", "pyspark"])
+def test_a_cluster_downloads_within_the_same_limits(distributor: str, real: Path, tmp_path: Path) -> None:
+    """Ray and Spark start on this machine if none is configured; Spark needs Java."""
+    if distributor == "pyspark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    with served() as web:
+        urls = [f"{web}/good/{i} é.jpg" for i in range(4)] + [
+            f"{web}/turned/6",
+            f"{web}/endless/1",
+            "file:///etc/passwd",
+        ]
+        source = write_metadata(tmp_path / "kept", urls)
+        options = ["--shard-size", "3", "--size", "64", *LIMITS, "--distributor", distributor]
+        assert run(source, tmp_path / "out", real, *options) == 0
+    statistics = report(tmp_path / "out")["download"]
+    assert statistics["pictures"] == 5 and statistics["shards"] == 3
+    assert any("larger than the limit" in reason for reason in statistics["reasons"])
+    found = members(tmp_path / "out")
+    (entry,) = (json.loads(data) for name, data in found.items() if name.endswith(".json") and b"turned" in data)
+    assert (entry["original_width"], entry["original_height"]) == (64, 128)
 
 
 @pytest.mark.full_size

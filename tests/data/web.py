@@ -18,6 +18,16 @@ def jpeg(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
+def turned(orientation: int) -> bytes:
+    """Returns a JPEG of four colours whose EXIF has the orientation."""
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(colours).resize((128, 64), Image.Resampling.NEAREST).save(file, "JPEG", exif=exif, quality=95)
+    return file.getvalue()
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
     """Chooses the kind of response by the path: /good/3.jpg, /silent/1.jpg …"""
 
@@ -35,6 +45,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def send_good(self) -> None:
         self.respond(jpeg(seed=sum(self.path.encode())))
+
+    def send_turned(self) -> None:
+        """Sends an image with the orientation that its path ends with: /turned/6."""
+        self.respond(turned(int(self.path.rpartition("/")[2])))
 
     def send_large(self) -> None:
         self.respond(jpeg(1024, 768))

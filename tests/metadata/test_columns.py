@@ -34,6 +34,12 @@ def test_a_chosen_column_is_not_used_for_another_name() -> None:
     }
 
 
+def test_two_columns_with_exactly_the_same_name_are_refused() -> None:
+    for chosen in ({}, {"width": "WIDTH"}):
+        with pytest.raises(ValueError, match=r"x\.parquet has 2 columns named WIDTH: rename one of them"):
+            resolve(["WIDTH", "url", "WIDTH"], ["width"], chosen, "x.parquet")
+
+
 def test_a_missing_column_is_refused_with_its_name() -> None:
     with pytest.raises(ValueError, match=r"no column for aesthetic .*--column aesthetic=COLUMN; it has url, score"):
         resolve(["url", "score"], ["aesthetic"], {}, "x.parquet")

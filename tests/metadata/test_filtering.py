@@ -15,7 +15,7 @@ from ldm.metadata.funnel import axes
 from ldm.metadata.rules import Thresholds, rules
 from ldm.metadata.tables import find, open_sources
 from tests.data.dumps import dump, rows
-from tests.metadata.test_tables import corrupt_group, server  # noqa: F401 - server is a fixture
+from tests.metadata.test_tables import corrupt_group, server, with_bytes  # noqa: F401 - server is a fixture
 
 RECIPE = Thresholds(
     min_aesthetic=6.5,
@@ -49,13 +49,13 @@ class Result:
         return {reason: step["rejected"] for reason, step in self.steps.items() if step["rejected"]}
 
 
-def filtered(given: Path | str, **cuts: Any) -> Result:
-    """Runs all steps of the command except the report."""
+def filtered(given: Path | str, chosen: dict[str, str] | None = None, **cuts: Any) -> Result:
+    """Runs all steps of the command except the report; `chosen` are the columns of --column."""
     thresholds = replace(RECIPE, **cuts)
     sources, damaged = open_sources(find([str(given)]))
     has_nsfw = all("NSFW" in source.schema.names for source in sources)
     active_rules = rules(thresholds, has_nsfw)
-    groups = file_groups(sources, [name for rule in active_rules for name in rule.columns], {})
+    groups = file_groups(sources, [name for rule in active_rules for name in rule.columns], chosen or {})
     with tempfile.TemporaryDirectory() as folder, database(Path(folder), 2) as connection:
         work = Filter(
             connection,
@@ -220,6 +220,52 @@ def test_rows_are_rejected_by_language_and_caption_patterns(tmp_path: Path) -> N
     assert result.rejected == {"language": 1, "caption_match": 1, "caption_exclude": 1}
 
 
+@pytest.mark.parametrize(("chosen", "kept"), [("width", [0, 2]), ("WIDTH", [1, 3])])
+def test_a_column_is_chosen_among_names_that_differ_in_case(chosen: str, kept: list[int], tmp_path: Path) -> None:
+    """DuckDB ignores the case of names, in the first file of a group and in those that it reads with it."""
+    widths = [{"WIDTH": 5, "width": 640}, {"WIDTH": 640, "width": 5}]
+    table = rows(*[width | {"hash": i} for i, width in enumerate(widths)])
+    pq.write_table(table, tmp_path / "a.parquet")
+    table = rows(*[width | {"hash": i + 2, "URL": f"https://b.org/{i}"} for i, width in enumerate(widths)])
+    pq.write_table(table.select(table.column_names[::-1]), tmp_path / "b.parquet")
+    assert [row["hash"] for row in filtered(tmp_path, {"width": chosen}).kept] == kept
+
+
+def test_a_column_named_like_a_virtual_column_of_the_database_is_ignored(tmp_path: Path) -> None:
+    file = dump(tmp_path / "a.parquet", *[{"file_row_number": "x", "filename": "y", "raw_width": "z"}] * 3)
+    result = filtered(file)
+    assert len(result.kept) == 3 and sum(result.work.tally.histograms["aesthetic score"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("WIDTH", [[640]], "list"),
+        ("WIDTH", [True], "bool"),
+        ("WIDTH", pa.array([640], pa.duration("s")), "duration"),
+        ("WIDTH", pa.array([640], pa.decimal256(60, 2)), "decimal256"),
+        ("TEXT", [["a caption of some length"]], "list"),
+        ("TEXT", [{"en": "a caption of some length"}], "struct"),
+        ("URL", [1.5], "double"),
+    ],
+)
+def test_a_column_of_an_unusable_type_is_refused(name: str, values: Any, kind: str, tmp_path: Path) -> None:
+    table = rows({})
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=rf"a\.parquet has values of type {kind}.* in {name}, its column for"):
+        filtered(tmp_path)
+
+
+def test_a_column_of_an_unusable_type_that_no_rule_needs_is_left_out(tmp_path: Path) -> None:
+    file = dump(tmp_path / "a.parquet", {"hash": [1, 2], "LICENSE": 1.5})
+    assert filtered(file).kept[0].keys() & {"hash", "license"} == set()
+
+
+def test_identifiers_stored_as_floats_stay_numbers(tmp_path: Path) -> None:
+    file = dump(tmp_path / "a.parquet", {"SAMPLE_ID": 3060005000229.0})
+    assert filtered(file).kept[0]["sample_id"] == 3060005000229
+
+
 def test_a_disabled_rule_needs_no_column(tmp_path: Path) -> None:
     table = rows({}).drop_columns(["AESTHETIC_SCORE", "punsafe"])
     pq.write_table(table, tmp_path / "a.parquet")
@@ -265,10 +311,27 @@ def test_unreadable_rows_are_counted_and_the_others_kept(tmp_path: Path) -> None
     assert result.work.tally.rows == 6 and sorted(d.rows for d in result.work.damaged) == [0, 2]
 
 
-def test_a_caption_with_an_invalid_encoding_counts_as_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()], ids=str)
+def test_a_caption_with_an_invalid_encoding_counts_as_missing(kind: pa.DataType, tmp_path: Path) -> None:
     table = rows({}, {}, {})
-    texts = pa.array([b"a caption of some length", b"caf\xe9 au lait, in a small cup", b"\x00control\x07 in a caption"])
-    pq.write_table(table.set_column(1, "TEXT", texts.view(pa.string())), tmp_path / "a.parquet")
+    texts = [b"a caption of some length", b"caf\xe9 au lait, in a small cup", b"\x00control\x07 in a caption"]
+    pq.write_table(table.set_column(1, "TEXT", with_bytes(texts, kind)), tmp_path / "a.parquet")
     result = filtered(tmp_path / "a.parquet")
     assert len(result.kept) == 2 and result.rejected == {"caption_length": 1}
     assert result.work.tally.uncoercible["caption"] == 1
+
+
+def test_invalid_text_in_a_column_of_numbers_is_counted_once(tmp_path: Path) -> None:
+    table = rows({}, {}, {})
+    widths = with_bytes([b"640", b"\xff640", None], pa.string())
+    pq.write_table(table.set_column(2, "WIDTH", widths), tmp_path / "a.parquet")
+    tally = filtered(tmp_path / "a.parquet").work.tally
+    assert (tally.uncoercible["width"], tally.nulls["width"]) == (1, 1)
+
+
+def test_several_corrupt_files_keep_their_own_rows(tmp_path: Path) -> None:
+    for i in range(3):
+        table = rows({"hash": i, "URL": f"https://a.org/{i}"}, {"hash": -1})
+        texts = with_bytes([b"a caption of some length", b"caf\xe9 au lait, in a small cup"], pa.string())
+        pq.write_table(table.set_column(1, "TEXT", texts), tmp_path / f"{i}.parquet")
+    assert [row["hash"] for row in filtered(tmp_path).kept] == [0, 1, 2]

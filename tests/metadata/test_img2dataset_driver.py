@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ldm.metadata.img2dataset_driver import fetch
+from ldm.metadata.img2dataset_driver import fetch, in_ascii
 from tests.data.web import jpeg, served
 
 
@@ -54,3 +54,27 @@ def test_any_other_response_soon_raises_an_error(kind: str, message: str | None,
 def test_only_http_urls_are_opened(url: str) -> None:
     with pytest.raises((OSError, ValueError)):
         get(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.org/1.jpg?w=2&h=%20x", "https://a.org/1.jpg?w=2&h=%20x"),
+        (" https://a.org/my image.jpg ", "https://a.org/my%20image.jpg"),
+        ("https://a.org/é/日本.jpg?q=ü", "https://a.org/%C3%A9/%E6%97%A5%E6%9C%AC.jpg?q=%C3%BC"),
+        ("https://a.org/100% wool%2F.jpg", "https://a.org/100%25%20wool%2F.jpg"),
+        ("https://BÜCHER.example:8080/a.jpg#top", "https://xn--bcher-kva.example:8080/a.jpg"),
+        ("http://straße.de/a.jpg", "http://xn--strae-oqa.de/a.jpg"),
+        ("http://例え。jp", "http://xn--r8jz45g.jp"),
+        ("http://user:pass@a.org/(a),b;c=d'.jpg", "http://user:pass@a.org/(a),b;c=d'.jpg"),
+        ("http://[::1]:80/a b", "http://[::1]:80/a%20b"),
+        ('http://a.org/"x"<y>\\z', "http://a.org/%22x%22%3Cy%3E%5Cz"),
+    ],
+)
+def test_a_url_is_escaped_as_browsers_do(url: str, expected: str) -> None:
+    assert in_ascii(url) == expected == in_ascii(expected)
+
+
+@pytest.mark.parametrize("path", ["a b.jpg", "é.jpg", "日本.jpg?q=ü", "100% wool.jpg"])
+def test_an_image_at_a_url_with_spaces_or_other_letters_is_fetched(path: str, web: str) -> None:
+    assert get(f"{web}/good/{path}") == get(in_ascii(f"{web}/good/{path}"))

@@ -38,6 +38,21 @@ def test_files_and_globs_keep_the_given_order(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["a [v2]", "what?", "5* images", "[]"])
+def test_a_folder_with_a_name_like_a_pattern_is_found(name: str, tmp_path: Path) -> None:
+    dump(tmp_path / name / "a.parquet", {})
+    (tmp_path / "a v").mkdir()  # which the pattern "a [v2]" matches
+    assert names(find([str(tmp_path / name)])) == ["a.parquet"]
+
+
+def test_text_tables_count_only_without_parquet_files(tmp_path: Path) -> None:
+    for name in ("b.tsv", "a.csv.gz", "c.JSONL", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    assert names(find([str(tmp_path)])) == ["a.csv.gz", "b.tsv", "c.JSONL"]
+    dump(tmp_path / "z.parquet", {})
+    assert names(find([str(tmp_path)])) == ["z.parquet"]
+
+
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
     file = dump(tmp_path / "a.parquet", {})
     with pytest.raises(ValueError, match="given twice"):
@@ -46,7 +61,7 @@ def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["nowhere", "nowhere/*.parquet"])
 def test_an_input_without_parquet_files_is_refused(given: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no parquet file at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no metadata file at .*nowhere"):
         find([str(tmp_path / given)])
 
 
@@ -89,13 +104,27 @@ def test_readable_row_groups_of_a_corrupt_file_are_kept_in_order(tmp_path: Path)
     assert [(d.path, d.rows) for d in lost] == [(str(file), 3)] and all(d.reason for d in lost)
 
 
-def test_texts_with_an_invalid_encoding_become_null_and_are_counted(tmp_path: Path) -> None:
-    texts = pa.array([b"good", b"\xe9t\xe9 latin-1", None, "été".encode()], pa.binary()).view(pa.string())
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.large_binary()], ids=str)
+@pytest.mark.parametrize("dictionary", [False, True], ids=["plain", "dictionary"])
+def test_texts_with_an_invalid_encoding_become_null_and_are_counted(
+    kind: pa.DataType, dictionary: bool, tmp_path: Path
+) -> None:
+    texts = with_bytes([b"good", b"\xe9t\xe9 latin-1", None, "été".encode()], kind)
+    texts = texts.dictionary_encode() if dictionary and kind != pa.string_view() else texts
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"TEXT": texts}), file)
     copy, lost, invalid = salvage(opened(file), ["TEXT"], tmp_path / "out.parquet")
     assert pq.read_table(copy.path)["TEXT"].to_pylist() == ["good", None, None, "été"]
     assert invalid == {"TEXT": 1} and not lost
+
+
+def with_bytes(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
+    """Returns an array of text whose bytes may be invalid UTF-8."""
+    if pa.types.is_string_view(kind):
+        array = pa.array(values, pa.binary_view())
+        return pa.Array.from_buffers(kind, len(array), array.buffers(), array.null_count)
+    large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+    return pa.array(values, pa.large_binary() if large else pa.binary()).view(kind)
 
 
 def test_sampled_rows_are_spread_over_all_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`ldm filter`: keeps the rows of parquet metadata that pass all rules, and reports why the others were rejected."""
+"""`ldm filter`: keeps the rows of metadata that pass all rules, and reports why the others were rejected."""
 
 import argparse
 import os
@@ -12,10 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from ldm.commands.filter.recipe import DEFAULT, MAX_NUMBER, path_of, presets, read, recognised
 from ldm.errors import UsageError
 from ldm.files import check_writable
 from ldm.metadata.columns import ALIASES, parse_choices
@@ -25,11 +22,10 @@ from ldm.progress import Progress
 
 if TYPE_CHECKING:
     from ldm.metadata.filtering import FileGroup, Filter
+    from ldm.metadata.tables import Source
 
-CONFIG = Path(__file__).parents[2] / "assets" / "laion_sd15_filter.yaml"
 NEEDED = ("duckdb", "pyarrow", "matplotlib")
-MAX_NUMBER, MAX_THREADS = 1e9, 1024
-TEXT_RULES = ("nsfw", "language", "caption_match", "caption_exclude")
+MAX_THREADS = 1024
 UNITS = {
     "min_aesthetic": "score, 1 to 10",
     "min_similarity": "cosine",
@@ -50,7 +46,8 @@ UNITS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Keep the rows of parquet metadata that pass all rules, and report why the others were rejected."
+        "Keep the rows of metadata (parquet, csv, tsv, jsonl) that pass all rules, and report why the others were "
+        "rejected. The output is parquet."
     )
     parser.add_argument(
         "inputs",
@@ -64,9 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="folder for the shards; F.report.json and F.report.png are written beside it",
     )
-    parser.add_argument(
-        "--config", type=Path, default=CONFIG, metavar="F", help=f"rules as YAML (default: {CONFIG.name})"
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset",
+        choices=presets(),
+        default=DEFAULT,
+        help="data set that the metadata is of, which sets its columns and the rules that they allow "
+        f"(default: {DEFAULT}, for LAION-2B-en-aesthetic)",
     )
+    source.add_argument(
+        "--config", type=Path, metavar="F", help=f"file like that of a preset, such as {path_of(DEFAULT)}"
+    )
+    parser.add_argument("--header", metavar="NAMES", help="columns of a csv or tsv without a header row: url,caption")
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN", help=f"NAME: {', '.join(ALIASES)}"
     )
@@ -92,37 +98,32 @@ def _number(parser: argparse.ArgumentParser, name: str, kind: type, default: flo
 def run(args: argparse.Namespace) -> None:
     """Writes shards and a report, or prints a prediction. Raises ValueError or OSError on failure."""
     _check(args)
-    cuts, chosen = thresholds(args), _usage(lambda: parse_choices(args.column))
+    recipe = read(args)
+    cuts, chosen = recipe.thresholds, recipe.columns | _usage(lambda: parse_choices(args.column))
     from ldm.commands.filter import report as filter_report
-    from ldm.metadata.filtering import Filter, database, file_groups, in_batches
+    from ldm.metadata.filtering import Filter, database
     from ldm.metadata.funnel import axes
     from ldm.metadata.tables import find, open_sources
 
     if not args.dry_run:
         filter_report.check_replaceable(args.out)
     start = time.monotonic()
-    sources, damaged = open_sources(find(args.inputs))
-    if not sources:
-        raise ValueError(f"none of the files is readable, for example {damaged[0].path}: {damaged[0].reason}")
-    has_nsfw = cuts.nsfw is not None and all("nsfw" in group.columns for group in file_groups(sources, [], chosen))
-    if cuts.nsfw is not None and not has_nsfw and cuts.max_unsafe is None:
-        raise ValueError(f"nsfw is {cuts.nsfw}, but a file has no NSFW column: give --max-unsafe, or --nsfw none")
-    active_rules = rules(cuts, has_nsfw)
-    groups = file_groups(sources, dict.fromkeys(name for rule in active_rules for name in rule.columns), chosen)
-    filter_report.print_columns(groups, cuts, has_nsfw)
     with workspace(args.out) as folder, database(folder, args.threads) as connection:
+        sources, damaged = open_sources(find(args.inputs), folder, recipe.header)
+        if not sources:
+            raise ValueError(f"none of the files is readable, for example {damaged[0].path}: {damaged[0].reason}")
+        has_nsfw = cuts.nsfw is not None and all("nsfw" in g.columns for g in _groups(sources, [], chosen, args))
+        if cuts.nsfw is not None and not has_nsfw and cuts.max_unsafe is None:
+            raise ValueError(f"nsfw is {cuts.nsfw}, but a file has no NSFW column: give --max-unsafe, or --nsfw none")
+        active_rules = rules(cuts, has_nsfw)
+        groups = _groups(sources, [name for rule in active_rules for name in rule.columns], chosen, args)
+        filter_report.print_columns(groups, cuts, has_nsfw)
         work = Filter(connection, active_rules, axes(cuts, active_rules), cuts.deduplicate, folder, damaged=damaged)
         _check_patterns(work, cuts)
         if args.dry_run:
             _predict(work, groups, args)
             return
-        work.create_tables(groups)
-        progress = Progress(sum(group.rows for group in groups), "rows")
-        for batch in (batch for group in groups for batch in in_batches(group)):
-            work.add(batch)
-            if batch.rows:
-                progress.step(batch.rows)
-        kept = work.finish()
+        kept = _filter(work, groups)
         _check_damage(work, groups, args.max_bad_share)
         shards = write_shards(work, kept, args.rows_per_shard, folder / "kept")
         seconds = time.monotonic() - start
@@ -132,50 +133,32 @@ def run(args: argparse.Namespace) -> None:
     filter_report.print_summary(report, args.out)
 
 
-def thresholds(args: argparse.Namespace) -> Thresholds:
-    """Returns the rules of the config file, overridden by the command line. Raises UsageError for invalid rules."""
+def _groups(
+    sources: "list[Source]", needed: list[str], chosen: dict[str, str], args: argparse.Namespace
+) -> "list[FileGroup]":
+    """Groups the files. If a column is missing, the ValueError names the preset of the data set that it recognises."""
+    from ldm.metadata.filtering import file_groups
+
     try:
-        config = OmegaConf.to_container(OmegaConf.load(args.config))
-    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UsageError(f"--config {args.config} cannot be read: {' '.join(str(error).split())}") from error
-    names = [field.name for field in fields(Thresholds)]
-    config = config if isinstance(config, dict) else {}
-    keys = {str(key) for key in config}
-    if problems := [f"lacks {name}" for name in names if name not in keys] or sorted(
-        f"has {k}" for k in keys - {*names}
-    ):
-        raise UsageError(
-            f"--config {args.config} {', '.join(problems)}: it must have exactly the keys of {CONFIG.name}"
-        )
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    cuts = Thresholds(**{name: _value(name, given.get(name, config[name])) for name in names})
-    for name in ("aspect", "caption"):
-        least, most = getattr(cuts, f"min_{name}"), getattr(cuts, f"max_{name}")
-        if least is not None and most is not None and least > most:
-            raise UsageError(
-                f"min_{name}={least} is more than max_{name}={most}, so no row would be kept: change one of them"
-            )
-    return cuts
+        return file_groups(sources, dict.fromkeys(needed), chosen)
+    except ValueError as error:
+        preset = recognised(sources[0].schema.names)
+        if preset is None or preset == args.preset or args.config:
+            raise
+        raise ValueError(f"{error}. The columns are those of another data set: give --preset {preset}") from error
 
 
-def _value(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-        if name == "deduplicate":
-            raise UsageError(f"{name}={value}: expected true or false")
-        return None
-    if name in TEXT_RULES:
-        return str(value)
-    if name == "deduplicate":
-        if str(value).lower() not in ("true", "false"):
-            raise UsageError(f"{name}={value}: expected true or false")
-        return str(value).lower() == "true"
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}={value}: expected a number or none") from error
-    if not abs(number) < MAX_NUMBER:
-        raise UsageError(f"{name}={value}: expected a finite number below {MAX_NUMBER:g} or none")
-    return int(number) if number.is_integer() else number
+def _filter(work: "Filter", groups: "list[FileGroup]") -> int:
+    """Filters all files and returns the number of rows that are kept."""
+    from ldm.metadata.filtering import in_batches
+
+    work.create_tables(groups)
+    progress = Progress(sum(group.rows for group in groups), "rows")
+    for batch in (batch for group in groups for batch in in_batches(group)):
+        work.add(batch)
+        if batch.rows:
+            progress.step(batch.rows)
+    return work.finish()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
+import argparse
 import json
 import math
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm.__main__ import main
-from ldm.commands.filter.command import CONFIG, thresholds
+from ldm.commands.filter import recipe
 from tests.data.dumps import dump, rows
 from tests.metadata.test_filtering import RECIPE
 from tests.metadata.test_tables import corrupt_group, server  # noqa: F401 - server is a fixture
@@ -108,7 +108,8 @@ def test_a_missing_safety_rule_is_an_error_unless_disabled(tmp_path: Path, capsy
 
 
 def test_the_default_rules_are_those_of_the_recipe() -> None:
-    assert thresholds(Namespace(config=CONFIG)) == RECIPE
+    args = argparse.Namespace(config=None, preset=recipe.DEFAULT, header=None)
+    assert recipe.read(args) == recipe.Recipe(RECIPE, {}, None)
 
 
 def test_keeping_no_row_gives_an_empty_folder_and_a_report(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_an_output_folder_that_is_not_writable_is_reported(tmp_path: Path, capsy
 def test_missing_and_unknown_rules_of_a_config_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, config = dump(tmp_path / "a.parquet", {}), tmp_path / "rules.yaml"
     for text, problem in (
-        (CONFIG.read_text() + "\nmin_sid: 3\n", "has min_sid:"),
+        (recipe.path_of(recipe.DEFAULT).read_text() + "\nmin_sid: 3\n", "has min_sid:"),
         ("min_side: 3", "lacks min_aesthetic,"),
     ):
         config.write_text(text)

@@ -1,0 +1,19 @@
+"""Random files are filtered as by an implementation that reads one row at a time."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.robustness.filter.campaign import trial
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_files_are_filtered_like_row_by_row(seed: int, tmp_path: Path) -> None:
+    rows, difference = trial(seed, tmp_path)
+    assert difference is None, f"{rows} rows: {difference}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12, 60))
+def test_more_random_files_are_filtered_like_row_by_row(seed: int, tmp_path: Path) -> None:
+    assert trial(seed, tmp_path)[1] is None
