@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.sources.captions import Captions, Text, choose_caption, decode_utf8
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.sources.split import SplitHash
 from ldm.image import WHITE
 
 METADATA = "metadata.jsonl"
@@ -27,6 +28,8 @@ class Folder(Dataset[Sample]):
     ValueError if the folder has no images or no captions. An image that has no caption or cannot be read raises
     ValueError only on access.
     """
+
+    split_hash: SplitHash = "mixed"
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from ldm.data.sources.buckets import Size
 from ldm.data.sources.captions import Captions, Text, choose_caption
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.sources.shard_index import load_index
+from ldm.data.sources.split import SplitHash
 from ldm.data.sources.storage import File, local_file, remote_files, summary
 from ldm.image import WHITE
 from ldm.progress import Progress
@@ -34,6 +35,8 @@ class Shards(Dataset[Sample]):
     the damage, with a warning. `others` are shards of the same data that other processes read. Raises ValueError if
     none of all shards has an image, or captions at one of the places.
     """
+
+    split_hash: SplitHash = "mixed"
 
     def __init__(
         self,
