@@ -105,6 +105,16 @@ def _decode_with_metadata(
         return to_rgb(image, background)
 
 
+def image_format(data: bytes) -> str | None:
+    """Returns Pillow's name of an image file's format, None if `load_image` would refuse the header."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            return image.format
+    except _DECODE_ERRORS:
+        stripped = data and _without_metadata(data)
+        return None if stripped == data else image_format(stripped)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Returns the formats that Pillow decodes itself, the common ones first."""

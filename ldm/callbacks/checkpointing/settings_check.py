@@ -20,7 +20,7 @@ NEUTRAL = (
 )
 RENAMED = {"training.unet": "training.backbone", "data.one_in": "data.held_out_every"}  # since version 0.1
 # The values with which checkpoints were trained that lack these settings.
-BEFORE: dict[str, Any] = {"data.split_hash": "crc32"}
+BEFORE: dict[str, Any] = {"data.split_hash": "crc32", "data.repeats": False}
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # every learning-rate curve except the constant one spans it
 

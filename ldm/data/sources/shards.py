@@ -70,7 +70,7 @@ class Shards(Dataset[Sample]):
         image, *texts = present
         where = summary([*self.files, *others])
         if not image:
-            raise ValueError(f"{where} has no images: expected members ending in {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{where} has no images: expected members ending in {', '.join(EXTENSIONS[:4])}")
         self.captions.check({*compress(self.captions.extensions, texts)}, where)
 
     def __len__(self) -> int:

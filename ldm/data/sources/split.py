@@ -90,10 +90,15 @@ def mix(hashes: np.ndarray) -> np.ndarray:
 
 
 def _held_out(hashes: np.ndarray, every: int) -> np.ndarray:
-    """Returns whether each sample is held out, (n,) bool; at least one is, and at least one is not."""
+    """Returns whether each sample is held out, (n,) bool; at least one is, and at least one is not.
+
+    Samples with the same key stay together, unless all have the same.
+    """
     chosen = hashes % np.uint32(every) == 0
     if not chosen.any():
-        chosen[np.argmin(hashes)] = True
-    elif chosen.all():
-        chosen[np.argmax(hashes)] = False
+        chosen = hashes == hashes.min()
+    if chosen.all():
+        chosen = hashes != hashes.max()
+    if not chosen.any():
+        chosen[0] = True
     return chosen

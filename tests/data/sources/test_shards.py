@@ -158,8 +158,8 @@ def test_shards_of_other_processes_are_read_only_if_something_is_missing(folder:
     [
         ({"b.png": None}, "a.tar has no image for b$"),
         ({"b.txt": None}, "a.tar has no .txt or .json for b$"),
-        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as a picture"),
-        ({"b.png": image_file()[:45]}, "^b in .*a.tar cannot be read as a picture"),
+        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as an image"),
+        ({"b.png": image_file()[:45]}, "^b in .*a.tar cannot be read as an image"),
         ({"b.txt": b"caf\xe9"}, "^b.txt in .*a.tar is not UTF-8"),
     ],
 )

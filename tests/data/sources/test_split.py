@@ -104,6 +104,14 @@ def test_any_set_has_a_held_out_sample_and_one_for_training(count: int, every: i
         assert 0 < len(held_out(names, every)) < count
 
 
+def test_repeated_samples_are_in_one_part() -> None:
+    for names in (NAMES[:2] * 3, NAMES[:5] * 2, NAMES * 2):
+        parts = [Split(Named(names), part) for part in ("train", "held_out")]
+        train, other = ({part.key(index) for index in range(len(part))} for part in parts)
+        assert train and other and not train & other
+    assert len(Split(Named(["a", "a", "a"]), "held_out")) == 1
+
+
 def test_earlier_runs_and_caches_keep_their_split() -> None:
     expected = [name for name in NAMES if zlib.crc32(name.encode()) % 16 == 0]
     cache = Split(Named(NAMES, "crc32"), "held_out")
