@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate a model on data, at one setting or in a sweep over many",
     "filter": "keep the rows of metadata that are worth downloading, and count the rejected ones by reason",
     "info": "describe a model, a checkpoint, a run or a cache of latents",
+    "shards": "write a folder of images with captions to shards",
     "status": "show the steps, speed, remaining time and latest metrics of runs, live",
     "verify": "check a cache of latents or shards of images",
 }

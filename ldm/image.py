@@ -1,4 +1,7 @@
-"""Converts images between files, PIL images, uint8 tensors and float tensors in [-1, 1]."""
+"""Converts images between files, PIL images, uint8 tensors and float tensors in [-1, 1].
+
+`to_rgb` decides what the pixels of an image mean, wherever it comes from.
+"""
 
 import io
 import json
@@ -6,25 +9,46 @@ import math
 import struct
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.files import atomic_write
 
-# Pixel formats only: Pillow would pass PostScript on to ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+COMMON_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Pillow would run ghostscript for EPS, and needs Windows for WMF; the others are identified but not decoded.
+REFUSED_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 MAX_PIXELS = 89_478_485  # Pillow's default: 256 MiB as RGB
 WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
 REDUCING_GAP = 3.0  # the fast reduction stops at this multiple of the target size, without a visible difference
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what undoes each EXIF orientation
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_KEPT = (b"tRNS", b"eXIf")  # beside critical chunks, which have an upper-case first letter
+_TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # signature: byte order
+_TIFF_KEPT = {
+    *range(254, 260), 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, *range(320, 326), *range(332, 335),
+    338, 339, 347, *range(529, 533), 34675,
+}  # fmt: skip  # layout and compression of the pixels, orientation and color profile
+_SAME = 2  # a profile that changes no color by more levels than this counts as sRGB
+_DECODE_ERRORS = (  # all that Pillow's plugins raise for malformed files
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError,
+    AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )  # fmt: skip
 
 
@@ -35,11 +59,11 @@ def load_image(
     name: str | None = None,
     side: int | None = None,
 ) -> Image.Image:
-    """Decodes the first frame as RGB, upright, composited onto `background`, with 16 bits scaled to 8.
+    """Decodes the first frame as `to_rgb` does.
 
     A JPEG that will be scaled down to `side` pixels or less is decoded at a reduced size. Raises ValueError with `name`
     (by default the path) and the reason if the file is not an image, is truncated or has more than `max_pixels` pixels,
-    and FileNotFoundError for a missing path.
+    and FileNotFoundError for a missing path. Metadata that cannot be read are ignored.
     """
     if isinstance(source, (str, Path)):
         with open(source, "rb") as opened:
@@ -47,30 +71,133 @@ def load_image(
     file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(getattr(file, "name", "the image"))
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
-            if side is not None:
-                image.draft(None, (round(REDUCING_GAP * side),) * 2)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, background)
+        return _decode(file, background, max_pixels, side)
     except UnidentifiedImageError as error:
-        expected = ", ".join(FORMATS)
-        raise ValueError(f"{name} cannot be read as an image: expected one of {expected}") from error
+        expected = ", ".join(COMMON_FORMATS)
+        raise ValueError(
+            f"{name} cannot be read as an image: expected one of {expected}, or another format that Pillow decodes"
+        ) from error
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        reason = str(error) or "it is corrupt"
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _decode(file: BinaryIO, background: tuple[int, int, int], max_pixels: int, side: int | None) -> Image.Image:
+    try:
+        return _decode_with_metadata(file, background, max_pixels, side)
+    except _DECODE_ERRORS:  # which malformed metadata cause in PNG and TIFF
+        file.seek(0)
+        data = file.read()
+        stripped = _without_metadata(data)
+        if stripped == data:
+            raise
+        return _decode_with_metadata(io.BytesIO(stripped), background, max_pixels, side)
+
+
+def _decode_with_metadata(
+    file: BinaryIO, background: tuple[int, int, int], max_pixels: int, side: int | None
+) -> Image.Image:
+    with Image.open(file, formats=_formats()) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
+        if side is not None:
+            image.draft(None, (round(REDUCING_GAP * side),) * 2)
+        return to_rgb(image, background)
+
+
+def image_format(data: bytes) -> str | None:
+    """Returns Pillow's name of an image file's format, None if `load_image` would refuse the header."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            return image.format
+    except _DECODE_ERRORS:
+        stripped = data and _without_metadata(data)
+        return None if stripped == data else image_format(stripped)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Returns the formats that Pillow decodes itself, the common ones first."""
+    Image.init()
+    return (*COMMON_FORMATS, *sorted(Image.OPEN.keys() - {*COMMON_FORMATS, *REFUSED_FORMATS}))
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Returns a PNG or TIFF without what does not affect its pixels, and any other file unchanged."""
+    if data.startswith(_PNG):
+        return _PNG + b"".join(c for c in _chunks(data) if c[4:5].isupper() or c[4:8] in _PNG_KEPT)
+    if order := _TIFF.get(data[:4]):
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        kept = [entry for tag, entry in _entries(data, order) if tag in _TIFF_KEPT]
+        directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)  # and no further image
+        return data[:start] + directory + data[start + len(directory) :]
+    return data
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    at = len(_PNG)
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])  # length, type and checksum take 12 bytes
+        yield png[at:end]
+        at = end
+
+
+def _entries(tiff: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Yields the tag and the 12 bytes of each entry in the first directory of a TIFF file, or of EXIF."""
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for at in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        yield struct.unpack_from(f"{order}H", tiff, at)[0], tiff[at : at + 12]
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Converts any PIL image to RGB without metadata: upright, in sRGB, 16 bits scaled to 8, and on `background`.
+
+    The EXIF orientation is applied, an embedded color profile is converted to sRGB, and transparent pixels are
+    composited onto `background`. Malformed metadata are ignored. Raises ValueError for pixels without a standard range.
+    """
+    if image.format != "TIFF":
+        image.load()  # PNG may store the orientation behind the pixels
+    orientation = _orientation(image)
+    image.load()
+    profile = image.info.get("icc_profile")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no standard range; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         image = _to_8_bits(image)
-    if not image.has_transparency_data:
-        return _rgb(image)
-    backdrop = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("1", "L", "La", "LA") else "RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert(image.mode.removesuffix("A"))
+    rgb = _to_srgb(image, profile)
+    if alpha is not None:
+        rgb.putalpha(alpha)
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, (*background, 255)), rgb).convert("RGB")
+    rgb = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {}  # they are applied, and must not be applied again
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 if there is none or EXIF cannot be read."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, _orientation_in(image.info.get("exif")))
+        if image.format == "TIFF":  # Pillow would turn it upright itself, but fail if another tag is malformed
+            exif.pop(ExifTags.Base.Orientation, None)
+    except _DECODE_ERRORS:
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _orientation_in(exif: object) -> int | None:
+    """Returns the orientation in EXIF data, also behind a malformed tag, at which Pillow stops."""
+    tiff = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
+    order = _TIFF.get(tiff[:4], "<")
+    found = (entry for tag, entry in _entries(tiff, order) if tag == ExifTags.Base.Orientation)
+    return next((int(struct.unpack_from(f"{order}H", entry, 8)[0]) for entry in found), None)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -78,7 +205,47 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it has values outside 0 … 65535; save it with 8 or 16 bits per channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
+    """Converts an image without alpha to RGB, by its color profile if it has a valid one."""
+    if image.mode == "P":
+        image = image.convert("RGB")
+    transform = _transform(profile, image.mode) if isinstance(profile, bytes) else None
+    if transform is None and image.mode == "LAB":
+        transform = _lab_to_srgb()
+    return _rgb(image) if transform is None else ImageCms.applyTransform(image, transform) or image
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Returns the conversion of pixels from a color profile to sRGB, None if it is sRGB, malformed or for other pixels.
+
+    It is relative colorimetric with black point compensation.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return None if mode == "RGB" and _is_identity(transform) else transform
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(cube), transform)
+    return bool(np.abs(np.asarray(converted).astype(int) - cube).max() <= _SAME)
+
+
+@cache
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:

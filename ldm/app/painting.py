@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from ldm.image import to_rgb
+
 COLOR, OPACITY = "#ff2e63", 0.6  # of the brush; translucent, so that the image stays visible
 
 
@@ -19,8 +21,7 @@ def sources_of(painting: Mapping[str, Any] | None) -> dict[str, Image.Image]:
         if masks:
             raise ValueError("the mask has no source image; add an image first, or clear the mask")
         return {}
-    white = Image.new("RGBA", image.size, "white")
-    init = {"init": Image.alpha_composite(white, image).convert("RGB")}
+    init = {"init": to_rgb(image)}
     return init | ({"mask": reduce(ImageChops.lighter, masks)} if masks else {})
 
 

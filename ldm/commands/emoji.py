@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.data.sources.tar import tar_of
 from ldm.files import write_bytes
 from ldm.ownership import refuse
 
@@ -130,17 +131,6 @@ def resize_png(data: bytes, size: int) -> bytes:
         scaled = image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     scaled.save(file, "PNG")
-    return file.getvalue()
-
-
-def tar_of(samples: list[dict[str, bytes]]) -> bytes:
-    """Returns an uncompressed tar without dates and owners, so that the same samples give the same bytes."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in (member for members in samples for member in members.items()):
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            tar.addfile(header, io.BytesIO(content))
     return file.getvalue()
 
 

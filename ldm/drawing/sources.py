@@ -10,8 +10,8 @@ from PIL.Image import Image
 
 from ldm.errors import UsageError
 from ldm.image import load_image
+from ldm.pipeline.inputs import BACKGROUNDS
 
-BACKGROUNDS = {"init": (255, 255, 255), "mask": (0, 0, 0)}  # of transparent pixels, which a mask does not repaint
 CALL_NAMES = {"init": "image", "mask": "mask"}  # key of sample.py: argument of a pipeline's call
 
 
@@ -43,7 +43,7 @@ def sources_of(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[st
 
 def read(name: str, path: str) -> Source:
     data = Path(path).expanduser().read_bytes()
-    image = load_image(data, background=BACKGROUNDS[name], name=path)
+    image = load_image(data, background=BACKGROUNDS[CALL_NAMES[name]], name=path)
     return Source(path, hashlib.sha256(data).hexdigest(), image)
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch.utils.data import Dataset
 
 from ldm.data.latents.cache import MANIFEST, CachedLatents, Decoded
 from ldm.data.sources.folder import Folder
 from ldm.data.sources.shapes import Shapes, held_out_prompts
 from ldm.data.sources.shards import Shards
-from ldm.data.sources.split import Split
+from ldm.data.sources.split import Split, SplitHash
 from ldm.data.sources.tolerant import Tolerant
 from ldm.weights.model import load_frozen_parts, open_model
 
@@ -71,9 +72,21 @@ def open_data(name: str, size: tuple[int, int], model: str, held_out: int, promp
     if (Path(name) / MANIFEST).is_file():
         stage, _ = load_frozen_parts(open_model(model))
         latents = CachedLatents(name, stage, size)
-        chosen: Any = Split(latents, "held_out", held_out) if held_out else latents
+        chosen: Any = Split(latents, "held_out", held_out, split_hash_of(model)) if held_out else latents
         return Data(Decoded(chosen, stage))
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))
     images = Folder(name, size[0]) if folder else Shards(name, size[0])
-    chosen = Split(images, "held_out", held_out) if held_out else images
+    chosen = Split(images, "held_out", held_out, split_hash_of(model)) if held_out else images
     return Data(WarnOnReplacement(Tolerant(chosen)))
+
+
+def split_hash_of(model: str) -> SplitHash:
+    """Returns how the run that trained the model split its data, which earlier runs do not record.
+
+    A file outside a run's folder counts as trained with the current split.
+    """
+    folders = [Path(model), *Path(model).resolve().parents[:2]]  # of a run, or of a file in it or its checkpoints
+    configs = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
+    config = yaml.safe_load(configs[0].read_text(encoding="utf-8")) if configs else {"data": {"split_hash": "mixed"}}
+    recorded = config.get("data") if isinstance(config, dict) else None
+    return "mixed" if isinstance(recorded, dict) and recorded.get("split_hash") == "mixed" else "crc32"

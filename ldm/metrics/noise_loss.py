@@ -5,6 +5,7 @@ x0 at a given log-SNR is the same quantity for all, so its curves can be compare
 data and noise are fixed.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -57,6 +58,14 @@ class Encodes(Protocol):
     def first_stage(self) -> VAE: ...
     @property
     def text_encoder(self) -> TextEncoder: ...
+
+
+def sample_count(wanted: int, available: int) -> int:
+    """Returns how many samples `noise_loss` can measure; 0, with a warning, if that is a single one."""
+    count = min(wanted, available)
+    if count == 1:
+        warnings.warn("the loss by noise level is skipped: it needs at least 2 validation samples, not 1", stacklevel=2)
+    return count if count > 1 else 0
 
 
 @torch.no_grad()

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import to_pil
+from ldm.image import BLACK, WHITE, to_pil, to_rgb
 
 MAX_SEED = 2**63 - 1
+BACKGROUNDS = {"image": WHITE, "mask": BLACK}  # of transparent pixels, which a mask does not repaint
 
 T = TypeVar("T")
 OneOrEach: TypeAlias = T | Sequence[T]  # one value for all images, or one for each
-ImageInput = Image.Image | Tensor  # RGB, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
+ImageInput = Image.Image | Tensor  # of any mode, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,10 @@ def _images(name: str, given: object, channels: int) -> Any:
 
 def _image(name: str, given: object, channels: int) -> Image.Image:
     if isinstance(given, Image.Image):
-        return given
+        try:
+            return to_rgb(given, BACKGROUNDS[name])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the {name} cannot be used: {error}") from error
     if isinstance(given, Tensor) and given.ndim == 3 and len(given) == channels and given.numel():
         if given.dtype == torch.bool:
             given = given.to(torch.uint8) * 255

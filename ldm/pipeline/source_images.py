@@ -55,7 +55,7 @@ def source_tensors(
 
 def fit_image(image: Image.Image, size: Size) -> Tensor:
     """Returns the image scaled to cover `size` and cropped to it, uint8 (3, h, w)."""
-    return pixels(resize_and_crop(image.convert("RGB"), size))
+    return pixels(resize_and_crop(image, size))
 
 
 def fit_mask(mask: Image.Image, image: Image.Image, size: Size) -> Tensor:

@@ -6,7 +6,7 @@ from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, Schedule, cosine, linear
-from ldm.metrics.noise_loss import LEVELS, noise_loss
+from ldm.metrics.noise_loss import LEVELS, noise_loss, sample_count
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Conditioning, Tensor]]:
@@ -64,3 +64,13 @@ def test_noise_levels_outside_the_schedules_range_are_left_out() -> None:
 def test_a_single_validation_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two validation samples"):
         noise_loss(ideal(Flow(), "flow"), batches(1))
+
+
+@pytest.mark.parametrize(("wanted", "available", "count"), [(0, 1, 0), (128, 5, 5), (3, 5, 3), (128, 0, 0)])
+def test_at_most_the_available_samples_are_measured(wanted: int, available: int, count: int) -> None:
+    assert sample_count(wanted, available) == count
+
+
+def test_the_loss_of_a_single_held_out_sample_is_skipped_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="is skipped: it needs at least 2 validation samples, not 1"):
+        assert sample_count(128, 1) == 0

@@ -39,6 +39,17 @@ def read(path: str | Path, map_location: Any = "cpu", join: Join = torch.cat) ->
     return dict(join_shards(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Returns the settings that `SettingsCheck` stored, without reading tensors.
+
+    They are empty for an older layout, and for a file that `read` refuses.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("settings", {}))
+    except UNUSABLE:
+        return {}
+
+
 def find_damage(path: str | Path) -> str | None:
     """Returns why the file cannot be used, or None if all of its checksums match and its structure can be read."""
     try:

@@ -19,6 +19,8 @@ NEUTRAL = (
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
 )
 RENAMED = {"training.unet": "training.backbone", "data.one_in": "data.held_out_every"}  # since version 0.1
+# The values with which checkpoints were trained that lack these settings.
+BEFORE: dict[str, Any] = {"data.split_hash": "crc32", "data.repeats": False}
 DECISIVE = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # every learning-rate curve except the constant one spans it
 
@@ -65,11 +67,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], resolved: dict[str, An
     A setting that was added or removed counts as unchanged if it is null or an interpolation, and so does one whose
     value was replaced by an interpolation of the same value.
     """
-    before, after, values = (
-        {RENAMED.get(key, key): value for key, value in _flat(old).items()},
-        _flat(new),
-        _flat(resolved),
-    )
+    after, values = _flat(new), _flat(resolved)
+    before = {key: value for key, value in BEFORE.items() if key in after}
+    before |= {RENAMED.get(key, key): value for key, value in _flat(old).items()}
     changed = [
         key
         for key in sorted(before.keys() | after.keys())

@@ -18,7 +18,7 @@ from ldm.image import grid, save_png, to_pil
 from ldm.metrics.clip_score import ClipSimilarity
 from ldm.metrics.features import Features
 from ldm.metrics.measure import ImageMetrics, counting, report
-from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
+from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss, sample_count
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference, data_about, image_batches, reference
 from ldm.metrics.summary import table
@@ -80,8 +80,9 @@ class Evaluation(Callback):
         captions, model = self.captions(), cast(SampledModule, module)
         with image_sampler(trainer, module) as sample:
             images, metrics = self._generate(sample, module, captions)
-            samples = encoded(model, self._reference_samples(self.validation), self.batch_size, module.device)
-            curve = noise_loss(model.denoiser, samples) if self.validation else None
+            count = sample_count(self.validation, len(self.reference))  # type: ignore[arg-type]
+            samples = encoded(model, self._reference_samples(count), self.batch_size, module.device)
+            curve = noise_loss(model.denoiser, samples) if count else None
         self.image_metrics.to(module.device)
         pictures = image_batches(self.reference, self.count, self.batch_size)
         real = reference(self.cache, self.image_metrics.features, pictures, data_about(self.reference, self.count))

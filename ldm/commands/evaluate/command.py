@@ -32,7 +32,7 @@ from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
 from ldm.metrics.inception import inception_features
 from ldm.metrics.measure import ImageMetrics
-from ldm.metrics.noise_loss import encoded, noise_loss
+from ldm.metrics.noise_loss import encoded, noise_loss, sample_count
 from ldm.metrics.provenance import text_hash
 from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
@@ -152,14 +152,14 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
         own = partial_folder(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
         pictures = image_batches(data.images, count, args.batch)
         real = reference(args.reference or own, image_metrics.features, pictures, about)
-    curves = {}
+    curves, validation = {}, 0 if rank else sample_count(args.validation, count)
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
             weights = averaged_weights(Path(args.model), length)  # of an adapter only the trainable ones
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
         run_jobs([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
-        if args.validation and not rank:
-            samples = (data.images[i] for i in range(min(args.validation, count)))
+        if validation:
+            samples = (data.images[i] for i in range(validation))
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
     if world > 1:
         dist.barrier()

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
-from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, save_run
+from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 
 def train(config: DictConfig) -> None:
@@ -35,6 +35,9 @@ def train(config: DictConfig) -> None:
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
     fill_in_settings(config)
+    resumed = checkpoint_to_resume(config.resume, run_dir)
+    if resumed:
+        keep_earlier_settings(config, resumed)
     settings: Any = OmegaConf.to_container(config)  # unresolved, so that each setting occurs once
     OmegaConf.resolve(config)
     resolved: Any = OmegaConf.to_container(config)
@@ -47,7 +50,6 @@ def train(config: DictConfig) -> None:
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
     module = build_training(config.training)
     data = build(config.data.module)
-    resumed = checkpoint_to_resume(config.resume, run_dir)
 
     def start() -> None:
         save_run(config, run_dir)

@@ -45,3 +45,14 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path) -> str | None:
                 "give another run_dir, or resume=auto to continue that run"
             )
     return resume
+
+
+def keep_earlier_settings(config: DictConfig, checkpoint: str) -> None:
+    """Sets what an earlier version of ldm did differently, for a run that it started, to what that version did."""
+    from ldm.callbacks.checkpointing.checkpoint_file import read_settings
+    from ldm.callbacks.checkpointing.settings_check import BEFORE
+
+    recorded = flatten(read_settings(checkpoint))
+    for key, value in BEFORE.items():
+        if recorded.get(key, value) == value and OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)

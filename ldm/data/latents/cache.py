@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from ldm.data.latents.shard import Shard, key_hashes, map_shard
 from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.image import draw_and_index
+from ldm.data.sources.split import SplitHash
 from ldm.image import to_uint8
 from ldm.progress import Progress
 
@@ -55,7 +56,7 @@ def text_settings(text: Frozen) -> dict[str, Any]:
 
 
 def read_manifest(cache: Path) -> dict[str, Any]:
-    """Reads {"format", "settings", "samples", "quarantined", "shards": [{"name", "samples", "sha256", …}]}.
+    """Reads {"format", "split_hash", "settings", "samples", "quarantined", "shards": [{"name", "samples", …}]}.
 
     Raises FileNotFoundError if there is no manifest, ValueError if it is not one that this version reads.
     """
@@ -71,6 +72,11 @@ def read_manifest(cache: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a manifest of cached latents ({error}); run ldm encode again") from error
     return manifest
+
+
+def split_hash(manifest: dict[str, Any]) -> SplitHash:
+    """Returns how the cache is split, which earlier caches do not record."""
+    return "mixed" if manifest.get("split_hash") == "mixed" else "crc32"
 
 
 def is_manifest(path: Path) -> bool:
@@ -114,6 +120,7 @@ class CachedLatents(Dataset[LatentSample]):
                 )
             run |= text_settings(text_encoder)
         check_settings(self.cache, manifest["settings"], run)
+        self.split_hash = split_hash(manifest)
         shards = manifest["shards"]
         self.counts = np.array([shard["samples"] for shard in shards], np.int64)
         self.used = np.array([bucketed or shard.get("size", [*size]) == [*size] for shard in shards], bool)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.latents.cache import FORMAT, HASHES, MANIFEST, check_settings, is_manifest
+from ldm.data.latents.cache import FORMAT, HASHES, MANIFEST, check_settings, is_manifest, split_hash
 from ldm.data.latents.shard import key_hashes, write_shard
 from ldm.data.loading import worker
 from ldm.data.mapped import read_record
@@ -273,8 +273,10 @@ def finish(job: EncodingJob) -> dict[str, Any] | None:
     done = [record for records in found for record in records or ()]
     fields = ("name", "source", "samples", "quarantined", "sha256", "size")
     shards = [{name: record[name] for name in fields} for record in done]
+    earlier = job.out / MANIFEST
     manifest = {
         "format": FORMAT,
+        "split_hash": split_hash(json.loads(earlier.read_text(encoding="utf-8"))) if earlier.exists() else "mixed",
         "settings": done[0]["settings"],
         "samples": sum(shard["samples"] for shard in shards),
         "quarantined": sum(shard["quarantined"] for shard in shards),

@@ -25,7 +25,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Captions:
-    """Reads all captions of a sample from `places`, or without places from its .txt, or else its .json.
+    """Reads all captions of a sample from `places`, or without places from the first of its `default` ones.
 
     A place is the extension of a text file, such as txt for KEY.txt or alt.txt for KEY.alt.txt. The file is a single
     caption, or with txt:lines one caption per line. json:FIELD is a string or a list of strings in JSON, and json alone
@@ -33,6 +33,7 @@ class Captions:
     """
 
     places: tuple[str, ...] = ()
+    default: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
         for place in self.places:
@@ -47,7 +48,7 @@ class Captions:
     @property
     def extensions(self) -> tuple[str, ...]:
         """The extensions of the files that may contain captions."""
-        return tuple(dict.fromkeys(place.partition(":")[0] for place in self.places or DEFAULT))
+        return tuple(dict.fromkeys(place.partition(":")[0] for place in self.places or self.default))
 
     def check(self, present: set[str], where: str) -> None:
         """Raises ValueError if the extension of a place is not among the `present` ones, which any sample has."""
@@ -89,7 +90,7 @@ class Captions:
         return [caption for caption in captions if caption] or captions[:1]
 
     def _extensions_and_fields(self) -> list[tuple[str, str]]:
-        return [(place.partition(":")[0], place.partition(":")[2]) for place in self.places or DEFAULT]
+        return [(place.partition(":")[0], place.partition(":")[2]) for place in self.places or self.default]
 
 
 def choose_caption(captions: Sequence[Item], seed: int, id: int, draw: int) -> Item:

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.sources.buckets import Size, nearest
-from ldm.image import load_image, pixels, resize_and_crop
+from ldm.image import image_format, load_image, pixels, resize_and_crop
 
-EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+# Of all formats that Pillow decodes itself. If an image is in several files, the first of these extensions counts.
+EXTENSIONS = (
+    "png", "jpg", "jpeg", "webp", "apng", "avif", "avifs", "blp", "bmp", "bw", "cur", "dcx", "dds", "dib", "fit",
+    "fits", "flc", "fli", "ftc", "ftu", "gbr", "gif", "icb", "icns", "ico", "iim", "im", "j2c", "j2k", "jfif", "jp2",
+    "jpc", "jpe", "jpf", "jpx", "mpo", "msp", "pbm", "pcd", "pcx", "pfm", "pgm", "pnm", "ppm", "psd", "pxr", "qoi",
+    "ras", "rgb", "rgba", "sgi", "tga", "tif", "tiff", "vda", "vst", "xbm", "xpm",
+)  # fmt: skip
 _SIDES = re.compile(r"(?<![a-z])(left|right)(wards?)?(?![a-z])", re.IGNORECASE)
 
 
@@ -57,6 +64,13 @@ class Framing:
         image = resize_and_crop(image, size, (u, v) if self.crop == "random" else (0.5, 0.5))
         x = pixels(image)
         return x.flip(-1) if mirror < self.flip and not _SIDES.search(caption) else x
+
+
+def image_extension(data: bytes) -> str | None:
+    """Returns the usual extension of an image file of this content, None if it is not an image."""
+    name = image_format(data)
+    usual = (extension for extension in EXTENSIONS if Image.registered_extensions().get(f".{extension}") == name)
+    return next(usual, None) if name else None
 
 
 def draw_and_index(index: int | tuple[int, int], length: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ldm.data.sources.storage import File
 from ldm.data.sources.tar import Member, members
 from ldm.progress import Progress
 
-VERSION = 3
+VERSION = 4
 ARRAYS = ("starts", "spans", "hashes", "keys", "key_ends")
 # As in webdataset, the key is everything up to the first dot of the last path component.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)

@@ -15,6 +15,7 @@ from ldm.data.sources.buckets import Size
 from ldm.data.sources.captions import Captions, Text, choose_caption
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.sources.shard_index import load_index
+from ldm.data.sources.split import SplitHash
 from ldm.data.sources.storage import File, local_file, remote_files, summary
 from ldm.image import WHITE
 from ldm.progress import Progress
@@ -34,6 +35,8 @@ class Shards(Dataset[Sample]):
     the damage, with a warning. `others` are shards of the same data that other processes read. Raises ValueError if
     none of all shards has an image, or captions at one of the places.
     """
+
+    split_hash: SplitHash = "mixed"
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Shards(Dataset[Sample]):
         image, *texts = present
         where = summary([*self.files, *others])
         if not image:
-            raise ValueError(f"{where} has no images: expected members ending in {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{where} has no images: expected members ending in {', '.join(EXTENSIONS[:4])}")
         self.captions.check({*compress(self.captions.extensions, texts)}, where)
 
     def __len__(self) -> int:

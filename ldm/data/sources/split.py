@@ -1,11 +1,12 @@
 """Splits a data set into training and validation samples."""
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from torch.utils.data import Dataset
 
 Sample = dict[str, Any]
+SplitHash = Literal["mixed", "crc32"]
 
 
 class Keyed(Protocol):
@@ -14,7 +15,12 @@ class Keyed(Protocol):
     def __getitem__(self, index: int | tuple[int, int]) -> Any: ...
 
     @property
-    def hashes(self) -> np.ndarray: ...
+    def hashes(self) -> np.ndarray:
+        """The CRC-32 of every key, (n,) uint32."""
+
+    @property
+    def split_hash(self) -> SplitHash:
+        """How this data has to be split: "crc32" for a cache that was made before "mixed" existed."""
 
     def key(self, index: int) -> str: ...
 
@@ -22,22 +28,33 @@ class Keyed(Protocol):
 class Split(Dataset[Sample]):
     """The samples of `part`, "train" or "held_out", of which the latter has about one in `every` samples.
 
-    A hash of the key decides, so samples keep their part when shards are added or reordered. Takes 8 bytes of memory
-    per sample.
+    A hash of the key decides, so samples keep their part when shards are added or reordered. If it holds out no sample,
+    the one with the smallest hash is held out, and if it holds out all, the one with the largest is not. `split_hash`
+    is "mixed", or "crc32" as in earlier runs and caches, which distributes numbered keys unevenly. Takes 8 bytes of
+    memory per sample. Raises ValueError for invalid settings and for a single sample, which cannot be split.
     """
 
-    def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], every: int = 16) -> None:
+    def __init__(
+        self,
+        dataset: Keyed,
+        part: Literal["train", "held_out"],
+        every: int = 16,
+        split_hash: SplitHash = "mixed",
+    ) -> None:
         if part not in ("train", "held_out"):
             raise ValueError(f"part={part!r}: expected train or held_out")
         if every < 2:
             raise ValueError(f"data.held_out_every={every}: expected 2 or more, to leave both parts some samples")
-        self.dataset = dataset
-        self.indices = np.flatnonzero((dataset.hashes % np.uint32(every) == 0) == (part == "held_out"))
-        if not len(self.indices):
-            change = "lower" if part == "held_out" else "raise"
+        if split_hash not in get_args(SplitHash):
+            raise ValueError(f"data.split_hash={split_hash}: expected one of {', '.join(get_args(SplitHash))}")
+        if len(dataset) < 2:
             raise ValueError(
-                f"none of {len(dataset)} samples is {part}; add data, or {change} data.held_out_every={every}"
+                f"{len(dataset)} sample cannot be split into training and held-out samples: give at least 2"
             )
+        self.dataset = dataset
+        is_mixed = (split_hash, dataset.split_hash) == ("mixed", "mixed")
+        held_out = _held_out(mix(dataset.hashes) if is_mixed else dataset.hashes, every)
+        self.indices = np.flatnonzero(held_out == (part == "held_out"))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,3 +74,31 @@ class Split(Dataset[Sample]):
     def group(self, index: int) -> range:
         """Returns the samples that may replace a bad one: all of this part."""
         return range(len(self))
+
+
+def mix(hashes: np.ndarray) -> np.ndarray:
+    """Mixes the bits of each hash (n,) uint32, as the finalizer of MurmurHash3 (Appleby 2011) does.
+
+    A CRC is linear, so that the low bits of the CRCs of numbered keys are few or follow a pattern.
+    """
+    x = np.array(hashes, np.uint32)
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(13)
+    x *= np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def _held_out(hashes: np.ndarray, every: int) -> np.ndarray:
+    """Returns whether each sample is held out, (n,) bool; at least one is, and at least one is not.
+
+    Samples with the same key stay together, unless all have the same.
+    """
+    chosen = hashes % np.uint32(every) == 0
+    if not chosen.any():
+        chosen = hashes == hashes.min()
+    if chosen.all():
+        chosen = hashes != hashes.max()
+    if not chosen.any():
+        chosen[0] = True
+    return chosen

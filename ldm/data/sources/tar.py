@@ -1,5 +1,8 @@
-"""Lists the files in an uncompressed tar and their offsets by reading only its headers (POSIX.1-2001 pax and GNU)."""
+"""Lists the files in an uncompressed tar by reading only its headers (POSIX.1-2001 pax and GNU), and writes tars."""
 
+import io
+import tarfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -92,3 +95,17 @@ def _pax(data: bytes) -> dict[str, str]:
         records[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
+
+
+def tar_of(samples: Iterable[Mapping[str, bytes]]) -> bytes:
+    """Returns an uncompressed tar without dates and owners, so that the same samples give the same bytes.
+
+    It has pax headers only for names that are long or not ASCII.
+    """
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in (member for members in samples for member in members.items()):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    return file.getvalue()

@@ -124,3 +124,10 @@ def test_a_new_interpolation_of_a_null_setting_is_not_a_change(empty: Any) -> No
 def test_a_new_interpolation_of_a_given_setting_is_a_change() -> None:
     now = {"adapter": {"_target_": "ldm.adapters.train_only.TrainOnly"}, "training": {"adapter": "${adapter}"}}
     assert differences({}, now, now) == ["adapter._target_ None → ldm.adapters.train_only.TrainOnly"]
+
+
+def test_a_checkpoint_that_records_no_split_has_the_earlier_one() -> None:
+    for now, expected in (("crc32", []), ("mixed", ["data.split_hash crc32 → mixed"])):
+        settings = {"data": {"split_hash": now}}
+        assert differences({"data": {}}, settings, settings) == expected
+    assert differences({"data": {}}, {"data": {}}, {"data": {}}) == []

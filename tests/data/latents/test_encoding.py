@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import ldm.files
-from ldm.data.latents.cache import read_manifest
+from ldm.data.latents.cache import read_manifest, split_hash
 from ldm.data.latents.encoding import EncodingJob, encode_shards, finish
 from ldm.data.latents.shard import map_shard
 from ldm.data.sources.shards import Shards, find_tars
+from ldm.files import write_json
 from tests.data.tars import image_file, samples, write_tar
 from tests.tiny import save_part, tiny_vae
 
@@ -119,6 +120,17 @@ def test_an_encoded_shard_is_skipped_unless_its_tar_changed(folder: Path, tmp_pa
     assert [work(job(folder, tmp_path / "out")) for _ in range(2)] == [12, 0]
     write_tar(folder / "x-1.tar", samples(9, 7))
     assert work(job(folder, tmp_path / "out")) == 9
+
+
+def test_a_new_cache_has_the_mixed_split_and_an_earlier_one_keeps_its_own(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
+    assert split_hash(manifest) == "mixed"
+    del manifest["split_hash"]
+    write_json(tmp_path / "out" / "manifest.json", manifest)
+    write_tar(folder / "x-1.tar", samples(9, 7))
+    work(job(folder, tmp_path / "out"))
+    assert split_hash(read_manifest(tmp_path / "out")) == "crc32"
 
 
 @pytest.mark.parametrize("name", ["x-0.safetensors", "manifest.json", "hashes.npy", "x-1.quarantine.jsonl"])

@@ -104,15 +104,25 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_any_captions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has a caption: put captions beside the images \(a.txt or .json\)"):
+    with pytest.raises(ValueError, match=r"has a caption: .* beside the images \(a.txt or .json or .caption\)"):
         Folder(write(tmp_path, {"a.png": image_file(), "b.txt": "of no image"}), 8)
 
 
-def test_a_missing_caption_is_refused_only_on_access(tmp_path: Path) -> None:
-    folder = Folder(write(tmp_path, {"a.png": image_file(), "a.txt": "x", "b.png": image_file()}), 8)
-    assert folder[0]["caption"] == "x"
-    with pytest.raises(ValueError, match=f"^{tmp_path}/b.png has no caption"):
-        folder[1]
+def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": image_file(), "a.txt": "x", "b.png": image_file(), "c.png": image_file()})
+    with pytest.warns(
+        UserWarning, match=f"^2 of 3 images in {tmp_path} have no caption and are left out, such as b.png"
+    ):
+        folder = Folder(tmp_path, 8)
+    assert folder.keys == ["a.png"]
+
+
+@pytest.mark.parametrize("row", ['{"file_name": "b.png", "text": null}', '{"file_name": "b.png"}'])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_row_without_a_caption_leaves_out_only_its_image(row: str, tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": image_file(), "b.png": image_file(), "metadata.jsonl": rows(("a.png", "x")) + row})
+    assert Folder(tmp_path, 8).keys == ["a.png"]
+    assert Folder(tmp_path, 8, caption="y")[1]["caption"] == "y"
 
 
 def test_a_caption_that_is_not_utf8_is_refused_with_its_file(tmp_path: Path) -> None:
@@ -131,7 +141,7 @@ def test_a_corrupt_image_is_refused_with_its_file(tmp_path: Path) -> None:
     ("metadata", "reason"),
     [
         ("{}\n", 'line 1 of .*metadata.jsonl has no "file_name"'),
-        ('\n{"file_name": "a.png"}\n', "line 2 of .*metadata.jsonl has no caption"),
+        ('\n{"file": "a.png"}\n', 'line 2 of .*metadata.jsonl has no "file_name"'),
         ("not json\n", "line 1 of .*metadata.jsonl is not JSON"),
         (b"caf\xe9", "metadata.jsonl is not UTF-8"),
     ],
@@ -139,3 +149,14 @@ def test_a_corrupt_image_is_refused_with_its_file(tmp_path: Path) -> None:
 def test_invalid_metadata_is_refused_with_its_line(metadata: str | bytes, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         Folder(write(tmp_path, {"a.png": image_file(), "metadata.jsonl": metadata}), 8)
+
+
+def test_images_of_kohyas_folders_occur_as_often_as_their_names_say(tmp_path: Path) -> None:
+    write(tmp_path, {"3_sks dog/a.png": image_file(1), "1_cat/b.png": image_file(2)})
+    with pytest.warns(UserWarning, match=r"that many times per epoch \(1, 3\); data.repeats=false"):
+        folder = Folder(tmp_path, 8, repeats=True)
+    samples = [folder[k] for k in range(len(folder))]
+    assert [sample["key"] for sample in samples] == ["1_cat/b.png", *["3_sks dog/a.png"] * 3]
+    assert [sample["id"] for sample in samples] == [0, 1, 2, 3]
+    assert {sample["caption"] for sample in samples} == {"cat", "sks dog"}
+    assert len(Folder(tmp_path, 8)) == 2

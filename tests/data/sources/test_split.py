@@ -4,14 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldm.data.sources.split import Split
+from ldm.data.sources.split import Split, SplitHash, mix
 
 
 class Named:
     """Samples with the given names as keys."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, names: list[str], split_hash: SplitHash = "mixed") -> None:
+        self.names, self.split_hash = names, split_hash
 
     def __len__(self) -> int:
         return len(self.names)
@@ -30,8 +30,8 @@ class Named:
 NAMES = [f"{i:05}" for i in range(2000)]
 
 
-def held_out(names: list[str], every: int = 16) -> list[str]:
-    split = Split(Named(names), "held_out", every)
+def held_out(names: list[str], every: int = 16, split_hash: SplitHash = "mixed") -> list[str]:
+    split = Split(Named(names), "held_out", every, split_hash)
     return [split.key(index) for index in range(len(split))]
 
 
@@ -61,11 +61,73 @@ def test_a_bad_sample_can_be_replaced_by_any_of_its_part() -> None:
     assert list(split.group(5)) == list(range(len(split)))
 
 
-@pytest.mark.parametrize(("part", "change"), [("held_out", "lower"), ("train", "raise")])
-def test_an_empty_part_is_refused_with_the_setting_to_change(part: Any, change: str) -> None:
-    name = held_out(NAMES, 2)[0] if part == "train" else next(name for name in NAMES if name not in held_out(NAMES, 2))
-    with pytest.raises(ValueError, match=f"none of 1 samples is {part}; add data, or {change} data.held_out_every=2"):
-        Split(Named([name]), part, 2)
+SETS = {
+    "10_sks dog/{}.jpg": 80,
+    "{}.png": 1000,
+    "IMG_{:04}.JPG": 1000,
+    "DSC{:05}.jpeg": 4000,
+    "{:09}": 4000,
+    "photo ({}).png": 300,
+}
+
+
+@pytest.mark.parametrize("pattern", SETS)
+@pytest.mark.parametrize("every", [2, 5, 16, 64])
+def test_numbered_files_are_held_out_like_draws_of_a_coin(pattern: str, every: int) -> None:
+    """Their number is within four standard deviations of a binomial one, and so is the number of neighbours."""
+    names = [pattern.format(k) for k in range(SETS[pattern])]
+    chosen = np.isin(names, held_out(names, every))
+    for found, share in ((chosen, 1 / every), (chosen[1:] & chosen[:-1], 1 / every**2)):
+        deviation = (len(found) * share * (1 - share)) ** 0.5
+        assert abs(found.sum() - len(found) * share) <= 4 * deviation + 1
+
+
+def test_hashes_are_mixed_as_in_murmurhash3() -> None:
+    """The reference is the algorithm in Python's integers, which do not overflow."""
+
+    def reference(x: int) -> int:
+        x = ((x ^ x >> 16) * 0x85EBCA6B) % 2**32
+        x = ((x ^ x >> 13) * 0xC2B2AE35) % 2**32
+        return x ^ x >> 16
+
+    numbers = [0, 1, 2, 0xFFFFFFFF, *(zlib.crc32(name.encode()) for name in NAMES)]
+    given = np.array(numbers, np.uint32)
+    assert mix(given).tolist() == [reference(number) for number in numbers]
+    assert given.tolist() == numbers
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+@pytest.mark.parametrize("every", [2, 16, 1_000_000])
+def test_any_set_has_a_held_out_sample_and_one_for_training(count: int, every: int) -> None:
+    for first in range(0, 400, count):
+        names = [f"{k}.png" for k in range(first, first + count)]
+        assert 0 < len(held_out(names, every)) < count
+
+
+def test_repeated_samples_are_in_one_part() -> None:
+    for names in (NAMES[:2] * 3, NAMES[:5] * 2, NAMES * 2):
+        parts = [Split(Named(names), part) for part in ("train", "held_out")]
+        train, other = ({part.key(index) for index in range(len(part))} for part in parts)
+        assert train and other and not train & other
+    assert len(Split(Named(["a", "a", "a"]), "held_out")) == 1
+
+
+def test_earlier_runs_and_caches_keep_their_split() -> None:
+    expected = [name for name in NAMES if zlib.crc32(name.encode()) % 16 == 0]
+    cache = Split(Named(NAMES, "crc32"), "held_out")
+    assert held_out(NAMES, split_hash="crc32") == expected == [cache.key(k) for k in range(len(cache))]
+    assert held_out(NAMES) != expected
+
+
+@pytest.mark.parametrize("names", [[], ["a.png"]])
+def test_fewer_than_two_samples_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"^{len(names)} sample cannot be split .*: give at least 2"):
+        Split(Named(names), "train")
+
+
+def test_an_unknown_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data.split_hash=md5: expected one of mixed, crc32"):
+        Split(Named(NAMES), "train", split_hash="md5")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("every", [0, 1])
