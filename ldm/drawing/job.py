@@ -30,6 +30,7 @@ UNRECORDED: dict[str, Any] = {
     "fixed_steps": False,
     "sampler_options": {},
     "spacing_options": {},
+    "final_sigma": "zero",
     "guidance_interval": None,
     "guidance_rescale": 0.0,
     "thresholding": "none",

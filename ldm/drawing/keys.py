@@ -100,6 +100,10 @@ KEYS = {
     "spacing": Key(named, "where the steps lie, such as trailing, leading or karras; spacing=? lists all"),
     "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; what there is, the refusal lists"),
     "spacing_options": Key(options, "such as rho=5 or, for spacing=custom, sigmas=[10,3,0.5]"),
+    "final_sigma": Key(
+        one_of("zero", "min"),
+        "where sampling ends: at no noise, or at that of the schedule's first time (the model's own)",
+    ),
     "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
     "guidance_interval": Key(low_and_high, "LOW,HIGH of sigma/alpha between which there is guidance (the model's own)"),
     "guidance_rescale": Key(number, "0 to 1: how much of the contrast that guidance adds is undone (the model's own)"),

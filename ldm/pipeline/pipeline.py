@@ -235,7 +235,7 @@ class Pipeline:
         """Returns the grid from pure noise or, given the strength of image-to-image, its last steps."""
         schedule, spacing = self.denoiser.schedule, get_spacing(settings.spacing, settings.spacing_options)
         total, run = step_counts(settings.steps, strength, settings.fixed_steps)
-        return Grid.of(schedule, spacing(schedule, total)[-run:])
+        return Grid.to_final(schedule, spacing(schedule, total)[-run:], settings.final_sigma)
 
     def _encode(self, images: Tensor, settings: Settings) -> Tensor:
         with self.offload.using(self.first_stage):

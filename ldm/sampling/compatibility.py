@@ -56,7 +56,8 @@ class Setup:
         if "spacing" not in self.sampling:
             return None
         spacing = get_spacing(self.sampling["spacing"], self.sampling.get("spacing_options", {}))
-        return Grid.of(self.schedule, spacing(self.schedule, self.sampling["steps"]))
+        times = spacing(self.schedule, self.sampling["steps"])
+        return Grid.to_final(self.schedule, times, self.sampling.get("final_sigma", "zero"))
 
     def solver(self) -> Solver | None:
         """Returns the solver, or None without a sampler. Raises ValueError for an unknown name or invalid options."""

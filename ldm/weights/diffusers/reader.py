@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.diffusers import networks as configs
-from ldm.weights.diffusers.scheduler import scheduler_from
+from ldm.weights.diffusers.scheduler import scheduler_from, scheduler_to
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
 from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
 from ldm.weights.keymaps import canonical
@@ -48,7 +48,11 @@ def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
     for part in ("unet", "vae", "text_encoder"):
         networks |= _networks(folder / part, variant)
     return ContentsInfo(
-        folder, f"a diffusers folder, {name}", networks, _model(folder, networks), tokenizer_pad(folder / "tokenizer")
+        folder,
+        f"a diffusers folder, {name}",
+        networks,
+        _model(folder, networks, name),
+        tokenizer_pad(folder / "tokenizer"),
     )
 
 
@@ -133,23 +137,47 @@ def _projection(kind: str, tensors: Tensors) -> Config:
     return {"projection": int(tensors[projection].shape[0])} if projection in tensors else {}
 
 
-def _model(folder: Path, networks: dict[str, NetworkInfo]) -> Config:
+def _model(folder: Path, networks: dict[str, NetworkInfo], pipeline: str) -> Config:
     """Returns how to sample. The configs, which a user may have edited, override what ldm wrote beside the weights."""
-    schedule, prediction, sampler = scheduler_from(
-        read_config(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler"
-    )
-    own = json.loads(networks["unet"].tensors.metadata.get("ldm_sampling", "{}"))
-    sample_size = read_config(folder / "unet" / "config.json").get("sample_size") or 64
-    size = [n * factor_of(networks["vae"]) for n in _pair(sample_size)]
-    sampling = {"steps": STEPS, "guidance": GUIDANCE} | own.get("sampling", {}) | sampler
-    time = "thousand" if schedule["name"] == "flow" else "index"
-    return {
+    source = folder / "scheduler" / "scheduler_config.json"
+    # the pipelines for inpainting set skip_prk_steps, whatever the file says
+    config = read_config(source) | ({"skip_prk_steps": True} if "Inpaint" in pipeline else {})
+    schedule, prediction, sampler = scheduler_from(config, source)
+    diffusion = {
         "schedule": schedule,
         "prediction": prediction,
-        "time": time,
-        "size": own.get("size", size),
-        "sampling": sampling,
+        "time": "thousand" if schedule["name"] == "flow" else "index",
     }
+    own = _own(networks["unet"].tensors)
+    sampling = {"steps": STEPS, "guidance": GUIDANCE} | own.get("sampling", {})
+    if not own or not _is_unedited(diffusion | {"sampling": sampling}, source):
+        options = {"sampler_options": {}, "spacing_options": {}, "final_sigma": "zero"}
+        sampling |= {name: value for name, value in options.items() if name in sampling} | sampler
+    sample_size = read_config(folder / "unet" / "config.json").get("sample_size") or 64
+    size = [n * factor_of(networks["vae"]) for n in _pair(sample_size)]
+    return diffusion | {"size": own.get("size", size), "sampling": sampling}
+
+
+def _own(unet: Tensors) -> Config:
+    """Returns the size and sampling settings that ldm wrote beside the weights, empty for a file of another tool."""
+    try:
+        own = json.loads(unet.metadata.get("ldm_sampling", "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"the metadata of {unet.source} is corrupt; download or export it again") from error
+    types: dict[str, type] = {"size": list, "sampling": dict}
+    if own != {} and (
+        not isinstance(own, dict) or not all(isinstance(own.get(key), kind) for key, kind in types.items())
+    ):
+        raise ValueError(f"the metadata of {unet.source} is corrupt; download or export it again")
+    return own
+
+
+def _is_unedited(model: Config, config: Path) -> bool:
+    """Returns whether the scheduler's config is the one that ldm wrote for these settings, which it cannot all hold."""
+    try:
+        return scheduler_to(model, config) == read_config(config)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False  # it cannot have been written by ldm
 
 
 def factor_of(vae: NetworkInfo) -> int:
