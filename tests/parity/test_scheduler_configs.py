@@ -3,7 +3,6 @@
 diffusers' tables and sigmas are float32, with few correct digits at the first indices, which bounds the agreement.
 """
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ldm.sampling.driver import get_solver
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
 from ldm.weights.diffusers.scheduler import scheduler_from
-from ldm.weights.diffusers.scheduler_fields import FIELDS
 from tests.parity.trajectories import EPS, SD, at_integer_times, fixed_noise, network, noise_queue, ours, theirs
 
 PER_ALPHA = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"
@@ -93,19 +91,3 @@ def test_a_scheduler_config_is_sampled_as_diffusers_does(config: dict[str, Any],
     repeated = bool(reference.timesteps[-1] == 0) and sampling.get("final_sigma") == "min"  # a step of no length
     assert calls == len(reference.timesteps) - repeated
     torch.testing.assert_close(mine, expected, rtol=0, atol=3e-4 * float(expected.abs().max()))
-
-
-def parameters_of(kind: str) -> set[str]:
-    """Returns the fields of a scheduler in diffusers' source, which needs none of its optional packages."""
-    for file in Path(diffusers.__file__).parent.glob("schedulers/scheduling_*.py"):
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.ClassDef) and node.name == kind:
-                [init] = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-                return {argument.arg for argument in init.args.args} - {"self"}
-    raise LookupError(kind)
-
-
-@pytest.mark.parametrize("kind", FIELDS)
-def test_every_field_of_every_scheduler_of_diffusers_is_in_the_table(kind: str) -> None:
-    fields, parameters = FIELDS[kind], parameters_of(kind)
-    assert parameters and parameters <= fields.honoured | fields.fixed.keys() | fields.ignored

@@ -1,7 +1,7 @@
 """Reads the fields of a config of diffusers or transformers, each of which ldm honours, ignores or refuses by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ MAX_LIST = 64  # levels of a network
 class Fields:
     """What ldm does with each field of a config; a field that is nowhere here is refused by name.
 
-    `honoured` fields change what is built, `fixed` ones must have the value given here, the only one that ldm has, and
-    `ignored` ones have no effect on samples.
+    `honoured` fields change what is built, `fixed` ones must have the value given here (of a tuple, one of
+    its values), because ldm has no other, and `ignored` ones have no effect on samples.
     """
 
     honoured: frozenset[str]
@@ -26,7 +26,9 @@ class Fields:
     def check(self, given: Mapping[str, Any], source: Path) -> None:
         """Raises ValueError for fields with another value than the fixed one, and for unknown fields that are set."""
         other = [
-            f"{name}={given[name]}" for name, value in self.fixed.items() if name in given and given[name] != value
+            f"{name}={given[name]}"
+            for name, value in self.fixed.items()
+            if name in given and not _is(given[name], value)
         ]
         known = self.honoured | self.fixed.keys() | self.ignored
         other += [f"{name}={given[name]}" for name in given if _unknown(name, given[name], known)]
@@ -35,6 +37,12 @@ class Fields:
                 f"{source} asks for {', '.join(other)}, which ldm does not have; "
                 "give a model of Stable Diffusion 1.x or 2.x"
             )
+
+
+def _is(given: Any, value: Any) -> bool:
+    """A tuple lists alternatives, which no JSON file contains; true is not 1."""
+    alternatives = value if isinstance(value, tuple) else (value,)
+    return any(given == item and isinstance(given, bool) == isinstance(item, bool) for item in alternatives)
 
 
 def _unknown(name: str, value: Any, known: frozenset[str]) -> bool:
@@ -49,16 +57,16 @@ class Given:
     config: Mapping[str, Any]
     source: Path
 
-    def integer(self, name: str, default: int | None = None, least: int = 1, most: int = MAX_COUNT) -> int:
+    def integer(self, name: str, default: int, least: int = 1, most: int = MAX_COUNT) -> int:
         return self._checked(name, self._value(name, default), least, most)
 
-    def integers(self, name: str, default: int | None = None, least: int = 1) -> list[int]:
-        """A list of integers, of which a single one is a list of one."""
+    def integers(self, name: str, default: Sequence[int]) -> list[int]:
+        """A list of positive integers, of which a single one is a list of one."""
         values = self._value(name, default)
         listed = list(values) if isinstance(values, list | tuple) else [values]
         if not 1 <= len(listed) <= MAX_LIST:
             raise self._error(name, values, f"a list of 1 to {MAX_LIST} integers")
-        return [self._checked(name, value, least, MAX_COUNT) for value in listed]
+        return [self._checked(name, value, 1, MAX_COUNT) for value in listed]
 
     def number(self, name: str, default: float | None = None, above: float = 0.0, most: float = math.inf) -> float:
         value = self._value(name, default)
@@ -84,10 +92,11 @@ class Given:
             raise self._error(name, value, f"one of {', '.join(choices)}")
         return str(value)
 
-    def names(self, name: str) -> list[str]:
-        values = self._value(name, None)
-        if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-            raise self._error(name, values, "a list of names")
+    def names(self, name: str, default: Sequence[str]) -> list[str]:
+        values = self._value(name, default)
+        listed = isinstance(values, list | tuple) and 1 <= len(values) <= MAX_LIST
+        if not listed or not all(isinstance(value, str) for value in values):
+            raise self._error(name, values, f"a list of 1 to {MAX_LIST} names")
         return list(values)
 
     def has(self, name: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.diffusers import networks as configs
+from ldm.weights.diffusers.fields import Given
 from ldm.weights.diffusers.scheduler import scheduler_from, scheduler_to
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
 from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
@@ -109,8 +110,8 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
         "clip_text_model": {"text_tower": ("transformers", configs.text_from, config)},
         "clip_vision_model": {"image_tower": ("transformers", configs.image_from, config)},
         "clip": {
-            "text_tower": ("transformers", configs.text_from, config.get("text_config", {})),
-            "image_tower": ("transformers", configs.image_from, config.get("vision_config", {})),
+            "text_tower": ("transformers", configs.text_from, _section(config, "text_config", config_file)),
+            "image_tower": ("transformers", configs.image_from, _section(config, "vision_config", config_file)),
         },
     }
     if name not in readers:
@@ -126,6 +127,14 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
         except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
             raise ValueError(f"{config_file} does not describe a {kind} ({error!r}); download it again") from error
     return networks
+
+
+def _section(config: Config, name: str, source: Path) -> Config:
+    """Returns the config of a tower in that of a CLIP; as in transformers, NAME_dict of old files overrides it."""
+    sections = [config.get(name) or {}, config.get(f"{name}_dict") or {}]
+    if not all(isinstance(section, dict) for section in sections):
+        raise ValueError(f"{source} has a {name} that is not an object of settings; download it again")
+    return sections[0] | sections[1]
 
 
 def _networks(folder: Path, variant: str | None) -> dict[str, NetworkInfo]:
@@ -153,8 +162,9 @@ def _model(folder: Path, networks: dict[str, NetworkInfo], pipeline: str) -> Con
     if not own or not _is_unedited(diffusion | {"sampling": sampling}, source):
         options = {"sampler_options": {}, "spacing_options": {}, "final_sigma": "zero"}
         sampling |= {name: value for name, value in options.items() if name in sampling} | sampler
-    sample_size = read_config(folder / "unet" / "config.json").get("sample_size") or 64
-    size = [n * factor_of(networks["vae"]) for n in _pair(sample_size)]
+    unet = Given(read_config(folder / "unet" / "config.json"), folder / "unet" / "config.json")
+    sides = unet.integers("sample_size", (64,))
+    size = [side * factor_of(networks["vae"]) for side in (sides * 2)[:2]]
     return diffusion | {"size": own.get("size", size), "sampling": sampling}
 
 
@@ -182,7 +192,3 @@ def _is_unedited(model: Config, config: Path) -> bool:
 
 def factor_of(vae: NetworkInfo) -> int:
     return 2 ** (len(vae.config["widths"]) - 1)
-
-
-def _pair(size: int | list[int]) -> list[int]:
-    return list(size) if isinstance(size, list) else [size, size]
