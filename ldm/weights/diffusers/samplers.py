@@ -70,7 +70,7 @@ def _dpm_solver(name: str, given: Given) -> Config:
     if name == SINGLESTEP:
         return {"sampler": "dpmpp_2s", "sampler_options": {"on_grid": True}}
     sampler = f"dpmpp_{order}m{'_sde' if sde else ''}"
-    if sampler == "dpmpp_3m_sde":  # ldm's own rule: diffusers' has the wrong sign in one term, and diverges
+    if sampler == "dpmpp_3m_sde":  # with ldm's own rule: diffusers' has a wrong sign
         return {"sampler": sampler}
     default = "midpoint" if order == 2 else "heun"
     options = ({} if rule == default else {"rule": rule}) | _lower_order(given)
