@@ -23,7 +23,7 @@ from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, open_model
 
 # How pictures were drawn that do not record these.
 UNRECORDED: dict[str, Any] = {
@@ -263,6 +263,7 @@ def load(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
+        **({"guesses": guesses} if (guesses := list(open_model(job.model).guesses)) else {}),
         **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
