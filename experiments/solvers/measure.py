@@ -74,8 +74,8 @@ CANDIDATES: dict[str, Candidate] = {
     "dpmpp_2s_a": Candidate(partial(dpmpp_2s, eta=1.0), 2, True),
     "dpmpp_sde": _plain("dpmpp_sde", 2, True),
     "dpmpp_2m_sde": _plain("dpmpp_2m_sde", 2, True),
-    "dpmpp_3m_sde": _plain("dpmpp_3m_sde", 2, True),
-    "dpmpp_3m_sde_diffusers": Candidate(partial(dpmpp_3m_sde, curvature="diffusers"), 1, True),
+    "dpmpp_3m_sde": Candidate(partial(dpmpp_3m_sde, curvature="exact", lower_order_final=False), 2, True),
+    "dpmpp_3m_sde_diffusers": Candidate(partial(dpmpp_3m_sde, curvature="diffusers", lower_order_final=False), 1, True),
     "edm": Candidate(
         partial(edm, s_churn=10.0), 2, True
     ),  # with more, a step reaches the maximum noise that it may add

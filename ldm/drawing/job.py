@@ -23,13 +23,14 @@ from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, open_model
 
 # The settings of images whose metadata does not record these.
 LEGACY_SETTINGS: dict[str, Any] = {
     "fixed_steps": False,
     "sampler_options": {},
     "spacing_options": {},
+    "final_sigma": "zero",
     "guidance_interval": None,
     "guidance_rescale": 0.0,
     "thresholding": "none",
@@ -268,6 +269,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
+        **({"guesses": guesses} if (guesses := list(open_model(job.model).guesses)) else {}),
         **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},

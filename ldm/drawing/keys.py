@@ -100,6 +100,10 @@ KEYS = {
     "spacing": Key(nonempty, "time step spacing, such as trailing, leading or karras; spacing=? lists all"),
     "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; an unknown option lists all"),
     "spacing_options": Key(options, "such as rho=5 or, for spacing=custom, sigmas=[10,3,0.5]"),
+    "final_sigma": Key(
+        one_of("zero", "min"),
+        "where sampling ends: at no noise, or at the noise of the schedule's first time (the model's own)",
+    ),
     "guidance": Key(number, "guidance scale: how closely to follow the prompt; 1 is no guidance (the model's own)"),
     "guidance_interval": Key(interval, "LOW,HIGH of sigma/alpha between which guidance applies (the model's own)"),
     "guidance_rescale": Key(number, "0 to 1: how much of the contrast added by guidance to undo (the model's own)"),

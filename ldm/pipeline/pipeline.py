@@ -172,10 +172,11 @@ class Pipeline:
             raise ValueError(f"strength is {strength}, but there is no image to start from: give one, or no strength")
         if strength is None and image is not None:
             strength = 1.0 if self.inpaints else STRENGTH
-        self._check(settings, batch_size)
+        warn_caller = on_warning or partial(warnings.warn, stacklevel=3)  # 3: the caller of no_grad's wrapper
+        self._check(settings, batch_size, warn_caller)
         settings = self._with_room(settings, requests)
         for message in input_warnings(requests, settings, self.text_encoder):
-            (on_warning or partial(warnings.warn, stacklevel=3))(message)  # 3: the caller of no_grad's wrapper
+            warn_caller(message)
 
         def sample_batch(batch: list[ImageRequest], first: int, done: int, batches: int) -> Tensor:
             step = on_step and (lambda step, steps: on_step(done * steps + step + 1, batches * steps))
@@ -246,7 +247,7 @@ class Pipeline:
         """Returns the grid from pure noise or, given the strength of image-to-image, its last steps."""
         schedule, spacing = self.denoiser.schedule, get_spacing(settings.spacing, settings.spacing_options)
         total, run = step_counts(settings.steps, strength, settings.fixed_steps)
-        return Grid.of(schedule, spacing(schedule, total)[-run:])
+        return Grid.to_final(schedule, spacing(schedule, total)[-run:], settings.final_sigma)
 
     def _encode(self, images: Tensor, settings: Settings) -> Tensor:
         with self.offload.using(self.first_stage):
@@ -262,7 +263,7 @@ class Pipeline:
         with self.offload.using(self.first_stage):
             return to_uint8(self.first_stage.decode(avg_pool2d(latents, kernel, ceil_mode=True))).cpu()
 
-    def _check(self, settings: Settings, batch_size: int) -> None:
+    def _check(self, settings: Settings, batch_size: int, warn: OnWarning) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be 1 or more")
         for backbone in (self.backbone, *([] if self.weak is None else [self.weak.backbone])):
@@ -274,7 +275,7 @@ class Pipeline:
         self.text_encoder.check_skip(settings.clip_skip)
         self.first_stage.check_tile(settings.tile)
         get_thresholding(settings.thresholding, settings.thresholding_options)
-        check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)))
+        check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)), warn)
 
 
 def _check_weak(model: Model, weak: Model) -> None:

@@ -14,7 +14,8 @@ class Settings:
     """How to sample images of `size` (height, width).
 
     `sampler_options`, `spacing_options` and `thresholding_options` are keyword arguments of the chosen functions.
-    With a strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
+    Sampling ends at the clean image, or with final_sigma="min" at the noise of the schedule's first time. With a
+    strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
     steps, spaced more finely, over the same range of noise. Guidance applies while sigma/alpha is in
     `guidance_interval`; `guidance_rescale` is a fraction, see `rescaled`. `clip_skip` omits the last layers of the text
     encoder; a prompt may fill its context `chunks` times. `prompt_syntax` is "plain" or "a1111", which reads emphasis
@@ -30,6 +31,7 @@ class Settings:
     fixed_steps: bool = False
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     spacing_options: Mapping[str, Any] = field(default_factory=dict)
+    final_sigma: str = "zero"
     guidance: float = 2.0
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
@@ -73,6 +75,7 @@ class SettingsOverrides(TypedDict, total=False):
     fixed_steps: bool | None
     sampler_options: Mapping[str, Any] | None
     spacing_options: Mapping[str, Any] | None
+    final_sigma: str | None
     guidance_interval: tuple[float, float] | None
     guidance_rescale: float | None
     thresholding: str | None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.schedule import Schedule
+from ldm.sampling.options import check_choice
 
 Noise = Callable[[int], Tensor]  # draw → standard normal numbers of the shape of x; solvers count their draws
 
@@ -43,6 +44,7 @@ class Point(NamedTuple):
         return self.sigma / self.scale
 
 
+FINAL_SIGMAS = "zero", "min"
 CLEAN = Point(time=math.nan, alpha=1.0, sigma=0.0)  # no solver calls the denoiser at the clean end
 
 
@@ -64,6 +66,21 @@ class Grid:
         if len(noise) < 2 or not all(t > s for t, s in pairwise(noise)):
             raise ValueError(f"the noise level must decrease at each step, but the times are {times.tolist()}")
         return cls(points, schedule)
+
+    @classmethod
+    def to_final(cls, schedule: Schedule, times: Tensor, final_sigma: str = "zero") -> "Grid":
+        """Returns the points at decreasing times, followed by the clean end or, with final_sigma=min, the first time.
+
+        The noise of the schedule's first time is then left in the sample, as by diffusers with set_alpha_to_one=False
+        or final_sigmas_type="sigma_min".
+        """
+        check_choice("final_sigma", final_sigma, *FINAL_SIGMAS)
+        if final_sigma == "zero":
+            return cls.of(schedule, times)
+        first = torch.tensor([schedule.t_min], dtype=torch.float64)
+        slack = 1e-6 * (schedule.t_max - schedule.t_min)  # of the rounding of a spacing that ends at the first time
+        times = times[times > first + slack] if len(times) > 1 else times
+        return cls.of(schedule, torch.cat((times.double(), first)), clean=False)
 
     def at(self, time: float) -> Point:
         """Returns the point of the schedule at a time, which is clamped to the range of the schedule."""

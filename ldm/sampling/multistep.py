@@ -70,14 +70,17 @@ def dpmpp_3m_sde(
     noise: Noise,
     eta: float = 1.0,
     rule: str = "heun",
-    curvature: str = "exact",
+    curvature: str = "half",
     lower_order_final: bool = True,
 ) -> Iterator[State]:
-    """DPM++ 3M SDE of k-diffusion, which has curvature=half; eta = 0 is dpmpp_3m.
+    """DPM++ 3M SDE of k-diffusion; eta = 0 is dpmpp_3m with curvature=half.
 
-    curvature=diffusers is that of diffusers, which differs from half by a sign and loses the second order too.
+    `lower_order_final` lowers the order in the last two steps of any number of steps, not only of fewer than 15: the
+    last steps are the longest in log-SNR, where extrapolated parabolas amplify the noise that was added before.
+    curvature=exact, which integrates parabolas exactly, and curvature=diffusers, which differs from half by a sign,
+    amplify it more.
     """
-    return _dpmpp(denoise, x, grid, noise, 3, eta, rule, curvature, lower_order_final)
+    return _dpmpp(denoise, x, grid, noise, 3, eta, rule, curvature, lower_order_final, few_steps=None)
 
 
 def unipc(
@@ -122,11 +125,13 @@ def _dpmpp(
     rule: str,
     curvature: str,
     lower_order_final: bool,
+    few_steps: int | None = FEW_STEPS,
 ) -> Iterator[State]:
+    """`lower_order_final` applies to fewer steps than `few_steps`, or to any number if that is None."""
     check_range("eta", eta, 0.0, 1.0)
     check_choice("rule", rule, *RULES)
     check_choice("curvature", curvature, *CURVATURES)
-    lower_order_final = lower_order_final and len(grid.points) - 1 < FEW_STEPS
+    lower_order_final = lower_order_final and (few_steps is None or len(grid.points) - 1 < few_steps)
     history: History = []
     for step, (t, s) in enumerate(pairwise(grid.points)):
         x0 = denoise(x, t.time)

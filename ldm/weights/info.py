@@ -43,6 +43,7 @@ class ContentsInfo:
     pad: int = PAD  # the token with which captions are padded
     pixels: PixelStats = OPENAI  # the normalisation of an image tower's input
     notes: tuple[str, ...] = ()  # human-readable notes on what was chosen or guessed
+    guesses: tuple[str, ...] = ()  # those of the notes that may be wrong, with the remedy
     base: dict[str, Any] = field(default_factory=dict)  # of an adapter: {"weights", "fingerprint", "network"}
 
     @property

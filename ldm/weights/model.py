@@ -5,6 +5,7 @@ Nothing in a file is ever run: classes come from a closed list, and checkpoints 
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,8 @@ def read_model(
     Raises FileNotFoundError or ValueError with a one-sentence message if the model is missing or unusable.
     """
     contents = open_model(path, options)
+    for guess in contents.guesses:
+        warnings.warn(f"{contents.source}: {guess}", stacklevel=2)
     network = open_base(contents).denoising if ADAPTER in contents.networks else contents.denoising
     backbone = cast(Backbone, network.load(dtype, device, channels_last))
     if ADAPTER in contents.networks:

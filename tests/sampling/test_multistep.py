@@ -70,7 +70,7 @@ def test_the_step_to_the_clean_end_returns_the_denoiser_s_estimate():
     ("solver", "other"),
     [
         (partial(dpmpp_2m_sde, eta=0.0), dpmpp_2m),
-        (partial(dpmpp_3m_sde, eta=0.0), dpmpp_3m),
+        (partial(dpmpp_3m_sde, eta=0.0), partial(dpmpp_3m, curvature="half")),
         (partial(unipc, order=1, corrector=False), ddim),
         (partial(unipc, order=2, corrector=False), dpmpp_2m),
         (partial(unipc, order=3, corrector=False), dpmpp_3m),

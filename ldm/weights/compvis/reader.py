@@ -43,6 +43,8 @@ UNUSED = re.compile(
     r"model_ema\..*|alphas_cumprod.*|betas|log_one_minus_.*|logvar|posterior_.*|sqrt_.*|lvlb_weights|"
     r"embedding_manager\..*|cond_stage_model\.logit_scale|scale_factor"
 )
+REMEDY = "its tensors do not tell, so convert with --prediction"  # in the notes on a guess
+STATED = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
 SAMPLING = {"sampler": "ddim", "spacing": "leading", "steps": 50, "guidance": 7.5}  # as in CompVis's txt2img
 
@@ -142,11 +144,12 @@ def _complete(path: Path, tensors: Tensors, about: dict[str, Any], options: Read
         if network := _network(part, about, kind, layout):
             networks[kind] = network
     unet = networks["unet"].config
-    model, guesses = _model(path, tensors, about, unet, options)
+    model, chosen = _model(path, tensors, about, unet, options)
     sd2 = unet.get("linear_projection", False)
     pad = about.get("pad", 0 if sd2 else PAD)
     description = f"a single file of Stable Diffusion {'2.x' if sd2 else '1.x'}{_inputs(unet['in_channels'])}"
-    return ContentsInfo(path, description, networks, model, pad, notes=(*notes, *guesses))
+    guesses = tuple(note for note in chosen if REMEDY in note)
+    return ContentsInfo(path, description, networks, model, pad, notes=(*notes, *chosen), guesses=guesses)
 
 
 def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:
@@ -170,24 +173,42 @@ def _model(
     if prediction is None:
         prediction, why = _prediction(path, tensors, unet)
         notes.append(f"prediction={prediction}, {why}")
-    size = [768, 768] if prediction == "v" else [512, 512]
+    size = _size(path, tensors) or ([768, 768] if prediction == "v" and unet["linear_projection"] else [512, 512])
     model = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": size, "sampling": SAMPLING}
     return model, notes
+
+
+def _size(path: Path, tensors: Tensors) -> list[int] | None:
+    """Returns height and width from "WIDTHxHEIGHT" in the metadata, or None if they are not there."""
+    stated = tensors.metadata.get("modelspec.resolution")
+    if stated is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{1,4})(?:x([1-9]\d{1,4}))?", str(stated))
+    if not match:
+        raise ValueError(
+            f"the metadata of {path} has modelspec.resolution={str(stated)[:40]!r}, but it must be WIDTHxHEIGHT, "
+            "such as 512x512; save the file again without it"
+        )
+    return [int(match[2] or match[1]), int(match[1])]
 
 
 def _prediction(path: Path, tensors: Tensors, unet: dict[str, Any]) -> tuple[str, str]:
     """Returns what the network predicts, and why; the tensors of SD 2.x are the same at 512 and at 768 pixels."""
     stated = tensors.metadata.get("modelspec.prediction_type") or tensors.metadata.get("modelspec.predict_key")
     if stated:
-        return ("v" if str(stated).startswith("v") else "eps"), "as its metadata says"
+        if stated not in STATED:
+            raise ValueError(
+                f"the metadata of {path} says that it predicts {str(stated)[:40]!r}, but ldm reads "
+                f"{', '.join(STATED)}; give another model"
+            )
+        return STATED[stated], "as its metadata says"
     if not unet["linear_projection"] or unet["in_channels"] != 4:
         return "eps", "as all of Stable Diffusion 1.x and all inpainting models"
-    if tensors.metadata.get("global_step") in (875000, 220000) or re.search(r"512|base", path.name):
-        return "eps", "as Stable Diffusion 2.x at 512 pixels, which its name or step count says"
-    return (
-        "v",
-        "as Stable Diffusion 2.x at 768 pixels; its tensors do not tell, so convert with --prediction if it is eps",
-    )
+    if tensors.metadata.get("global_step") in (875000, 220000):
+        return "eps", "as Stable Diffusion 2.x at 512 pixels, which its step count says"
+    if re.search(r"512|base", path.name):
+        return "eps", f"as Stable Diffusion 2.x at 512 pixels, which its name says; {REMEDY} v if it is not eps"
+    return "v", f"as Stable Diffusion 2.x at 768 pixels; {REMEDY} eps if it is not v"
 
 
 def _inputs(channels: int) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.diffusers import networks as configs
-from ldm.weights.diffusers.scheduler import scheduler_from
+from ldm.weights.diffusers.fields import Given
+from ldm.weights.diffusers.scheduler import scheduler_from, scheduler_to
 from ldm.weights.diffusers.tokenizer import read_config, tokenizer_pad
 from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
 from ldm.weights.keymaps import canonical
@@ -48,7 +49,11 @@ def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
     for part in ("unet", "vae", "text_encoder"):
         networks |= _networks(folder / part, variant)
     return ContentsInfo(
-        folder, f"a diffusers folder, {name}", networks, _model(folder, networks), tokenizer_pad(folder / "tokenizer")
+        folder,
+        f"a diffusers folder, {name}",
+        networks,
+        _model(folder, networks, name),
+        tokenizer_pad(folder / "tokenizer"),
     )
 
 
@@ -105,8 +110,8 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
         "clip_text_model": {"text_tower": ("transformers", configs.text_from, config)},
         "clip_vision_model": {"image_tower": ("transformers", configs.image_from, config)},
         "clip": {
-            "text_tower": ("transformers", configs.text_from, config.get("text_config", {})),
-            "image_tower": ("transformers", configs.image_from, config.get("vision_config", {})),
+            "text_tower": ("transformers", configs.text_from, _section(config, "text_config", config_file)),
+            "image_tower": ("transformers", configs.image_from, _section(config, "vision_config", config_file)),
         },
     }
     if name not in readers:
@@ -124,6 +129,14 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
     return networks
 
 
+def _section(config: Config, name: str, source: Path) -> Config:
+    """Returns the config of a tower in that of a CLIP; as in transformers, NAME_dict of old files overrides it."""
+    sections = [config.get(name) or {}, config.get(f"{name}_dict") or {}]
+    if not all(isinstance(section, dict) for section in sections):
+        raise ValueError(f"{source} has a {name} that is not an object of settings; download it again")
+    return sections[0] | sections[1]
+
+
 def _networks(folder: Path, variant: str | None) -> dict[str, NetworkInfo]:
     return networks_of(folder / "config.json", weights_file(folder, variant))
 
@@ -133,28 +146,49 @@ def _projection(kind: str, tensors: Tensors) -> Config:
     return {"projection": int(tensors[projection].shape[0])} if projection in tensors else {}
 
 
-def _model(folder: Path, networks: dict[str, NetworkInfo]) -> Config:
+def _model(folder: Path, networks: dict[str, NetworkInfo], pipeline: str) -> Config:
     """Returns how to sample. The configs, which a user may have edited, override what ldm wrote beside the weights."""
-    schedule, prediction, sampler = scheduler_from(
-        read_config(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler"
-    )
-    own = json.loads(networks["unet"].tensors.metadata.get("ldm_sampling", "{}"))
-    sample_size = read_config(folder / "unet" / "config.json").get("sample_size") or 64
-    size = [n * factor_of(networks["vae"]) for n in _pair(sample_size)]
-    sampling = {"steps": STEPS, "guidance": GUIDANCE} | own.get("sampling", {}) | sampler
-    time = "thousand" if schedule["name"] == "flow" else "index"
-    return {
+    source = folder / "scheduler" / "scheduler_config.json"
+    # the pipelines for inpainting set skip_prk_steps, whatever the file says
+    config = read_config(source) | ({"skip_prk_steps": True} if "Inpaint" in pipeline else {})
+    schedule, prediction, sampler = scheduler_from(config, source)
+    diffusion = {
         "schedule": schedule,
         "prediction": prediction,
-        "time": time,
-        "size": own.get("size", size),
-        "sampling": sampling,
+        "time": "thousand" if schedule["name"] == "flow" else "index",
     }
+    own = _own(networks["unet"].tensors)
+    sampling = {"steps": STEPS, "guidance": GUIDANCE} | own.get("sampling", {})
+    if not own or not _is_unedited(diffusion | {"sampling": sampling}, source):
+        options = {"sampler_options": {}, "spacing_options": {}, "final_sigma": "zero"}
+        sampling |= {name: value for name, value in options.items() if name in sampling} | sampler
+    unet = Given(read_config(folder / "unet" / "config.json"), folder / "unet" / "config.json")
+    sides = unet.integers("sample_size", (64,))
+    size = [side * factor_of(networks["vae"]) for side in (sides * 2)[:2]]
+    return diffusion | {"size": own.get("size", size), "sampling": sampling}
+
+
+def _own(unet: Tensors) -> Config:
+    """Returns the size and sampling settings that ldm wrote beside the weights, empty for a file of another tool."""
+    try:
+        own = json.loads(unet.metadata.get("ldm_sampling", "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"the metadata of {unet.source} is corrupt; download or export it again") from error
+    types: dict[str, type] = {"size": list, "sampling": dict}
+    if own != {} and (
+        not isinstance(own, dict) or not all(isinstance(own.get(key), kind) for key, kind in types.items())
+    ):
+        raise ValueError(f"the metadata of {unet.source} is corrupt; download or export it again")
+    return own
+
+
+def _is_unedited(model: Config, config: Path) -> bool:
+    """Returns whether the scheduler's config is the one that ldm wrote for these settings, which it cannot all hold."""
+    try:
+        return scheduler_to(model, config) == read_config(config)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False  # it cannot have been written by ldm
 
 
 def factor_of(vae: NetworkInfo) -> int:
     return 2 ** (len(vae.config["widths"]) - 1)
-
-
-def _pair(size: int | list[int]) -> list[int]:
-    return list(size) if isinstance(size, list) else [size, size]

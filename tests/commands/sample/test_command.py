@@ -8,7 +8,9 @@ from PIL import Image
 
 from ldm.commands.sample import command as sample
 from ldm.image import read_metadata
+from ldm.weights.convert import write
 from tests.commands.sample.running import error
+from tests.weights.foreign import SD2, full_model, without_metadata
 
 ROOT = Path(__file__).parents[3]
 
@@ -178,3 +180,17 @@ def test_the_script_runs_without_importing_training_libraries(model: str, out: P
     code, modules = json.loads(done.stdout.splitlines()[-1])
     heavy = {"lightning", "hydra", "omegaconf", "torchmetrics", "scipy", "pandas", "diffusers"}
     assert code == 0 and not heavy & set(modules)
+
+
+@pytest.mark.slow
+def test_a_guessed_prediction_is_warned_about_and_recorded(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = SD2["unet"] | {"context_width": 768, "head_width": None}
+    text = {"width": 768, "heads": 12, "layers": 2, "context": 7, "projection": 64, "skip": 1, "activation": "gelu"}
+    write(full_model(SD2 | {"unet": unet, "text_tower": text}), tmp_path / "m.safetensors", "single")
+    argv = [f"model={without_metadata(tmp_path / 'm.safetensors')}", f"out={out}", "steps=1", "size=8x8", "red"]
+    assert sample.main(argv) == 0
+    assert "prediction=v" in capsys.readouterr().err
+    [guess] = read_metadata(out / "0000.png")["guesses"]
+    assert "prediction=v" in guess and "convert with --prediction eps" in guess

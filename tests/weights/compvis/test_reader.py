@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from ldm.weights.compvis.reader import UNSUPPORTED, ReadOptions
 from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, write
+from ldm.weights.model import read_model
 from tests.weights.foreign import ODD, SD1, SD2, full_model, networks, same, without_metadata
 
 
@@ -131,6 +132,45 @@ def test_the_prediction_of_sd2_follows_from_metadata_or_name_and_is_noted(
     contents = open_contents(path)
     assert contents.model["prediction"] == prediction and why in contents.notes[-1]
     assert open_contents(path, ReadOptions(prediction="eps")).model["prediction"] == "eps"
+
+
+@pytest.mark.parametrize("name", ["v2-1_512-ema-pruned", "v2-1_768-ema-pruned"])
+def test_a_prediction_guessed_from_the_file_s_name_is_warned_about_when_it_is_loaded(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path / f"{name}.safetensors", SD2)
+    with pytest.warns(UserWarning, match="prediction=.*tensors do not tell, so convert with --prediction"):
+        read_model(without_metadata(path))
+
+
+@pytest.mark.parametrize("configs", [SD1, SD2])
+def test_a_prediction_that_the_metadata_states_is_no_guess(tmp_path: Path, configs: dict[str, Any]) -> None:
+    path = saved(tmp_path / "m.safetensors", configs)
+    save_file(load_file(path), path, {"modelspec.prediction_type": "v"})
+    assert open_contents(path).guesses == ()
+
+
+@pytest.mark.parametrize("metadata", [{"modelspec.prediction_type": "sample"}, {"modelspec.resolution": "big"}])
+def test_metadata_that_ldm_does_not_understand_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = saved(tmp_path / "m.safetensors", SD1)
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(ValueError, match=next(iter(metadata.values()))):
+        open_contents(path)
+
+
+@pytest.mark.parametrize(
+    ("configs", "metadata", "size"),
+    [
+        (SD1, {"modelspec.prediction_type": "v"}, [512, 512]),  # a v-prediction fine-tune of Stable Diffusion 1.x
+        (SD2, {"modelspec.prediction_type": "v"}, [768, 768]),
+        (SD2, {"modelspec.prediction_type": "v", "modelspec.resolution": "512x640"}, [640, 512]),
+        (SD1, {"modelspec.resolution": "768"}, [768, 768]),
+    ],
+)
+def test_the_size_is_that_of_the_metadata_else_that_of_the_generation(
+    tmp_path: Path, configs: dict[str, Any], metadata: dict[str, str], size: list[int]
+) -> None:
+    path = saved(tmp_path / "m.safetensors", configs)
+    save_file(load_file(path), path, metadata)
+    assert open_contents(path).model["size"] == size
 
 
 def test_the_last_layer_of_the_sd2_text_tower_is_stored_although_unused(tmp_path: Path) -> None:

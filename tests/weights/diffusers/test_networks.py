@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,36 @@ def test_the_configs_of_clip_towers_survive_a_round_trip() -> None:
 def test_a_tower_with_an_mlp_of_the_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="intermediate_size=100 at width 512"):
         text_from({"intermediate_size": 100}, HERE)
+
+
+@pytest.mark.parametrize(
+    ("reader", "base", "field"),
+    [
+        (unet_from, SD15, {"resnet_out_scale_factor": 1.414}),
+        (unet_from, SD15, {"mid_block_only_cross_attention": True}),
+        (unet_from, SD15, {"time_embedding_dim": 512}),
+        (unet_from, SD15, {"num_class_embeds": 1000}),
+        (unet_from, SD15, {"norm_num_groups": None}),
+        (unet_from, SD15, {"a_field_of_tomorrow": 1}),
+        (unet_from, SD15, {"layers_per_block": 10**9}),
+        (unet_from, SD15, {"layers_per_block": True}),
+        (unet_from, SD15, {"block_out_channels": [320] * 10**5}),
+        (vae_from, {}, {"latents_mean": [0.0]}),
+        (vae_from, {}, {"down_block_types": ["AttnDownEncoderBlock2D"]}),
+        (vae_from, {}, {"scaling_factor": float("nan")}),
+        (text_from, {}, {"layer_norm_eps": 1e-6}),
+        (text_from, {}, {"hidden_act": "relu"}),
+        (text_from, {}, {"eos_token_id": 5}),
+        (image_from, {}, {"num_channels": 4}),
+    ],
+)
+def test_a_field_that_ldm_cannot_honour_is_refused_by_name(
+    reader: Callable[[dict[str, Any], Path], Any], base: dict[str, Any], field: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(field))):
+        reader(base | field, HERE)
+
+
+def test_the_fields_that_transformers_writes_into_every_config_have_no_effect() -> None:
+    extra = {"_name_or_path": "openai/clip", "torch_dtype": "float32", "num_beams": 1, "eos_token_id": 2}
+    assert text_from(extra, HERE) == text_from({}, HERE)

@@ -1,0 +1,116 @@
+"""Reads the fields of a config of diffusers or transformers, each of which ldm honours, ignores or refuses by name."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]
+MAX_COUNT = 2**20  # of any integer in a config: no width, number of tokens or of training steps comes near it
+MAX_LIST = 64  # levels of a network
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What ldm does with each field of a config; a field that is nowhere here is refused by name.
+
+    `honoured` fields change what is built, `fixed` ones must have the value given here (of a tuple, one of
+    its values), because ldm has no other, and `ignored` ones have no effect on samples.
+    """
+
+    honoured: frozenset[str]
+    fixed: Config = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+    def check(self, given: Mapping[str, Any], source: Path) -> None:
+        """Raises ValueError for fields with another value than the fixed one, and for unknown fields that are set."""
+        other = [
+            f"{name}={given[name]}"
+            for name, value in self.fixed.items()
+            if name in given and not _is(given[name], value)
+        ]
+        known = self.honoured | self.fixed.keys() | self.ignored
+        other += [f"{name}={given[name]}" for name in given if _unknown(name, given[name], known)]
+        if other:
+            raise ValueError(
+                f"{source} asks for {', '.join(other)}, which ldm does not have; "
+                "give a model of Stable Diffusion 1.x or 2.x"
+            )
+
+
+def _is(given: Any, value: Any) -> bool:
+    """A tuple lists alternatives, which no JSON file contains; true is not 1."""
+    alternatives = value if isinstance(value, tuple) else (value,)
+    return any(given == item and isinstance(given, bool) == isinstance(item, bool) for item in alternatives)
+
+
+def _unknown(name: str, value: Any, known: frozenset[str]) -> bool:
+    """Names with an underscore in front, such as _diffusers_version, are about the file; null is a field left unset."""
+    return name not in known and not name.startswith("_") and value is not None
+
+
+@dataclass(frozen=True)
+class Given:
+    """The fields of a config, each checked for its type and range when it is read; null is a field left unset."""
+
+    config: Mapping[str, Any]
+    source: Path
+
+    def integer(self, name: str, default: int, least: int = 1, most: int = MAX_COUNT) -> int:
+        return self._checked(name, self._value(name, default), least, most)
+
+    def integers(self, name: str, default: Sequence[int]) -> list[int]:
+        """A list of positive integers, of which a single one is a list of one."""
+        values = self._value(name, default)
+        listed = list(values) if isinstance(values, list | tuple) else [values]
+        if not 1 <= len(listed) <= MAX_LIST:
+            raise self._error(name, values, f"a list of 1 to {MAX_LIST} integers")
+        return [self._checked(name, value, 1, MAX_COUNT) for value in listed]
+
+    def number(self, name: str, default: float | None = None, above: float = 0.0, most: float = math.inf) -> float:
+        value = self._value(name, default)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not above < value <= most
+            or value == math.inf
+        ):
+            bounds = f"a number above {above:g}" + (f" and at most {most:g}" if most < math.inf else "")
+            raise self._error(name, value, bounds)
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self._error(name, value, "true or false")
+        return value
+
+    def choice(self, name: str, default: str, *choices: str) -> str:
+        value = self._value(name, default)
+        if value not in choices:
+            raise self._error(name, value, f"one of {', '.join(choices)}")
+        return str(value)
+
+    def names(self, name: str, default: Sequence[str]) -> list[str]:
+        values = self._value(name, default)
+        listed = isinstance(values, list | tuple) and 1 <= len(values) <= MAX_LIST
+        if not listed or not all(isinstance(value, str) for value in values):
+            raise self._error(name, values, f"a list of 1 to {MAX_LIST} names")
+        return list(values)
+
+    def has(self, name: str) -> bool:
+        return self.config.get(name) is not None
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.config.get(name)
+        return default if value is None else value
+
+    def _checked(self, name: str, value: Any, least: int, most: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._error(name, value, f"an integer from {least} to {most}")
+        return value
+
+    def _error(self, name: str, value: Any, expected: str) -> ValueError:
+        given = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "…"
+        return ValueError(f"{self.source} has {name}={given}, but ldm needs {expected}; give a model that has it")
