@@ -2,7 +2,10 @@
 
 import sys
 
+from ldm.errors import end_quietly_on_closed_pipes
+
 if __name__ == "__main__":
+    end_quietly_on_closed_pipes()
     try:
         from ldm.commands.sample.command import main
     except KeyboardInterrupt:  # the import takes seconds

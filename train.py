@@ -17,6 +17,7 @@ from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
 from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
+from ldm.errors import end_quietly_on_closed_pipes
 from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"
@@ -52,6 +53,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    end_quietly_on_closed_pipes()
     # Hydra does not accept a number as the name of an option.
     sys.argv[1:] = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra needs it first

@@ -29,7 +29,9 @@ PACKAGES = ("evaluate", "filter", "info")  # commands that consist of several mo
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand and returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        errors.end_quietly_on_closed_pipes()
+        argv = sys.argv[1:]
     listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="ldm",

@@ -1,15 +1,22 @@
 """Turns errors and warnings of a command into single lines on stderr, and errors into an exit code."""
 
+import atexit
+import io
+import os
+import stat
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from ldm.progress import clear
 
 EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages are human-readable
+
+
+CLOSED_PIPE = 141  # the shell's exit code of a process that SIGPIPE ended
 
 
 class UsageError(ValueError):
@@ -56,3 +63,47 @@ def warnings_on_stderr() -> Iterator[None]:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         yield
+
+
+class _Pipe(io.FileIO):
+    """Ends the program quietly when its reader, such as `head`, has closed the pipe."""
+
+    lost = False  # whether any pipe was closed
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _Pipe.lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # takes what is still buffered
+            raise SystemExit(CLOSED_PIPE) from None
+
+
+def end_quietly_on_closed_pipes() -> None:
+    """Makes the program exit with 141 when the reader of its output is gone, like most programs in a pipeline.
+
+    Restoring the default action of SIGPIPE instead would also kill a run whose connection to a logger breaks.
+    """
+    sys.stdout, sys.stderr = (_piped(stream) for stream in (sys.stdout, sys.stderr))
+    atexit.register(_flush)
+
+
+def _piped(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper) or not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False)),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _flush() -> None:
+    """Flushes stdout at exit, because Python itself would report a closed pipe with a traceback."""
+    with suppress(SystemExit):
+        sys.stdout.flush()
+    if _Pipe.lost:  # an exit handler, such as this one, cannot change the exit code otherwise
+        os._exit(CLOSED_PIPE)

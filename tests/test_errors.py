@@ -1,6 +1,13 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ldm import errors
+
+ROOT = Path(errors.__file__).parents[1]
 
 
 def fail(error: BaseException) -> None:
@@ -32,3 +39,28 @@ def test_debug_prints_the_traceback_before_the_message(capsys: pytest.CaptureFix
 
 def test_successful_work_exits_with_0() -> None:
     assert errors.run(lambda: None) == 0
+
+
+PROGRAMS = [
+    ["-m", "ldm", "--help"],
+    pytest.param(["train.py", "debug=plan"], marks=pytest.mark.slow),
+    pytest.param(["train.py", "--cfg", "job"], marks=pytest.mark.slow),
+    pytest.param(["sample.py", "--help"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("command", PROGRAMS, ids=str)
+def test_a_closed_pipe_ends_a_program_quietly_as_sigpipe_would(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_pipe_that_stays_open_gets_all_of_the_output() -> None:
+    done = subprocess.run([sys.executable, "-m", "ldm", "--help"], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().endswith("describes a command and its options.\n")

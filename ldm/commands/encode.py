@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ldm.data.latents.caption_states import CaptionEncoder
-from ldm.data.latents.encoding import Encode, EncodingJob, encode_shards, finish
+from ldm.data.latents.encoding import Encode, encode_shards, finish
+from ldm.data.latents.job import EncodingJob
 from ldm.data.sources.buckets import Size, bucket_sizes
 from ldm.data.sources.shards import Shards, find_tars
 from ldm.errors import UsageError
@@ -33,8 +34,9 @@ NUMBERS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Encode the images of shards into latents for training with data=latents data.cache=DIR. An interrupted "
-        "command resumes when it is run again, and skips the shards that are encoded; under torchrun or SLURM the "
-        "ranks split the shards. Latents are of the unaugmented images, so training has no flips or random crops."
+        "command resumes when it is run again: it verifies the checksums of the encoded shards, and encodes the "
+        "missing and the damaged ones; under torchrun or SLURM the ranks split the shards. Latents are of the "
+        "unaugmented images, so training has no flips or random crops."
     )
     parser.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="tars, patterns such as 'x-{000..099}.tar', or folders"
@@ -102,14 +104,18 @@ def run(args: argparse.Namespace) -> None:
         return
     shards = Shards(own, args.size, buckets=sizes, captions=args.captions, others=others)
     job = EncodingJob(files, shards, args.out, _settings(args, stage, sizes, text))
-    todo = job.todo()
+    pending = job.pending()
+    todo = pending.shards
     if len(todo) < len(own):
         print(f"resuming after {len(own) - len(todo)} of {len(own)} shards", flush=True)
+    if pending.damaged:
+        names = ", ".join(own[shard].name for shard in pending.damaged)
+        print(f"the latents of {names} are truncated or corrupt, and are encoded again", flush=True)
     progress = Progress(sum(len(job.shards.rows(shard)) for shard in todo), "images")
     if text and todo:
         print(text.size_message(progress.total), flush=True)
     encode, start = Timed(encoder(stage)), time.monotonic()
-    for count in encode_shards(job, encode, args.batch, args.workers, text):
+    for count in encode_shards(job, todo, encode, args.batch, args.workers, text):
         progress.step(count)
     if progress.done:
         rate = progress.done / (time.monotonic() - start)

@@ -18,6 +18,7 @@ from ldm.files import atomic_write
 TYPES = {
     name: np.dtype(kind) for name, kind in {"F16": "<f2", "F32": "<f4", "I64": "<i8", "U32": "<u4", "U8": "u1"}.items()
 }
+HEADER = b'{"__metadata__":{"ldm":'  # the start of every header, after its length in 8 bytes
 _MAX_HEADER = 1 << 20
 
 
@@ -44,21 +45,24 @@ def is_array_file(path: Path) -> bool:
 
 
 def map_arrays(
-    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+    path: Path, names: Sequence[str], optional: Sequence[str] = (), remedy: str = "create it again"
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Maps the arrays, whose pages are read on access, and reads the record. Raises ValueError for a truncated file."""
+    """Maps the arrays, whose pages are read on access, and reads the record.
+
+    Raises ValueError for a truncated file, with the `remedy`.
+    """
     with open(path, "rb") as file:  # opened only once, because another process may replace the file
-        record, header, start = _read_header(file)
+        record, header, start = _read_header(file, remedy)
         # Copy-on-write, because torch warns about read-only arrays.
         data = np.memmap(file, np.uint8, "c").view(np.ndarray)[start:]
     try:
         present = [*names, *(name for name in optional if name in header)]
         return {name: _view(data, header[name]) for name in present}, record
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is truncated or corrupt; create it again") from error
+        raise ValueError(f"{path} is truncated or corrupt; {remedy}") from error
 
 
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _read_header(file: BinaryIO, remedy: str = "create it again") -> tuple[dict[str, Any], dict[str, Any], int]:
     """Returns the record, the header's entries and the offset of the data in bytes."""
     try:
         length = int.from_bytes(file.read(8), "little")
@@ -67,7 +71,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any], int]:
         header = json.loads(file.read(length))
         return json.loads(header.pop("__metadata__")["ldm"]), header, 8 + length
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file.name} is not an array file written by ldm, or is corrupt; create it again") from error
+        raise ValueError(f"{file.name} is not an array file written by ldm, or is corrupt; {remedy}") from error
 
 
 def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:

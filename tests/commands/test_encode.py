@@ -44,6 +44,23 @@ def test_the_cache_is_encoded_and_bad_samples_are_reported(
     assert main(arguments) == 0 and "resuming after 1 of 1 shards" in capsys.readouterr().out
 
 
+def test_a_truncated_shard_is_named_and_encoded_again(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "y.tar", samples(2, 3))
+    arguments.insert(1, str(tmp_path / "y.tar"))
+    assert main(arguments) == 0
+    path = tmp_path / "out" / "x.safetensors"
+    before = path.read_bytes()
+    os.truncate(path, len(before) // 2)
+    assert main(["verify", str(tmp_path / "out")]) == 1
+    assert "run the same ldm encode again, which encodes only the damaged" in capsys.readouterr().out
+    assert main(arguments) == 0 and path.read_bytes() == before
+    output = capsys.readouterr().out
+    assert "resuming after 1 of 2 shards" in output and "the latents of x.tar are truncated or corrupt" in output
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
 @pytest.mark.parametrize(
     "wrong", [["--size", "7"], ["--size", "0"], ["--buckets", "7"], ["--batch", "0"], ["--workers", "-1"]]
 )

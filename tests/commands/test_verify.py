@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm.__main__ import main
-from ldm.data.latents.shard import map_shard, write_shard
+from ldm.data.latents.shard import key_hashes, map_shard, write_shard
 from ldm.files import write_json
 from tests.data.latents.test_cache import write_cache
 from tests.data.tars import sample, samples, write_tar
@@ -34,6 +34,17 @@ def test_a_flipped_bit_is_reported(cache: Path, capsys: pytest.CaptureFixture[st
     (cache / "s0.safetensors").write_bytes(data)
     (line,) = lines_of(cache, capsys)
     assert "s0.safetensors does not match its checksum" in line
+
+
+@pytest.mark.parametrize("end", [None, -1, 0])
+def test_hashes_other_than_those_of_the_keys_are_reported(
+    end: int | None, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(cache / "hashes.npy", key_hashes(cache, ["s0", "s1", "s2"]) ^ np.uint32(end is None))
+    data = (cache / "hashes.npy").read_bytes()
+    (cache / "hashes.npy").write_bytes(data[:end])
+    (line,) = lines_of(cache, capsys)
+    assert line.startswith(f"{cache}/hashes.npy does not match the keys in the shards")
 
 
 def test_missing_truncated_and_unlisted_shards_are_reported(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ldm.commands.train.config_sources import ConfigSources, config_sources
 from ldm.commands.train.messages import first_line
 from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
@@ -42,31 +42,43 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         ) from error
     sweep = given.multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
     _check_set_elsewhere(overrides, sweep)
-    groups = {path.name: sorted(p.stem for p in path.glob("[!_]*.yaml")) for path in conf.iterdir() if path.is_dir()}
+    with config_sources(given, overrides, conf) as sources:
+        _check_names(overrides, sources)
+        _check_read(overrides, sweep, sources)
+    return arguments
+
+
+def _check_names(overrides: list[Override], sources: ConfigSources) -> None:
+    """Raises ValueError for options and keys that do not exist, and for values of the wrong type."""
     chosen = []
     for override in overrides:
-        if (name := override.key_or_group) in groups:
-            options = _options(override)
-            for option in options:
-                if option not in groups[name]:
-                    raise ValueError(f"{name}={option} does not exist: {suggestion(option, groups[name])}")
-            if override.is_sweep_override():  # keys are checked against its first option
-                chosen += [f"{name}={option}" for option in options[:1]]
-            else:
-                chosen.append(override.input_line or "")
-    values = dict(_dotted_items(OmegaConf.to_container(_composed(chosen, conf))))
+        group = override.key_or_group
+        if not (known := _options_of(group, sources)):
+            continue
+        options = _options(override)
+        for option in options:
+            if option not in known:
+                raise ValueError(f"{group}={option} does not exist: {suggestion(option, known)}")
+        if override.is_sweep_override():  # keys are checked against its first option
+            chosen += [f"{group}={option}" for option in options[:1]]
+        else:
+            chosen.append(override.input_line or "")
+    values = dict(_dotted_items(OmegaConf.to_container(sources.compose(chosen))))
     for override in overrides:
         name = override.key_or_group
-        if name in groups or name.startswith(("hydra", *OPEN)):
+        if name.startswith(("hydra", *OPEN)) or _options_of(name, sources):
             continue
         if name in values:
             _check_type(override, values[name])
-        elif owners := [] if override.is_add() else _owners(name, groups, conf):
+        elif owners := [] if override.is_add() else _owners(name, sources):
             raise ValueError(f"the key {name} exists only with {' or '.join(owners)}: choose that, or leave it out")
         elif not override.is_add():
-            raise ValueError(f"there is no key {name}: {suggestion(name, sorted(values.keys() | groups.keys()))}")
-    _check_read(overrides, sweep, conf)
-    return arguments
+            raise ValueError(f"there is no key {name}: {suggestion(name, sorted({*values, *sources.groups}))}")
+
+
+def _options_of(name: str, sources: ConfigSources) -> list[str]:
+    """Returns the options of a group of ours or of the user's; none for a key, and for Hydra's own groups."""
+    return [] if "." in name or name.split("/")[0] == "hydra" else sources.options(name)
 
 
 def _check_set_elsewhere(overrides: list[Override], sweep: bool) -> None:
@@ -78,13 +90,13 @@ def _check_set_elsewhere(overrides: list[Override], sweep: bool) -> None:
             check_argument(name.split(".")[1])
 
 
-def _check_read(overrides: list[Override], sweep: bool, conf: Path) -> None:
+def _check_read(overrides: list[Override], sweep: bool, sources: ConfigSources) -> None:
     """Raises ValueError for settings that nothing would read, such as a schedule when an autoencoder is trained."""
-    config = _composed([_first(o) for o in overrides if not o.key_or_group.startswith("hydra")], conf)
+    config = sources.compose([_first(o) for o in overrides if not o.key_or_group.startswith("hydra")])
     plain: Any = OmegaConf.to_container(config)
-    if plain["plan"]:  # a plan reads more settings than training
+    if plain.get("plan"):  # a plan reads more settings than training
         return
-    if plain["resume"] == "auto" and "${now:" in str(plain["run_dir"]) and not sweep:
+    if plain.get("resume") == "auto" and "${now:" in str(plain.get("run_dir")) and not sweep:
         raise ValueError(
             "resume=auto resumes the run in run_dir, which is a new folder each time by default: give run_dir, too"
         )
@@ -153,17 +165,11 @@ def _options(override: Override) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
+def _owners(key: str, sources: ConfigSources) -> list[str]:
     """Returns the options, as group=option, that have a key which the chosen options lack."""
     group, _, leaf = key.partition(".")
-    files = {name: OmegaConf.load(conf / group / f"{name}.yaml") for name in groups.get(group, [])}
-    return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
-
-
-def _composed(overrides: list[str], conf: Path) -> DictConfig:
-    """Composes the config with these overrides."""
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return compose("train", overrides=[line for line in overrides if line], return_hydra_config=False)
+    options = _options_of(group, sources) if leaf else []
+    return [f"{group}={option}" for option in options if leaf in sources.keys(group, option)]
 
 
 def _dotted_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

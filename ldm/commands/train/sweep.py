@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.train.checks import check_given
+from ldm.commands.train.config_sources import source_arguments
 from ldm.files import is_locked, lock
 from ldm.report.groups import decisive
 from ldm.report.runs import WAITING, flatten
@@ -97,7 +98,8 @@ def set_sweep_folder(config: DictConfig, script: Path) -> Path:
         OmegaConf.update(config, "resume", "auto")
     # This is the run's own command, whichever process the launcher uses; Lightning starts the other ranks with it.
     own = f"run_dir='{run_dir}'", f"resume='{config.resume}'"
-    sys.argv = [os.path.relpath(script), *hydra_config.overrides.task, *own]
+    sources = source_arguments(hydra_config, script.parent / "conf")
+    sys.argv = [os.path.relpath(script), *hydra_config.overrides.task, *own, *sources]
     sys.modules["__main__"].__spec__ = None  # in a launcher's worker, Lightning would start ranks as that worker
     return run_dir
 

@@ -79,15 +79,6 @@ def split_hash(manifest: dict[str, Any]) -> SplitHash:
     return "mixed" if manifest.get("split_hash") == "mixed" else "crc32"
 
 
-def is_manifest(path: Path) -> bool:
-    """Returns whether the file is a manifest of cached latents, of any format version."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"format", "settings", "samples", "shards"} <= manifest.keys()
-
-
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 
@@ -196,11 +187,14 @@ class CachedLatents(Dataset[LatentSample]):
         path = self.cache / HASHES
         if not path.is_file():
             return key_hashes(self.cache, self.names)
-        hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is truncated or corrupt; run ldm encode again, which writes it again") from error
         if len(hashes) != self.counts.sum():
             raise ValueError(
                 f"{path} has {len(hashes)} hashes, but the cache has {self.counts.sum()} samples; "
-                "delete it and run ldm encode again"
+                "run ldm encode again, which writes it again"
             )
         return hashes if self.used.all() else hashes[np.repeat(self.used, self.counts)]
 

@@ -3,11 +3,8 @@
 Shards are encoded one after another, so an interruption loses the work on at most one.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.latents.cache import FORMAT, HASHES, MANIFEST, check_settings, is_manifest, split_hash
+from ldm.data.latents.cache import FORMAT, HASHES, MANIFEST
+from ldm.data.latents.job import ENTRY, EncodingJob, name_and_size
 from ldm.data.latents.shard import key_hashes, write_shard
 from ldm.data.loading import worker
-from ldm.data.mapped import read_record
 from ldm.data.sources.buckets import Size
 from ldm.data.sources.shards import Shards
-from ldm.data.sources.storage import File
+from ldm.data.sources.split import SplitHash
 from ldm.files import atomic_write, leftovers, write_json
-from ldm.ownership import refuse
 
 Encode = Callable[[Tensor], Tensor]  # uint8 images (b, 3, h, w) → moments (b, 2z, h/f, w/f)
 EncodeText = Callable[[list[str]], np.ndarray]  # c captions → states (c, tokens, d)
@@ -49,115 +45,20 @@ class _Readable(Dataset[dict[str, Any]]):
         return {"image": image, "captions": captions, "key": key}
 
 
-@dataclass(frozen=True)
-class EncodingJob:
-    """The encoding of this rank's `shards`, a part of the `files` of all ranks, into `out`.
-
-    `settings` determine the latents and are stored in the manifest. Each shard gives one file per bucket, which may be
-    empty. Raises ValueError if two files have the same name or if `out` holds a cache of other settings or files, and
-    FileExistsError if an output would replace a file that is not part of a cache.
-    """
-
-    files: Sequence[File]
-    shards: Shards
-    out: Path
-    settings: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        names = [file.stem for file in self.files]
-        if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two of the shards are named {duplicate}: encode them into two folders")
-        expected = {path.stem for file in self.files for path in self.targets(file).values()}
-        others = sorted({path.stem for path in self.out.glob("*.safetensors")} - expected)
-        if others:
-            raise ValueError(
-                f"{self.out} already has {others[0]}.safetensors, which does not belong to these shards: "
-                "give another --out, or remove it"
-            )
-        refuse(self._foreign(), "ldm encode", "move it away, or give another --out")
-
-    def _foreign(self) -> list[Path]:
-        """Returns the existing files in place of this rank's outputs that ldm encode did not write."""
-        targets = [path for file in self.shards.files for path in self.targets(file).values()]
-        found = [path for path in targets if path.exists() and not _is_latents(path)]
-        found += [path for file in self.shards.files if not _is_replaceable(path := self.quarantine(file), file)]
-        manifest, hashes = self.out / MANIFEST, self.out / HASHES
-        is_cache = manifest.exists() or any(_is_latents(path) for path in self.out.glob("*.safetensors"))
-        found += [manifest] if manifest.exists() and not is_manifest(manifest) else []
-        return found + ([hashes] if hashes.exists() and not is_cache else [])
-
-    def quarantine(self, file: File) -> Path:
-        """Returns the path of the list of a tar's unusable samples."""
-        return self.out / f"{file.stem}.quarantine.jsonl"
-
-    def targets(self, file: File) -> dict[Size, Path]:
-        """Returns the file of latents of a tar for each image size."""
-        framing = self.shards.framing
-        if not framing.buckets:
-            return {(framing.size, framing.size): self.out / f"{file.stem}.safetensors"}
-        return {(h, w): self.out / f"{file.stem}.{h}x{w}.safetensors" for h, w in framing.buckets}
-
-    def source(self, shard: int) -> dict[str, Any]:
-        """Returns what identifies the encoded tar: name, size and a digest of its samples' keys and byte ranges."""
-        index, rows = self.shards.index, self.shards.rows(shard)
-        in_shard = slice(rows.start, rows.stop)
-        digest = hashlib.sha256(index.hashes[in_shard].tobytes() + index.spans[in_shard].tobytes()).hexdigest()
-        return {**_name_and_size(self.shards.files[shard]), "index": digest}
-
-    def records(self, file: File, source: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """Returns the records of a tar's latents, or None if a file is missing or was encoded from another `source`."""
-        records = []
-        for target in self.targets(file).values():
-            if not target.exists():
-                return None
-            record = read_record(target)
-            wanted = {name: value for name, value in self.settings.items() if name != "version"}
-            check_settings(target, record["settings"], {"text_encoder": None, **wanted})
-            if not source.items() <= record["source"].items():
-                return None
-            records.append({"name": target.stem, **record})
-        return records
-
-    def todo(self) -> list[int]:
-        """Returns the indices of this rank's shards that are not encoded yet."""
-        return [k for k, file in enumerate(self.shards.files) if self.records(file, self.source(k)) is None]
-
-
-def _is_latents(path: Path) -> bool:
-    """Returns whether `write_shard` wrote the file."""
-    try:
-        return {"settings", "source", "samples"} <= read_record(path).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _is_replaceable(quarantine: Path, file: File) -> bool:
-    """Returns whether the quarantine file does not exist or lists samples of this tar."""
-    if not quarantine.exists():
-        return True
-    try:
-        with open(quarantine, encoding="utf-8") as lines:
-            return bool(json.loads(next(lines))["shard"] == file.name)
-    except (OSError, StopIteration, ValueError, KeyError, TypeError):
-        return False
-
-
-def _name_and_size(file: File) -> dict[str, Any]:
-    """Returns the part of a tar's source that needs no index."""
-    return {"name": file.name, "bytes": file.size}
-
-
 def encode_shards(
-    job: EncodingJob, encode: Encode, batch_size: int, workers: int = 0, encode_text: EncodeText | None = None
+    job: EncodingJob,
+    todo: Sequence[int],
+    encode: Encode,
+    batch_size: int,
+    workers: int = 0,
+    encode_text: EncodeText | None = None,
 ) -> Iterator[int]:
-    """Encodes the remaining shards of `job` and yields the number of samples of each batch once it is encoded.
+    """Encodes the shards `todo` of `job` and yields the number of samples of each batch once it is encoded.
 
     With `encode_text` the states of all captions are stored too, and the job's settings must name the text encoder.
     Batches never cross shards, so the bytes of a shard do not depend on where encoding was stopped and resumed.
     """
     _remove_leftovers(job)
-    todo = job.todo()
     plan = {shard: [[*r] for r in _batches(job.shards.rows(shard), batch_size)] for shard in todo}
     loader = DataLoader(
         _Readable(job.shards),
@@ -267,16 +168,14 @@ def finish(job: EncodingJob) -> dict[str, Any] | None:
 
     Returns None if a shard is missing.
     """
-    found = [job.records(file, _name_and_size(file)) for file in job.files]
+    found = [job.records(file, name_and_size(file)) for file in job.files]
     if any(records is None for records in found):
         return None
     done = [record for records in found for record in records or ()]
-    fields = ("name", "source", "samples", "quarantined", "sha256", "size")
-    shards = [{name: record[name] for name in fields} for record in done]
-    earlier = job.out / MANIFEST
+    shards = [{name: record[name] for name in ENTRY} for record in done]
     manifest = {
         "format": FORMAT,
-        "split_hash": split_hash(json.loads(earlier.read_text(encoding="utf-8"))) if earlier.exists() else "mixed",
+        "split_hash": _split_hash(job.out / MANIFEST),
         "settings": done[0]["settings"],
         "samples": sum(shard["samples"] for shard in shards),
         "quarantined": sum(shard["quarantined"] for shard in shards),
@@ -286,3 +185,9 @@ def finish(job: EncodingJob) -> dict[str, Any] | None:
     atomic_write(job.out / HASHES, lambda file: np.save(file, hashes, allow_pickle=False))
     write_json(job.out / MANIFEST, manifest)
     return manifest
+
+
+def _split_hash(manifest: Path) -> SplitHash:
+    """Returns the split of the cache that has this manifest, also if it is truncated; new caches have the mixed one."""
+    text = manifest.read_text(encoding="utf-8", errors="replace") if manifest.exists() else ""
+    return "mixed" if not text or '"split_hash": "mixed"' in text else "crc32"

@@ -21,6 +21,7 @@ import numpy as np
 from ldm.data.mapped import map_arrays, write_arrays
 
 ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends", "caption_groups")
+AGAIN = "run the same ldm encode again, which encodes only the damaged and missing shards"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,17 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 def map_shard(path: Path) -> Shard:
     """Maps a shard into memory; its pages are read on access. Raises ValueError if the file is truncated."""
-    arrays, record = map_arrays(path, ARRAYS, optional=["states"])
+    arrays, record = map_arrays(path, ARRAYS, optional=["states"], remedy=AGAIN)
     return Shard(**arrays, record=record)
+
+
+def is_intact(path: Path) -> bool:
+    """Returns whether the arrays of a shard match the checksum in its header. Reads the complete file."""
+    try:
+        shard = map_shard(path)
+        return len(shard.moments) == shard.record["samples"] and digest(shard.arrays) == shard.record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def key_hashes(cache: Path, names: Sequence[str]) -> np.ndarray:

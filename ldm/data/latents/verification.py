@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.latents.cache import MANIFEST, check_settings, read_manifest
-from ldm.data.latents.shard import digest, map_shard
+from ldm.data.latents.cache import HASHES, MANIFEST, check_settings, read_manifest
+from ldm.data.latents.shard import AGAIN, digest, key_hashes, map_shard
 from ldm.data.sources.captions import Captions, Text
 from ldm.data.sources.shard_index import Index, scan
 from ldm.data.sources.storage import File, summary
@@ -26,7 +26,10 @@ def cache_problems(
     except (OSError, ValueError) as error:
         yield MANIFEST, [str(error)]
         return
-    yield MANIFEST, list(_manifest_problems(cache, manifest, first_stage))
+    problems = [*_manifest_problems(cache, manifest, first_stage)]
+    if not headers_only:
+        problems += _hash_problems(cache, [shard["name"] for shard in manifest["shards"]])
+    yield MANIFEST, problems
     for shard in manifest["shards"]:
         path = cache / f"{shard['name']}.safetensors"
         yield shard["name"], list(_latents_problems(path, shard, manifest["settings"], headers_only))
@@ -45,6 +48,21 @@ def _manifest_problems(cache: Path, manifest: dict[str, Any], first_stage: str |
             check_settings(cache, manifest["settings"], {"first_stage": first_stage})
         except ValueError as error:
             yield str(error)
+
+
+def _hash_problems(cache: Path, names: list[str]) -> Iterator[str]:
+    """Yields a problem if hashes.npy, by which samples are split, is not of the keys in the shards."""
+    path = cache / HASHES
+    try:
+        expected = key_hashes(cache, names) if path.is_file() else None
+    except (OSError, ValueError):  # reported with the shard
+        return
+    try:
+        wrong = expected is not None and not np.array_equal(np.load(path, allow_pickle=False), expected)
+    except (EOFError, OSError, ValueError):
+        wrong = True
+    if wrong:
+        yield f"{path} does not match the keys in the shards; run ldm encode again, which writes it again"
 
 
 def _latents_problems(path: Path, entry: dict[str, Any], settings: dict[str, Any], headers_only: bool) -> Iterator[str]:
@@ -67,9 +85,7 @@ def _latents_problems(path: Path, entry: dict[str, Any], settings: dict[str, Any
     if headers_only:
         return
     if digest(shard.arrays) != entry["sha256"]:
-        yield f"{path} does not match its checksum in the manifest, so it was changed or is corrupt; delete it and " + (
-            "run ldm encode again"
-        )
+        yield f"{path} does not match its checksum in the manifest, so it was changed or is corrupt; {AGAIN}"
     for name, description in (("moments", "latents"), ("states", "caption states")):
         if bad := _count_not_finite(shard.arrays.get(name)):
             yield f"{path} has {bad} {description} with NaN or infinity; delete it and run ldm encode again"

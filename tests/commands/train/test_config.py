@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import ldm.commands.train.precision  # noqa: F401  registers the resolver of precision=auto
+from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.checks import check_given, check_parallel
+from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, suggestion
 from ldm.commands.train.run_folder import hyperparameters, save_run
@@ -195,6 +198,70 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key(line: str, message: s
 )
 def test_a_value_of_a_compatible_type_is_accepted(line: str) -> None:
     check_overrides(line.split(), CONF)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """A folder outside the repository that adds a weighting and an experiment."""
+    for path, text in {
+        "weighting/flat.yaml": "{_target_: ldm.diffusion.weighting.uniform, height: 2.0}",
+        "experiment/mine.yaml": "# @package _global_\ndefaults: [override /weighting: flat]",
+    }.items():
+        (tmp_path / "a conf" / path).parent.mkdir(parents=True)
+        (tmp_path / "a conf" / path).write_text(text)
+    return str(tmp_path / "a conf")
+
+
+OUTSIDE = [
+    ["weighting=flat", "weighting.height=3"],
+    ["experiment=mine", "weighting.height=3"],
+    ["-m", "weighting=flat,uniform", "seed=1,2"],
+    ["weighting=min_snr"],
+]
+
+
+@pytest.mark.parametrize("line", OUTSIDE, ids=str)
+@pytest.mark.parametrize("source", [["--config-dir", "{}"], ["hydra.searchpath=['file://{}']"]], ids=str)
+def test_options_of_another_folder_are_accepted_like_those_of_the_repository(
+    line: list[str], source: list[str], own: str
+) -> None:
+    check_overrides([*line, *(word.format(own) for word in source)], CONF)
+
+
+def test_a_config_path_replaces_the_repositorys_folder(own: str) -> None:
+    lines = f"hydra: {{searchpath: ['file://{CONF}']}}", "defaults: [weighting: flat, _self_]", "training: ${weighting}"
+    (Path(own) / "train.yaml").write_text("\n".join(lines))
+    check_overrides(["--config-path", own, "weighting.height=1", "weighting=flat"], CONF)
+    with pytest.raises(ValueError, match=r"there is no key trainer\.max_steps"):
+        check_overrides(["--config-path", own, "trainer.max_steps=1"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--config-dir {} weighting=flatt", "weighting=flatt does not exist: did you mean flat?"),
+        ("--config-dir {} weighting.height=3", "the key weighting.height exists only with weighting=flat"),
+        ("--config-dir {}/nowhere weighting=flat", "--config-dir {}/nowhere is not a folder: give one that contains"),
+        (
+            "hydra.searchpath=['file://{}/nowhere']",
+            "hydra.searchpath names {}/nowhere, which does not exist: give file:/",
+        ),
+        ("hydra.searchpath=[pkg://nowhere.conf]", "hydra.searchpath names nowhere.conf, which does not exist"),
+    ],
+)
+def test_a_missing_folder_or_option_of_it_is_refused(line: str, message: str, own: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        check_overrides([word.format(own) for word in line.split()], CONF)
+    assert str(refusal.value).startswith(message.format(own)) and "\n" not in str(refusal.value)
+
+
+def test_a_job_of_a_sweep_names_its_config_sources(own: str) -> None:
+    for words in ([], ["--config-dir", own], [f"hydra.searchpath=['file://{own}']"]):
+        given = get_args(words)
+        overrides = OverridesParser.create().parse_overrides(given.overrides)
+        with config_sources(given, overrides, CONF):
+            job = compose("train", overrides=given.overrides, return_hydra_config=True).hydra
+        assert source_arguments(job, CONF) == words
 
 
 CHOICES = [(e, g, o) for e in options("experiment") for g in ("lr", "ema", "optimizer") for o in options(g)]

@@ -11,7 +11,8 @@ import torch
 
 import ldm.files
 from ldm.data.latents.cache import read_manifest, split_hash
-from ldm.data.latents.encoding import EncodingJob, encode_shards, finish
+from ldm.data.latents.encoding import encode_shards, finish
+from ldm.data.latents.job import EncodingJob, Pending
 from ldm.data.latents.shard import map_shard
 from ldm.data.sources.shards import Shards, find_tars
 from ldm.files import write_json
@@ -47,7 +48,7 @@ def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int 
 
 def work(job: EncodingJob, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
     """Encodes the remaining shards and returns the number of samples in them."""
-    count = sum(encode_shards(job, encode, batch_size=2))
+    count = sum(encode_shards(job, job.pending().shards, encode, batch_size=2))
     finish(job)
     return count
 
@@ -131,6 +132,56 @@ def test_a_new_cache_has_the_mixed_split_and_an_earlier_one_keeps_its_own(folder
     write_tar(folder / "x-1.tar", samples(9, 7))
     work(job(folder, tmp_path / "out"))
     assert split_hash(read_manifest(tmp_path / "out")) == "crc32"
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda data: data[: len(data) // 2],
+    "a part of the header": lambda data: data[:40],
+    "nothing": lambda data: b"",
+    "a changed byte of the latents": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "a changed digit of the header": lambda data: data.replace(b'\\"samples\\": 5', b'\\"samples\\": 4'),
+    "a changed setting in the header": lambda data: data.replace(b'_stage\\": \\"f', b'_stage\\": \\"g'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_shard_is_found_and_only_it_is_encoded_again(
+    folder: Path, tmp_path: Path, damage: str, finished: bool
+) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    if not finished:
+        (out / "manifest.json").unlink()
+        if "changed setting" in damage:  # without a manifest, only the header says what the settings were
+            return
+    path = out / "x-1.safetensors"
+    path.write_bytes(DAMAGE[damage](before[path.name]))
+    assert path.read_bytes() != before[path.name]
+    assert job(folder, out).pending() == Pending([1], [1])
+    assert work(job(folder, out)) == 5 and contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "hashes.npy", "x-0.quarantine.jsonl"])
+def test_a_truncated_list_of_a_cache_is_written_again(folder: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    for length in (0, len(before[name]) // 2):
+        (out / name).write_bytes(before[name][:length])
+        work(job(folder, out))
+        assert {**contents(out), name: b""} == {**before, name: b""}
+        assert contents(out)[name] == before[name]
+
+
+def test_a_rank_waits_for_the_one_that_encodes_a_damaged_shard_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    (out / "x-1.safetensors").write_bytes(before["x-1.safetensors"][:-1])
+    assert finish(job(folder, out, rank=0, world=2)) is None
+    assert work(job(folder, out, rank=1, world=2)) == 5 and contents(out) == before
 
 
 @pytest.mark.parametrize("name", ["x-0.safetensors", "manifest.json", "hashes.npy", "x-1.quarantine.jsonl"])
