@@ -5,6 +5,7 @@ Shards are encoded one after another, so an interruption loses the work on at mo
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
