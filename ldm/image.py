@@ -102,7 +102,9 @@ def _decode_with_metadata(
             raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
         if side is not None:
             image.draft(None, (round(REDUCING_GAP * side),) * 2)
-        return to_rgb(image, background)
+        rgb = _rgb_of(image, background)
+        rgb.info = {}
+        return rgb
 
 
 def image_format(data: bytes) -> str | None:
@@ -156,6 +158,14 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     The EXIF orientation is applied, an embedded color profile is converted to sRGB, and transparent pixels are
     composited onto `background`. Malformed metadata are ignored. Raises ValueError for pixels without a standard range.
     """
+    rgb = _rgb_of(image, background)
+    rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {}  # they are applied, and must not be applied again
+    return rgb
+
+
+def _rgb_of(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Returns what `to_rgb` does, but with metadata, and without a copy of an image that is as it should be."""
     if image.format != "TIFF":
         image.load()  # PNG may store the orientation behind the pixels
     orientation = _orientation(image)
@@ -174,10 +184,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     if alpha is not None:
         rgb.putalpha(alpha)
         rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, (*background, 255)), rgb).convert("RGB")
-    rgb = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    rgb = rgb.copy() if rgb is image else rgb
-    rgb.info = {}  # they are applied, and must not be applied again
-    return rgb
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,7 +13,7 @@ from ldm.data.sources.captions import Captions
 from ldm.data.sources.image import image_extension
 from ldm.data.sources.parquet import image_bytes, image_column, parquet_rows, row_count
 from ldm.data.sources.tar import tar_of
-from ldm.errors import UsageError
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.ownership import Record, check_outside
 from ldm.progress import Progress
 
@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the shards. Raises ValueError or OSError on failure, or if no image can be used."""
+    with warnings_on_stderr():
+        _write_shards(args)
+
+
+def _write_shards(args: argparse.Namespace) -> None:
     if args.shard_size < 1:
         raise UsageError(f"--shard-size {args.shard_size}: expected 1 or more")
     check_outside(args.out, args.folder, "--out", "folder")

@@ -79,6 +79,25 @@ def test_images_of_the_same_name_get_different_keys(tmp_path: Path) -> None:
     assert {data[k]["caption"] for k in range(3)} == {"a photo of sks dog"}
 
 
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in", {"a.png": image_file(), "a.txt": "x", "b.png": image_file(), "c.mp4": "", "d.json": "{}"})
+    write(tmp_path / "in", {"d.png": image_file(), "e.png": b"<html>", "e.txt": "x"})
+    assert shards(tmp_path / "in", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert "warning: 1 of 4 images in" in printed.err and "captions: 1 .mp4" in printed.err
+    for reason in ("its caption cannot be read", "its file is not an image that Pillow decodes"):
+        assert f"images left out because {reason}: 1\n" in printed.out
+    assert "wrote 1 images in 1 shards" in printed.out
+
+
+def test_names_that_are_not_utf8_or_span_lines_are_kept_apart(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"a\nb.png"):
+        write(tmp_path / "in", {name.decode("utf-8", "surrogateescape"): image_file()})
+    assert shards(tmp_path / "in", tmp_path / "out", "--caption", "x") == 0
+    assert [Shards(tmp_path / "out", 8)[k]["caption"] for k in range(2)] == ["x", "x"]
+    assert len({*Folder(tmp_path / "in", 8, caption="x").hashes.tolist()}) == 2
+
+
 @pytest.mark.parametrize("kind", ["struct", "binary"])
 def test_parquet_files_with_images_become_shards(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [image_file(1), None, image_file(3, format="JPEG"), b"<html>", image_file(5)]

@@ -95,8 +95,8 @@ def _coco(root: Path, files: list[str], captions: Captions) -> Iterator[tuple[st
     for table in named or tables:
         split = table.stem.rpartition("_")[2]  # captions_train2017.json is of the images in train2017
         for name, found in _coco_rows(table, captions):
-            keys = by_name[PurePosixPath(name).name]
-            for key in [key for key in keys if split in Path(key).parts] or keys:
+            keys = by_name.get(name.rpartition("/")[2], [])
+            for key in [key for key in keys if split in key.split("/")[:-1]] or keys:
                 yield key, found
 
 

@@ -90,7 +90,7 @@ class CaptionedImages:
         read = {*images, *(f"{stem}.{extension}" for stem in stems for extension in self.captions.extensions)}
         others = Counter(_extension(file) for file in files if file not in read and not _is_about(file))
         if others:
-            kinds = ", ".join(f"{count} .{extension}" for extension, count in others.most_common(5))
+            kinds = ", ".join(f"{count} {f'.{e}' if e else 'without extension'}" for e, count in others.most_common(5))
             warnings.warn(
                 f"left out of {self.root}, because they are neither images nor their captions: {kinds}"
                 f"{' and others' if len(others) > 5 else ''}",
@@ -127,7 +127,8 @@ def _number(folder: str) -> int:
 
 
 def _extension(key: str) -> str:
-    return PurePosixPath(key).suffix[1:].lower()
+    _, dot, extension = key.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
 
 
 def _stem(key: str) -> str:

@@ -62,7 +62,7 @@ class Folder(Dataset[Sample]):
     @property
     def hashes(self) -> np.ndarray:
         """The CRC-32 of every key, (n,) uint32."""
-        return np.array([zlib.crc32(key.encode()) for key in self.keys], np.uint32)
+        return np.array([zlib.crc32(key.encode("utf-8", "surrogateescape")) for key in self.keys], np.uint32)
 
     def group(self, index: int) -> range:
         """Returns the samples that may replace a bad one: all samples."""
