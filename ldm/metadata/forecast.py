@@ -1,6 +1,7 @@
 """Predicts the rows that a filter keeps and the cost of downloading and encoding them, from footers and a sample."""
 
 import math
+import struct
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -75,6 +76,11 @@ def statistics(files: FileGroup) -> dict[str, dict[str, Any]]:
 def _widen(known: dict[str, Any], added: Any) -> None:
     known["nulls"] += added.null_count or 0
     # Absent if all values are null; some writers store NaN, which readers must ignore according to the format.
-    if added.has_min_max and added.min == added.min and added.max == added.max:
-        known["min"] = added.min if known["min"] is None else min(known["min"], added.min)
-        known["max"] = added.max if known["max"] is None else max(known["max"], added.max)
+    if added.has_min_max and (low := _value(added.min)) == low and (high := _value(added.max)) == high:
+        known["min"] = low if known["min"] is None else min(known["min"], low)
+        known["max"] = high if known["max"] is None else max(known["max"], high)
+
+
+def _value(stored: Any) -> Any:
+    """Returns a minimum or maximum as a number; pyarrow has those of a float16 column as bytes."""
+    return struct.unpack("<e", stored)[0] if isinstance(stored, bytes) else stored

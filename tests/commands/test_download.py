@@ -250,6 +250,7 @@ def test_invalid_options_are_reported_in_one_sentence(
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kept [v2]", "what?"])
 def test_folders_with_names_like_patterns_are_read_and_resumed(
     name: str, env: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -262,6 +263,7 @@ def test_folders_with_names_like_patterns_are_read_and_resumed(
     assert "resuming after 3 URLs in 2 shards" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distributor", ["ray", "pyspark"])
 def test_the_distributor_is_passed_to_img2dataset(distributor: str, env: Path, tmp_path: Path) -> None:
     (site,) = env.glob("lib/python*/site-packages")
@@ -276,6 +278,7 @@ def test_the_distributor_is_passed_to_img2dataset(distributor: str, env: Path, t
     assert "OPENCV_IO_MAX_IMAGE_PIXELS" in log
 
 
+@pytest.mark.slow
 def test_the_package_of_a_distributor_is_installed_with_pip(
     env: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

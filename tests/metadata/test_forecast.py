@@ -1,13 +1,16 @@
 import math
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
 from ldm.metadata.filtering import file_groups
 from ldm.metadata.forecast import predict, statistics
 from ldm.metadata.tables import find, open_sources
-from tests.data.dumps import dump, replace_in_footer
+from tests.data.dumps import dump, replace_in_footer, rows
 
 
 @pytest.mark.parametrize(("kept", "sample"), [(0, 50), (3, 1000), (500, 1000), (50, 50)])
@@ -40,6 +43,15 @@ def test_nan_in_a_footer_is_ignored(tmp_path: Path) -> None:
     replace_in_footer(tmp_path / "a.parquet", 7.25, math.nan)
     (group,) = file_groups(open_sources(find([str(tmp_path)]))[0], [], {})
     assert statistics(group)["aesthetic"] == {"min": 6.5, "max": 7.125, "nulls": 0}
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.int16(), pa.decimal128(9, 2)], ids=str)
+def test_the_minimum_is_a_number_whatever_the_type(kind: pa.DataType, tmp_path: Path) -> None:
+    table = rows({}, {}, {})
+    values = [np.float16(v) if kind == pa.float16() else v for v in (640, 512, 1000)]
+    pq.write_table(table.set_column(2, "WIDTH", pa.array(values, kind)), tmp_path / "a.parquet")
+    (group,) = file_groups(open_sources(find([str(tmp_path)]))[0], [], {})
+    assert statistics(group)["width"] == {"min": 512, "max": 1000, "nulls": 0}
 
 
 def test_statistics_combine_the_footers_of_all_files(tmp_path: Path) -> None:

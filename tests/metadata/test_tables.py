@@ -121,6 +121,8 @@ def test_texts_with_an_invalid_encoding_become_null_and_are_counted(
 def with_bytes(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
     """Returns an array of text whose bytes may be invalid UTF-8."""
     if pa.types.is_string_view(kind):
+        if int(pa.__version__.split(".")[0]) < 21:
+            pytest.skip("pyarrow below 21 cannot write views")
         array = pa.array(values, pa.binary_view())
         return pa.Array.from_buffers(kind, len(array), array.buffers(), array.null_count)
     large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)

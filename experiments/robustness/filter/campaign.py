@@ -24,6 +24,8 @@ from ldm.metadata.funnel import axes
 from ldm.metadata.rules import Thresholds, rules
 from ldm.metadata.tables import find, open_sources
 
+SUFFIXES = (*[".parquet"] * 7, ".csv", ".tsv", ".jsonl")
+FOLDERS = ("a [v2]", "WIDTH=5", "aesthetic=5", "what?", "an apostrophe's")  # names that mean more to some readers
 RECIPE = Thresholds(6.5, 0.28, 512, 0.5, 2.0, 0.5, "UNLIKELY", 0.5, None, 20, 300, None, None, True)
 
 
@@ -35,13 +37,20 @@ def trial(seed: int, folder: Path) -> tuple[int, str | None]:
     optional = {"nsfw": has_nsfw, "language": cuts.language is not None or rng.random() < 0.3}
     rows: list[dict[str, Any]] = []
     names: dict[str, str] = {}
+    paths: list[Path] = []
+    source = folder / rng.choice(FOLDERS)
+    source.mkdir()
+    twins = rng.random() < 0.2
     for i in range(rng.choice([1, 1, 2, 4])):
-        if not names or rng.random() < 0.3:
+        if not names or (not twins and rng.random() < 0.3):
             names = {name: rng.choice(spellings) for name, spellings in NAMES.items() if optional.get(name, True)}
-        count = rng.choice([0, 1, 30, 300, 1500])
-        rows += write(rng, folder / f"{i}.parquet", count, names, len(rows))
+        paths.append(source / f"{i}{rng.choice(SUFFIXES)}")
+        rows += write(
+            rng, paths[-1], rng.choice([paths[-1].suffix == ".jsonl", 1, 30, 300, 1500]), names, len(rows), twins
+        )
+    chosen = names if twins else {}
     expected = expect(rows, cuts, has_nsfw)
-    return len(rows), _difference(expected, *_filtered(folder, cuts, has_nsfw))
+    return len(rows), _difference(expected, *_filtered(paths, chosen, folder, cuts, has_nsfw))
 
 
 def _thresholds(rng: random.Random) -> Thresholds:
@@ -52,12 +61,14 @@ def _thresholds(rng: random.Random) -> Thresholds:
     return replace(RECIPE, **dict.fromkeys(off), language=language, deduplicate=rng.random() < 0.7)
 
 
-def _filtered(folder: Path, cuts: Thresholds, has_nsfw: bool) -> tuple[list[int], Filter]:
-    sources, damaged = open_sources(find([str(folder)]))
-    active = rules(cuts, has_nsfw)
-    groups = file_groups(sources, [name for rule in active for name in rule.columns], {})
+def _filtered(
+    paths: list[Path], chosen: dict[str, str], folder: Path, cuts: Thresholds, has_nsfw: bool
+) -> tuple[list[int], Filter]:
     work_folder = folder / "work"
     work_folder.mkdir()
+    sources, damaged = open_sources(find(map(str, paths)), work_folder)
+    active = rules(cuts, has_nsfw)
+    groups = file_groups(sources, [name for rule in active for name in rule.columns], chosen)
     with database(work_folder, 2) as connection:
         work = Filter(connection, active, axes(cuts, active), cuts.deduplicate, work_folder, damaged=damaged)
         work.create_tables(groups)
@@ -66,7 +77,7 @@ def _filtered(folder: Path, cuts: Thresholds, has_nsfw: bool) -> tuple[list[int]
                 work.add(batch)
         count = work.finish()
         work.write(work_folder / "kept.parquet", 0, count)
-        return pq.read_table(work_folder / "kept.parquet")["hash"].to_pylist(), work
+        return [int(i) for i in pq.read_table(work_folder / "kept.parquet")["hash"].to_pylist()], work
 
 
 def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None:

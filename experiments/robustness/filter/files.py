@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from experiments.robustness.filter import texts
+
 NAMES = {
     "url": ("URL", "url", "image_url"),
     "caption": ("TEXT", "caption", "text"),
@@ -106,26 +108,58 @@ LANGUAGES = (b"en", b"EN ", b" en", b"fr", b"", b"\xe9n", b"en-us")
 SPECIAL_TEXTS = {"url": URLS, "caption": CAPTIONS, "nsfw": LABELS, "language": LANGUAGES}
 INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 FLOATS = (pa.float16(), pa.float32(), pa.float64())
-STRINGS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view(), pa.binary_view())
+# pyarrow below 21 cannot write the types of views.
+VIEWS = (pa.string_view(), pa.binary_view()) if int(pa.__version__.split(".")[0]) >= 21 else ()
+STRINGS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), *VIEWS)
 DECIMALS = (pa.decimal128(9, 4), pa.decimal128(18, 6), pa.decimal128(38, 10))
 
 
-def write(rng: random.Random, path: Path, rows: int, names: dict[str, str], first: int) -> list[dict[str, Any]]:
-    """Writes a file whose hash numbers the rows from `first`; returns its rows by standard names."""
+def write(
+    rng: random.Random, path: Path, rows: int, names: dict[str, str], first: int, twins: bool
+) -> list[dict[str, Any]]:
+    """Writes a file of the kind that the suffix says; returns its rows by standard names.
+
+    The hash of a row is its position, counted from `first`. With `twins`, a parquet file also has columns whose names
+    differ in case only.
+    """
     trouble = rng.choice([0.0, 0.02, 0.3])
-    columns, kinds = {}, {}
+    columns: dict[str, list[Any]] = {}
+    kinds: dict[str, pa.DataType] = {}
     for name in names:
-        kind = pa.int64() if name == "hash" else rng.choice(STRINGS) if name in TEXTS else _kind_of_number(rng)
-        values = [first + i for i in range(rows)] if name == "hash" else _values(rng, name, kind, rows, trouble)
-        columns[name], kinds[name] = values, kind
-    order = rng.sample([*names], len(names))
-    arrays = {names[name]: _array(rng, columns[name], kinds[name]) for name in order}
-    extra = {f"extra{i}": pa.array([i] * rows) for i in range(rng.choice([0, 0, 2]))}
+        if path.suffix == ".parquet":
+            kind = rng.choice(STRINGS) if name in TEXTS else _kind_of_number(rng)
+        else:
+            kind = pa.string() if name in TEXTS else rng.choice([pa.string(), pa.float64(), pa.int64()])
+        kinds[name] = pa.int64() if name == "hash" else kind
+        columns[name] = [first + i for i in range(rows)] if name == "hash" else _values(rng, name, kind, rows, trouble)
+    if path.suffix == ".parquet":
+        _write_parquet(rng, path, {name: _array(rng, columns[name], kinds[name]) for name in names}, names, rows, twins)
+    else:
+        spelled = {name: [_spelled(value, path.suffix) for value in values] for name, values in columns.items()}
+        texts.write(path, {names[name]: values for name, values in spelled.items()})
+        columns = dict(spelled)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _spelled(value: Any, suffix: str) -> bytes | None:
+    """Returns the value as text that the kind of file can hold."""
+    if value is None:
+        return None
+    text = value if isinstance(value, bytes) else repr(value).encode()
+    return bytes(text.translate(bytes.maketrans(b"\t\r\n", b"   "))) if suffix == ".tsv" else text
+
+
+def _write_parquet(
+    rng: random.Random, path: Path, arrays: dict[str, pa.Array], names: dict[str, str], rows: int, twins: bool
+) -> None:
+    columns = {names[name]: arrays[name] for name in rng.sample([*arrays], len(arrays))}
+    extra: dict[str, pa.Array] = {f"extra{i}": pa.array([i] * rows) for i in range(rng.choice([0, 0, 2]))}
     if rng.random() < 0.1:
         extra["file_row_number"] = pa.array(["x"] * rows)
-    table = pa.table(extra | arrays if rng.random() < 0.5 else arrays | extra)
+    if twins:
+        extra |= {names[name].swapcase(): pa.array([-5.0] * rows) for name in ("width", "caption", "aesthetic")}
+    table = pa.table(extra | columns if rng.random() < 0.5 else columns | extra)
     pq.write_table(table, path, **_layout(rng, table, rows))
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _kind_of_number(rng: random.Random) -> pa.DataType:
