@@ -15,6 +15,7 @@ from PIL.Image import Image
 from ldm.device import DTYPES, choose_precision
 from ldm.drawing.previews import Previews, film_of, is_film
 from ldm.drawing.prompts import ImageSpec
+from ldm.drawing.recorded import UNRECORDED
 from ldm.drawing.sources import CALLED, Source
 from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
@@ -25,26 +26,6 @@ from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
 from ldm.weights.model import model_fingerprint, open_model
 
-# How pictures were drawn that do not record these.
-UNRECORDED: dict[str, Any] = {
-    "fixed_steps": False,
-    "sampler_options": {},
-    "spacing_options": {},
-    "final_sigma": "zero",
-    "guidance_interval": None,
-    "guidance_rescale": 0.0,
-    "thresholding": "none",
-    "thresholding_options": {},
-    "clip_skip": 0,
-    "chunks": 1,
-    "tile": 0,
-    "noise": "ldm",
-    "strength": None,
-    "weak": None,
-    "compile": False,
-    "init": None,
-    "mask": None,
-}
 DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, but for rounding
 GRID_MOST = 64
 CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes

@@ -27,7 +27,7 @@ from ldm.pipeline.input_warnings import input_warnings
 from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests
 from ldm.pipeline.prompts import encode_prompts, guided
 from ldm.pipeline.seed_noise import INITIAL, seed_noise
-from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record
+from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record, model_settings
 from ldm.pipeline.source_images import STRENGTH, keep_unmasked, latent_mask, paste, source_tensors, step_counts
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import get_solver, sample
@@ -113,7 +113,7 @@ class Pipeline:
         def assemble(model: Model, weak: Pipeline | None = None) -> Pipeline:
             about = model.about["model"]
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
-            settings = Settings(size=tuple(about["size"]), **about["sampling"])
+            settings = model_settings(about, model.source)
             model.backbone.requires_grad_(False)
             if can_pack(offloading.device, dtype) and not compile:
                 pack(model.backbone)

@@ -17,7 +17,7 @@ def about_of(tensors: Tensors) -> dict[str, Any]:
     stored = tensors.metadata.get("ldm", {})
     try:
         about = dict(json.loads(stored) if isinstance(stored, str) else stored)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the metadata of {tensors.source} is corrupt; download or export it again") from error
     corrupt = [name for name in about.keys() & ABOUT.keys() if not isinstance(about[name], ABOUT[name])]
     if not corrupt:
@@ -29,7 +29,21 @@ def about_of(tensors: Tensors) -> dict[str, Any]:
         for part, types in required:
             values = about.get(part, {})
             corrupt += [f"{part}.{name}" for name, kind in types.items() if not isinstance(values.get(name), kind)]
+    if not corrupt and about.get("model"):
+        size = about["model"]["size"]
+        corrupt += [] if len(size) == 2 and all(type(side) is int for side in size) else ["model.size"]
+    if not corrupt and "pixels" in about:
+        corrupt += [] if _are_pixels(about["pixels"]) else ["pixels"]
     if corrupt:
         names = ", ".join(sorted(corrupt))
         raise ValueError(f"the metadata of {tensors.source} is corrupt or incomplete ({names}); export it again")
     return about
+
+
+def _are_pixels(values: dict[str, Any]) -> bool:
+    """Whether a mean and a standard deviation have a number for each of three channels."""
+    stats = [values.get("mean"), values.get("std")]
+    return len(values) == 2 and all(
+        isinstance(each, list | tuple) and len(each) == 3 and all(isinstance(value, int | float) for value in each)
+        for each in stats
+    )

@@ -1,8 +1,13 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ldm.app.models import offered, settings_of
+from ldm.weights.native import read_about
 from ldm.weights.recognise import DEFAULT
 from tests.tiny import SAMPLING, save_tiny_model
 
@@ -60,3 +65,23 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path):
 def test_a_models_own_settings_are_read_without_it(folder: Path):
     own = settings_of(str(folder / "first"))
     assert own.size == (16, 16) and own.steps == SAMPLING["steps"] and own.sampler == SAMPLING["sampler"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": {"steps": 2, "not_a_setting": 1}},
+        {"sampling": {"steps": "many"}},
+        {"size": [16]},
+        {"size": ["a", "b"]},
+        {"size": [10**9, 10**9]},
+    ],
+)
+def test_a_model_whose_settings_are_nonsense_is_left_out_and_named(folder: Path, changes: dict[str, Any]):
+    file = folder / "first" / "unet.safetensors"
+    about = read_about(file)
+    with safe_open(file, "pt") as tensors:
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    save_file(state, file, {"ldm": json.dumps(about | {"model": about["model"] | changes})})
+    models, refusals = offered(str(folder))
+    assert sorted(models) == ["deeper/second", DEFAULT] and any("first" in refusal for refusal in refusals)

@@ -55,6 +55,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "steps": 2,
         "sampler_options": {},
         "spacing_options": {},
+        "final_sigma": "zero",
         "guidance": 3.0,
         "guidance_interval": None,
         "guidance_rescale": 0.0,
