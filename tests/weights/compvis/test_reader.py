@@ -287,7 +287,8 @@ def test_a_file_with_two_networks_of_a_kind_is_refused_with_their_prefixes(tmp_p
     write(part(full_model(SD1), "vae"), tmp_path / "vae.safetensors", "single")
     state = load_file(tmp_path / "vae.safetensors")
     save_file(
-        {f"{prefix}.{name}": tensor for name, tensor in state.items() for prefix in "ab"}, tmp_path / "two.safetensors"
+        {f"{prefix}.{name}": tensor.clone() for name, tensor in state.items() for prefix in "ab"},
+        tmp_path / "two.safetensors",
     )
     with pytest.raises(ValueError, match=r"several networks of one kind, under a\., b\."):
         open_contents(tmp_path / "two.safetensors")
