@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import Settings, model_settings
 from ldm.weights.model import open_model
 from ldm.weights.recognise import DEFAULT
 
@@ -39,7 +39,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
         if path.name.startswith(".") or not (is_folder or path.suffix in SUFFIXES):
             continue
         try:
-            open_model(path)
+            settings_of(str(path))
         except FileNotFoundError as error:
             if not is_folder:
                 yield path, str(error)
@@ -53,5 +53,4 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 def default_settings(path: str) -> Settings:
     """Returns the default settings of a model, without reading its tensors."""
-    model = open_model(path).model
-    return Settings(size=tuple(model["size"]), **model["sampling"])
+    return model_settings(open_model(path).model, path)

@@ -258,6 +258,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
+MAX_STEPS = 100_000  # of a table
+
+
 def from_config(config: dict[str, Any]) -> Schedule:
     """Builds a schedule from its `config`. Raises ValueError for an unknown name or invalid settings."""
     if not isinstance(config, dict):
@@ -266,9 +269,18 @@ def from_config(config: dict[str, Any]) -> Schedule:
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"the schedule is {name!r}, but must be one of {', '.join(SCHEDULES)}")
-    if "schedule" in settings:
-        settings["schedule"] = from_config(settings["schedule"])
+    if not _is_count(settings.get("steps", 1)):
+        raise ValueError(
+            f"the schedule {name!r} has steps={settings['steps']!r}, but must have an integer from 1 to {MAX_STEPS}"
+        )
     try:
+        if "schedule" in settings:
+            settings["schedule"] = from_config(settings["schedule"])
         return SCHEDULES[name](**settings)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"the schedule {name!r} cannot be built with {settings}: {error}") from error
+    except (TypeError, RuntimeError, ArithmeticError) as error:  # RecursionError is a RuntimeError
+        given = repr(settings) if len(repr(settings)) < 200 else f"{repr(settings)[:200]}…"
+        raise ValueError(f"the schedule {name!r} cannot be built with {given}: {error}") from error
+
+
+def _is_count(steps: object) -> bool:
+    return isinstance(steps, int) and not isinstance(steps, bool) and 1 <= steps <= MAX_STEPS

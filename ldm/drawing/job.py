@@ -15,6 +15,7 @@ from PIL.Image import Image
 from ldm.device import DTYPES, choose_precision
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
+from ldm.drawing.recorded import LEGACY_SETTINGS
 from ldm.drawing.sources import CALL_NAMES, Source
 from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
@@ -25,27 +26,6 @@ from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
 from ldm.weights.model import model_fingerprint, open_model
 
-# The settings of images whose metadata does not record these.
-LEGACY_SETTINGS: dict[str, Any] = {
-    "fixed_steps": False,
-    "sampler_options": {},
-    "spacing_options": {},
-    "final_sigma": "zero",
-    "guidance_interval": None,
-    "guidance_rescale": 0.0,
-    "thresholding": "none",
-    "thresholding_options": {},
-    "clip_skip": 0,
-    "chunks": 1,
-    "prompt_syntax": "plain",
-    "tile": 0,
-    "noise": "ldm",
-    "strength": None,
-    "weak": None,
-    "compile": False,
-    "init": None,
-    "mask": None,
-}
 IDENTITY_KEYS = ("fingerprint", "precision", "weak", "init", "mask")  # determine an image, with the settings of a call
 MAX_GRID_IMAGES = 64
 CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings)))  # arguments of a pipeline's call

@@ -85,6 +85,8 @@ def _parse_jsonl(text: str, path: str) -> Iterator[tuple[int, Any]]:
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError(f'{where} has no prompt: every row needs a text prompt, as in {{"prompt": "a red circle"}}')
+    if any("\ud800" <= letter <= "\udfff" for letter in row["prompt"] + str(row.get("negative"))):
+        raise ValueError(f"{where} contains half of a surrogate pair: write complete characters")
     if unknown := [name for name in row if name not in ("prompt", *ROW_KEYS)]:
         raise ValueError(f"{where} sets {unknown[0]!r}, but a row may only set prompt, {', '.join(ROW_KEYS)}")
     return {"prompt": row["prompt"]} | {

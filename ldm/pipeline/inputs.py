@@ -61,6 +61,10 @@ class ImageRequest:
             for text in texts:
                 if not isinstance(text, str):
                     raise ValueError(f"a {name} is {text!r}, which is not text: give a str or a list of str")
+                if not _is_unicode(text):
+                    raise ValueError(
+                        f"a {name} is {text!r}, which holds half of a surrogate pair: give whole characters"
+                    )
         for seed in seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
                 raise ValueError(f"a seed is {seed!r}, but must be an integer between 0 and {MAX_SEED}")
@@ -68,6 +72,14 @@ class ImageRequest:
             raise ValueError(f"a guidance scale is {self.guidance!r}, but must be a finite number")
         if self.mask is not None and self.image is None:
             raise ValueError("a mask was given without an image: give the image that it masks")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def image_requests(

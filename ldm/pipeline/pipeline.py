@@ -29,7 +29,7 @@ from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, im
 from ldm.pipeline.prompt_syntax import check_no_tags
 from ldm.pipeline.prompts import SYNTAXES, encode_prompts, guided, prompt_encoder
 from ldm.pipeline.seed_noise import INITIAL, seed_noise
-from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record
+from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record, model_settings
 from ldm.pipeline.source_images import STRENGTH, keep_unmasked, latent_mask, paste, source_tensors, step_counts
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import get_solver, sample
@@ -115,7 +115,7 @@ class Pipeline:
         def assemble(model: Model, weak: Pipeline | None = None) -> Pipeline:
             about = model.about["model"]
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
-            settings = Settings(size=tuple(about["size"]), **about["sampling"])
+            settings = model_settings(about, model.source)
             model.backbone.requires_grad_(False)
             if can_pack(offloading.device, dtype) and not compile:
                 pack(model.backbone)

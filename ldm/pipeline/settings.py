@@ -1,11 +1,46 @@
 """The sampling settings of a pipeline, shared by all images of a call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
 from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
 
+MAX_PIXELS = 2**25  # of an image: 5792x5792
+MAX_COUNT = 2**20
+SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
+EXPECTED: dict[str, Callable[[Any], bool]] = {
+    SIZE: lambda value: (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(map(_is_count, value))
+        and value[0] * value[1] <= MAX_PIXELS
+    ),
+    "a name": lambda value: isinstance(value, str),
+    "an integer": lambda value: _is_count(value),  # its range is checked where it is used
+    "true or false": lambda value: isinstance(value, bool),
+    "a finite number": lambda value: _is_number(value),
+    "a mapping of options": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+}
+TYPES = {
+    "size": SIZE,
+    "sampler": "a name",
+    "spacing": "a name",
+    "final_sigma": "a name",
+    "thresholding": "a name",
+    "noise": "a name",
+    "steps": "an integer",
+    "chunks": "an integer",
+    "clip_skip": "an integer",
+    "tile": "an integer",
+    "fixed_steps": "true or false",
+    "guidance": "a finite number",
+    "guidance_rescale": "a finite number",
+    "sampler_options": "a mapping of options",
+    "spacing_options": "a mapping of options",
+    "thresholding_options": "a mapping of options",
+}
 HAVE_OPTIONS = ("sampler", "spacing", "thresholding")  # settings that name a function, with a setting for its options
 
 
@@ -43,6 +78,11 @@ class Settings:
     tile: int = 0
     noise: str = "ldm"
 
+    def __post_init__(self) -> None:
+        for name, expected in TYPES.items():
+            if not EXPECTED[expected](value := getattr(self, name)):
+                raise ValueError(f"{name} is {_shortened(value)}, but must be {expected}")
+
     def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
         """Returns a copy with all overrides that are not None.
 
@@ -63,6 +103,19 @@ class Settings:
         own = {"prompt": as_json(request.prompt), "negative": request.negative, "seed": as_json(request.seed)}
         shared = asdict(self) | {"guidance": request.guidance, "size": list(self.size)}
         return own | shared | ({} if strength is None else {"strength": strength})
+
+
+def model_settings(model: Mapping[str, Any], source: object) -> Settings:
+    """Returns the settings that a model's file says to sample with. Raises ValueError for any that are no settings."""
+    sampling = model["sampling"]
+    if unknown := sampling.keys() - {setting.name for setting in fields(Settings) if setting.name != "size"}:
+        raise ValueError(
+            f"{source} says to sample with {min(unknown, key=str)}, which is no setting of this version of ldm"
+        )
+    try:
+        return Settings(size=tuple(model["size"]), **sampling)
+    except ValueError as error:
+        raise ValueError(f"{source} does not say how to sample from it: {error}") from error
 
 
 class SettingsOverrides(TypedDict, total=False):
@@ -98,3 +151,15 @@ def batch_record(batch: Sequence[ImageRequest], position: int) -> dict[str, Any]
 def as_json(value: object) -> Any:
     """Returns `value` as JSON can represent it."""
     return asdict(value) if isinstance(value, Between) else value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_COUNT
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _shortened(value: object, most: int = 60) -> str:
+    return repr(value) if len(repr(value)) <= most else repr(value)[: most - 1] + "…"

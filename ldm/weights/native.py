@@ -5,6 +5,7 @@ Opening a file builds the class that its `kind` names in a closed list; nothing 
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
@@ -20,6 +21,8 @@ from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors, locate, refuse_mismatch
 from ldm.weights.storage.values import check_finite, in_memory, raw_bytes, write_safetensors
 
+COUNTS = "blocks", "layers", "depth", "middle_depth"  # the settings of networks that count layers
+MAX_LAYERS, MAX_WIDTH = 10_000, 2**20
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
 
@@ -57,6 +60,7 @@ class SkipInitialisation(TorchFunctionMode):
 
 def build(about: dict[str, Any], source: object) -> nn.Module:
     """Builds the network that `about` describes, on the meta device. Raises ValueError for invalid settings."""
+    check_counts(about.get("config"), source)
     try:
         with torch.device("meta"), SkipInitialisation():
             network: nn.Module = constructor(about["kind"])(**about["config"])
@@ -65,6 +69,24 @@ def build(about: dict[str, Any], source: object) -> nn.Module:
         raise ValueError(
             f"{source} describes no network that this version of ldm can build ({error}); export it again"
         ) from error
+
+
+def check_counts(config: object, source: object) -> None:
+    """Raises ValueError for a network of so many layers or so wide that building it would take minutes or memory."""
+    values = config if isinstance(config, dict) else {}
+    for section in values.values():
+        if isinstance(section, dict):  # of a tower in a CLIP
+            check_counts(section, source)
+    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple) and name != "token_ids"}
+    numbers = {name: [n for n in lists.get(name, [value]) if isinstance(n, int)] for name, value in values.items()}
+    counts = [max([1, *numbers.get(name, [])]) for name in COUNTS]
+    levels = max([1, *map(len, lists.values())])
+    largest = max([0, *(abs(n) for each in numbers.values() for n in each)])
+    if levels * math.prod(counts) > MAX_LAYERS or largest > MAX_WIDTH:
+        raise ValueError(
+            f"{source} describes a network of more than {MAX_LAYERS:,} layers or of numbers above {MAX_WIDTH:,}, which "
+            "no model has; download or export it again"
+        )
 
 
 def load_network(path: str | Path, kind: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:

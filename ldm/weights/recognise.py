@@ -16,11 +16,25 @@ READABLE = (
 )
 
 
+# Errors of code that reads settings of the wrong type or shape, of which not all can be foreseen.
+MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 def recognise(path: str | Path, options: ReadOptions = ReadOptions(), variant: str | None = None) -> ContentsInfo:  # noqa: B008 - a constant
     """Describes the networks at `path` without reading tensors; "shapes" is the model that ships with ldm.
 
     Raises FileNotFoundError or ValueError with a one-sentence message if nothing usable is there.
     """
+    try:
+        return _recognised(path, options, variant)
+    except MALFORMED as error:
+        raise ValueError(
+            f"{path} holds settings that are not those of a model ({type(error).__name__}: {error}); download or "
+            "export it again"
+        ) from error
+
+
+def _recognised(path: str | Path, options: ReadOptions, variant: str | None) -> ContentsInfo:
     if str(path) == DEFAULT:
         return read_file(_default())
     if str(path).startswith("assets:"):

@@ -1,8 +1,13 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ldm.app.models import default_settings, find_models
+from ldm.weights.native import read_about
 from ldm.weights.recognise import DEFAULT
 from tests.tiny import SAMPLING, save_tiny_model
 
@@ -58,5 +63,25 @@ def test_a_missing_folder_is_refused(tmp_path: Path):
 
 
 def test_default_settings_are_read_from_the_model(folder: Path):
-    settings = default_settings(str(folder / "first"))
-    assert settings.size == (16, 16) and settings.steps == SAMPLING["steps"] and settings.sampler == SAMPLING["sampler"]
+    own = default_settings(str(folder / "first"))
+    assert own.size == (16, 16) and own.steps == SAMPLING["steps"] and own.sampler == SAMPLING["sampler"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": {"steps": 2, "not_a_setting": 1}},
+        {"sampling": {"steps": "many"}},
+        {"size": [16]},
+        {"size": ["a", "b"]},
+        {"size": [10**9, 10**9]},
+    ],
+)
+def test_a_model_with_invalid_settings_is_skipped_and_named(folder: Path, changes: dict[str, Any]):
+    file = folder / "first" / "unet.safetensors"
+    about = read_about(file)
+    with safe_open(file, "pt") as tensors:
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    save_file(state, file, {"ldm": json.dumps(about | {"model": about["model"] | changes})})
+    models, refusals = find_models(str(folder))
+    assert sorted(models) == ["deeper/second", DEFAULT] and any("first" in refusal for refusal in refusals)

@@ -227,3 +227,9 @@ def test_a_schedule_can_be_rebuilt_from_its_config(schedule):
 def test_an_invalid_schedule_config_is_refused(config):
     with pytest.raises(ValueError, match="schedule"):
         from_config(config)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 10**12, 1.5, "1000", None, True])
+def test_a_table_of_an_impossible_number_of_steps_is_refused(steps):
+    with pytest.raises(ValueError, match="must have an integer from 1 to 100000"):
+        from_config({"name": "linear", "steps": steps})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.weights.contents import open_contents
@@ -208,3 +209,15 @@ def test_an_unknown_extension_or_one_that_contradicts_the_format_is_refused(tmp_
         write(full_model(ODD), tmp_path / "m", "single")
     with pytest.raises(ValueError, match="is a file, but --to ldm writes a folder here"):
         write(full_model(ODD), tmp_path / "m.safetensors", "ldm")
+
+
+def test_a_number_too_large_for_float16_is_named_instead_of_called_corrupt(tmp_path: Path) -> None:
+    write(full_model(ODD), tmp_path / "m.safetensors", "single")
+    state = load_file(tmp_path / "m.safetensors")
+    name = "model.diffusion_model.out.0.bias"
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        metadata = file.metadata()
+    save_file(state | {name: torch.full_like(state[name], 70_000)}, tmp_path / "m.safetensors", metadata)
+    contents = verified(open_contents(tmp_path / "m.safetensors"), torch.float16)
+    with pytest.raises(ValueError, match=r"70000, but the largest number of float16 is 65504; convert to bfloat16"):
+        write(contents, tmp_path / "half.safetensors", "single")

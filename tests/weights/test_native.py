@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.nn.vae import VAE
-from ldm.weights.native import check_fits, fill, fingerprint, load_network, locate, read_about, save_network
+from ldm.weights.native import build, check_fits, fill, fingerprint, load_network, locate, read_about, save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_unet, tiny_vae
 
 
@@ -106,3 +107,11 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence() -> None:
             ValueError, match=rf"the weights in the checkpoint do not match the expected Linear .*{difference}"
         ):
             check_fits(network, other.state_dict(), "the checkpoint")
+
+
+@pytest.mark.parametrize(
+    "config", [{"blocks": 10**9}, {"multipliers": [1] * 10**5}, {"width": 2**40}, {"depth": [999] * 99}]
+)
+def test_a_network_too_large_to_build_is_refused_at_once(config: dict[str, Any]):
+    with pytest.raises(ValueError, match="which no model has"):
+        build({"kind": "unet", "config": config}, "m.safetensors")

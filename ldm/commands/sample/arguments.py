@@ -65,6 +65,8 @@ def help_text() -> str:
 def parse(argv: list[str]) -> Arguments:
     """Raises UsageError for keys that are misspelt, given twice or have an invalid value."""
     arguments = Arguments()
+    for text in argv:
+        check_unicode(text)
     for position, text in enumerate(argv):
         name, equals, value = text.partition("=")
         if text == "--":
@@ -82,6 +84,15 @@ def parse(argv: list[str]) -> Arguments:
             _check_spelling(name, equals, text)
             arguments.prompts.append(text)
     return arguments
+
+
+def check_unicode(text: str) -> None:
+    """Raises UsageError for bytes that are not UTF-8, which Python represents as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text.encode("utf-8", "backslashreplace").decode()
+        raise UsageError(f"the argument {shown!r} is not UTF-8 text: write it in a UTF-8 terminal") from error
 
 
 def _parse_value(name: str, value: str) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
-from ldm.drawing.job import CALL_KEYS, LEGACY_SETTINGS, Process, SamplingJob, run_job
+from ldm.drawing.job import CALL_KEYS, Process, SamplingJob, run_job
 from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
+from ldm.drawing.recorded import read_recorded
 from ldm.drawing.sources import sources_of
 from ldm.errors import UsageError, warnings_on_stderr
 from ldm.files import check_writable
-from ldm.image import read_metadata
 from ldm.pipeline.settings import HAVE_OPTIONS
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
@@ -73,30 +73,27 @@ def job_from_image(arguments: Arguments) -> SamplingJob:
     if len(arguments.prompts) > 1:
         raise UsageError("from= reproduces one image; give at most one prompt with it, which replaces the recorded one")
     source = given["from"]
-    recorded = LEGACY_SETTINGS | read_metadata(source)
-    try:
-        weak = recorded["weak"] or {"model": None, "fingerprint": None}
-        fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
-        replaced: dict[str, Any] = {f"{name}_options": {} for name in HAVE_OPTIONS if name in given}
-        chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
-        return SamplingJob(
-            batches=[batch_of(recorded["batch"], arguments)],
-            call={name: chosen[name] for name in CALL_KEYS} | {"size": tuple(chosen["size"])},
-            out=choose_folder(given.get("out")),
-            model=chosen["model"],
-            weak=given.get("weak", weak["model"]),
-            device=chosen["device"],
-            precision=chosen["precision"],
-            offload=given.get("offload", "none"),
-            compile=chosen["compile"],
-            preview=given.get("preview"),
-            position=recorded["batch"]["position"],
-            threads=recorded["threads"] if chosen["device"] == "cpu" else None,
-            fingerprints={name: known for name, known in fingerprints.items() if known and name not in given},
-            sources=sources_of(given, {name: recorded[name] for name in ("init", "mask") if recorded[name]}),
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{source} lacks settings of sample.py; give an image that it wrote") from error
+    recorded = read_recorded(source)
+    weak = recorded["weak"] or {"model": None, "fingerprint": None}
+    fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
+    replaced: dict[str, Any] = {f"{name}_options": {} for name in HAVE_OPTIONS if name in given}
+    chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
+    return SamplingJob(
+        batches=[batch_of(recorded["batch"], arguments)],
+        call={name: chosen[name] for name in CALL_KEYS} | {"size": tuple(chosen["size"])},
+        out=choose_folder(given.get("out")),
+        model=chosen["model"],
+        weak=given.get("weak", weak["model"]),
+        device=chosen["device"],
+        precision=chosen["precision"],
+        offload=given.get("offload", "none"),
+        compile=chosen["compile"],
+        preview=given.get("preview"),
+        position=recorded["batch"]["position"],
+        threads=recorded["threads"] if chosen["device"] == "cpu" else None,
+        fingerprints={name: known for name, known in fingerprints.items() if known and name not in given},
+        sources=sources_of(given, {name: recorded[name] for name in ("init", "mask") if recorded[name]}),
+    )
 
 
 def batch_of(recorded: dict[str, Any], arguments: Arguments) -> list[ImageSpec]:

@@ -71,7 +71,10 @@ def read_file(path: Path, options: ReadOptions = ReadOptions()) -> ContentsInfo:
             raise ValueError(f"{path} is {name}, which ldm does not read; give a model of Stable Diffusion 1.x or 2.x")
     if any(name.startswith(PREFIXES["unet", "compvis"]) for name in tensors):
         return _complete(path, tensors, about, options)
-    networks = {kind: network for kind, layout in SIGNATURES if (network := _network(tensors, about, kind, layout))}
+    networks = {}
+    for kind, layout in SIGNATURES:
+        if network := _network(tensors, about, kind, layout) or _prefixed(tensors, about, kind, layout):
+            networks[kind] = network
     if not networks:
         raise ValueError(
             f"{path} holds no network that ldm knows (its tensors are {', '.join([*tensors][:3]) or 'none'}); give a "
@@ -129,6 +132,18 @@ def _network(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) ->
         return None
     config = about.get("configs", {}).get(kind) or infer(kind, layout, own, tensors.source)
     return NetworkInfo(kind, config, layout, own)
+
+
+def _prefixed(tensors: Tensors, about: dict[str, Any], kind: str, layout: str) -> NetworkInfo | None:
+    """Returns the network whose tensors all have a prefix, such as first_stage_model., in a file with one part of a
+    model. Raises ValueError if several networks of this kind are in the file."""
+    signature = "." + SIGNATURES[kind, layout]
+    prefixes = [name.removesuffix(signature) + "." for name in tensors if name.endswith(signature)]
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{tensors.source} holds several networks of one kind, under {', '.join(prefixes)}; give a file with one"
+        )
+    return _network(tensors.under(prefixes[0]), about, kind, layout) if prefixes else None
 
 
 def _complete(path: Path, tensors: Tensors, about: dict[str, Any], options: ReadOptions) -> ContentsInfo:

@@ -103,6 +103,10 @@ def read_config(file: Path) -> Config:
         raise ValueError(
             f"{file} has more than {MAX_JSON >> 20} MiB, too many for a file of settings; download it again"
         )
+    if file.read_bytes()[:23] == b"version https://git-lfs":
+        raise ValueError(
+            f"{file} is a pointer of Git LFS, not the file: run `git lfs pull` in its repository, or download the file"
+        )
     try:
         return dict(json.loads(file.read_text()))
     except (ValueError, TypeError, RecursionError) as error:

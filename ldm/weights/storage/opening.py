@@ -24,6 +24,7 @@ def open_tensors(path: Path) -> Tensors:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}; give a .safetensors, .ckpt or .bin")
+    _refuse_placeholder(path)
     if re.search(r"\.index(\.\w+)?\.json$", path.name):
         return _sharded(path)
     if path.suffix == ".safetensors":
@@ -33,6 +34,19 @@ def open_tensors(path: Path) -> Tensors:
 
         return open_pickled(path)
     raise ValueError(f"{path} is not a weights file that ldm reads; give a .safetensors, .ckpt or .bin")
+
+
+def _refuse_placeholder(path: Path) -> None:
+    """Raises ValueError for what is often stored under the name of weights instead of them."""
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` in its repository, or download the "
+            "file itself"
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise ValueError(f"{path} is a web page, not the weights: download the file itself")
 
 
 def _safetensors(path: Path) -> Tensors:

@@ -1,5 +1,6 @@
 """Reads files written by torch.save, without ever running code in them."""
 
+import errno
 import pickle
 import struct
 import zipfile
@@ -61,12 +62,17 @@ def read_pickled(path: Path) -> Any:
             return join_shards(path, load, skip=("optimizer_states", "ema_others"))
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, zipped)) from error
-    except CORRUPT as error:
+    except (*CORRUPT, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of mapping what lies beyond the file's end
+            raise
         raise ValueError(f"{path} is not a checkpoint, or is truncated; download or export it again") from error
 
 
 def _refusal(path: Path, zipped: bool) -> str:
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+    except (*CORRUPT, pickle.UnpicklingError):
+        names = []
     foreign = sorted(set(names) - set(HARMLESS))
     named = f" ({', '.join(foreign[:3])})" if foreign else ""
     return (

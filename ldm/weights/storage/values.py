@@ -60,9 +60,12 @@ def verified(
         return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     def read(names: Iterable[str]) -> dict[str, Tensor]:
-        values = {name: cast(tensor) for name, tensor in tensors.read(names).items()}
+        stored = tensors.read(names)
+        values = {name: cast(tensor) for name, tensor in stored.items()}
         for name, tensor in values.items():
-            check_finite(name, tensor, tensors.source)
+            if not _is_finite(tensor):
+                check_finite(name, stored[name], tensors.source)
+                raise ValueError(_overflow(name, stored[name], tensor.dtype, tensors.source))
         on_read(len(values))
         return values
 
@@ -111,12 +114,26 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
+def _overflow(name: str, stored: Tensor, dtype: torch.dtype, source: object) -> str:
+    largest, limit = float(stored.abs().max()), torch.finfo(dtype).max
+    return (
+        f"{source}: {name} holds {largest:.6g}, but the largest number of {str(dtype).removeprefix('torch.')} is "
+        f"{limit:.6g}; convert to bfloat16 or float32"
+    )
+
+
 def check_finite(name: str, tensor: Tensor, source: object) -> None:
-    """Raises ValueError if `tensor` contains NaN or infinity, in one pass over its memory unless the sum overflows."""
-    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32)):
-        return
-    if bad := int((~tensor.float().isfinite()).sum()):
+    """Raises ValueError if `tensor` contains NaN or infinity."""
+    if not _is_finite(tensor):
+        bad = int((~tensor.float().isfinite()).sum())
         raise ValueError(
             f"{source}: {bad} of the {tensor.numel()} values of {name} are NaN or infinite; "
             "the file is corrupt, download or export it again"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In one pass over its memory unless the sum overflows; numbers beyond float32 count as infinite."""
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32)):
+        return True
+    return bool(tensor.float().isfinite().all())

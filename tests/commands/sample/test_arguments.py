@@ -127,3 +127,9 @@ def test_options_are_parsed_as_names_and_values(text: str, parsed: dict[str, obj
 def test_malformed_options_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="sampler_options must be name=value,name=value"):
         parse(["red", f"sampler_options={text}"])
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "model=\udce9", "\ud83d"])
+def test_an_argument_that_is_not_utf_8_is_refused_before_the_model_is_loaded(text):
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
+        parse(["a cat", text])

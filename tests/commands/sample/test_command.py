@@ -60,6 +60,7 @@ def test_an_image_records_all_its_settings(model: str, out: Path) -> None:
         "steps": 2,
         "sampler_options": {},
         "spacing_options": {},
+        "final_sigma": "zero",
         "guidance": 3.0,
         "guidance_interval": None,
         "guidance_rescale": 0.0,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ldm.commands.sample import command as sample
-from ldm.drawing import job as sample_job
+from ldm.drawing.recorded import LEGACY_SETTINGS
 from ldm.image import read_metadata, save_png, to_pil
 from tests.commands.sample.running import error
 
@@ -47,9 +47,7 @@ def test_an_inpainted_image_records_its_sources_and_is_reproduced(model: str, ou
 
 def test_an_image_without_newer_settings_is_reproduced(model: str, out: Path, tmp_path: Path) -> None:
     assert sample.main(["red", "steps=2", "device=cpu", model, f"out={out}"]) == 0
-    old = {
-        name: value for name, value in read_metadata(out / "0000.png").items() if name not in sample_job.LEGACY_SETTINGS
-    }
+    old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in LEGACY_SETTINGS}
     save_png(Image.open(out / "0000.png"), tmp_path / "old.png", old)
     assert sample.main([f"from={tmp_path / 'old.png'}", f"out={tmp_path / 'reproduced'}"]) == 0
     assert (tmp_path / "reproduced" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
@@ -84,3 +82,47 @@ def test_an_image_without_all_settings_is_refused(
 ) -> None:
     save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", metadata)
     assert "lacks settings of sample.py" in error(capsys, 1, f"from={tmp_path / 'x.png'}")
+
+
+EDITS: list[dict[str, object]] = [
+    {"threads": 1_000_000},
+    {"threads": "2"},
+    {"threads": True},
+    {"seed": 1.5},
+    {"steps": "2"},
+    {"steps": None},
+    {"size": [16]},
+    {"size": [96_000, 96_000]},
+    {"size": "16x16"},
+    {"sampler": 7},
+    {"sampler_options": [1]},
+    {"guidance": "high"},
+    {"guidance_interval": 3},
+    {"guidance_rescale": [0]},
+    {"chunks": 10**9},
+    {"clip_skip": 0.5},
+    {"strength": "half"},
+    {"negative": None},
+    {"model": 5},
+    {"weak": "model"},
+    {"init": {"path": 1, "sha256": ""}},
+    {"device": 1},
+    {"precision": "64"},
+    {"batch": [1]},
+    {"batch": {"prompts": ["a"], "seeds": [0, 1], "position": 0}},
+    {"batch": {"prompts": [1], "seeds": [0], "position": 0}},
+    {"batch": {"prompts": ["a"], "seeds": [-1], "position": 0}},
+    {"batch": {"prompts": ["a"], "seeds": [0], "position": -1}},
+    {"batch": {"prompts": ["a"], "seeds": [0], "position": 0, "guidance": ["x"]}},
+]
+
+
+def test_an_image_with_edited_invalid_settings_is_refused(
+    model: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample.main(["red", "steps=1", model, f"out={out}"]) == 0
+    whole = read_metadata(out / "0000.png")
+    for edit in EDITS:
+        save_png(Image.new("RGB", (4, 4)), tmp_path / "edited.png", whole | edit)
+        told = error(capsys, 1, f"from={tmp_path / 'edited.png'}", f"out={tmp_path / 'again'}")
+        assert "has invalid settings of sample.py" in told and next(iter(edit)) in told, (edit, told)

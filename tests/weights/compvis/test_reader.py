@@ -272,3 +272,23 @@ def test_the_prediction_is_written_as_metadata_for_other_tools(tmp_path: Path) -
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
         assert json.loads(file.metadata()["ldm"])["kind"] == "stable_diffusion"
+
+
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.model."])
+def test_a_prefix_before_the_names_of_a_part_is_removed(tmp_path: Path, prefix: str) -> None:
+    write(part(full_model(SD1), "vae"), tmp_path / "vae.safetensors", "single")
+    state = load_file(tmp_path / "vae.safetensors")
+    save_file({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "vae.safetensors")
+    contents = open_contents(tmp_path / "vae.safetensors")
+    assert same(contents.network("vae").load().state_dict(), networks(SD1)["vae"].state_dict())
+
+
+def test_a_file_with_two_networks_of_a_kind_is_refused_with_their_prefixes(tmp_path: Path) -> None:
+    write(part(full_model(SD1), "vae"), tmp_path / "vae.safetensors", "single")
+    state = load_file(tmp_path / "vae.safetensors")
+    save_file(
+        {f"{prefix}.{name}": tensor.clone() for name, tensor in state.items() for prefix in "ab"},
+        tmp_path / "two.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"several networks of one kind, under a\., b\."):
+        open_contents(tmp_path / "two.safetensors")

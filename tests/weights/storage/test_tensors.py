@@ -162,3 +162,17 @@ def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "w.ckpt")
     with pytest.raises(ValueError, match="holds no named tensors"):
         open_tensors(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a pointer of Git LFS.*git lfs pull"),
+        ("\n<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.bin", "w.safetensors.index.json"])
+def test_what_is_often_stored_in_place_of_weights_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        open_tensors(tmp_path / name)
