@@ -20,7 +20,8 @@ sys.path.insert(0, str(CHECKOUT))
 from ldm.commands.train.checks import check  # noqa: E402 - found by the line before
 from ldm.commands.train.messages import sentence  # noqa: E402
 from ldm.files import write_json  # noqa: E402
-from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
+from ldm.report.comparison import compare, plain  # noqa: E402
+from ldm.report.metric import KNOWN, Metric  # noqa: E402
 from ldm.report.runs import Run, read_run  # noqa: E402
 from ldm.report.statistics import Mean, mean  # noqa: E402
 from ldm.report.sweep import aligned  # noqa: E402

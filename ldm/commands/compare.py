@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from ldm.errors import UsageError
+from ldm.metrics.few_samples import MIN_IMAGES
 from ldm.ownership import Record
-from ldm.report.comparison import compare, plain
+from ldm.report.comparison import MIN_SEEDS, compare, plain
 from ldm.report.figures import plots, rendered
 from ldm.report.images import side_by_side
 from ldm.report.page import html, markdown
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare runs: means over seeds with 95 % intervals, differences with p-values, curves, and images of the same "
         "prompt and noise side by side. Runs that differ only in their seed form one group; values that were measured "
-        "differently are marked. Writes report.html (self-contained, readable offline), report.md and report.json. "
-        "Overwrites the files of an earlier comparison, unless they were changed since."
+        f"differently are marked, and no difference is claimed below {MIN_SEEDS} seeds per group and {MIN_IMAGES} "
+        "images. Writes report.html (self-contained, readable offline), report.md and report.json. Overwrites the "
+        "files of an earlier comparison, unless they were changed since."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a JSON file of `ldm evaluate`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write to")
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     write([(args.out, {name: text.encode() for name, text in report.items()}), (args.figures, rendered(figures))])
     for text in comparison.sentences:
         print(text)
+    if comparison.coverage:
+        print(comparison.coverage)
     for each in comparison.runs:
         if each.state != "finished" or each.note:
             print(f"{each.path}: {each.state}{f', {each.note}' if each.note else ''}")

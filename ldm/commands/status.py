@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
-from ldm.report.comparison import metrics_of
+from ldm.report.metric import metrics_of
 from ldm.report.runs import SPEED, WAITING, Run, read_run, trained
 
 RECORDS = ("config.yaml", "metrics.json")

@@ -53,6 +53,7 @@ def result(
     trained = training_of(Path(context.model))
     provenance = Provenance(
         feature_network=image_metrics.features.about,
+        feature_width=image_metrics.features.num_features,
         reference=source,
         prompts={
             "count": job.count,
@@ -107,7 +108,8 @@ def write(out: Path, reports: list[dict[str, Any]]) -> None:
         return
     write_json(out, reports[0])
     counts = [reports[0]["provenance"][side]["count"] for side in ("prompts", "reference")]
-    print(table(reports[0]["metrics"], counts[0], counts[1], f"{out}, {out.with_suffix('.png')}"))
+    files = f"{out}, {out.with_suffix('.png')}"
+    print(table(reports[0]["metrics"], counts[0], counts[1], files, reports[0].get("warnings", {})))
 
 
 def save_images(path: Path, cell: Cell) -> None:

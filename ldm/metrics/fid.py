@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ldm.metrics.few_samples import biased
 from ldm.metrics.frechet import frechet_distance, gram, moments, moments_of
 from ldm.metrics.pair import Network, check_features
 
@@ -46,11 +47,7 @@ def check_counts(real: int, fake: int, width: int) -> None:
     if min(real, fake) < 2:
         raise ValueError(f"FID needs at least two images on each side, not {real} real and {fake} generated")
     if min(real, fake) <= width:
-        warnings.warn(
-            f"FID from {real} real and {fake} generated images is strongly biased, because there are {width} features: "
-            "compare it only with values from the same counts",
-            stacklevel=3,
-        )
+        warnings.warn(biased(real, fake, width), stacklevel=3)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ldm.metrics.clip_score import ClipScore, ClipSimilarity
 from ldm.metrics.composition import PARTS, verdicts
 from ldm.metrics.distances import distances
 from ldm.metrics.features import Features
+from ldm.metrics.few_samples import few_samples
 from ldm.metrics.inception import CLASSES, Inception
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.noise_loss import NoiseLoss
@@ -122,10 +123,13 @@ def counting(network: nn.Module) -> Iterator[list[int]]:
 
 
 def report(metrics: dict[str, float], provenance: dict[str, Any], curve: NoiseLoss | None) -> dict[str, Any]:
-    """Returns the contents of metrics.json."""
-    contents: dict[str, Any] = {"metrics": metrics, "provenance": provenance}
+    """Returns the contents of metrics.json; "warnings" names the metrics that were measured on too few images."""
+    contents: dict[str, Any] = {"metrics": metrics, "provenance": provenance, "warnings": {}}
     if curve is not None:
         contents["metrics"] = metrics | {"noise_loss": sum(curve.means) / len(curve.means)}
         errors = {"mean": curve.means, "standard_error": curve.standard_errors}
         contents["curves"] = {"noise_loss": {"log_snr": list(curve.levels), **errors}}
+    for name in contents["metrics"]:
+        if warning := few_samples(name, provenance):
+            contents["warnings"][name] = warning
     return contents

@@ -63,6 +63,7 @@ class Provenance:
     device: str
     finished: str
     feature_network: dict[str, Any] | None = None  # Features.about: fingerprint, resize filter, size, normalisation
+    feature_width: int | None = None  # number of features of an image
     reference: dict[str, Any] | None = None  # {"data", "count", "sha256"}
     prompts: dict[str, Any] | None = None  # {"from", "count", "sha256", "seeds": [first, last] of the noise}
     sampling: dict[str, Any] | None = None  # sampler, spacing, steps, guidance, size
@@ -82,6 +83,11 @@ class Provenance:
         return {**asdict(self), "features": None if network is None else network["fingerprint"]}
 
 
+def must_agree(metric: str) -> tuple[str, ...]:
+    """Returns the provenance entries that define the measurement of a metric."""
+    return MUST_AGREE.get(metric.partition("_")[0], (*IMAGES, "clip", "validation"))
+
+
 def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Returns why two values of a metric, each with its provenance, are not comparable; [] if they are.
 
@@ -89,10 +95,9 @@ def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]
     """
     if metric.startswith("val/"):  # val/SET/NAME, measured during training
         return _of_validation(metric.split("/")[1], a, b)
-    keys = MUST_AGREE.get(metric.partition("_")[0], (*IMAGES, "clip", "validation"))
     return [
         f"{NAMES[key]} differ ({_short(x)} and {_short(y)})"
-        for key in keys
+        for key in must_agree(metric)
         if (x := _entry(a, key)) != (y := _entry(b, key))
     ]
 

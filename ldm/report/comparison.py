@@ -1,72 +1,26 @@
 """Compares groups of runs: means, differences with p-values, and the conclusions that these support."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from typing import Any
 
+from ldm.metrics.few_samples import MIN_IMAGES, few_samples, image_count
 from ldm.metrics.provenance import incomparable
+from ldm.report.coverage import coverage
 from ldm.report.groups import Difference, Group, group_runs
+from ldm.report.metric import Metric, metrics_of
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is named and formatted; `better` is +1 if higher is better, -1 if lower is, 0 if neither."""
-
-    key: str
-    title: str
-    better: int
-    percent: bool = False
-    headline: bool = True
-
-    def write(self, value: float, half: float | None = None) -> str:
-        """Formats a value; its error, if given, determines the number of digits."""
-        return self._write(value, half, " %")
-
-    def write_difference(self, value: float, half: float | None = None) -> str:
-        return self._write(abs(value), half, " points")
-
-    def _write(self, value: float, half: float | None, unit: str) -> str:
-        factor, unit = (100, unit) if self.percent else (1, "")
-        value, digits = factor * value, ".1f" if self.percent else ".4g"
-        if not half:
-            return f"{value:{digits}}{unit}"
-        places = max(0, 1 - math.floor(math.log10(factor * half)))
-        return f"{value:.{places}f} ± {factor * half:.{places}f}{unit}"
-
-
-KNOWN = [
-    Metric("accuracy", "accuracy", 1, percent=True),
-    Metric("fid", "FID", -1),
-    Metric("fid_infinity", "FID∞", -1),
-    Metric("kid", "KID", -1),
-    Metric("precision", "precision", 1, percent=True),
-    Metric("recall", "recall", 1, percent=True),
-    Metric("clip_score", "CLIP score", 1),
-    Metric("inception_score", "Inception score", 1),
-    Metric("noise_loss", "x0 error over noise levels", -1),
-    Metric("fid_error", "FID bootstrap error", 0, headline=False),
-    Metric("kid_error", "KID bootstrap error", 0, headline=False),
-    Metric("sampling_seconds", "sampling time in seconds", -1, headline=False),
-    Metric("nfe", "network calls per image", -1, headline=False),
-    Metric("training_seconds", "training time in seconds", -1, headline=False),
-    Metric("images_per_second", "training images per second", 1, headline=False),
-]
-
-
-VALIDATION = {  # by the last part of val/SET/NAME: title, +1 if higher is better, and whether it is a share
-    "loss": ("loss", -1, False),
-    "psnr": ("PSNR", 1, False),
-    "picture_found": ("image retrieval accuracy", 1, True),
-    "caption_found": ("caption retrieval accuracy", 1, True),
-}
+MIN_SEEDS = 3  # below which no difference is claimed: with two, the interval is ± 12.7 standard errors
 
 
 @dataclass(frozen=True)
 class GroupPair:
-    """Two groups by position, the better one first; `reasons` says why they cannot be compared, if they cannot."""
+    """Two groups by position, the better one first; `reasons` says why they cannot be compared, if they cannot.
+
+    `few` lists the numbers that are too low to claim a difference, in which case there is no p-value either.
+    """
 
     metric: Metric
     a: int
@@ -74,6 +28,9 @@ class GroupPair:
     contrast: Contrast | None
     p: float | None  # adjusted for the pairs of this metric
     reasons: list[str]
+    few: list[str] = field(default_factory=list)
+    images: int | None = None  # that the metric was measured on, if it was
+    warning: str | None = None  # about the number of images
 
     @property
     def is_insignificant(self) -> bool:
@@ -99,14 +56,24 @@ class Comparison:
         insignificant = groupby((pair for pair in chosen if pair.is_insignificant), lambda pair: pair.metric)
         return significant + [no_difference_sentence(list(pairs), self.groups) for _, pairs in insignificant]
 
+    @property
+    def coverage(self) -> str:
+        """What the intervals cover; "" if there are none."""
+        return coverage(self.groups)
+
+    def warnings(self, metric: str, group: int) -> list[str]:
+        """Returns the warnings about the number of images that a group's value was measured on."""
+        found = (few_samples(metric, run.provenance) for run in _measured(metric, self.groups[group]))
+        return list(dict.fromkeys(text for text in found if text))
+
     def _has_best(self, pair: GroupPair) -> bool:
         """Whether the pair includes the best group among those that are comparable with the first.
 
-        Groups with a single seed are not the best if any group has more.
+        Groups with fewer seeds than `MIN_SEEDS` are not the best if any group has more.
         """
         means, reasons = self.means[pair.metric.key], self.not_comparable[pair.metric.key]
         ranked = [
-            (mean.count > 1, pair.metric.better * mean.value, -i)
+            (min(mean.count, MIN_SEEDS), pair.metric.better * mean.value, -i)
             for i, mean in enumerate(means)
             if mean is not None and not reasons[i]
         ]
@@ -132,35 +99,6 @@ def means_of(runs: list[Run]) -> Comparison:
     means = {m.key: [mean(list(v.values())) if (v := g.values(m.key)) else None for g in groups] for m in metrics}
     not_comparable = {metric.key: _not_comparable(metric, groups) for metric in metrics}
     return Comparison(runs, groups, differences, metrics, means, not_comparable, [])
-
-
-def metrics_of(groups: list[list[Run]]) -> list[Metric]:
-    """Returns the metrics that any run has: known ones in their order, parts of accuracy, validation, then others.
-
-    Validation metrics are the headline if no two groups share a headline metric of generated images.
-    """
-    names = dict.fromkeys(name for runs in groups for run in runs for name in run.metrics)
-    known = [metric for metric in KNOWN if metric.key in names]
-    parts = [
-        Metric(name, f"accuracy: {name.removeprefix('accuracy_')}", 1, percent=True, headline=False)
-        for name in names
-        if name.startswith("accuracy_")
-    ]
-    headline = not any(_is_shared(metric, groups) for metric in known if metric.headline)
-    validation = [_validation(name, headline) for name in names if name.startswith("val/") and name.count("/") > 1]
-    listed = {metric.key for metric in [*known, *parts, *validation]}
-    others = (Metric(name, name, 0, headline=False) for name in names if name not in listed)
-    return [*known, *parts, *validation, *others]
-
-
-def _is_shared(metric: Metric, groups: list[list[Run]]) -> bool:
-    return sum(any(metric.key in run.metrics for run in runs) for runs in groups) > 1
-
-
-def _validation(name: str, headline: bool) -> Metric:
-    _, data, leaf = name.split("/", 2)
-    title, better, percent = VALIDATION.get(leaf, (leaf.replace("_", " "), 0, False))
-    return Metric(name, f"validation {title} on {data}", better, percent, headline and better != 0)
 
 
 def _against(metric: str, runs: list[Run], first: Run) -> list[str]:
@@ -191,9 +129,18 @@ def _pairs(metric: Metric, groups: list[Group]) -> list[GroupPair]:
         result = contrast(*values)
         if result.difference * metric.better < 0:
             a, b, result = b, a, contrast(*reversed(values))
-        pairs.append(GroupPair(metric, a, b, result, result.p, []))
+        images = min((n for run in runs if (n := image_count(metric.key, run.provenance)) is not None), default=None)
+        warning = next((text for run in runs if (text := few_samples(metric.key, run.provenance))), None)
+        few = _too_few(result.count, images)
+        pairs.append(GroupPair(metric, a, b, result, None if few else result.p, [], few, images, warning))
     adjusted = iter(holm([pair.p for pair in pairs if pair.p is not None]))
     return [replace(pair, p=next(adjusted)) if pair.p is not None else pair for pair in pairs]
+
+
+def _too_few(seeds: int, images: int | None) -> list[str]:
+    """Returns the numbers that are too low to claim a difference, each with the lowest that is enough."""
+    few = [f"{seeds} seed{'s' if seeds > 1 else ''} of at least {MIN_SEEDS}"] if seeds < MIN_SEEDS else []
+    return few + ([f"{images} images of at least {MIN_IMAGES}"] if images is not None and images < MIN_IMAGES else [])
 
 
 def sentence(pair: GroupPair, groups: list[Group]) -> str:
@@ -202,8 +149,8 @@ def sentence(pair: GroupPair, groups: list[Group]) -> str:
     if pair.contrast is None:
         return f"{title} of {a} and of {b} cannot be compared: {'; '.join(pair.reasons)}."
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
-    if pair.contrast.half is None or pair.p is None:
-        return f"{title}: {a} is better than {b} by {by}, but one seed is too few to test the difference."
+    if pair.few:
+        return f"{title}: {a} is ahead of {b} by {by}, but this is too little to claim it: {', '.join(pair.few)}."
     if pair.is_insignificant:
         return f"{title}: no difference shown between {a} and {b} ({by}, {_how(pair)})."
     return f"{a} beats {b} by {by} {title}, {_how(pair)}."
@@ -223,7 +170,9 @@ def no_difference_sentence(pairs: list[GroupPair], groups: list[Group]) -> str:
 def _how(pair: GroupPair) -> str:
     assert pair.contrast is not None and pair.p is not None
     seeds = f"{pair.contrast.count} seeds" + ("" if pair.contrast.paired else " per group, unpaired")
-    return f"{seeds}, p = {pair.p:.2g}" if pair.p >= 1e-4 else f"{seeds}, p < 0.0001"
+    images = "" if pair.images is None else f", {pair.images} images"
+    p = f"p = {pair.p:.2g}" if pair.p >= 1e-4 else "p < 0.0001"
+    return f"{seeds}{images}, {p}" + (f"; {pair.warning}" if pair.warning else "")
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
@@ -231,6 +180,8 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     groups, means, reasons = comparison.groups, comparison.means, comparison.not_comparable
     return {
         "sentences": comparison.sentences,
+        "interval": comparison.coverage,
+        "least": {"seeds": MIN_SEEDS, "images": MIN_IMAGES},
         "groups": [
             {
                 "name": group.name,
@@ -238,7 +189,13 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "seeds": [run.seed for run in group.runs],
                 "settings": {d.key: d.values[i] for d in comparison.differences},
                 "metrics": {
-                    key: {"mean": m.value, "half_interval": m.half, "count": m.count, "not_comparable": reasons[key][i]}
+                    key: {
+                        "mean": m.value,
+                        "half_interval": m.half,
+                        "count": m.count,
+                        "not_comparable": reasons[key][i],
+                        "warnings": comparison.warnings(key, i),
+                    }
                     for key in means
                     if (m := means[key][i]) is not None
                 },
@@ -255,6 +212,8 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "p_adjusted": pair.p,
                 "seeds": pair.contrast and pair.contrast.count,
                 "paired": pair.contrast and pair.contrast.paired,
+                "images": pair.images,
+                "too_few": pair.few,
                 "not_comparable": pair.reasons,
             }
             for pair in comparison.pairs

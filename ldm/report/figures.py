@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ldm.metrics.provenance import incomparable
-from ldm.report.comparison import Comparison, Metric
+from ldm.report.comparison import Comparison
 from ldm.report.groups import Group, label_of
+from ldm.report.metric import Metric
 from ldm.report.runs import Curve, Run
 
 if TYPE_CHECKING:

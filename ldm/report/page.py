@@ -7,9 +7,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from ldm.report.comparison import Comparison, GroupPair, Metric
+from ldm.metrics.few_samples import MIN_IMAGES
+from ldm.report.comparison import MIN_SEEDS, Comparison, GroupPair
 from ldm.report.figures import Plot
 from ldm.report.images import Row
+from ldm.report.metric import Metric
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL
 
@@ -36,7 +38,8 @@ def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) 
     if mean is None:
         return NONE
     text = metric.write(mean.value, mean.half)
-    for reason in comparison.not_comparable[metric.key][index]:
+    reasons = [f"not comparable with the first row: {r}" for r in comparison.not_comparable[metric.key][index]]
+    for reason in [*reasons, *comparison.warnings(metric.key, index)]:
         note = f"{metric.title}: {reason}"
         if note not in notes:
             notes.append(note)
@@ -56,8 +59,8 @@ def _pair(pair: GroupPair, comparison: Comparison) -> list[Cell]:
     if pair.contrast is None:
         return [*start, NONE, NONE, NONE, f"not comparable: {'; '.join(pair.reasons)}"]
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
-    if pair.contrast.half is None or pair.p is None:
-        return [*start, by, str(pair.contrast.count), NONE, "no: too few seeds"]
+    if pair.few or pair.p is None:
+        return [*start, by, str(pair.contrast.count), NONE, f"no: {', '.join(pair.few)}"]
     seeds = f"{pair.contrast.count} {'paired' if pair.contrast.paired else 'per group'}"
     return [*start, by, seeds, f"{pair.p:.2g}", "yes" if pair.p < LEVEL else "no"]
 
@@ -89,7 +92,7 @@ def markdown(comparison: Comparison) -> str:
     header, rows, notes = table_of_means(comparison)
     parts = ["# Comparison of runs", "\n".join(f"- {text}" for text in _sentences(comparison))]
     parts += [f"## Means\n\n{_markdown(header, rows)}"]
-    parts += ["\n".join(f"[{i}] not comparable with the first row: {note}  " for i, note in enumerate(notes, 1))]
+    parts += ["\n".join(f"[{i}] {note}  " for i, note in enumerate(notes, 1)), comparison.coverage]
     parts += [f"{title}\n\n{_markdown(*table)}" for title, table in _tables(comparison) if table[1]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -119,9 +122,11 @@ def _sentences(comparison: Comparison) -> list[str]:
 def html(comparison: Comparison, figures: Sequence[Plot], rows: Sequence[Row], image_notes: Sequence[str]) -> str:
     """Returns the complete page."""
     header, means, notes = table_of_means(comparison)
-    marks = "".join(f"<li>not comparable with the first row: {escape(note)}</li>" for note in notes)
+    marks = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return Template(TEMPLATE.read_text()).substitute(
         sentences="".join(f"<li>{escape(text)}</li>" for text in _sentences(comparison)),
+        coverage=escape(comparison.coverage),
+        least=f"{MIN_SEEDS} seeds and {MIN_IMAGES} images",
         means=_html(header, means) + (f'<ol class="notes">{marks}</ol>' if marks else ""),
         pairs=_pairs(comparison),
         settings=_or_none(_html(*table_of_settings(comparison)), comparison.differences),

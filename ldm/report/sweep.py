@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import fmean
 
 from ldm.files import write_bytes
-from ldm.report.comparison import Comparison, Metric, means_of
+from ldm.report.comparison import Comparison, means_of
 from ldm.report.figures import COSTS, FORMATS, front, paretos, rendered
 from ldm.report.groups import Group
+from ldm.report.metric import Metric
 from ldm.report.runs import read_runs
 
 NONE = "–"
@@ -23,7 +24,7 @@ def write_sweep(file: Path) -> str:
     headline = next((metric for metric in comparison.metrics if metric.headline), None)
     if headline is None:
         raise ValueError(f"{file} has too few images for any metric; use more prompts")
-    text = table(comparison, headline)
+    text = "\n\n".join([table(comparison, headline), *notes(comparison)])
     written = {file.with_suffix(".md").name: f"{text}\n".encode()}
     written |= rendered(paretos(comparison, headline), f"{file.stem}_")
     for name, data in written.items():
@@ -55,6 +56,18 @@ def table(comparison: Comparison, headline: Metric) -> str:
             cells.append(NONE if mean is None else metric.write(mean.value, mean.half))
         rows.append(cells)
     return aligned(header, rows)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Returns the warnings about few images, and what the intervals cover."""
+    warnings = dict.fromkeys(
+        f"{metric.title}: {text}"
+        for metric in comparison.metrics
+        if metric.headline
+        for index in range(len(comparison.groups))
+        for text in comparison.warnings(metric.key, index)
+    )
+    return [*warnings, *([comparison.coverage] if comparison.coverage else [])]
 
 
 def _pareto(comparison: Comparison, metric: Metric) -> set[int]:

@@ -10,7 +10,7 @@ from tests.report.run_folders import write_run
 
 
 def test_compare_writes_html_markdown_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [str(write_run(tmp_path / f"{s}{n}", n, s, {"fid": 3.0 + n})) for s in ("Flow", "Cosine") for n in (0, 1)]
+    runs = [str(write_run(tmp_path / f"{s}{n}", n, s, {"fid": 3.0 + n})) for s in ("Flow", "Cosine") for n in range(3)]
     assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]) == 0
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         ".ldm_compare.json",
@@ -18,10 +18,11 @@ def test_compare_writes_html_markdown_and_json(tmp_path: Path, capsys: pytest.Ca
         "report.json",
         "report.md",
     ]
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"][1]["seeds"] == [0, 1]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"][1]["seeds"] == [0, 1, 2]
     assert (tmp_path / "figures" / "error_by_noise.pdf").is_file()
     printed = capsys.readouterr().out
-    assert "no difference shown" in printed and str(tmp_path / "out" / "report.html") in printed
+    assert "no difference shown" in printed and "interval over the seeds of training" in printed
+    assert str(tmp_path / "out" / "report.html") in printed
 
 
 def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> None:

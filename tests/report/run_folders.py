@@ -13,7 +13,7 @@ from ldm.image import save_png, to_pil
 PROVENANCE: dict[str, Any] = {
     "feature_network": {"network": "ImageTower", "fingerprint": "a" * 64, "resize": "bicubic"},
     "reference": {"data": "Shapes", "count": 2048, "sha256": "b" * 64},
-    "prompts": {"count": 10, "sha256": "c" * 64, "seeds": [0, 9]},
+    "prompts": {"count": 512, "sha256": "c" * 64, "seeds": [0, 511]},
     "sampling": {"sampler": "ddim", "steps": 20, "guidance": 2.0},
     "size": [8, 8],
     "steps": 20,

@@ -27,7 +27,7 @@ def comparison_of(
 def test_a_significant_difference_is_reported_with_its_interval(tmp_path: Path) -> None:
     found = comparison_of(tmp_path, [11.9, 12.4, 11.6, 12.2, 11.8], [10.1, 10.5, 9.9, 10.3, 10.1])
     (text,) = found.sentences
-    assert text == (f"{COSINE} beats {FLOW} by 1.80 ± 0.12 FID, 5 seeds, p < 0.0001.")
+    assert text == (f"{COSINE} beats {FLOW} by 1.80 ± 0.12 FID, 5 seeds, 512 images, p < 0.0001.")
 
 
 def test_higher_accuracy_is_better(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_validation_compares_a_run_without_images_with_a_run_that_has_them(tmp_p
     ]
     found = compare([read_run(run) for run in runs])
     assert found.means["fid"][1] is None and [pair.metric.key for pair in found.pairs] == [LOSS]
-    assert found.sentences[0].startswith(f"validation loss on shapes: {COSINE} is better than {FLOW} by 0.2,")
+    assert found.sentences[0].startswith(f"validation loss on shapes: {COSINE} is ahead of {FLOW} by 0.2,")
 
 
 def test_higher_validation_retrieval_accuracy_is_better(tmp_path: Path) -> None:
     found = comparison_of(tmp_path, [0.9], [0.5], metric="val/shapes/picture_found")
     assert found.sentences[0].startswith(
-        f"validation image retrieval accuracy on shapes: {FLOW} is better than {COSINE} by 40.0"
+        f"validation image retrieval accuracy on shapes: {FLOW} is ahead of {COSINE} by 40.0"
     )
 
 
@@ -89,10 +89,26 @@ def test_a_difference_within_its_interval_is_not_shown(tmp_path: Path) -> None:
     assert "no difference shown between" in found.sentences[0]
 
 
-def test_one_seed_is_too_few_to_show_a_difference(tmp_path: Path) -> None:
-    assert comparison_of(tmp_path, [10.0], [5.0]).sentences == [
-        f"FID: {COSINE} is better than {FLOW} by 5, but one seed is too few to test the difference."
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("images", [8, 99, 100])
+def test_no_difference_is_claimed_from_fewer_than_3_seeds_or_100_images(
+    tmp_path: Path, seeds: int, images: int
+) -> None:
+    runs = [
+        write_run(
+            tmp_path / f"{schedule}{seed}",
+            *(seed, schedule, {"fid": fid + seed % 3 / 100}, {"prompts": {"count": images, "sha256": "c" * 64}}),
+        )
+        for schedule, fid in (("Flow", 10.0), ("Cosine", 5.0))
+        for seed in range(seeds)
     ]
+    found = compare([read_run(run) for run in runs])
+    (text,), (pair,) = found.sentences, found.pairs
+    enough = seeds >= 3 and images >= 100
+    assert ("beats" in text) == enough == (pair.p is not None) == (pair.few == [])
+    assert (f"{seeds} seed{'s' if seeds > 1 else ''} of at least 3" in text) == (seeds < 3)
+    assert (f"{images} images of at least 100" in text) == (images < 100)
+    assert enough or text.startswith(f"FID: {COSINE} is ahead of {FLOW} by ")
 
 
 def test_metrics_of_different_reference_images_are_not_compared(tmp_path: Path) -> None:
@@ -112,7 +128,7 @@ def test_seeds_that_were_measured_differently_are_marked(tmp_path: Path) -> None
         write_run(tmp_path / "2", 2, metrics={"fid": 9.0}, provenance={"prompts": other}),
     ]
     found = compare([read_run(run) for run in runs])
-    assert found.not_comparable["fid"] == [["numbers of generated images differ (10 and 100)"]]
+    assert found.not_comparable["fid"] == [["numbers of generated images differ (512 and 100)"]]
 
 
 def test_p_values_are_adjusted_for_the_pairs(tmp_path: Path) -> None:

@@ -58,8 +58,20 @@ def test_a_value_that_is_not_comparable_is_marked_in_its_cell(tmp_path: Path) ->
     ]
     _, rows, notes = table_of_means(compare([read_run(folder) for folder in folders]))
     assert rows[0][2:] == ["3", "1"] and rows[1][2:] == ["2 [1]", "–"]
-    assert notes == ["FID: reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]
-    assert "not comparable with the first row: FID: reference images differ" in page(*folders)
+    assert notes == ["FID: not comparable with the first row: reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]
+    assert "FID: not comparable with the first row: reference images differ" in page(*folders)
+
+
+def test_a_value_from_few_images_is_marked_in_its_cell(tmp_path: Path) -> None:
+    few = {"prompts": {"count": 8, "sha256": "c" * 64}}
+    folders = [
+        write_run(tmp_path / "a", 0, "Flow", {"fid": 3.0, "clip_score": 1.0, "training_seconds": 5.0}, few),
+        write_run(tmp_path / "b", 0, "Cosine", {"fid": 3.0}, {"feature_width": 512}),
+    ]
+    _, rows, notes = table_of_means(compare([read_run(folder) for folder in folders]))
+    assert rows[0][2:] == ["3 [1]", "1 [2]", "5"] and rows[1][2] == "3 [3] [4]"
+    assert notes[0] == "FID: measured on 8 images, fewer than the 100 that a comparison needs"
+    assert notes[3].startswith("FID: FID from 2048 real and 512 generated images is strongly biased, because there are")
 
 
 def test_the_page_lists_every_run_with_its_state(tmp_path: Path) -> None:
@@ -71,8 +83,9 @@ def test_the_page_lists_every_run_with_its_state(tmp_path: Path) -> None:
 
 
 def test_the_markdown_has_the_same_tables(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / f"{s}{n}", n, s, {"fid": 3.0 + n}) for s in ("Flow", "Cosine") for n in (0, 1)]
+    folders = [write_run(tmp_path / f"{s}{n}", n, s, {"fid": 3.0 + n}) for s in ("Flow", "Cosine") for n in range(3)]
     text = markdown(compare([read_run(folder) for folder in folders]))
-    assert "| A: schedule=Flow | 0, 1 | 3.5 ± 6.4 |" in text
+    assert "| A: schedule=Flow | 0, 1, 2 | 4.0 ± 2.5 |" in text
+    assert "95 % interval over the seeds of training" in text
     assert "| schedule (+1) | Flow | Cosine |" in text
     assert "no difference shown" in text

@@ -13,8 +13,8 @@ from tests.report.run_folders import PROVENANCE
 def evaluation(steps: int, noise: int, fid: float, nfe: float) -> dict[str, Any]:
     about = copy.deepcopy(PROVENANCE)
     about["sampling"]["steps"] = steps
-    about["prompts"]["seeds"] = [noise * 10, noise * 10 + 9]  # ten prompts per evaluation
-    return {"metrics": {"fid": fid, "nfe": nfe, "sampling_seconds": nfe}, "provenance": about}
+    about["prompts"]["seeds"] = [noise * 512, noise * 512 + 511]  # 512 prompts per evaluation
+    return {"metrics": {"fid": fid, "nfe": nfe, "sampling_seconds": 51.2 * nfe}, "provenance": about}
 
 
 def saved(path: Path, *evaluations: dict[str, Any]) -> Path:
@@ -38,7 +38,9 @@ def test_the_table_marks_the_pareto_front_of_quality_and_network_calls(tmp_path:
         *(evaluation(20, seed, 1.0, 40) for seed in (0, 1)),
     )
     output = write_sweep(file)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "s.md").read_text().splitlines()]
+    table, covered = (tmp_path / "s.md").read_text().split("\n\n")
+    assert "over the noise seeds of the evaluation of one trained model" in covered
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["", "steps", "NFE", "s/image", "FID ↓"]
     assert [row[:3] for row in rows[2:]] == [["●", "5", "10"], ["", "10", "20"], ["●", "20", "40"]]
     assert rows[2][4] == "3.5 ± 6.4" and rows[4][3:] == ["4", "1"]

@@ -93,9 +93,10 @@ class Evaluation(Callback):
         values = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
         metrics |= self.image_metrics.compute(values, captions, list(images.shape[2:]), real) | final_metrics(trainer)
         provenance = self._provenance(trainer, model, captions, real, curve)
-        self._write(images, captions, metrics, provenance, curve)
+        contents = report(metrics, provenance, curve)
+        self._write(images, captions, contents)
         files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"
-        print(table(metrics, len(images), len(real.ids), files))
+        print(table(metrics, len(images), len(real.ids), files, contents["warnings"]))
 
     def captions(self) -> list[str]:
         """Returns the prompts: `prompts` held-out captions, or at most that many captions of the reference."""
@@ -126,6 +127,7 @@ class Evaluation(Callback):
         data = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
         return Provenance(
             feature_network=self.image_metrics.features.about,
+            feature_width=self.image_metrics.features.num_features,
             reference=data,
             prompts={
                 "count": len(captions),
@@ -143,17 +145,10 @@ class Evaluation(Callback):
             **training_provenance(trainer),
         ).plain()
 
-    def _write(
-        self,
-        images: Tensor,
-        captions: list[str],
-        metrics: dict[str, float],
-        provenance: dict[str, Any],
-        curve: NoiseLoss | None,
-    ) -> None:
-        write_json(self.folder / FILE, report(metrics, provenance, curve))
+    def _write(self, images: Tensor, captions: list[str], contents: dict[str, Any]) -> None:
+        write_json(self.folder / FILE, contents)
         sheet = grid(to_pil(images[:64]), captions[:64])
-        save_png(sheet, self.folder / "samples" / "final.png", provenance)
+        save_png(sheet, self.folder / "samples" / "final.png", contents["provenance"])
         chosen = images[: max(4, min(TILES, 4096 // images.shape[3]))]
         about = {"captions": captions[: len(chosen)], "seed": self.seed, "size": list(images.shape[2:])}
         save_png(to_pil(torch.cat(list(chosen), dim=2))[0], self.folder / "samples" / "tiles.png", about)
