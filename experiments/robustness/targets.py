@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from experiments.robustness.mutations import changed_bytes, changed_json
-from ldm.app.models import settings_of
+from ldm.app.models import default_settings
 from ldm.commands.info.command import describe
 from ldm.commands.sample.arguments import parse
 from ldm.drawing.prompts import read_rows
@@ -26,7 +26,7 @@ from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, full_model
 
 Target = Callable[[Random, Path], object]
-WORDS = ODD | {"text_tower": ODD["text_tower"] | {"vocab_size": 49408, "width": 12}}
+WORDS: dict[str, dict[str, Any]] = {**ODD, "text_tower": {**ODD["text_tower"], "vocab_size": 49408, "width": 12}}
 PICTURE: dict[str, Any] = {
     "prompt": "red", "negative": "", "seed": 3, "size": [16, 16], "sampler": "ddim", "spacing": "trailing", "steps": 2,
     "sampler_options": {"eta": 0.5}, "spacing_options": {}, "final_sigma": "zero", "guidance": 2.0,
@@ -49,7 +49,7 @@ def opened(path: Path) -> None:
     """Describes and opens the model, and reads its settings, as `ldm info`, `ldm app` and conversions do."""
     describe(str(path))
     contents = open_model(path)
-    settings_of(str(path))
+    default_settings(str(path))
     for network in contents.networks.values():
         network.check()
 

@@ -39,7 +39,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
         if path.name.startswith(".") or not (is_folder or path.suffix in SUFFIXES):
             continue
         try:
-            settings_of(str(path))
+            default_settings(str(path))
         except FileNotFoundError as error:
             if not is_folder:
                 yield path, str(error)

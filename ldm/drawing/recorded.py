@@ -79,12 +79,12 @@ def read_recorded(path: str | Path) -> dict[str, Any]:
     Raises ValueError for a file that lacks a setting, or has one of the wrong type or out of range.
     """
     recorded = LEGACY_SETTINGS | read_metadata(path)
-    settings = {setting.name: recorded.get(setting.name) for setting in fields(Settings)}
+    settings: dict[str, Any] = {setting.name: recorded.get(setting.name) for setting in fields(Settings)}
     if missing := sorted((CHECKS.keys() | settings.keys()) - recorded.keys()):
         raise ValueError(f"{path} lacks settings of sample.py ({', '.join(missing)}); give an image that it wrote")
     if wrong := [name for name, is_valid in CHECKS.items() if not is_valid(recorded[name])]:
         raise ValueError(
-            f"{path} has invalid settings of sample.py ({', '.join(wrong)}): the file was edited; give an image as written"
+            f"{path} has invalid settings of sample.py ({', '.join(wrong)}): it was edited; give an image as written"
         )
     try:
         Settings(**settings)
