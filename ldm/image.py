@@ -6,9 +6,9 @@ import math
 import struct
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +21,14 @@ from ldm.files import atomic_write
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's default: 256 MiB as RGB
 WHITE = (255, 255, 255)
+ORIENTATION = 0x0112  # the Exif tag; 5 to 8 are turned by 90 degrees
 REDUCING_GAP = 3.0  # the fast reduction stops at this multiple of the target size, without a visible difference
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+
+Converted = TypeVar("Converted")
 
 
 def load_image(
@@ -41,25 +44,66 @@ def load_image(
     (by default the path) and the reason if the file is not an image, is truncated or has more than `max_pixels` pixels,
     and FileNotFoundError for a missing path.
     """
+    return _decoded(source, lambda image: _to_rgb(image, background), max_pixels, name, side)
+
+
+def load_alpha(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image | None:
+    """Decodes the opacity of each pixel, upright, as an image of mode L; None if the image has no transparency.
+
+    Raises the same errors as `load_image`.
+    """
+    return _decoded(source, _to_alpha, MAX_PIXELS, name, None)
+
+
+def upright_size(source: str | Path | bytes | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Reads width and height as displayed, without decoding the pixels. Raises the same errors as `load_image`."""
+    return _opened(source, _upright_size, name)
+
+
+def _decoded(
+    source: str | Path | bytes | BinaryIO,
+    convert: Callable[[Image.Image], Converted],
+    max_pixels: int,
+    name: str | None,
+    side: int | None,
+) -> Converted:
+    def decode(image: Image.Image) -> Converted:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
+        if side is not None:
+            image.draft(None, (round(REDUCING_GAP * side),) * 2)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return convert(image)
+
+    return _opened(source, decode, name)
+
+
+def _opened(
+    source: str | Path | bytes | BinaryIO, read: Callable[[Image.Image], Converted], name: str | None
+) -> Converted:
     if isinstance(source, (str, Path)):
         with open(source, "rb") as opened:
-            return load_image(opened, background, max_pixels, name or str(source), side)
+            return _opened(opened, read, name or str(source))
     file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(getattr(file, "name", "the image"))
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
-            if side is not None:
-                image.draft(None, (round(REDUCING_GAP * side),) * 2)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, background)
+            return read(image)
     except UnidentifiedImageError as error:
         expected = ", ".join(FORMATS)
         raise ValueError(f"{name} cannot be read as an image: expected one of {expected}") from error
     except _DECODE_ERRORS as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    sideways = image.getexif().get(ORIENTATION, 1) >= 5
+    return (image.height, image.width) if sideways else (image.width, image.height)
+
+
+def _to_alpha(image: Image.Image) -> Image.Image | None:
+    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

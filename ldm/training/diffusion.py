@@ -49,8 +49,9 @@ class DiffusionTraining(LightningModule):
     """Encodes a batch to latents, adds noise, and trains the network on the prediction target.
 
     A batch contains "image" uint8 (b, 3, h, w) or cached "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training "stratum"
-    (b, 2). All randomness is keyed by (seed, stream, id, draw). `adapter` is the adapter applied to the network, and
+    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), a "mask" uint8 (b, 1, h, w) of
+    the loss, and in training "stratum" (b, 2) and the "weight" (b,) of each sample's loss. All randomness is keyed by
+    (seed, stream, id, draw). `adapter` is the adapter applied to the network, and
     `base` describes its starting weights ("weights", "fingerprint"); `compile` is one of COMPILE_MODES; `compute` is
     the dtype that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and
     `huber` are passed to the Objective.
@@ -197,7 +198,7 @@ class DiffusionTraining(LightningModule):
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
         times, losses = self.losses(batch, dropped)
-        loss = losses.mean()
+        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
         self.means.add(loss=loss)
         return {"loss": loss, **self._by_noise(times, losses)}
 

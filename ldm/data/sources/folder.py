@@ -5,6 +5,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,11 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset
 
+from ldm.data.sources.buckets import bucket_sizes, nearest
 from ldm.data.sources.captions import Captions, Text, choose_caption, decode_utf8
 from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
-from ldm.image import WHITE
+from ldm.data.sources.masks import check_any, framed_mask, is_mask
+from ldm.image import WHITE, upright_size
 
 METADATA = "metadata.jsonl"
 
@@ -25,7 +28,9 @@ class Folder(Dataset[Sample]):
     `captions` gives other places of captions, see `Captions`; rows of metadata count as JSON. If an image has several
     captions, each draw gets one, keyed by the seed. Indexed as `folder[index]` or `folder[draw, index]`. Raises
     ValueError if the folder has no images or no captions. An image that has no caption or cannot be read raises
-    ValueError only on access.
+    ValueError only on access. `caption` is that of images without one. With `masks`, samples have a "mask", see
+    `framed_mask`. If `bucketed`, images are cropped to the nearest of the
+    `bucket_sizes` with sides in steps of `bucket_step`, instead of to a square.
     """
 
     def __init__(
@@ -37,23 +42,31 @@ class Folder(Dataset[Sample]):
         flip: float = 0.0,
         seed: int = 0,
         captions: Sequence[str] = (),
+        caption: str | None = None,
+        masks: bool = False,
+        bucketed: bool = False,
+        bucket_step: int = 64,
     ) -> None:
-        self.root = Path(root)
-        self.framing = Framing(size, background, crop, flip, seed)
+        self.root, self.caption, self.masks = Path(root), caption, masks
+        sizes = tuple(bucket_sizes(size, bucket_step)) if bucketed else ()
+        self.framing = Framing(size, background, crop, flip, seed, sizes)
         self.captions = Captions(tuple(captions))
         self.places = " or ".join(f".{extension}" for extension in self.captions.extensions)
         files = _files(self.root)
         self.keys = [key for key in files if key.lower().endswith(tuple(f".{e}" for e in EXTENSIONS))]
+        self.keys = [key for key in self.keys if not is_mask(key)]
         if not self.keys:
             raise ValueError(f"{root} has no images: expected files ending in {', '.join(EXTENSIONS)}")
         self.listed = _captions_in_metadata(self.root, files, self.captions)
         self.beside = _extensions_beside(self.keys, files, self.captions)
-        if not any(self.listed.get(key) or key in self.beside for key in self.keys):
+        if caption is None and not any(self.listed.get(key) or key in self.beside for key in self.keys):
             raise ValueError(
                 f"no image in {root} has a caption: put captions beside the images ({_stem(self.keys[0])}{self.places})"
-                f" or in {METADATA}"
+                f" or in {METADATA}, or give data.caption, one caption for all"
             )
         self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
+        if masks:
+            check_any((self.root / key for key in self.keys), self.root)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -64,7 +77,10 @@ class Folder(Dataset[Sample]):
         caption = choose_caption(self._captions(key), self.framing.seed, position, draw)
         path = self.root / key
         image = self.framing(path.read_bytes(), caption, str(path), position, draw)
-        return {"image": image, "caption": caption, "key": key, "id": position}
+        sample: Sample = {"image": image, "caption": caption, "key": key, "id": position}
+        if self.masks:
+            sample["mask"] = framed_mask(path, image.shape, self.framing, caption, position, draw)
+        return sample
 
     def key(self, index: int) -> str:
         return self.keys[index]
@@ -74,12 +90,22 @@ class Folder(Dataset[Sample]):
         """The CRC-32 of every key, (n,) uint32."""
         return np.array([zlib.crc32(key.encode()) for key in self.keys], np.uint32)
 
+    @cached_property
+    def buckets(self) -> np.ndarray:
+        """The index of each image's size among the bucket sizes, (n,); all zero without buckets."""
+        sizes = self.framing.buckets
+        if not sizes:
+            return np.zeros(len(self.keys), int)
+        return np.array([sizes.index(nearest(*upright_size(self.root / key), sizes)) for key in self.keys])
+
     def group(self, index: int) -> range:
         """Returns the samples that may replace a bad one: all samples."""
         return range(len(self))
 
     def _captions(self, key: str) -> list[str]:
         listed, beside = self.listed.get(key, []), self.beside.get(key, [])
+        if not listed and not beside and self.caption is not None:
+            return [self.caption]
         if not listed and not beside:
             raise ValueError(f"{self.root / key} has no caption: no {self.places} beside it and no row in {METADATA}")
         if listed and not self.captions.places:
