@@ -27,4 +27,6 @@ class Export(Callback):
                     for name, tensor in part.state.items()
                 }
                 if trainer.is_global_zero:
-                    save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)
+                    save_network(
+                        self.folder / f"{part.name}.safetensors", state=state, metadata=part.metadata, **part.about
+                    )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,15 +24,30 @@ from ldm.weights.storage.values import check_finite, held, raw, write_safetensor
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
 
-def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
-    """Write tensors and architecture atomically; `about` is any more plain data to keep beside them."""
-    write_network(path, kind, config, held(Path(path), state), **about)
+def save_network(
+    path: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    **about: Any,
+) -> None:
+    """Write tensors and architecture atomically; `about` is any more plain data to keep beside them, and `metadata`
+    what other tools read."""
+    write_network(path, kind, config, held(Path(path), state), metadata, **about)
 
 
-def write_network(path: str | Path, kind: str, config: dict[str, Any], tensors: Tensors, **about: Any) -> None:
+def write_network(
+    path: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    tensors: Tensors,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    **about: Any,
+) -> None:
     """The same of tensors that are still on disk."""
     told = json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)
-    write_safetensors(Path(path), tensors, {"ldm": told})
+    write_safetensors(Path(path), tensors, {**metadata, "ldm": told})
 
 
 def read_about(path: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.about import about_of
+from ldm.weights.adapters.own import as_in_network
 from ldm.weights.architecture import infer
 from ldm.weights.found import OPENAI, PAD, Found, FoundNetwork, Pixels
 from ldm.weights.keymaps import NATIVE, canonical
@@ -85,7 +86,7 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], choices: Choice
         raise ValueError(f"{path} is a {kind} of ldm whose architecture its metadata lacks; export it again")
     base = about.get("base", {})
     if path.suffix != ".ckpt":
-        network = FoundNetwork(kind, about["config"], NATIVE, tensors)
+        network = FoundNetwork(kind, about["config"], NATIVE, as_in_network(tensors, about))
         pad, pixels = about.get("pad", PAD), _pixels(about, Pixels())
         return Found(
             path,
