@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken, Encoding
 from torch import Tensor
 
 CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
@@ -34,6 +35,27 @@ class Tokenizer:
         self.pad = pad
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
+        self._added: dict[int, list[int]] = {}  # the id of an added word → the tokens that stand for it
+
+    def check_new(self, word: str) -> None:
+        """Raises ValueError for a word that cannot be added, because it is a token already or is none."""
+        if not word.strip() or word.strip() != word:
+            raise ValueError(f"the new token is {word!r}, but must be a word without spaces around it")
+        if any(self._bpe.token_to_id(one) is not None for one in (word, word.lower(), f"{word.lower()}</w>")):
+            raise ValueError(f"{word!r} is a token already: give the new one another name")
+
+    def add(self, word: str, ids: list[int]) -> None:
+        """Makes a word, whatever its case, stand for these tokens. One of letters is not found within longer words."""
+        self.check_new(word)
+        whole = word[0].isalnum() and word[-1].isalnum()
+        self._bpe.add_tokens([AddedToken(word.lower(), single_word=whole, normalized=True)])
+        if (own := self._bpe.token_to_id(word.lower())) is None:
+            raise ValueError(f"the tokenizer takes no new token {word!r}: give it another name")
+        self._added[own] = ids
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        """Its tokens, those of added words in their places."""
+        return [token for own in encoding.ids for token in self._added.get(own, [own])]
 
     def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
         """Tokens int64 (b, chunks · context): a caption goes on from chunk to chunk, each with its own begin and end.
@@ -43,17 +65,22 @@ class Tokenizer:
         tokens = torch.full((len(captions), chunks, self.context), self.pad)
         room = self.context - 2
         for rows, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
+            own = self._ids(encoding)
             for chunk, row in enumerate(rows):
-                ids = [self.begin, *encoding.ids[chunk * room : (chunk + 1) * room], self.end]
+                ids = [self.begin, *own[chunk * room : (chunk + 1) * room], self.end]
                 row[: len(ids)] = torch.tensor(ids)
         return tokens.flatten(1)
 
     def cut(self, caption: str, chunks: int = 1) -> str:
         """The end of the caption that does not fit into so many chunks, '' if all of it does."""
-        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * (self.context - 2) :]
-        return caption[offsets[0][0] :] if offsets else ""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        begins = [begin for own, (begin, _) in pairs for _ in self._added.get(own, [own])]
+        left_out = begins[chunks * (self.context - 2) :]
+        return caption[left_out[0] :] if left_out else ""
 
     def words(self, ids: list[int]) -> list[str]:
         """What each token stands for; part of a character reads '\N{REPLACEMENT CHARACTER}'."""
-        texts = (self._bpe.decode([token], skip_special_tokens=False) for token in ids)
+        added = {token: self._bpe.id_to_token(word) for word, tokens in self._added.items() for token in tokens}
+        texts = (added.get(token) or self._bpe.decode([token], skip_special_tokens=False) for token in ids)
         return [text.removesuffix("</w>").strip() for text in texts]

@@ -1,7 +1,7 @@
 """Prompts → pictures, from noise or from other pictures."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Unpack
@@ -34,6 +34,10 @@ from ldm.sampling.driver import sample, solver_of
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import spacing_of
 from ldm.sampling.thresholding import thresholding_of
+from ldm.weights.adapters.merging import Given as AdapterFile
+from ldm.weights.adapters.merging import merge_files
+from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
+from ldm.weights.adapters.textual_inversion import add_embedding
 from ldm.weights.find import DEFAULT
 from ldm.weights.model import Model, read_model
 
@@ -91,16 +95,25 @@ class Pipeline:
         offload: str = "none",
         weak: str | None = None,
         compile: bool = False,
+        adapters: Sequence[AdapterFile] = (),
+        embeddings: Sequence[EmbeddingFile] = (),
     ) -> "Pipeline":
         """The model at `path`, see `read_model`; in `dtype` but for a first stage in float16, where it would overflow.
 
         float32 is for numbers to compare; bfloat16 is sample.py's choice where the processor has it, and faster there.
         `offload` is a mode of `Offload`, `weak` the path of a worse model, and `compile` compiles the denoising
-        network, see `compiled`. Nothing has gradients.
+        network, see `compiled`. `adapters` are files, or pairs of a file and its weight, that are merged into the
+        networks, see `merge_files`; `embeddings` are files of textual inversions, or pairs of a file and the token that
+        stands for it. Nothing has gradients.
         """
         working = Offload(choose_device(device), offload)
         read = partial(read_model, dtype=dtype, device=working.home, channels_last=True)
-        model = read(path)
+        model = read(path, dtype=None) if adapters else read(path)  # so that merged weights are rounded once
+        if adapters:
+            merge_files(model.backbone, model.text_encoder.network, adapters)
+            model.backbone.to(dtype)
+        for embedding in embeddings:
+            add_embedding(model.text_encoder.network, embedding)
         stage = model.first_stage.network.to(working.home, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for layers in stage.children() if dtype != torch.float16 else ():  # its scale stays in float32
             layers.to(dtype)
