@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from ldm.device import DTYPES, choose_precision
+from ldm.drawing.added_files import AddedFiles
 from ldm.drawing.previews import Previews, film_of, is_film
 from ldm.drawing.prompts import Picture
 from ldm.drawing.sources import CALLED, Source
@@ -43,8 +44,18 @@ UNRECORDED: dict[str, Any] = {
     "compile": False,
     "init": None,
     "mask": None,
+    "lora": None,
+    "embedding": None,
 }
-DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, but for rounding
+DECISIVE = (
+    "fingerprint",
+    "precision",
+    "weak",
+    "init",
+    "mask",
+    "lora",
+    "embedding",
+)  # besides the settings, but for rounding
 GRID_MOST = 64
 CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes
 
@@ -86,6 +97,7 @@ class Job:
     threads: int | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)  # that the model and the weak one must have
     sources: dict[str, Source] = field(default_factory=dict)  # the pictures to start from
+    added: AddedFiles = field(default_factory=AddedFiles)
 
     def wanted(self, number: int) -> list[tuple[int, Path]]:
         """Positions in a batch, and the files that they become."""
@@ -256,13 +268,16 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
-    pipeline = Pipeline.load(job.model, device, DTYPES[precision], job.offload, job.weak, job.compile)
+    pipeline = Pipeline.load(
+        job.model, device, DTYPES[precision], job.offload, job.weak, job.compile, **job.added.arguments
+    )
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
         **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
+        **job.added.record,
         "device": pipeline.device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),

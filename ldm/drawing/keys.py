@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.drawing.added_files import embedding, lora
+
 
 @dataclass(frozen=True)
 class Key:
@@ -92,6 +94,8 @@ def named(text: str) -> str:
 
 KEYS = {
     "model": Key(named, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
+    "lora": Key(lora, "FILE or FILE:WEIGHT: an adapter to merge into the model; may be given several times (none)"),
+    "embedding": Key(embedding, "FILE or FILE:TOKEN: a textual inversion; may be given several times (none)"),
     "negative": Key(str, "what the pictures shall not show"),
     "seed": Key(whole(0), "of each prompt's first picture; the next ones count up (0)"),
     "n": Key(whole(1), "pictures a prompt (1)"),

@@ -53,6 +53,14 @@ class Tokenizer:
             raise ValueError(f"the tokenizer takes no new token {word!r}: give it another name")
         self._added[own] = ids
 
+    def without_added(self, caption: str) -> str:
+        """The caption with spaces in the places of added words."""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._added:
+                caption = caption[:begin] + " " * (end - begin) + caption[end:]
+        return caption
+
     def _ids(self, encoding: Encoding) -> list[int]:
         """Its tokens, those of added words in their places."""
         return [token for own in encoding.ids for token in self._added.get(own, [own])]

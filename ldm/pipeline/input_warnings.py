@@ -24,7 +24,8 @@ def of_text(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator
             f"the prompt {_short(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
             f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
         )
-    words = dict.fromkeys(word for text in texts for word in _words(text))
+    known = encoder.tokenizers[0].without_added
+    words = dict.fromkeys(word for text in texts for word in _words(known(text)))
     unknown = [word for word in words if encoder.unknown_tokens(word)]
     if unknown:
         met = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]

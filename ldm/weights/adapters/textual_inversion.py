@@ -41,7 +41,7 @@ def read_embedding(path: str | Path) -> Embedding:
 
     Raises FileNotFoundError or ValueError for what is none.
     """
-    file = _located(path)
+    file = embedding_at(path)
     state, metadata = _contents(file)
     token, layout, vectors = _named(file, state, metadata)
     second = file.with_name(f"{SECOND}{file.suffix}")
@@ -65,7 +65,8 @@ def is_embedding_file(path: str | Path) -> bool:
     return True
 
 
-def _located(path: str | Path) -> Path:
+def embedding_at(path: str | Path) -> Path:
+    """The file of a textual inversion, which may be in a folder. Raises FileNotFoundError."""
     place = Path(path).expanduser()
     if place.is_dir():
         for name in NAMES:
