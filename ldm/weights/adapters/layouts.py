@@ -31,6 +31,7 @@ ENDINGS = [  # how each part of a change is spelt
 ]
 TEXT_LAYER = re.compile(r"(text_model\.)?encoder\.layers\.")
 PROCESSOR = re.compile(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)_lora(\.(?:down|up)\.weight)")  # diffusers before 0.22
+TEXT_PROCESSOR = re.compile(r"(text_encoder.+\.self_attn)\.to_(q|k|v|out)_lora(\.(?:down|up)\.weight)")
 TELLING = re.compile(r"down|up|hada_w1_a|lokr_w[12](_a)?")  # one of these makes a file an adapter's
 
 
@@ -73,7 +74,9 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 def _parse(tensor: str) -> tuple[str, str, str, str] | None:
     """The network, the layer as in the file, the part of its change, and the prefix of the name."""
-    if match := PROCESSOR.fullmatch(tensor):  # the output is the first layer of a list
+    if match := TEXT_PROCESSOR.fullmatch(tensor):
+        tensor = f"{match[1]}.{match[2]}_proj.lora{match[3]}"
+    elif match := PROCESSOR.fullmatch(tensor):  # the output is the first layer of a list
         tensor = f"{match[1]}.{match[2].replace('to_out', 'to_out.0')}.lora{match[3]}"
     for ending, part in ENDINGS:
         if match := re.fullmatch(rf"(.+?){ending}", tensor):

@@ -13,11 +13,17 @@ State = dict[str, Tensor]
 
 
 def changes(
-    network: Any, targets: str | list[str] = "all", dtype: torch.dtype = torch.float32, magnitude: int | None = None
+    network: Any,
+    targets: str | list[str] = "all",
+    dtype: torch.dtype = torch.float32,
+    magnitude: int | None = None,
+    alpha: float | None = None,
+    size: float = 0.1,
 ) -> dict[str, Change]:
-    """By the public name of each layer a change of rank 2 or 3 and another alpha, large enough to be seen.
+    """By the public name of each layer a change of rank 2 or 3 and, unless `alpha` is given, another alpha.
 
-    With `magnitude` 0 they have one of their outputs, with 1 one of their inputs.
+    With `magnitude` 0 they have one of their outputs, with 1 one of their inputs. `size` is the deviation of the `up`
+    factors, by default large enough to be seen.
     """
     generator, found = torch.Generator().manual_seed(0), layers(network)
     kind = getattr(network, "kind", "text_tower")
@@ -26,12 +32,12 @@ def changes(
         weight, rank = found[name].weight.detach(), 2 + k % 2
         outputs, inputs, *kernel = weight.shape
         down = torch.randn(rank, inputs, *kernel, generator=generator).to(dtype)
-        up = (0.1 * torch.randn(outputs, rank, *[1] * len(kernel), generator=generator)).to(dtype)
+        up = (size * torch.randn(outputs, rank, *[1] * len(kernel), generator=generator)).to(dtype)
         vector = None
         if magnitude is not None:
             vector = norms(weight.float(), magnitude)
             vector = (vector * (0.5 + torch.rand(vector.shape, generator=generator))).to(dtype)
-        made[public] = LowRankChange(down, up, float(1 + k % 4), vector)
+        made[public] = LowRankChange(down, up, float(1 + k % 4) if alpha is None else alpha, vector)
     return made
 
 
