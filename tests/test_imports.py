@@ -43,6 +43,7 @@ ONLY_IN = {
     "hydra": ("ldm/commands/", "train.py", "tests/", "experiments/"),
     "omegaconf": ("ldm/commands/", "train.py", "tests/"),
     "diffusers": ("tests/parity/", "experiments/"),
+    "peft": ("tests/parity/",),
     "gradio": ("ldm/app/", "tests/app/"),
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ldm.adapters.lora import LoRA
 from ldm.adapters.train_only import TrainOnly
 from ldm.nn.backbone import Backbone
 
@@ -12,14 +13,17 @@ class Adapter(Protocol):
     def config(self) -> dict[str, Any]:
         """The adapter as plain data: its name in `ADAPTERS` and its settings."""
 
-    def adapt(self, backbone: Backbone) -> None:
+    def adapt(self, backbone: Backbone, /) -> None:
         """Changes the network in place: adds layers and sets which weights require gradients.
 
         Raises ValueError if nothing in the network matches the settings.
         """
 
+    def merge(self, backbone: Backbone, /) -> None:
+        """Turns the layers that `adapt` added to this network into plain ones that compute the same."""
 
-ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly}
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly, "lora": LoRA}
 
 
 def from_config(config: dict[str, Any]) -> Adapter:

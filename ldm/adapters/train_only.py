@@ -27,3 +27,6 @@ class TrainOnly:
             raise ValueError(
                 f"adapter.names={self.names} matches no weight of this {backbone.kind}: its names begin with {prefixes}"
             )
+
+    def merge(self, backbone: Backbone) -> None:
+        """Nothing to do: it adds no layers."""

@@ -154,6 +154,19 @@ class TextTower(nn.Module):
             raise ValueError("this text tower has no projection: build it with projection=P to compare with images")
         return self.projection(self.pooled(tokens))
 
+    def add_tokens(self, vectors: Tensor) -> list[int]:
+        """Embeds new tokens by vectors (n, d), and returns their ids, which no other token has."""
+        table = self.token_embedding.weight
+        vectors = vectors.to(table)
+        if self.known is None:
+            first, rows = len(table), torch.cat([table.detach(), vectors])
+        else:  # the last row stays that of every other token
+            first = max(self.config["vocab_size"], int(self.known[-1]) + 1)
+            rows = torch.cat([table.detach()[:-1], vectors, table.detach()[-1:]])
+            self.known = torch.cat([self.known, first + torch.arange(len(vectors), device=self.known.device)])
+        self.token_embedding = nn.Embedding.from_pretrained(rows, freeze=not table.requires_grad)
+        return list(range(first, first + len(vectors)))
+
     def unknown_tokens(self, tokens: Tensor) -> list[int]:
         """Returns the ids in `tokens` that are not in the tower's vocabulary, each once, in order of appearance."""
         if self.known is None:

@@ -1,6 +1,8 @@
 """Trains a denoising network in the latent space of a frozen first stage, with a frozen text encoder."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ldm.adapters.adapter import Adapter
+from ldm.adapters.targets import low_rank_layers
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser, Network
 from ldm.diffusion.loss import Objective
@@ -28,6 +31,7 @@ from ldm.random import normal, uniform
 from ldm.training.masks import random_masks
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
+from ldm.weights.adapters.export import exported
 from ldm.weights.parts import Frozen
 
 Batch = dict[str, Any]
@@ -43,6 +47,7 @@ class ExportedFile:
     name: str
     state: dict[str, Tensor]
     about: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)  # for other tools
 
 
 class DiffusionTraining(LightningModule):
@@ -197,10 +202,22 @@ class DiffusionTraining(LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
-        times, losses = self.losses(batch, dropped)
+        with self._adapter_dropout(batch):
+            times, losses = self.losses(batch, dropped)
         loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
         self.means.add(loss=loss)
         return {"loss": loss, **self._by_noise(times, losses)}
+
+    @contextmanager
+    def _adapter_dropout(self, batch: Batch) -> Iterator[None]:
+        """Keys the random numbers of an adapter's dropout, which torch draws from its global state, by the batch."""
+        if self.adapter is None or not self.adapter.config.get("dropout"):
+            yield
+            return
+        key = uniform(self.seed, "adapter dropout", batch["id"][:1], batch["draw"][:1])
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(key * 2**32))
+            yield
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.means.log(self)
@@ -227,7 +244,15 @@ class DiffusionTraining(LightningModule):
         """Returns the files that a finished run exports."""
         about, frozen = self.about(), self._frozen()
         state = {name: tensor for name, tensor in self.backbone.state_dict().items() if PREFIX + name not in frozen}
+        if layers := low_rank_layers(self.backbone):
+            return [ExportedFile(about["kind"], *exported(state, layers, about, self._facts()))]
         return [ExportedFile(about["kind"], state, about)]
+
+    def _facts(self) -> dict[str, str]:
+        """What is known of the training, as kohya's trainer names it."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        rate = {"ss_learning_rate": str(group["initial_lr"]), "ss_optimizer": type(self.trainer.optimizers[0]).__name__}
+        return {"ss_steps": str(self.trainer.global_step), "ss_seed": str(self.seed), **rate}
 
     def about(self) -> dict[str, Any]:
         """Returns the model as plain data: everything that sampling needs besides the trained weights."""

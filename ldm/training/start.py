@@ -24,7 +24,9 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
     stored = found.load()
     fill(backbone, stored.state_dict(), start)
     check_meaning(backbone, stored, start)
-    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict())}
+    licence = found.tensors.metadata.get("modelspec.license")
+    known = {"licence": licence} if isinstance(licence, str) else {}
+    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict()), **known}
 
 
 def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:

@@ -142,7 +142,8 @@ def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
 
     Raises ValueError for tensors that are missing, unexpected, of the wrong shape or not finite.
     """
-    from_config(stored.config).adapt(backbone)
+    adapter = from_config(stored.config)
+    adapter.adapt(backbone)
     trained, source = trainable(backbone), stored.tensors.source
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
     refuse_mismatch(
@@ -159,6 +160,7 @@ def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
     for name, tensor in stored.tensors.read(shapes).items():
         check_finite(name, tensor, source)
         trained[name].data = torch.empty_like(trained[name]).copy_(tensor)
+    adapter.merge(backbone)
 
 
 def names_frozen_parts(model: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.about import about_of
+from ldm.weights.adapters.own import as_in_network
 from ldm.weights.architecture import infer
 from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
 from ldm.weights.keymaps import NATIVE, canonical
@@ -91,7 +92,7 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], options: ReadOp
         raise ValueError(f"{path} is a {kind} written by ldm without its architecture; export it again")
     base = about.get("base", {})
     if path.suffix != ".ckpt":
-        network = NetworkInfo(kind, about["config"], NATIVE, tensors)
+        network = NetworkInfo(kind, about["config"], NATIVE, as_in_network(tensors, about))
         pad, pixels = about.get("pad", PAD), _pixels(about, PixelStats())
         return ContentsInfo(
             path,
