@@ -10,6 +10,24 @@ from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.config_tree import find, import_target
 from ldm.planning.settings import compute_dtype
 
+BLOCK = 256  # elements that share a scale, in bitsandbytes
+MIN_8BIT = 4096  # smaller weights keep moments in float32, in bitsandbytes
+
+
+def adamw_8bit_bytes(weight: Tensor) -> int:
+    """Returns the bytes of two moments: a byte each per element, and for each block a scale in float32."""
+    n = weight.numel()
+    return 8 * n if n < MIN_8BIT else 2 * (n + 4 * -(-n // BLOCK))
+
+
+def prodigy_bytes(weight: Tensor) -> int:
+    """Returns the bytes of two moments, the initial weight, and the sum that estimates the step size."""
+    return 4 * weight.nbytes
+
+
+# The state of optimizers whose step cannot run on the meta device, by the name of their constructor.
+STATE_BYTES = {"adamw_8bit": adamw_8bit_bytes, "prodigy": prodigy_bytes}
+
 
 def memory(
     config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
@@ -48,7 +66,9 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_state(node: dict[str, Any], parameters: list[nn.Parameter]) -> int:
-    """Returns the bytes of the optimizer's state after its first step, taken on the meta device."""
+    """Returns the bytes of the optimizer's state after its first step, taken on the meta device where that works."""
+    if (state_bytes := STATE_BYTES.get(node["_target_"].rpartition(".")[2])) is not None:
+        return sum(state_bytes(parameter) for parameter in parameters)
     options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "fused", "foreach")}
     optimizer = import_target(node["_target_"])(parameters, **options)
     for parameter in parameters:

@@ -91,7 +91,7 @@ def with_curve(
 
 
 def _keep_hyperparameters(make: MakeOptimizer, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns the saved state with the new optimizer's hyperparameters.
+    """Returns the saved state with the new optimizer's hyperparameters, except those that it has `learned`.
 
     Raises ValueError for the state of a different optimizer, which would only fail with a KeyError in the first step.
     """
@@ -108,7 +108,11 @@ def _keep_hyperparameters(make: MakeOptimizer, optimizer: Optimizer, saved: dict
                     f"the checkpoint's optimizer state lacks {', '.join(sorted(missing))}, which {name} keeps for each "
                     f"weight under this config: {REMEDY}"
                 )
-    groups = [group | {"params": old_group["params"]} for group, old_group in zip(own, old, strict=True)]
+    learned = vars(optimizer).get("learned", ())  # see packaged_optimizers.prodigy
+    groups = [
+        group | {key: old_group[key] for key in ("params", *learned) if key in old_group}
+        for group, old_group in zip(own, old, strict=True)
+    ]
     return {**saved, "param_groups": groups}
 
 
