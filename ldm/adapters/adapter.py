@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ldm.adapters.lora import LoRA
+from ldm.adapters.text import TextualInversion
 from ldm.adapters.train_only import TrainOnly
 from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
 
 
 class Adapter(Protocol):
@@ -22,8 +24,15 @@ class Adapter(Protocol):
     def merge(self, backbone: Backbone, /) -> None:
         """Turns the layers that `adapt` added to this network into plain ones that compute the same."""
 
+    def adapt_text(self, encoder: TextEncoder, /) -> None:
+        """Changes a text encoder in place likewise; called only if the text encoder is trained."""
 
-ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly, "lora": LoRA}
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {
+    "train_only": TrainOnly,
+    "lora": LoRA,
+    "textual_inversion": TextualInversion,
+}
 
 
 def from_config(config: dict[str, Any]) -> Adapter:

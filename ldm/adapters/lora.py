@@ -10,6 +10,8 @@ from torch import nn
 from ldm.adapters.low_rank import LowRank
 from ldm.adapters.merging import merged
 from ldm.adapters.targets import Network, layers, low_rank_layers, replace_layer, targets_of
+from ldm.adapters.text import used_blocks
+from ldm.nn.text_encoder import TextEncoder
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -75,6 +77,14 @@ class LoRA:
         settings = self.alpha, self.dropout, self.stabilised, self.decomposed
         for name in names:
             replace_layer(network, name, LowRank(found[name], self._rank(name), *settings, generator))
+
+    def adapt_text(self, encoder: TextEncoder) -> None:
+        """Adds changes to the same preset of layers, for patterns "attention", in all blocks that are used."""
+        for tower in encoder.towers:
+            chosen = targets_of(tower, self.targets if isinstance(self.targets, str) else "attention")
+            used = [name for name in chosen if any(name.startswith(f"{block}.") for block in used_blocks(tower))]
+            settings = {key: value for key, value in self.config.items() if key not in ("name", "targets", "ranks")}
+            LoRA(targets=used, **settings).adapt(tower)
 
     def _rank(self, name: str) -> int:
         return next((rank for pattern, rank in self.ranks.items() if fnmatchcase(name, pattern)), self.rank)

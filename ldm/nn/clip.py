@@ -177,12 +177,13 @@ class TextTower(nn.Module):
         n = tokens.shape[1]
         if n > self.context:
             raise ValueError(f"the captions have {n} tokens, but this text tower takes at most {self.context}")
-        x = self.token_embedding(self._rows(tokens)) + self.position_embedding[:n]
+        x = self.token_embedding(self.rows(tokens)) + self.position_embedding[:n]
         for block in self.blocks[:layers]:
             x = block(x)
         return self.norm(x)
 
-    def _rows(self, tokens: Tensor) -> Tensor:
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Returns the row of each token in the embedding table."""
         if self.known is None:
             return tokens
         row = torch.searchsorted(self.known, tokens)

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.execution.fsdp import distribute_state
 
 Curve = Callable[[int, int], float]  # (step, total steps) → factor
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of them with settings of their own
+MakeOptimizer = Callable[[Weights], Optimizer]
 REMEDY = "resume with the checkpoint's optimizer, or start a new run from its weights with training.start"
 
 
@@ -70,9 +71,7 @@ class CurveLR(LambdaLR):
         self._last_lr = rates
 
 
-def with_curve(
-    make: MakeOptimizer, weights: Iterable[nn.Parameter], curve: Curve, trainer: Trainer
-) -> OptimizerLRSchedulerConfig:
+def with_curve(make: MakeOptimizer, weights: Weights, curve: Curve, trainer: Trainer) -> OptimizerLRSchedulerConfig:
     """Returns what `configure_optimizers` must return: the optimizer, and a scheduler that follows the curve per step.
 
     From a checkpoint the optimizer loads the state of each weight, such as moments, but keeps the hyperparameters that
