@@ -119,6 +119,7 @@ class TextTower(nn.Module):
         }
         self.context = context
         self.skip = skip
+        self.next_id = vocab_size  # of a new token
         # in the state dict, so that loading weights restores it in a tower built on the meta device
         self.register_buffer("known", None if token_ids is None else torch.tensor(token_ids, dtype=torch.int64))
         self.token_embedding = nn.Embedding(vocab_size if token_ids is None else len(token_ids) + 1, width)
@@ -159,13 +160,14 @@ class TextTower(nn.Module):
         table = self.token_embedding.weight
         vectors = vectors.to(table)
         if self.known is None:
-            first, rows = len(table), torch.cat([table.detach(), vectors])
+            first, rows = self.next_id, torch.cat([table.detach(), vectors])
         else:  # the last row stays that of every other token
-            first = max(self.config["vocab_size"], int(self.known[-1]) + 1)
+            first = self.next_id
             rows = torch.cat([table.detach()[:-1], vectors, table.detach()[-1:]])
             self.known = torch.cat([self.known, first + torch.arange(len(vectors), device=self.known.device)])
         self.token_embedding = nn.Embedding.from_pretrained(rows, freeze=not table.requires_grad)
-        return list(range(first, first + len(vectors)))
+        self.next_id = first + len(vectors)
+        return list(range(first, self.next_id))
 
     def unknown_tokens(self, tokens: Tensor) -> list[int]:
         """Returns the ids in `tokens` that are not in the tower's vocabulary, each once, in order of appearance."""

@@ -32,8 +32,9 @@ STATE_BYTES = {"adamw_8bit": adamw_8bit_bytes, "prodigy": prodigy_bytes}
 def memory(
     config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
 ) -> dict[str, int]:
-    """Returns the bytes that a GPU holds permanently, by purpose."""
-    strategy, parameters = config["trainer"]["strategy"], list(trainable(trained).values())
+    """Returns the bytes that a GPU holds permanently, by purpose; some weights of `frozen` networks may be trained."""
+    strategy = config["trainer"]["strategy"]
+    parameters = [weight for network in (trained, *frozen) for weight in trainable(network).values()]
     gradients = total_bytes(parameters)
     state = {"weights": total_bytes(trained.parameters()), "gradients": gradients}
     state["optimizer"] = optimizer_state(config["optimizer"], parameters)
@@ -46,7 +47,9 @@ def memory(
     elif gpus > 1 and not find(strategy, "gradient_as_bucket_view"):
         state["DDP buckets"] = gradients
     if frozen:
-        state["frozen networks"] = sum(total_bytes(network.parameters()) for network in frozen)
+        state["other networks" if any(trainable(network) for network in frozen) else "frozen networks"] = sum(
+            total_bytes(network.parameters()) for network in frozen
+        )
     return state
 
 

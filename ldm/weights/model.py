@@ -205,8 +205,8 @@ def open_frozen_part(contents: Contents, name: str) -> tuple[Contents, str]:
     weights = contents.model[name]["weights"]
     if contents.model[name].get("trained"):
         raise ValueError(
-            f"{contents.source} is a checkpoint of a run that also trains the {name.replace('_', ' ')}: give the run's "
-            "folder or exported file, once it is finished"
+            f"{contents.source} is a checkpoint of a run that also trains the {name.replace('_', ' ')}: give the "
+            "file that the run exports at its end or, if it trains a new token, the base model and embedding=RUN"
         )
     if weights.startswith("./"):  # relative to the model's file, so that their folder can be moved
         weights = str(contents.source.parent / weights)

@@ -72,8 +72,13 @@ def encoder(first_stage: Frozen[VAE]) -> Callable[[Tensor], Tensor]:
     return encode
 
 
-def caption_encoder(text_encoder: Frozen[TextEncoder]) -> Callable[[list[str]], Tensor]:
-    """Returns a function from captions to text states (b, n, d) on the CPU. It runs on a GPU if there is one."""
+def caption_encoder(text_encoder: Frozen[TextEncoder], lr: float | None = None) -> Callable[[list[str]], Tensor] | None:
+    """Returns a function from captions to text states (b, n, d) on the CPU. It runs on a GPU if there is one.
+
+    Returns None for a text encoder that is trained, at a learning rate `lr`, because its states change.
+    """
+    if lr is not None:
+        return None
     network = text_encoder.network.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()

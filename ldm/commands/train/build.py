@@ -18,11 +18,13 @@ def build_training(node: DictConfig) -> Any:
     if "backbone" in node:
         from ldm.adapters.text import train_all
         from ldm.training.diffusion import trains_text_encoder
-        from ldm.training.start import start_from
+        from ldm.training.start import check_adaptable, start_from
 
         backbone, adapter = build(node.backbone), build(node.adapter) if node.adapter else None
         base = start_from(backbone, start) if start else None
         if adapter is not None:
+            if start:
+                check_adaptable(backbone, start)
             adapter.adapt(backbone)
         text = build(node.text_encoder)
         if trains_text_encoder(adapter, node.text_encoder_lr):
