@@ -9,10 +9,10 @@ import math
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ _DECODE_ERRORS = (  # all that Pillow's plugins raise for malformed files
     Image.DecompressionBombWarning,
 )  # fmt: skip
 
+Read = TypeVar("Read")
+
 
 def load_image(
     source: str | Path | bytes | BinaryIO,
@@ -65,13 +67,41 @@ def load_image(
     (by default the path) and the reason if the file is not an image, is truncated or has more than `max_pixels` pixels,
     and FileNotFoundError for a missing path. Metadata that cannot be read are ignored.
     """
+
+    def decode(image: Image.Image) -> Image.Image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
+        if side is not None:
+            image.draft(None, (round(REDUCING_GAP * side),) * 2)
+        rgb = _rgb_of(image, background)
+        rgb.info = {}
+        return rgb
+
+    return _read(source, decode, name)
+
+
+def load_alpha(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image | None:
+    """Decodes the opacity of each pixel, upright, as an image of mode L; None if the image has no transparency.
+
+    Raises the same errors as `load_image`.
+    """
+    return _read(source, _alpha_of, name)
+
+
+def upright_size(source: str | Path | bytes | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Reads width and height as displayed. Raises the same errors as `load_image`."""
+    return _read(source, _upright_size, name)
+
+
+def _read(source: str | Path | bytes | BinaryIO, use: Callable[[Image.Image], Read], name: str | None) -> Read:
+    """Opens an image and returns what `use` makes of it, also if its metadata are malformed."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as opened:
-            return load_image(opened, background, max_pixels, name or str(source), side)
+            return _read(opened, use, name or str(source))
     file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(getattr(file, "name", "the image"))
     try:
-        return _decode(file, background, max_pixels, side)
+        return _use_stripped_if_malformed(file, use)
     except UnidentifiedImageError as error:
         expected = ", ".join(COMMON_FORMATS)
         raise ValueError(
@@ -82,29 +112,39 @@ def load_image(
         raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def _decode(file: BinaryIO, background: tuple[int, int, int], max_pixels: int, side: int | None) -> Image.Image:
+def _use_stripped_if_malformed(file: BinaryIO, use: Callable[[Image.Image], Read]) -> Read:
     try:
-        return _decode_with_metadata(file, background, max_pixels, side)
+        with Image.open(file, formats=_formats()) as image:
+            return use(image)
     except _DECODE_ERRORS:  # which malformed metadata cause in PNG and TIFF
         file.seek(0)
         data = file.read()
         stripped = _without_metadata(data)
         if stripped == data:
             raise
-        return _decode_with_metadata(io.BytesIO(stripped), background, max_pixels, side)
+        with Image.open(io.BytesIO(stripped), formats=_formats()) as image:
+            return use(image)
 
 
-def _decode_with_metadata(
-    file: BinaryIO, background: tuple[int, int, int], max_pixels: int, side: int | None
-) -> Image.Image:
-    with Image.open(file, formats=_formats()) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}×{image.height} exceeds the limit of {max_pixels:,} pixels")
-        if side is not None:
-            image.draft(None, (round(REDUCING_GAP * side),) * 2)
-        rgb = _rgb_of(image, background)
-        rgb.info = {}
-        return rgb
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "PNG":
+        image.load()  # the orientation may be stored behind the pixels
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
+def _alpha_of(image: Image.Image) -> Image.Image | None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}×{image.height} exceeds the limit of {MAX_PIXELS:,} pixels")
+    if image.format != "TIFF":
+        image.load()  # PNG may store the orientation behind the pixels
+    orientation = _orientation(image)
+    image.load()
+    if image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else alpha
 
 
 def image_format(data: bytes) -> str | None:

@@ -26,12 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"nn", "diffusion", "weights", "data"},
     "ema": {"weights"},
     "training": {"nn", "diffusion", "adapters", "weights", "execution"},
-    "callbacks": {"nn", "diffusion", "weights", "execution", "ema", "data", "pipeline", "metrics"},
+    "callbacks": {"nn", "adapters", "diffusion", "weights", "execution", "ema", "data", "pipeline", "metrics"},
     "report": {"metrics"},
     "evaluation": {"weights", "data", "pipeline", "metrics", "ema", "report"},
     "drawing": {"pipeline", "weights"},
     "inside": {"nn", "diffusion", "sampling", "pipeline"},
-    "planning": {"nn", "weights"},
+    "planning": {"nn", "adapters", "weights"},
     "app": {"drawing", "pipeline", "sampling", "weights"},
 }
 # The modules in EVERYWHERE that each of them may import.
@@ -43,6 +43,7 @@ ONLY_IN = {
     "hydra": ("ldm/commands/", "train.py", "tests/", "experiments/"),
     "omegaconf": ("ldm/commands/", "train.py", "tests/"),
     "diffusers": ("tests/parity/", "experiments/"),
+    "peft": ("tests/parity/",),
     "gradio": ("ldm/app/", "tests/app/"),
 }
 

@@ -16,7 +16,8 @@ from ldm.__main__ import main
 from ldm.metrics.clip_score import ClipScore
 from tests.data.tars import samples, write_tar
 
-RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune")
+FINE_TUNING = ("lora", "dreambooth", "textual_inversion", "inpainting_finetune")
+RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune", *FINE_TUNING)
 REHEARSAL = (
     *("first_stage=shapes", "text_encoder.weights=untrained", "trainer.max_steps=2", "data.batch_size=1"),
     *("data.global_batch=1", "data.workers=0", "training.compile=null", "model.checkpointing=true"),
@@ -61,7 +62,7 @@ def test_the_laion_recipe_is_the_one_of_the_design() -> None:
 def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.commands.train.run.quieten", lambda: None)
+    monkeypatch.setattr("ldm.commands.train.run.quiet_logging", lambda: None)
     overrides = *REHEARSAL, *SMALL, cached(tmp_path, 64), "logger=none", "strategy=auto"
     with pytest.warns(UserWarning, match=r"text_encoder\.weights=untrained: its weights are random"):
         train.train(recipe("laion_sd15", *overrides, f"run_dir={tmp_path / 'run'}"))

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ldm.adapters.lora import LoRA
+from ldm.adapters.text import TextualInversion
 from ldm.adapters.train_only import TrainOnly
 from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
 
 
 class Adapter(Protocol):
@@ -12,14 +15,24 @@ class Adapter(Protocol):
     def config(self) -> dict[str, Any]:
         """The adapter as plain data: its name in `ADAPTERS` and its settings."""
 
-    def adapt(self, backbone: Backbone) -> None:
+    def adapt(self, backbone: Backbone, /) -> None:
         """Changes the network in place: adds layers and sets which weights require gradients.
 
         Raises ValueError if nothing in the network matches the settings.
         """
 
+    def merge(self, backbone: Backbone, /) -> None:
+        """Turns the layers that `adapt` added to this network into plain ones that compute the same."""
 
-ADAPTERS: dict[str, Callable[..., Adapter]] = {"train_only": TrainOnly}
+    def adapt_text(self, encoder: TextEncoder, /) -> None:
+        """Changes a text encoder in place likewise; called only if the text encoder is trained."""
+
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {
+    "train_only": TrainOnly,
+    "lora": LoRA,
+    "textual_inversion": TextualInversion,
+}
 
 
 def from_config(config: dict[str, Any]) -> Adapter:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ldm.adapters.text import train_all
 from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
 
 
 class TrainOnly:
@@ -27,3 +29,10 @@ class TrainOnly:
             raise ValueError(
                 f"adapter.names={self.names} matches no weight of this {backbone.kind}: its names begin with {prefixes}"
             )
+
+    def merge(self, backbone: Backbone) -> None:
+        """Nothing to do: it adds no layers."""
+
+    def adapt_text(self, encoder: TextEncoder) -> None:
+        """Trains all of the text encoder."""
+        train_all(encoder)

@@ -27,4 +27,6 @@ class Export(Callback):
                     for name, tensor in file.state.items()
                 }
                 if trainer.is_global_zero:
-                    save_network(self.folder / f"{file.name}.safetensors", state=state, **file.about)
+                    save_network(
+                        self.folder / f"{file.name}.safetensors", state=state, metadata=file.metadata, **file.about
+                    )

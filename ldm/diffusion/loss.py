@@ -5,7 +5,7 @@ from math import inf
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import huber_loss
+from torch.nn.functional import adaptive_avg_pool2d, huber_loss
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
@@ -23,10 +23,12 @@ def diffusion_loss(
     conditioning: Conditioning,
     weighting: Weighting,
     huber: float | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Returns the weighted mean squared error of the network's output for each sample, (b,).
 
-    x0 and eps are (b, c, h, w), t is (b,). With `huber`, an error d larger than it costs 2·huber·d - huber² instead of
+    x0 and eps are (b, c, h, w), t is (b,). With a `mask` (b, 1, h, w) in [0, 1], the mean over latent pixels is
+    weighted by it. With `huber`, an error d larger than it costs 2·huber·d - huber² instead of
     d² (Huber 1964), which bounds the gradient of outliers.
     """
     alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
@@ -34,7 +36,10 @@ def diffusion_loss(
     target = denoiser.prediction.target(x0, eps, alpha, sigma)
     out = denoiser.output(x, t, conditioning).to(target.dtype)
     square = (out - target).square() if huber is None else 2 * huber_loss(out, target, reduction="none", delta=huber)
-    error = square.flatten(1).mean(1)
+    if mask is None:
+        error = square.flatten(1).mean(1)
+    else:
+        error = (square.mean(1, keepdim=True) * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
     return weighting(alpha, sigma, denoiser.prediction).to(error.dtype) * error
 
 
@@ -74,7 +79,11 @@ class Objective:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, conditioning: Conditioning, batch: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Returns times and losses, each (b,), of latents x0 (b, z, h, w); the batch holds their "id" and "draw"."""
+        """Returns times and losses, each (b,), of latents x0 (b, z, h, w).
+
+        The batch holds their "id" and "draw", and optionally a "mask" uint8 (b, 1, H, W): the weights of the image's
+        pixels in the loss, 255 for 1, which are averaged over the area of each latent pixel.
+        """
         ids, draw = batch["id"], batch["draw"]
         u = uniform(self.seed, "time", ids, draw)
         if self.stratified and "stratum" in batch:  # absent in validation, where the times of samples are fixed
@@ -83,4 +92,6 @@ class Objective:
         eps = normal(self.seed, "noise", ids, draw, tuple(x0.shape[1:]))
         if self.offset_noise:
             eps += self.offset_noise * normal(self.seed, "offset noise", ids, draw, (len(x0[0]), 1, 1))
-        return t, diffusion_loss(denoiser, x0, eps, t, conditioning, self.weighting, self.huber)
+        height, width = x0.shape[2:]
+        mask = adaptive_avg_pool2d(batch["mask"].float() / 255, (height, width)) if "mask" in batch else None
+        return t, diffusion_loss(denoiser, x0, eps, t, conditioning, self.weighting, self.huber, mask)

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from ldm.device import DTYPES, choose_precision
+from ldm.drawing.added_files import AddedFiles
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
 from ldm.drawing.recorded import LEGACY_SETTINGS
@@ -26,7 +27,8 @@ from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
 from ldm.weights.model import model_fingerprint, open_model
 
-IDENTITY_KEYS = ("fingerprint", "precision", "weak", "init", "mask")  # determine an image, with the settings of a call
+# These determine an image, with the settings of a call.
+IDENTITY_KEYS = ("fingerprint", "precision", "weak", "init", "mask", "lora", "embedding")
 MAX_GRID_IMAGES = 64
 CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings)))  # arguments of a pipeline's call
 
@@ -68,6 +70,7 @@ class SamplingJob:
     threads: int | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)  # expected of the model and the weak model
     sources: dict[str, Source] = field(default_factory=dict)  # source image and mask
+    added: AddedFiles = field(default_factory=AddedFiles)
 
     def outputs(self, number: int) -> list[tuple[int, Path]]:
         """Returns the position in the batch and the file of each image to write."""
@@ -245,7 +248,9 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
     fingerprint, weak = checked_fingerprint(job, "model"), job.weak and checked_fingerprint(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
-    pipeline = Pipeline.load(job.model, device, DTYPES[precision], job.offload, job.weak, job.compile)
+    pipeline = Pipeline.load(
+        job.model, device, DTYPES[precision], job.offload, job.weak, job.compile, **job.added.arguments
+    )
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
@@ -253,6 +258,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
         **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
+        **job.added.record,
         "device": pipeline.device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),

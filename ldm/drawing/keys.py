@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.drawing.added_files import embedding, lora
+
 
 @dataclass(frozen=True)
 class Key:
@@ -92,6 +94,8 @@ def nonempty(text: str) -> str:
 
 KEYS = {
     "model": Key(nonempty, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
+    "lora": Key(lora, "FILE or FILE:WEIGHT: an adapter to merge into the model; may be given several times (none)"),
+    "embedding": Key(embedding, "FILE or FILE:TOKEN: a textual inversion; may be given several times (none)"),
     "negative": Key(str, "what the images should not show"),
     "seed": Key(integer(0), "seed of each prompt's first image; the next images use the following seeds (0)"),
     "n": Key(integer(1), "images per prompt (1)"),

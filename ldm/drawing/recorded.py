@@ -32,6 +32,8 @@ LEGACY_SETTINGS: dict[str, Any] = {
     "compile": False,
     "init": None,
     "mask": None,
+    "lora": None,
+    "embedding": None,
 }
 
 

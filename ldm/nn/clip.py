@@ -119,6 +119,7 @@ class TextTower(nn.Module):
         }
         self.context = context
         self.skip = skip
+        self.next_id = vocab_size  # of a new token
         # in the state dict, so that loading weights restores it in a tower built on the meta device
         self.register_buffer("known", None if token_ids is None else torch.tensor(token_ids, dtype=torch.int64))
         self.token_embedding = nn.Embedding(vocab_size if token_ids is None else len(token_ids) + 1, width)
@@ -154,6 +155,20 @@ class TextTower(nn.Module):
             raise ValueError("this text tower has no projection: build it with projection=P to compare with images")
         return self.projection(self.pooled(tokens))
 
+    def add_tokens(self, vectors: Tensor) -> list[int]:
+        """Embeds new tokens by vectors (n, d), and returns their ids, which no other token has."""
+        table = self.token_embedding.weight
+        vectors = vectors.to(table)
+        if self.known is None:
+            first, rows = self.next_id, torch.cat([table.detach(), vectors])
+        else:  # the last row stays that of every other token
+            first = self.next_id
+            rows = torch.cat([table.detach()[:-1], vectors, table.detach()[-1:]])
+            self.known = torch.cat([self.known, first + torch.arange(len(vectors), device=self.known.device)])
+        self.token_embedding = nn.Embedding.from_pretrained(rows, freeze=not table.requires_grad)
+        self.next_id = first + len(vectors)
+        return list(range(first, self.next_id))
+
     def unknown_tokens(self, tokens: Tensor) -> list[int]:
         """Returns the ids in `tokens` that are not in the tower's vocabulary, each once, in order of appearance."""
         if self.known is None:
@@ -164,12 +179,13 @@ class TextTower(nn.Module):
         n = tokens.shape[1]
         if n > self.context:
             raise ValueError(f"the captions have {n} tokens, but this text tower takes at most {self.context}")
-        x = self.token_embedding(self._rows(tokens)) + self.position_embedding[:n]
+        x = self.token_embedding(self.rows(tokens)) + self.position_embedding[:n]
         for block in self.blocks[:layers]:
             x = block(x)
         return self.norm(x)
 
-    def _rows(self, tokens: Tensor) -> Tensor:
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Returns the row of each token in the embedding table."""
         if self.known is None:
             return tokens
         row = torch.searchsorted(self.known, tokens)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken, Encoding
 from torch import Tensor
 
 CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
@@ -37,6 +38,35 @@ class Tokenizer:
         self.pad = pad
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
+        self._added: dict[int, list[int]] = {}  # the id of an added word → the tokens that stand for it
+
+    def check_new(self, word: str) -> None:
+        """Raises ValueError for a word that cannot be added, because it is a token already or is none."""
+        if not word.strip() or word.strip() != word:
+            raise ValueError(f"the new token is {word!r}, but must be a word without spaces around it")
+        if any(self._bpe.token_to_id(one) is not None for one in (word, word.lower(), f"{word.lower()}</w>")):
+            raise ValueError(f"{word!r} is a token already: give the new one another name")
+
+    def add(self, word: str, ids: list[int]) -> None:
+        """Makes a word, whatever its case, stand for these tokens. One of letters is not found within longer words."""
+        self.check_new(word)
+        whole = word[0].isalnum() and word[-1].isalnum()
+        self._bpe.add_tokens([AddedToken(word.lower(), single_word=whole, normalized=True)])
+        if (own := self._bpe.token_to_id(word.lower())) is None:
+            raise ValueError(f"the tokenizer takes no new token {word!r}: give it another name")
+        self._added[own] = ids
+
+    def without_added(self, caption: str) -> str:
+        """The caption with spaces in the places of added words."""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._added:
+                caption = caption[:begin] + " " * (end - begin) + caption[end:]
+        return caption
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        """Its tokens, those of added words in their places."""
+        return [token for own in encoding.ids for token in self._added.get(own, [own])]
 
     def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
         """Returns int64 tokens (b, chunks · context); a caption continues from chunk to chunk, each with begin and end.
@@ -45,8 +75,9 @@ class Tokenizer:
         """
         tokens = torch.full((len(captions), chunks, self.context), self.pad)
         for rows, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
+            own = self._ids(encoding)
             for chunk, row in enumerate(rows):
-                self._fill(row, encoding.ids[chunk * self.room : (chunk + 1) * self.room])
+                self._fill(row, own[chunk * self.room : (chunk + 1) * self.room])
         return tokens.flatten(1)
 
     @property
@@ -56,7 +87,7 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Returns the tokens of a text of any length, without begin, end and padding."""
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        return self._ids(self._bpe.encode(text, add_special_tokens=False))
 
     def frame(self, chunks: Sequence[Sequence[int]]) -> Tensor:
         """Returns int64 tokens (chunks, context): each chunk of ids between begin and end, and padded."""
@@ -71,10 +102,14 @@ class Tokenizer:
 
     def cut(self, caption: str, chunks: int = 1) -> str:
         """Returns the end of the caption that does not fit into this number of chunks, or "" if all of it fits."""
-        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * self.room :]
-        return caption[offsets[0][0] :] if offsets else ""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        begins = [begin for own, (begin, _) in pairs for _ in self._added.get(own, [own])]
+        left_out = begins[chunks * self.room :]
+        return caption[left_out[0] :] if left_out else ""
 
     def words(self, ids: list[int]) -> list[str]:
         """Returns the text of each token; part of a character is decoded as '\N{REPLACEMENT CHARACTER}'."""
-        texts = (self._bpe.decode([token], skip_special_tokens=False) for token in ids)
+        added = {token: self._bpe.id_to_token(word) for word, tokens in self._added.items() for token in tokens}
+        texts = (added.get(token) or self._bpe.decode([token], skip_special_tokens=False) for token in ids)
         return [text.removesuffix("</w>").strip() for text in texts]

@@ -38,7 +38,8 @@ def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> It
             f"the prompt {_shortened(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
             f"reads; this end was cut off: {end!r}{scope}; chunks={chunks + 1} reads more"
         )
-    words = dict.fromkeys(word for text in texts for word in _words(text))
+    known = encoder.tokenizers[0].without_added
+    words = dict.fromkeys(word for text in texts for word in _words(known(text)))
     unknown = [word for word in words if encoder.unknown_tokens(word)]
     if unknown:
         affected = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]

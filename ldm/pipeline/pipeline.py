@@ -36,6 +36,10 @@ from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
 from ldm.sampling.thresholding import get_thresholding
+from ldm.weights.adapters.merging import Given as AdapterFile
+from ldm.weights.adapters.merging import merge_files
+from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
+from ldm.weights.adapters.textual_inversion import add_embedding
 from ldm.weights.model import Model, read_model
 from ldm.weights.recognise import DEFAULT
 
@@ -94,17 +98,26 @@ class Pipeline:
         offload: str = "none",
         weak: str | None = None,
         compile: bool = False,
+        adapters: Sequence[AdapterFile] = (),
+        embeddings: Sequence[EmbeddingFile] = (),
     ) -> "Pipeline":
         """Loads the model at `path`, see `read_model`, in `dtype`, without gradients.
 
         With float16 the first stage stays in float32, because it would overflow. float32 makes metrics comparable;
         bfloat16, which sample.py chooses where the processor supports it, is faster there. `offload` is a mode of
         `Offload`, `weak` the path of a worse model, and `compile` compiles the denoising network, see `compiled`.
+        `adapters` are files, or pairs of a file and its weight, to merge into the networks, see `merge_files`;
+        `embeddings` are files of textual inversions, or pairs of a file and the token that stands for it.
         """
         offloading = Offload(choose_device(device), offload)
         idle_device = offloading.idle_device
         read = partial(read_model, dtype=dtype, device=idle_device, channels_last=True)
-        model = read(path)
+        model = read(path, dtype=None) if adapters else read(path)  # so that merged weights are rounded once
+        if adapters:
+            merge_files(model.backbone, model.text_encoder.network, adapters)
+            model.backbone.to(dtype)
+        for embedding in embeddings:
+            add_embedding(model.text_encoder.network, embedding)
         stage = model.first_stage.network.to(idle_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for layers in stage.children() if dtype != torch.float16 else ():  # not `stage`: its scale stays in float32
             layers.to(dtype)

@@ -29,8 +29,8 @@ def build(node: Any, notes: list[str]) -> Any:
         return node
     arguments = {}
     for key, value in node.items():
-        if isinstance(value, dict) and not value.get("_target_", "").startswith("ldm.nn."):
-            notes.append(f"{key} keeps its default, because {value.get('_target_')} may need data")
+        if isinstance(value, dict) and not value.get("_target_", "ldm.nn.").startswith("ldm.nn."):
+            notes.append(f"{key} keeps its default, because {value['_target_']} may need data")
         elif key != "_target_":
             arguments[key] = build(value, notes)
     with torch.device("meta"):

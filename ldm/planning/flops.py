@@ -78,7 +78,7 @@ def measure_training(network: nn.Module, forward: Forward, low: torch.dtype | No
     if not isinstance(network, Backbone) or not network.checkpointing:
         return measure(forward, low)
     kept = measure(forward, low, backward=False).saved
-    blocks = [measure(call, low) for call in block_calls(network, forward, low)]
+    blocks = [measure(call, low, backward=False) for call in block_calls(network, forward, low)]
     network.checkpointing = False
     plain = measure(forward, low)
     network.checkpointing = True
@@ -91,10 +91,10 @@ def block_calls(backbone: Backbone, forward: Forward, low: torch.dtype | None) -
     calls: list[Forward] = []
 
     def record(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.append(partial(block.forward, *inputs))
+        calls.append(partial(block.forward, *(x.detach().requires_grad_(x.requires_grad) for x in inputs)))
 
     hooks = [block.register_forward_pre_hook(record) for block in backbone.repeated_blocks()]
-    measure(forward, low, grad=False)
+    measure(forward, low, backward=False)  # with gradients, which only some inputs require if weights are frozen
     for hook in hooks:
         hook.remove()
     return calls

@@ -10,12 +10,31 @@ from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.config_tree import find, import_target
 from ldm.planning.settings import compute_dtype
 
+BLOCK = 256  # elements that share a scale, in bitsandbytes
+MIN_8BIT = 4096  # smaller weights keep moments in float32, in bitsandbytes
+
+
+def adamw_8bit_bytes(weight: Tensor) -> int:
+    """Returns the bytes of two moments: a byte each per element, and for each block a scale in float32."""
+    n = weight.numel()
+    return 8 * n if n < MIN_8BIT else 2 * (n + 4 * -(-n // BLOCK))
+
+
+def prodigy_bytes(weight: Tensor) -> int:
+    """Returns the bytes of two moments, the initial weight, and the sum that estimates the step size."""
+    return 4 * weight.nbytes
+
+
+# The state of optimizers whose step cannot run on the meta device, by the name of their constructor.
+STATE_BYTES = {"adamw_8bit": adamw_8bit_bytes, "prodigy": prodigy_bytes}
+
 
 def memory(
     config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
 ) -> dict[str, int]:
-    """Returns the bytes that a GPU holds permanently, by purpose."""
-    strategy, parameters = config["trainer"]["strategy"], list(trainable(trained).values())
+    """Returns the bytes that a GPU holds permanently, by purpose; some weights of `frozen` networks may be trained."""
+    strategy = config["trainer"]["strategy"]
+    parameters = [weight for network in (trained, *frozen) for weight in trainable(network).values()]
     gradients = total_bytes(parameters)
     state = {"weights": total_bytes(trained.parameters()), "gradients": gradients}
     state["optimizer"] = optimizer_state(config["optimizer"], parameters)
@@ -28,7 +47,9 @@ def memory(
     elif gpus > 1 and not find(strategy, "gradient_as_bucket_view"):
         state["DDP buckets"] = gradients
     if frozen:
-        state["frozen networks"] = sum(total_bytes(network.parameters()) for network in frozen)
+        state["other networks" if any(trainable(network) for network in frozen) else "frozen networks"] = sum(
+            total_bytes(network.parameters()) for network in frozen
+        )
     return state
 
 
@@ -48,7 +69,9 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_state(node: dict[str, Any], parameters: list[nn.Parameter]) -> int:
-    """Returns the bytes of the optimizer's state after its first step, taken on the meta device."""
+    """Returns the bytes of the optimizer's state after its first step, taken on the meta device where that works."""
+    if (state_bytes := STATE_BYTES.get(node["_target_"].rpartition(".")[2])) is not None:
+        return sum(state_bytes(parameter) for parameter in parameters)
     options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "fused", "foreach")}
     optimizer = import_target(node["_target_"])(parameters, **options)
     for parameter in parameters:

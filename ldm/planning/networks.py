@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.adapters.adapter import Adapter
+from ldm.adapters.text import train_all
 from ldm.conditioning import Conditioning
 from ldm.nn.backbone import Backbone, check_size, trainable
 from ldm.nn.clip import CLIP, TextTower
 from ldm.nn.inpainting import INPAINTING
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
@@ -43,9 +47,10 @@ def plan_networks(config: dict[str, Any]) -> tuple[list[PlannedNetwork], list[st
     name = next(name for name in ("backbone", "vae", "clip") if name in training)
     network = build(training[name], notes).to("meta", dtype)
     if isinstance(network, Backbone):
-        if config.get("adapter"):
-            build(config["adapter"], notes).adapt(network)
-        return diffusion_networks(config, network, compute_dtype(config), notes), notes
+        adapter = build(config["adapter"], notes) if config.get("adapter") else None
+        if adapter is not None:
+            adapter.adapt(network)
+        return diffusion_networks(config, network, adapter, compute_dtype(config), notes), notes
     if isinstance(network, CLIP):
         return [clip_network(config, network, dtype)], notes
     if isinstance(network, VAE):
@@ -70,7 +75,7 @@ def autoencoder_network(config: dict[str, Any], vae: VAE, dtype: torch.dtype) ->
 
 
 def diffusion_networks(
-    config: dict[str, Any], backbone: Backbone, dtype: torch.dtype, notes: list[str]
+    config: dict[str, Any], backbone: Backbone, adapter: Adapter | None, dtype: torch.dtype, notes: list[str]
 ) -> list[PlannedNetwork]:
     """Returns the denoising network and those of its frozen networks whose architecture is known."""
     training, batch = config["training"], config["data"]["batch_size"]
@@ -86,7 +91,12 @@ def diffusion_networks(
         x, time = torch.empty(shape, dtype=dtype), torch.empty(batch)
         tokens = torch.empty(batch, n, dtype=torch.int64)
     x = x.contiguous(memory_format=torch.channels_last)
-    forward = partial(backbone, x, time, conditioning_of(backbone, x, n))
+    conditioning = conditioning_of(backbone, x, n)
+    if isinstance(text, TextTower) and trains_text(config):
+        encoder = TextEncoder([text], [Tokenizer(context=text.context)])
+        (train_all if adapter is None else adapter.adapt_text)(encoder)
+        conditioning.get("text").requires_grad_()
+    forward = partial(backbone, x, time, conditioning)
     networks = [PlannedNetwork(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
     if isinstance(vae, VAE):
         cached = any(target in LATENTS for target in targets(config["data"]["module"]["train"]))
@@ -94,10 +104,9 @@ def diffusion_networks(
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
         networks.append(PlannedNetwork("first stage", vae, encode, note))
     if isinstance(text, TextTower):
-        note = "frozen; not called in a step, because data holds its outputs" if has_text_states(config) else "frozen"
-        networks.append(
-            PlannedNetwork("text encoder", text, None if has_text_states(config) else partial(text, tokens), note)
-        )
+        cached = has_text_states(config)
+        note = "frozen; not called in a step, because data holds its outputs" if cached else trained_share(text)
+        networks.append(PlannedNetwork("text encoder", text, None if cached else partial(text, tokens), note))
     return networks
 
 
@@ -111,10 +120,12 @@ def conditioning_of(backbone: Backbone, x: Tensor, tokens: int) -> Conditioning:
     return Conditioning(**given, hints=hints)
 
 
-def trained_share(backbone: Backbone) -> str:
+def trained_share(network: nn.Module) -> str:
     """Returns a human-readable note on how many weights are trained."""
-    trained = sum(weight.numel() for weight in trainable(backbone).values())
-    total = sum(weight.numel() for weight in backbone.parameters())
+    trained = sum(weight.numel() for weight in trainable(network).values())
+    total = sum(weight.numel() for weight in network.parameters())
+    if not trained:
+        return "frozen"
     return "trained" if trained == total else f"{amount(trained)} of them trained"
 
 
@@ -131,7 +142,13 @@ def image_batch(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtyp
 
 def has_text_states(config: dict[str, Any]) -> bool:
     """Whether the data holds text states, the outputs of the text encoder."""
-    return find(config["data"]["module"]["train"], "text_encoder") is not None
+    return not trains_text(config) and find(config["data"]["module"]["train"], "text_encoder") is not None
+
+
+def trains_text(config: dict[str, Any]) -> bool:
+    """Whether the text encoder is trained: with a learning rate of its own, or by a new token's vectors."""
+    inversion = "ldm.adapters.text.TextualInversion" in targets(config.get("adapter"))
+    return inversion or config["training"].get("text_encoder_lr") is not None
 
 
 def frozen_network(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:

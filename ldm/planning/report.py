@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ldm.nn.backbone import Backbone
+from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.flops import Cost, measure, measure_training
 from ldm.planning.memory import memory
 from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
@@ -41,12 +41,12 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     trained.network.to(compute_dtype(config))  # the dtype of gathered weights
     costs = {
         planned.name: measure_training(planned.network, planned.forward, low)
-        if planned is trained
+        if planned is trained or trainable(planned.network)
         else measure(planned.forward, low, grad=False)
         for planned in networks
         if planned.forward
     }
-    held["activations"] = other["activations"] = costs[trained.name].saved
+    held["activations"] = other["activations"] = sum(cost.saved for cost in costs.values())
     need = sum(held.values())
     images = config["data"]["global_batch"] or batch * gpus
     flops = sum(cost.forward + cost.backward for cost in costs.values()) * images // batch

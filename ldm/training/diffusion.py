@@ -1,6 +1,8 @@
-"""Trains a denoising network in the latent space of a frozen first stage, with a frozen text encoder."""
+"""Trains a denoising network, and optionally the text encoder, in the latent space of a frozen first stage."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ldm.adapters.adapter import Adapter
+from ldm.adapters.targets import low_rank_layers
+from ldm.adapters.text import TextualInversion
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser, Network
 from ldm.diffusion.loss import Objective
@@ -28,11 +32,14 @@ from ldm.random import normal, uniform
 from ldm.training.masks import random_masks
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
+from ldm.weights.adapters.export import exported
+from ldm.weights.native import fingerprint
 from ldm.weights.parts import Frozen
 
 Batch = dict[str, Any]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PREFIX = "backbone."  # of the network's weights in checkpoints
+TEXT_PREFIX = "trained_text."  # of the text encoder's weights, if it is trained
 OLD_PREFIX = "unet."  # the same in version 0.1
 
 
@@ -43,17 +50,20 @@ class ExportedFile:
     name: str
     state: dict[str, Tensor]
     about: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)  # for other tools
 
 
 class DiffusionTraining(LightningModule):
     """Encodes a batch to latents, adds noise, and trains the network on the prediction target.
 
     A batch contains "image" uint8 (b, 3, h, w) or cached "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), and in training "stratum"
-    (b, 2). All randomness is keyed by (seed, stream, id, draw). `adapter` is the adapter applied to the network, and
-    `base` describes its starting weights ("weights", "fingerprint"); `compile` is one of COMPILE_MODES; `compute` is
-    the dtype that strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and
-    `huber` are passed to the Objective.
+    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), a "mask" uint8 (b, 1, h, w) of
+    the loss, and in training "stratum" (b, 2) and the "weight" (b,) of each sample's loss. All randomness is keyed by
+    (seed, stream, id, draw). `adapter` is the adapter applied to the network, and `base` describes its starting weights
+    ("weights", "fingerprint"). With a `text_encoder_lr` the text encoder is trained at this learning rate, or those of
+    its weights that an adapter chose before. `compile` is one of COMPILE_MODES; `compute` is the dtype that
+    strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and `huber` are passed to
+    the Objective.
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class DiffusionTraining(LightningModule):
         time: str | None = None,
         base: dict[str, str] | None = None,
         adapter: Adapter | None = None,
+        text_encoder_lr: float | None = None,
         compile: str | None = None,
         compute: str | None = None,
         seed: int = 0,
@@ -89,9 +100,14 @@ class DiffusionTraining(LightningModule):
         check_size(backbone, first_stage.network.factor, size, "training.size")
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.base, self.adapter = base, adapter
-        self.frozen = [first_stage.network, text_encoder.network]  # a plain list keeps them out of the checkpoint
+        self.networks = (first_stage.network, text_encoder.network)  # a plain tuple keeps them out of the checkpoint
+        self.trains_text = trains_text_encoder(adapter, text_encoder_lr)
+        self.text_encoder_lr = text_encoder_lr
+        self.frozen = list(self.networks[: 1 if self.trains_text else 2])
         for network in self.frozen:
             network.requires_grad_(False).eval()
+        if self.trains_text:
+            self.trained_text = text_encoder.network
         self.sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
         self.schedule, self.prediction = schedule, prediction
         self.denoiser = Denoiser(compiled(self.backbone, compile), schedule, prediction, time)
@@ -104,15 +120,19 @@ class DiffusionTraining(LightningModule):
 
     @property
     def first_stage(self) -> VAE:
-        return self.frozen[0]  # type: ignore[return-value]
+        return self.networks[0]
 
     @property
     def text_encoder(self) -> TextEncoder:
-        return self.frozen[1]  # type: ignore[return-value]
+        return self.networks[1]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns the weights that are trained, averaged, saved and exported, by name."""
-        return trainable(self.backbone)
+        return trainable(self.backbone) | self.trainable_text()
+
+    def trainable_text(self) -> dict[str, nn.Parameter]:
+        """Returns the weights of the text encoder that are trained, by name."""
+        return {TEXT_PREFIX + name: weight for name, weight in trainable(self.text_encoder).items()}
 
     def tokenize(self, captions: list[str]) -> Tensor:
         return self.text_encoder.tokenize(captions)
@@ -123,7 +143,10 @@ class DiffusionTraining(LightningModule):
             self.check_sample(sample)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if sharded and self.trains_text:
+            raise ValueError("strategy=fsdp does not shard the text encoder, which is trained: choose strategy=ddp")
+        if sharded:
             shard(self.backbone, self.compute)
         elif self.compute is not None:
             raise ValueError(
@@ -136,6 +159,13 @@ class DiffusionTraining(LightningModule):
 
     def check_sample(self, sample: dict[str, Any]) -> None:
         """Raises ValueError for a sample that the network cannot be trained on."""
+        if self.trains_text and "states" in sample:
+            raise ValueError(
+                "the data set contains the text encoder's states, but the text encoder is trained: choose data=small, "
+                "data=folder or data=latents"
+            )
+        if isinstance(self.adapter, TextualInversion):
+            self.adapter.check_caption(self.text_encoder, sample["caption"])
         factor = self.first_stage.factor
         size = sample["image"].shape[1:] if "image" in sample else [factor * n for n in sample["moments"].shape[1:]]
         check_size(self.backbone, factor, size, "the size of an image in data")
@@ -146,7 +176,11 @@ class DiffusionTraining(LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
+        own, text = list(trainable(self.backbone).values()), list(self.trainable_text().values())
+        if not (own and text):
+            return with_curve(self.make_optimizer, own or text, self.curve, self.trainer)
+        groups: list[dict[str, Any]] = [{"params": own}, {"params": text, "lr": self.text_encoder_lr}]
+        return with_curve(self.make_optimizer, groups, self.curve, self.trainer)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
@@ -168,7 +202,6 @@ class DiffusionTraining(LightningModule):
         with torch.inference_mode(False):
             return self.tokenize([""]).to(self.device)
 
-    @torch.no_grad()
     def conditioning(self, batch: Batch, dropped: Tensor | None = None) -> Conditioning:
         """Returns the network's conditioning; the captions where `dropped` (b,) is true count as empty."""
         if "states" in batch:
@@ -178,7 +211,8 @@ class DiffusionTraining(LightningModule):
         tokens = tokens.to(self.device)
         if dropped is not None:
             tokens = torch.where(dropped[:, None], self.empty_tokens, tokens)
-        return self.text_encoder.encode(tokens, device=self.device)
+        with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
+            return self.text_encoder.encode(tokens, device=self.device)
 
     @torch.no_grad()
     def hint(self, batch: Batch) -> Tensor:
@@ -196,10 +230,22 @@ class DiffusionTraining(LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         dropped = uniform(self.seed, "dropout", batch["id"], batch["draw"]) < self.caption_dropout
-        times, losses = self.losses(batch, dropped)
-        loss = losses.mean()
+        with self._adapter_dropout(batch):
+            times, losses = self.losses(batch, dropped)
+        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
         self.means.add(loss=loss)
         return {"loss": loss, **self._by_noise(times, losses)}
+
+    @contextmanager
+    def _adapter_dropout(self, batch: Batch) -> Iterator[None]:
+        """Keys the random numbers of an adapter's dropout, which torch draws from its global state, by the batch."""
+        if self.adapter is None or not self.adapter.config.get("dropout"):
+            yield
+            return
+        key = uniform(self.seed, "adapter dropout", batch["id"][:1], batch["draw"][:1])
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(key * 2**32))
+            yield
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.means.log(self)
@@ -225,8 +271,31 @@ class DiffusionTraining(LightningModule):
     def exported_files(self) -> list[ExportedFile]:
         """Returns the files that a finished run exports."""
         about, frozen = self.about(), self._frozen()
+        if isinstance(self.adapter, TextualInversion):
+            (vectors,) = self.adapter.trained(self.text_encoder)
+            return [ExportedFile("embedding", {self.adapter.token: vectors}, {**about, "kind": "embedding"})]
         state = {name: tensor for name, tensor in self.backbone.state_dict().items() if PREFIX + name not in frozen}
-        return [ExportedFile(about["kind"], state, about)]
+        if layers := low_rank_layers(self.backbone):
+            towers = {tower: low_rank_layers(tower) for tower in self.text_encoder.towers}
+            return [ExportedFile(about["kind"], *exported(state, layers, about, self._facts(), towers))]
+        if not self.trains_text:
+            return [ExportedFile(about["kind"], state, about)]
+        (tower,), (tokenizer,) = self.text_encoder.towers, self.text_encoder.tokenizers
+        text = tower.state_dict()
+        model = about["model"] | {
+            "text_encoder": {"weights": "./text_tower.safetensors", "fingerprint": fingerprint(text)}
+        }
+        text_about = {"kind": "text_tower", "config": tower.config, "pad": tokenizer.pad}
+        return [
+            ExportedFile("text_tower", text, text_about),
+            ExportedFile(about["kind"], state, about | {"model": model}),
+        ]
+
+    def _facts(self) -> dict[str, str]:
+        """What is known of the training, as kohya's trainer names it."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        rate = {"ss_learning_rate": str(group["initial_lr"]), "ss_optimizer": type(self.trainer.optimizers[0]).__name__}
+        return {"ss_steps": str(self.trainer.global_step), "ss_seed": str(self.seed), **rate}
 
     def about(self) -> dict[str, Any]:
         """Returns the model as plain data: everything that sampling needs besides the trained weights."""
@@ -248,6 +317,8 @@ class DiffusionTraining(LightningModule):
         frozen = self._frozen()
         checkpoint["state_dict"] = {k: tensor for k, tensor in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["ldm"] = self.about()
+        if self.trains_text:
+            checkpoint["ldm"]["model"]["text_encoder"] = {**self.sources["text_encoder"], "trained": True}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "ldm" not in checkpoint:
@@ -265,8 +336,21 @@ class DiffusionTraining(LightningModule):
         checkpoint["state_dict"] = {name: own[name] for name in self._frozen()} | saved
 
     def _frozen(self) -> list[str]:
-        """Returns the names of the frozen weights in the state dict."""
-        return [PREFIX + name for name, weight in self.backbone.named_parameters() if not weight.requires_grad]
+        """Returns the names in the state dict of frozen weights, and of the text encoder's buffers."""
+        own = [PREFIX + name for name, weight in self.backbone.named_parameters() if not weight.requires_grad]
+        text = self.text_encoder.state_dict(prefix=TEXT_PREFIX) if self.trains_text else {}
+        return own + [name for name in text if name not in self.trainable_text()]
+
+
+def trains_text_encoder(adapter: Adapter | None, text_encoder_lr: float | None) -> bool:
+    """Returns whether the text encoder is trained. Raises ValueError for an invalid learning rate."""
+    inversion = isinstance(adapter, TextualInversion)
+    if text_encoder_lr is not None and (inversion or not text_encoder_lr > 0):
+        remedy = (
+            "leave it out, because optimizer.lr is that of the new token" if inversion else "give a positive number"
+        )
+        raise ValueError(f"training.text_encoder_lr is {text_encoder_lr}: {remedy}")
+    return inversion or text_encoder_lr is not None
 
 
 def _renamed(name: str) -> str:

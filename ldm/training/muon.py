@@ -38,13 +38,14 @@ class Muon(Optimizer):
     """Muon for weights of two or more dimensions, which count as matrices with outputs as rows; AdamW for the rest.
 
     Orthogonal updates are scaled to the RMS of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so that
-    one `lr` serves both; `betas` and `eps` are AdamW's. `precision` is that of the Trainer: with bf16-mixed the
-    updates are orthogonalised in bfloat16. Weights must not be sharded over ranks, because it needs full matrices.
+    one `lr` serves both; `betas` and `eps` are AdamW's. `params` may be groups, each with an `lr` of its own.
+    `precision` is that of the Trainer: with bf16-mixed the updates are orthogonalised in bfloat16. Weights must not be
+    sharded over ranks, because it needs full matrices.
     """
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 4e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -61,10 +62,16 @@ class Muon(Optimizer):
         if precision == "bf16-mixed" and iterations > ITERATIONS:
             raise ValueError(f"Muon's iterations are {iterations}, but must be at most {ITERATIONS} in bfloat16")
         self.dtype = torch.bfloat16 if precision == "bf16-mixed" else None  # None: the dtype of the weights
-        weights = list(params)
+        given: list[Any] = list(params)
+        sets: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups: list[dict[str, Any]] = [
-            {"params": [weight for weight in weights if weight.ndim >= 2], "matrices": True},
-            {"params": [weight for weight in weights if weight.ndim < 2], "matrices": False},
+            {
+                **one,
+                "params": [weight for weight in one["params"] if (weight.ndim >= 2) == matrices],
+                "matrices": matrices,
+            }
+            for one in sets
+            for matrices in (True, False)
         ]
         settings = dict(momentum=momentum, betas=betas, eps=eps, weight_decay=weight_decay, iterations=iterations)
         super().__init__([group for group in groups if group["params"]], {"lr": lr, **settings})

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.execution.fsdp import distribute_state
 
 Curve = Callable[[int, int], float]  # (step, total steps) → factor
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of them with settings of their own
+MakeOptimizer = Callable[[Weights], Optimizer]
 REMEDY = "resume with the checkpoint's optimizer, or start a new run from its weights with training.start"
 
 
@@ -70,9 +71,7 @@ class CurveLR(LambdaLR):
         self._last_lr = rates
 
 
-def with_curve(
-    make: MakeOptimizer, weights: Iterable[nn.Parameter], curve: Curve, trainer: Trainer
-) -> OptimizerLRSchedulerConfig:
+def with_curve(make: MakeOptimizer, weights: Weights, curve: Curve, trainer: Trainer) -> OptimizerLRSchedulerConfig:
     """Returns what `configure_optimizers` must return: the optimizer, and a scheduler that follows the curve per step.
 
     From a checkpoint the optimizer loads the state of each weight, such as moments, but keeps the hyperparameters that
@@ -91,7 +90,7 @@ def with_curve(
 
 
 def _keep_hyperparameters(make: MakeOptimizer, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns the saved state with the new optimizer's hyperparameters.
+    """Returns the saved state with the new optimizer's hyperparameters, except those that it has `learned`.
 
     Raises ValueError for the state of a different optimizer, which would only fail with a KeyError in the first step.
     """
@@ -108,7 +107,11 @@ def _keep_hyperparameters(make: MakeOptimizer, optimizer: Optimizer, saved: dict
                     f"the checkpoint's optimizer state lacks {', '.join(sorted(missing))}, which {name} keeps for each "
                     f"weight under this config: {REMEDY}"
                 )
-    groups = [group | {"params": old_group["params"]} for group, old_group in zip(own, old, strict=True)]
+    learned = vars(optimizer).get("learned", ())  # see packaged_optimizers.prodigy
+    groups = [
+        group | {key: old_group[key] for key in ("params", *learned) if key in old_group}
+        for group, old_group in zip(own, old, strict=True)
+    ]
     return {**saved, "param_groups": groups}
 
 

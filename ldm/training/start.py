@@ -1,9 +1,13 @@
 """Loads the weights that training starts from."""
 
-from torch import nn
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ldm.nn.attention import Attention
 from ldm.nn.backbone import Backbone
+from ldm.nn.inpainting import INPAINTING
 from ldm.nn.vae import VAE
 from ldm.weights.contents import open_contents
 from ldm.weights.native import fill, fingerprint
@@ -11,7 +15,9 @@ from ldm.weights.parts import first_stage
 
 
 def start_from(backbone: Backbone, start: str) -> dict[str, str]:
-    """Loads the weights of the model at the path `start`; returns {"weights": path, "fingerprint": hash}.
+    """Loads the weights of the model at the path `start`, see `widened`.
+
+    Returns {"weights": path, "fingerprint": hash}, and "licence" if it is known.
 
     Raises FileNotFoundError if they do not exist, and ValueError if they do not fit or have another meaning.
     """
@@ -22,9 +28,37 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
             "same kind"
         )
     stored = found.load()
-    fill(backbone, stored.state_dict(), start)
+    fill(backbone, widened(stored.state_dict(), backbone, cast(Backbone, stored)), start)
     check_meaning(backbone, stored, start)
-    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict())}
+    licence = found.tensors.metadata.get("modelspec.license")
+    known = {"licence": licence} if isinstance(licence, str) else {}
+    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict()), **known}
+
+
+def check_adaptable(backbone: Backbone, start: str) -> None:
+    """Raises ValueError for an adapter of a network that differs from the file it starts from by its input channels."""
+    stored = cast(Backbone, open_contents(start).denoising.blueprint)
+    if (INPAINTING in backbone.reads) != (INPAINTING in stored.reads):
+        raise ValueError(
+            f"training.start={start} does not read masks, but model has input channels for them, whose weights an "
+            "adapter would not train: choose adapter=none, or start from inpainting weights"
+        )
+
+
+def widened(state: dict[str, Tensor], backbone: Backbone, stored: Backbone) -> dict[str, Tensor]:
+    """Returns the weights of `stored`, with zeros for the input channels of the hint that only `backbone` reads.
+
+    An inpainting network that starts from them predicts what `stored` predicts, whatever its hint.
+    """
+    if INPAINTING not in backbone.reads or INPAINTING in stored.reads:
+        return state
+    own = backbone.state_dict()
+    more = {
+        name: own[name].shape[1] - tensor.shape[1]
+        for name, tensor in state.items()
+        if name in own and tensor.ndim == 4 and own[name].shape[1] > tensor.shape[1]
+    }
+    return state | {name: pad(state[name], (0, 0, 0, 0, 0, count)) for name, count in more.items()}
 
 
 def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:

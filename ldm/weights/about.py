@@ -8,7 +8,10 @@ from ldm.weights.kinds import ADAPTER
 from ldm.weights.storage.tensors import Tensors
 
 Types = dict[str, type | tuple[type, ...]]
-ABOUT: Types = {"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict}
+ABOUT: Types = {
+    **{"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict},
+    "modules": list,  # the layers that an adapter in kohya's layout changes
+}
 BASE: Types = {"weights": str, "fingerprint": str, "network": dict}  # the network that an adapter changes
 FROZEN: Types = {"weights": str, "fingerprint": str}  # a part that is not in the file
 MODEL: Types = {"schedule": dict, "prediction": str, "size": (list, tuple), "sampling": dict}  # how to sample

@@ -14,16 +14,23 @@ import torch
 from torch import Tensor
 
 from ldm.adapters.adapter import from_config
+from ldm.adapters.change import Change
+from ldm.adapters.merging import merge
 from ldm.nn.backbone import Backbone, trainable
+from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
+from ldm.weights.adapters.names import TEXT
+from ldm.weights.adapters.own import TEXT_PREFIX
+from ldm.weights.adapters.reader import is_adapter_file, open_adapter
 from ldm.weights.compvis.reader import ReadOptions
 from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.kinds import ADAPTER, BACKBONES
-from ldm.weights.native import save_network
+from ldm.weights.native import fingerprint, save_network
 from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
 from ldm.weights.recognise import DEFAULT
+from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import refuse_mismatch
 from ldm.weights.storage.values import check_finite
 
@@ -78,6 +85,8 @@ def read_model(
     if ADAPTER in contents.networks:
         apply_adapter(backbone, contents.networks[ADAPTER])
     stage, text = load_frozen_parts(contents)
+    if ADAPTER in contents.networks and (changes := text_changes(contents, text.network.towers[0])):
+        merge(text.network.towers[0], {layer: [(change, 1.0)] for layer, change in changes.items()})
     sources = {"first_stage": stage.source, "text_encoder": text.source}
     about = {"kind": backbone.kind, "config": backbone.config, "model": sources | contents.model}
     return Model(str(path), about, backbone, stage, text)
@@ -91,7 +100,7 @@ def model_fingerprint(path: str | Path = DEFAULT) -> str:
     stage, text = load_frozen_parts(contents)
     decisive = {
         network.kind: [network.fingerprint, network.full_config],
-        **({ADAPTER: _identity(contents.networks[ADAPTER])} if adapted else {}),
+        **({ADAPTER: _identity(contents)} if adapted else {}),
         "first_stage": [stage.source["fingerprint"], stage.network.config],
         "text_encoder": [text.source["fingerprint"], *(tower.config for tower in text.network.towers)],
         "diffusion": [model["schedule"], model["prediction"], model["time"]],
@@ -99,8 +108,13 @@ def model_fingerprint(path: str | Path = DEFAULT) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _identity(adapter: StoredNetwork) -> list[Any]:
-    return [adapter.fingerprint, adapter.config]
+def _identity(contents: Contents) -> list[Any]:
+    adapter = contents.networks[ADAPTER]
+    if contents.source.suffix == ".ckpt":
+        return [adapter.fingerprint, adapter.config]
+    tensors = open_tensors(contents.source)
+    text = tensors.read([name for name in tensors if name.startswith(TEXT_PREFIX)])
+    return [adapter.fingerprint, adapter.config, *([fingerprint(dict(text))] if text else [])]
 
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:
@@ -145,7 +159,8 @@ def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
 
     Raises ValueError for tensors that are missing, unexpected, of the wrong shape or not finite.
     """
-    from_config(stored.config).adapt(backbone)
+    adapter = from_config(stored.config)
+    adapter.adapt(backbone)
     trained, source = trainable(backbone), stored.tensors.source
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
     refuse_mismatch(
@@ -162,6 +177,14 @@ def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
     for name, tensor in stored.tensors.read(shapes).items():
         check_finite(name, tensor, source)
         trained[name].data = torch.empty_like(trained[name]).copy_(tensor)
+    adapter.merge(backbone)
+
+
+def text_changes(contents: Contents, tower: TextTower) -> dict[str, Change]:
+    """Returns the changes of the text encoder's layers in an adapter that was trained with it; none in a checkpoint."""
+    if contents.source.suffix == ".ckpt" or not is_adapter_file(contents.source):
+        return {}
+    return open_adapter(contents.source).changes_for(TEXT, tower, "text_tower", tower.config)
 
 
 def names_frozen_parts(model: dict[str, Any]) -> bool:
@@ -183,6 +206,11 @@ def load_frozen_parts(contents: Contents) -> tuple[Frozen[VAE], Frozen[TextEncod
 def open_frozen_part(contents: Contents, name: str) -> tuple[Contents, str]:
     """Opens a frozen part that a model names, and returns it with its path."""
     weights = contents.model[name]["weights"]
+    if contents.model[name].get("trained"):
+        raise ValueError(
+            f"{contents.source} is a checkpoint of a run that also trains the {name.replace('_', ' ')}: give the "
+            "file that the run exports at its end or, if it trains a new token, the base model and embedding=RUN"
+        )
     if weights.startswith("./"):  # relative to the model's file, so that their folder can be moved
         weights = str(contents.source.parent / weights)
     try:

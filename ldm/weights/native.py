@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,15 +27,29 @@ MAX_LAYERS, MAX_WIDTH = 10_000, 2**20
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
 
-def save_network(path: str | Path, kind: str, config: dict[str, Any], state: dict[str, Tensor], **about: Any) -> None:
-    """Writes tensors and architecture atomically; `about` is further plain data for the metadata."""
-    write_network(path, kind, config, in_memory(Path(path), state), **about)
+def save_network(
+    path: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    **about: Any,
+) -> None:
+    """Writes tensors and architecture atomically; `about` is further plain data, `metadata` is for other tools."""
+    write_network(path, kind, config, in_memory(Path(path), state), metadata, **about)
 
 
-def write_network(path: str | Path, kind: str, config: dict[str, Any], tensors: Tensors, **about: Any) -> None:
+def write_network(
+    path: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    tensors: Tensors,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    **about: Any,
+) -> None:
     """Like `save_network`, for tensors that are still on disk."""
-    metadata = json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)
-    write_safetensors(Path(path), tensors, {"ldm": metadata})
+    own = json.dumps({"kind": kind, "config": config, **about}, ensure_ascii=False)
+    write_safetensors(Path(path), tensors, {**metadata, "ldm": own})
 
 
 def read_about(path: str | Path) -> dict[str, Any]:

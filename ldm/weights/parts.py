@@ -72,6 +72,22 @@ def encoder(first_stage: Frozen[VAE]) -> Callable[[Tensor], Tensor]:
     return encode
 
 
+def caption_encoder(text_encoder: Frozen[TextEncoder], lr: float | None = None) -> Callable[[list[str]], Tensor] | None:
+    """Returns a function from captions to text states (b, n, d) on the CPU. It runs on a GPU if there is one.
+
+    Returns None for a text encoder that is trained, at a learning rate `lr`, because its states change.
+    """
+    if lr is not None:
+        return None
+    network = text_encoder.network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def encode(captions: list[str]) -> Tensor:
+        return network.encode(captions).get("text").cpu()
+
+    return encode
+
+
 def text_encoder(weights: str, config: dict[str, Any] | None = None) -> Frozen[TextEncoder]:
     """Loads the text tower at a path that `recognise` reads, with a tokenizer of the same context and padding.
 

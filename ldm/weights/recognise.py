@@ -63,9 +63,13 @@ def _folder(folder: Path, options: ReadOptions, variant: str | None) -> Contents
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return read_folder(folder, variant)
     names = [f"{kind}.safetensors" for kind in (*BACKBONES, ADAPTER)]
-    for file in (folder / "checkpoints" / "last.ckpt", *(folder / name for name in names)):
-        if file.is_file():
-            return read_file(file, options)
+    found = [
+        file for file in (folder / "checkpoints" / "last.ckpt", *(folder / name for name in names)) if file.is_file()
+    ]
+    for file, others in ((file, found[index + 1 :]) for index, file in enumerate(found)):
+        contents = read_file(file, options)
+        if not (others and contents.model.get("text_encoder", {}).get("trained")):  # which only exported files contain
+            return contents
     raise FileNotFoundError(
         f"the folder {folder} contains none of checkpoints/last.ckpt, {', '.join(names)}, model_index.json and "
         "config.json; give the folder of a run that has saved a checkpoint, or of a diffusers model"

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -54,3 +55,27 @@ def test_huber_is_quadratic_for_small_errors_and_linear_beyond():
     inside = error.abs() <= 0.3
     expected = torch.where(inside, error**2, 0.3**2 + 2 * 0.3 * (error.abs() - 0.3)).flatten()
     torch.testing.assert_close(loss(SCHEDULES[0], "eps", uniform(), error, huber=0.3)[0], expected)
+
+
+def test_a_mask_weights_the_mean_over_pixels():
+    error, mask = states(8) + 1, torch.rand(8, 1, *X0.shape[2:], dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64) * SCHEDULES[0].t_max
+    denoiser = Denoiser(lambda *_: EPS + error, SCHEDULES[0], Prediction("eps"))
+    masked = diffusion_loss(denoiser, X0, EPS, t, CONDITIONING, uniform(), mask=mask)
+    expected = [
+        np.average(e.square().numpy(), weights=m.expand_as(e).numpy()) for e, m in zip(error, mask, strict=True)
+    ]
+    np.testing.assert_allclose(masked, expected, rtol=1e-12)
+
+
+def test_a_mask_of_ones_changes_nothing_and_pixels_of_weight_zero_do_not_count():
+    error, t = states(8), torch.full((8,), 0.5 * SCHEDULES[0].t_max, dtype=torch.float64)
+    outside = torch.zeros(8, 1, *X0.shape[2:], dtype=torch.float64)
+    outside[:, :, :1] = 1
+
+    def masked(error, mask):
+        denoiser = Denoiser(lambda *_: EPS + error, SCHEDULES[0], Prediction("eps"))
+        return diffusion_loss(denoiser, X0, EPS, t, CONDITIONING, uniform(), mask=mask)
+
+    torch.testing.assert_close(masked(error, torch.ones_like(outside)), masked(error, None))
+    assert torch.equal(masked(1e6 * error * (1 - outside), outside), torch.zeros(8, dtype=torch.float64))

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.conditioning import Conditioning
+from ldm.nn.inpainting import INPAINTING
 from ldm.nn.unet import UNet
-from ldm.training.start import first_stage_from, start_from
+from ldm.training.start import check_adaptable, first_stage_from, start_from
 from ldm.weights.contents import Contents, StoredNetwork
 from ldm.weights.convert import write
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.native import fingerprint
 from ldm.weights.storage.values import in_memory
-from tests.tiny import save_part, save_tiny_model, tiny_dit, tiny_unet, tiny_vae
+from tests.tiny import save_part, save_tiny_model, tiny_dit, tiny_inpainting_unet, tiny_unet, tiny_vae
 
 
 def test_a_network_starts_from_the_weights_of_a_model_and_returns_their_fingerprint(tmp_path: Path) -> None:
@@ -60,3 +62,18 @@ def test_an_autoencoder_without_a_start_keeps_its_own_weights() -> None:
 def test_decoder_only_requires_start_weights() -> None:
     with pytest.raises(ValueError, match=r"training\.start=FILE"):
         first_stage_from(tiny_vae(), None, decoder_only=True)
+
+
+def test_an_inpainting_network_starts_as_the_network_without_masks_whatever_its_hint(tmp_path: Path) -> None:
+    inpainting, plain = tiny_inpainting_unet(), tiny_unet()
+    start_from(inpainting, str(save_tiny_model(tmp_path)))
+    x, time, text = torch.randn(2, 4, 8, 8), torch.rand(2), torch.randn(2, 5, 16)
+    hinted = Conditioning(text=text).with_hint(INPAINTING, torch.randn(2, 5, 8, 8))
+    torch.testing.assert_close(inpainting(x, time, hinted), plain(x, time, Conditioning(text=text)))
+
+
+def test_an_adapter_of_a_network_with_more_inputs_than_its_base_is_refused(tmp_path: Path) -> None:
+    model = str(save_tiny_model(tmp_path))
+    check_adaptable(tiny_unet(), model)
+    with pytest.raises(ValueError, match=r"does not read masks, .* choose adapter=none"):
+        check_adaptable(tiny_inpainting_unet(), model)

@@ -39,7 +39,7 @@ def _optimizer(trainer: Trainer, module: LightningModule) -> Iterator[str]:
     for new, used in zip(optimizers, trainer.optimizers, strict=True):
         for expected, group in zip(new.param_groups, used.param_groups, strict=True):
             for name, value in expected.items():
-                if name != "params" and group.get(name) != value:
+                if name not in ("params", *vars(used).get("learned", ())) and group.get(name) != value:
                     yield f"{_setting(name)} is {group.get(name)} instead of {value}"
 
 

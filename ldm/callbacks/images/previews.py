@@ -12,29 +12,39 @@ from ldm.callbacks.images.sampling import image_sampler
 from ldm.callbacks.steps import stepped
 from ldm.image import grid, pixels, save_png, to_pil
 
+COUNT = 4  # prompts that are taken from the validation set
+SEARCHED = 64  # samples among which they are chosen
+
 
 class Previews(Callback):
     """Writes `folder`/step_000500.png and a TensorBoard image every `every_n_train_steps` steps, and `at_end`.
 
-    The i-th prompt is sampled with seed + i.
+    The i-th prompt is sampled with seed + i. Without `prompts`, they are the first four different captions of the
+    validation set, or fewer captions repeated.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | None,
         every_n_train_steps: int,
         seed: int = 0,
         at_end: bool = True,
     ) -> None:
-        if not prompts or every_n_train_steps < 1:
+        if (prompts is not None and not prompts) or every_n_train_steps < 1:
             raise ValueError(
-                f"callbacks.previews has {len(prompts)} prompts and every_n_train_steps={every_n_train_steps}, but "
+                f"callbacks.previews has {prompts} as prompts and every_n_train_steps={every_n_train_steps}, but "
                 "needs at least one prompt and one step"
             )
-        self.folder, self.prompts, self.seed = Path(folder), list(prompts), seed
+        self.folder, self.prompts, self.seed = Path(folder), None if prompts is None else list(prompts), seed
         self.every_n_train_steps, self.at_end = every_n_train_steps, at_end
         self._sampled_step = 0  # the step of the last images
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.prompts is None:
+            dataset = next(iter(trainer.datamodule.val.values()))  # type: ignore[attr-defined]
+            captions = list(dict.fromkeys(dataset[index]["caption"] for index in range(min(len(dataset), SEARCHED))))
+            self.prompts = [captions[k % len(captions)] for k in range(COUNT)]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,6 +61,7 @@ class Previews(Callback):
         if step == self._sampled_step:
             return
         self._sampled_step = step
+        assert self.prompts is not None
         seeds = [self.seed + i for i in range(len(self.prompts))]
         with image_sampler(trainer, module) as sample:
             images = sample(self.prompts, seeds)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from ldm.drawing.added_files import KEYS as REPEATED
 from ldm.drawing.keys import KEYS
 from ldm.errors import UsageError
 
@@ -77,6 +78,9 @@ def parse(argv: list[str]) -> Arguments:
         elif text == "--debug":
             arguments.debug = True
         elif equals and name in KEYS:
+            if name in REPEATED:
+                arguments.given.setdefault(name, []).append(_parse_value(name, value))
+                continue
             if name in arguments.given:
                 raise UsageError(f"{name}= is given twice; remove one")
             arguments.given[name] = _parse_value(name, value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
+from ldm.drawing.added_files import added_files
 from ldm.drawing.job import CALL_KEYS, Process, SamplingJob, run_job
 from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
 from ldm.drawing.recorded import read_recorded
@@ -62,6 +63,7 @@ def job_from_prompts(arguments: Arguments) -> SamplingJob:
         compile=given.get("compile", False),
         preview=given.get("preview"),
         sources=sources_of(given, recorded={}),
+        added=added_files(given, recorded={}),
     )
 
 
@@ -92,6 +94,7 @@ def job_from_image(arguments: Arguments) -> SamplingJob:
         position=recorded["batch"]["position"],
         threads=recorded["threads"] if chosen["device"] == "cpu" else None,
         fingerprints={name: known for name, known in fingerprints.items() if known and name not in given},
+        added=added_files(given, recorded),
         sources=sources_of(given, {name: recorded[name] for name in ("init", "mask") if recorded[name]}),
     )
 

@@ -16,18 +16,26 @@ def build_training(node: DictConfig) -> Any:
     parts: dict[str, Any] = {}
     start = node.start if "start" in node else None
     if "backbone" in node:
-        from ldm.training.start import start_from
+        from ldm.adapters.text import train_all
+        from ldm.training.diffusion import trains_text_encoder
+        from ldm.training.start import check_adaptable, start_from
 
         backbone, adapter = build(node.backbone), build(node.adapter) if node.adapter else None
         base = start_from(backbone, start) if start else None
         if adapter is not None:
+            if start:
+                check_adaptable(backbone, start)
             adapter.adapt(backbone)
-        parts = {"backbone": backbone, "base": base, "adapter": adapter}
+        text = build(node.text_encoder)
+        if trains_text_encoder(adapter, node.text_encoder_lr):
+            (train_all if adapter is None else adapter.adapt_text)(text.network)
+        parts = {"backbone": backbone, "base": base, "adapter": adapter, "text_encoder": text}
     elif "vae" in node:
         from ldm.training.start import first_stage_from
 
         parts = {"vae": first_stage_from(build(node.vae), start, node.decoder_only)}
-    return build({key: value for key, value in node.items() if key not in {"start", *parts}}, **parts)
+    rest = {key: value for key, value in node.items() if key not in {"start", *parts}}
+    return build(rest, _partial_=True)(**parts)  # Hydra would take dataclasses among the parts for configs
 
 
 def build_callbacks(config: DictConfig) -> list[Any]:

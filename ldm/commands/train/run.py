@@ -25,6 +25,7 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.data.sources.small import note_of
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
@@ -54,6 +55,9 @@ def train(config: DictConfig) -> None:
     def start() -> None:
         save_run(config, run_dir)
         print(f"run folder: {run_dir}" + (f", resuming from {resumed}" if resumed else ""), flush=True)
+        for name, dataset in data.val.items():
+            if (note := note_of(dataset)) is not None:
+                print(f"val/{name}: {note}", flush=True)
 
     run_start = RunStart(start)
     chosen = build_callbacks(config)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from ldm.data.sources.caption_tables import ANNOTATIONS, METADATA, captions_in_tables
 from ldm.data.sources.captions import Captions, Text
 from ldm.data.sources.image import EXTENSIONS
+from ldm.data.sources.masks import is_mask
 
 PLACES = ("txt", "json", "caption")
 MAX_REPEATS = 1000  # a larger number in the name of a folder is no repeat, but a year or an identifier
@@ -24,13 +25,16 @@ class CaptionedImages:
     Captions are in files beside an image (.txt, or else .json, or else .caption), in Hugging Face's metadata.jsonl,
     .csv or .parquet, or in COCO's annotations. `captions` gives other places, see `Captions`; rows of metadata count as
     JSON. An image without a caption gets `caption`, or else the name of a kohya folder such as `10_sks dog`, or else is
-    left out. Warns with the number of files that are left out. Raises ValueError if there are no images or no captions.
+    left out. NAME.mask.png is a mask, left out unless `masks` are read. Warns with the number of files that are left
+    out. Raises ValueError if there are no images or no captions.
     """
 
-    def __init__(self, root: str | Path, captions: Sequence[str] = (), caption: str | None = None) -> None:
+    def __init__(
+        self, root: str | Path, captions: Sequence[str] = (), caption: str | None = None, masks: bool = False
+    ) -> None:
         self.root, self.captions, self.caption = Path(root), Captions(tuple(captions), PLACES), caption
         files = _files(self.root)
-        images = [key for key in files if _extension(key) in EXTENSIONS]
+        images = [key for key in files if _extension(key) in EXTENSIONS and not is_mask(key)]
         if not images:
             raise ValueError(f"{root} has no images: {_expected(files, self.root)}")
         self.listed = captions_in_tables(self.root, files, self.captions)
@@ -43,7 +47,7 @@ class CaptionedImages:
                 f"put captions beside the images ({_stem(images[0])}{self.places}) or in {METADATA[0]}"
             )
         self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
-        self._warn(images, files)
+        self._warn(images, [file for file in files if not (masks and is_mask(file))])
 
     @property
     def places(self) -> str:

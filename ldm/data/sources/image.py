@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ldm.data.sources.buckets import Size, nearest
-from ldm.image import image_format, load_image, pixels, resize_and_crop
+from ldm.image import image_format, load_image, pixels, resize_and_crop, upright_size
 
 # Of all formats that Pillow decodes itself. If an image is in several files, the first of these extensions counts.
 EXTENSIONS = (
@@ -23,6 +23,7 @@ _SIDES = re.compile(r"(?<![a-z])(left|right)(wards?)?(?![a-z])", re.IGNORECASE)
 
 class Sample(TypedDict):
     image: Tensor  # uint8 (3, h, w)
+    mask: NotRequired[Tensor]  # uint8 (1, h, w), the weight of each pixel in the loss
     caption: str
     key: str
     id: int
@@ -56,11 +57,18 @@ class Framing:
 
     def __call__(self, data: bytes, caption: str, name: str, id: int, draw: int) -> Tensor:
         """Returns the image as uint8 (3, h, w). Raises ValueError with its `name` if it cannot be decoded."""
+        longest = max(side for size in self.buckets or [(self.size,)] for side in size)
+        size = self.size_of(*upright_size(data, name)) if self.buckets else self.size
+        return self.frame(load_image(data, self.background, name=name, side=longest), size, caption, id, draw)
+
+    def size_of(self, width: int, height: int) -> int | Size:
+        """Returns the size to which an image of this width and height is cropped."""
+        return nearest(width, height, self.buckets) if self.buckets else self.size
+
+    def frame(self, image: Image.Image, size: int | Size, caption: str, id: int, draw: int) -> Tensor:
+        """Crops a decoded RGB image to `size`, uint8 (3, h, w); its mask is cropped and flipped likewise."""
         keyed = np.random.Generator(np.random.Philox(key=[self.seed, id], counter=[0, 0, 0, draw]))
         u, v, mirror = (float(x) for x in keyed.random(3))
-        longest = max(side for size in self.buckets or [(self.size,)] for side in size)
-        image = load_image(data, self.background, name=name, side=longest)
-        size = nearest(*image.size, self.buckets) if self.buckets else self.size
         image = resize_and_crop(image, size, (u, v) if self.crop == "random" else (0.5, 0.5))
         x = pixels(image)
         return x.flip(-1) if mirror < self.flip and not _SIDES.search(caption) else x

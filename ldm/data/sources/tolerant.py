@@ -1,9 +1,8 @@
 """Replaces and counts unreadable samples, and stops the run only if there are too many."""
 
 from collections.abc import Iterator
-from typing import Protocol, TypedDict
+from typing import Protocol
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.sources.image import Sample, draw_and_index
@@ -22,11 +21,7 @@ class Replaceable(Protocol):
         """Returns the samples that may replace this one, including itself."""
 
 
-class CheckedSample(TypedDict):
-    image: Tensor
-    caption: str
-    key: str
-    id: int
+class CheckedSample(Sample):
     bad: list[str]  # why the requested sample could not be read; empty if it was not replaced
 
 

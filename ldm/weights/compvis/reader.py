@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.weights.about import about_of
+from ldm.weights.adapters.own import as_in_network
 from ldm.weights.architecture import infer
 from ldm.weights.info import OPENAI, PAD, ContentsInfo, NetworkInfo, PixelStats, standalone
 from ldm.weights.keymaps import NATIVE, canonical
@@ -37,6 +38,7 @@ UNSUPPORTED = {  # a model is refused as the first of these whose pattern matche
     "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.0\..*|transformer_blocks\.0\.attn\.add_q_proj\..*",
 }
 EMA_PREFIX = "model_ema."
+TRAINED_TEXT = "trained_text."  # of the text encoder in checkpoints of runs that train it
 RUN_PREFIXES = "backbone.", "unet."  # of the denoising network in checkpoints of runs; the second up to version 0.1
 # Other tensors in complete models: tables of the schedule, and those that only training used.
 UNUSED = re.compile(
@@ -96,7 +98,7 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], options: ReadOp
         raise ValueError(f"{path} is a {kind} written by ldm without its architecture; export it again")
     base = about.get("base", {})
     if path.suffix != ".ckpt":
-        network = NetworkInfo(kind, about["config"], NATIVE, tensors)
+        network = NetworkInfo(kind, about["config"], NATIVE, as_in_network(tensors, about))
         pad, pixels = about.get("pad", PAD), _pixels(about, PixelStats())
         return ContentsInfo(
             path,
@@ -112,7 +114,7 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], options: ReadOp
     if averages:
         from ldm.weights.storage.values import in_memory  # needs torch, as reading the checkpoint did
 
-        own = in_memory(path, averages)
+        own = in_memory(path, {name: tensor for name, tensor in averages.items() if not name.startswith(TRAINED_TEXT)})
     else:
         own = next((part for prefix in RUN_PREFIXES if (part := tensors.under(prefix))), tensors)
     note = f"{'moving average' if averages else 'raw weights'} after {tensors.metadata.get('global_step', '?')} steps"

@@ -12,6 +12,7 @@ from ldm.callbacks.images.previews import Previews
 from ldm.image import read_metadata
 from tests.callbacks.painted import Model, Painter
 from tests.callbacks.tiny import Batches, trainer
+from tests.training.tiny import CAPTIONS, diffusion, fit
 
 PROMPTS = ["a red circle on a white background", "a blue square on a black background"]
 
@@ -52,3 +53,10 @@ def test_tensorboard_gets_the_preview_at_the_step_of_its_scalars(tmp_path: Path,
 def test_previews_without_prompts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs at least one prompt"):
         Previews(tmp_path, [], every_n_train_steps=5)
+
+
+def test_without_prompts_the_captions_of_the_validation_set_are_previewed(tmp_path: Path) -> None:
+    previews = Previews(tmp_path, None, every_n_train_steps=9)
+    fit(tmp_path, diffusion(size=(16, 16)), 1, callbacks=[previews], side=16)
+    assert previews.prompts == [*CAPTIONS]
+    assert read_metadata(tmp_path / "step_000001.png")["prompts"] == [*CAPTIONS]

@@ -1,0 +1,179 @@
+"""Files of adapters in every layout: their layers by name, and the changes that fit a network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.adapters.change import Change, fits
+from ldm.adapters.targets import layers
+from ldm.nn.backbone import Backbone
+from ldm.nn.text_encoder import TextEncoder
+from ldm.weights.adapters.changes import change_of
+from ldm.weights.adapters.layouts import Layer, is_adapter, layers_of, layout_of
+from ldm.weights.adapters.names import TEXT, TEXT_2, UNET, own_names
+from ldm.weights.adapters.peft_settings import settings_in
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import PICKLED, Tensors
+from ldm.weights.storage.values import check_finite
+
+NAMES = (  # in folders of ldm, of diffusers and of peft
+    "adapter.safetensors",
+    *("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+    *("adapter_model.safetensors", "adapter_model.bin"),
+)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The layers that a file changes, whatever its layout."""
+
+    tensors: Tensors
+    layers: list[Layer]
+
+    @property
+    def source(self) -> Path:
+        return self.tensors.source
+
+    @property
+    def layout(self) -> str:
+        return layout_of(self.layers)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.tensors.metadata
+
+    @cached_property
+    def networks(self) -> list[str]:
+        return list(dict.fromkeys(layer.network for layer in self.layers))
+
+    def change(self, layer: Layer, shape: tuple[int, ...] | None = None) -> Change:
+        """The change of a layer whose weight has this shape. Raises ValueError for tensors that make no change."""
+        parts = self.tensors.read(layer.parts.values())
+        for name, tensor in parts.items():
+            check_finite(name, tensor, self.source)
+        values = {part: parts[name] for part, name in layer.parts.items()}
+        try:
+            return change_of(values, self._alpha(layer, values), shape or ())
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.source}: {layer.label} {error}") from error
+
+    def _alpha(self, layer: Layer, values: Mapping[str, Tensor]) -> float | None:
+        if "alpha" in values:
+            if values["alpha"].numel() != 1:
+                raise ValueError(f"holds an alpha of {values['alpha'].numel()} numbers")
+            return float(values["alpha"])
+        if "down" not in values:
+            return None
+        return settings_in(self.source, self.metadata, layer.network).alpha_of(layer.name, len(values["down"]))
+
+    def by_public_name(self) -> dict[str, dict[str, Change]]:
+        """The changes of each network by the layers' names in diffusers and transformers, to write them elsewhere."""
+        return {
+            network: {layer.name: self.change(layer) for layer in self.layers if layer.network == network}
+            for network in self.networks
+        }
+
+    def changes_for(self, network: str, module: nn.Module, kind: str, config: dict[str, Any]) -> dict[str, Change]:
+        """The changes of a network of ours by the names of its layers; it is called `network` in the file.
+
+        Raises ValueError for layers that it does not have, or has with weights of another shape.
+        """
+        names, found = own_names(kind, config, layers(module)), layers(module)
+        changes, missing, misshapen = {}, [], []
+        for layer in self.layers:
+            if layer.network != network:
+                continue
+            if layer.name not in names:
+                missing.append(layer.label)
+                continue
+            own = names[layer.name]
+            shape = tuple(found[own].weight.shape)
+            changes[own] = change = self.change(layer, shape)
+            if not fits(change.shape, shape):
+                misshapen.append(
+                    f"{layer.label} changes a weight {list(change.shape)}, but that of the layer is {list(shape)}"
+                )
+        self._refuse(kind, missing, misshapen)
+        return changes
+
+    def _refuse(self, kind: str, missing: list[str], misshapen: list[str]) -> None:
+        """Raises one ValueError for all layers that keep the adapter out of a network, if there are any."""
+        problems = []
+        if missing:
+            problems.append(
+                f"{len(missing)} of its layers are not in this {kind.replace('_', ' ')}: {_shortened(missing, 3)}"
+            )
+        if misshapen:
+            problems.append(_shortened(misshapen, 2))
+        if problems:
+            told = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
+            made = f", which was made for {told}" if told else ""
+            raise ValueError(
+                f"the adapter {self.source}{made}, is one of another model ({'; '.join(problems)}): give one that was "
+                "made for this model"
+            )
+
+    def changes(self, backbone: Backbone, text_encoder: TextEncoder) -> dict[str, dict[str, Change]]:
+        """The changes of each network that the file changes, see `changes_for`."""
+        parts: dict[str, tuple[nn.Module, str, dict[str, Any]]] = {UNET: (backbone, backbone.kind, backbone.config)}
+        for name, tower in zip((TEXT, TEXT_2), text_encoder.towers, strict=False):
+            parts[name] = (tower, "text_tower", tower.config)
+        if foreign := [network for network in self.networks if network not in parts]:
+            raise ValueError(
+                f"the adapter {self.source} changes a second text encoder ({foreign[0]}), but this model has one: give "
+                "an adapter that was made for this model"
+            )
+        return {network: self.changes_for(network, *parts[network]) for network in self.networks}
+
+
+def open_adapter(path: str | Path) -> AdapterFile:
+    """The adapter in a file, or in the folder of a run, of diffusers or of peft.
+
+    Raises FileNotFoundError, or ValueError for what is no adapter or holds tensors that belong to none.
+    """
+    file = adapter_at(path)
+    tensors = open_tensors(file)
+    found, strays = layers_of(tensors)
+    if not is_adapter(tensors):
+        raise ValueError(
+            f"{path} is no adapter (its tensors are {_shortened(list(tensors), 3) or 'none'}); give a LoRA of kohya, "
+            "diffusers, peft, LyCORIS or ldm"
+        )
+    if strays:
+        raise ValueError(
+            f"{path} holds tensors of an adapter that ldm does not know, and leaves out none "
+            f"({len(strays)}: {_shortened(strays, 3)})"
+        )
+    return AdapterFile(tensors, found)
+
+
+def adapter_at(path: str | Path) -> Path:
+    """The file of an adapter, which may be in a folder. Raises FileNotFoundError."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        for name in NAMES:
+            if (place / name).is_file():
+                return place / name
+        raise FileNotFoundError(f"the folder {path} holds no adapter: none of {', '.join(NAMES)}")
+    if not place.is_file():
+        raise FileNotFoundError(f"there is no adapter {path}; give a file, or the folder of a run that trained one")
+    return place
+
+
+def is_adapter_file(path: str | Path) -> bool:
+    """Whether there is an adapter at a path, by the names of the tensors alone."""
+    try:
+        file = adapter_at(path)
+        if file.suffix not in (".safetensors", *PICKLED):
+            return False
+        return is_adapter(open_tensors(file))
+    except (OSError, ValueError):
+        return False
+
+
+def _shortened(texts: list[str], most: int) -> str:
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -1,0 +1,178 @@
+"""Training a LoRA: what checkpoints and its file hold, resuming, and what is read again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.adapters.adapter import from_config
+from ldm.adapters.lora import LoRA
+from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing import checkpoint_file
+from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.export import Export
+from ldm.nn.backbone import Backbone, trainable
+from ldm.pipeline.pipeline import Pipeline
+from ldm.training.diffusion import DiffusionTraining
+from ldm.training.start import start_from
+from ldm.weights.adapters.reader import open_adapter
+from ldm.weights.model import model_fingerprint, read_model, save_model
+from ldm.weights.native import save_network
+from ldm.weights.parts import first_stage, text_encoder
+from tests.pipeline.tiny import assembled
+from tests.tiny import save_tiny_model, tiny_about, tiny_dit, tiny_unet
+from tests.training.tiny import diffusion, fit
+
+KINDS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "rsLoRA": {"stabilised": True, "alpha": 2.0},
+    "DoRA": {"decomposed": True, "targets": "all", "ranks": {"*.conv1": 1}},
+}
+NETWORKS = {"unet": tiny_unet, "dit": tiny_dit}
+
+
+def adapted(base: Path, kind: str = "unet", **how: Any) -> DiffusionTraining:
+    """A training of a LoRA on the tiny model in a folder."""
+    backbone: Backbone = NETWORKS[kind](seed=9).train()  # type: ignore[operator]
+    adapter = LoRA(rank=2, **how)
+    start = start_from(backbone, str(base / f"{kind}.safetensors"))
+    adapter.adapt(backbone)
+    parts: dict[str, Any] = {
+        "first_stage": first_stage(str(base / "vae.safetensors")),
+        "text_encoder": text_encoder(str(base / "text_tower.safetensors")),
+    }
+    return diffusion(backbone=backbone, base=start, adapter=adapter, **parts)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that are adapted."""
+    folder = tmp_path_factory.mktemp("base")
+    save_tiny_model(folder)
+    about = tiny_about(folder) | {"kind": "dit", "config": tiny_dit().config}
+    save_model(folder / "dit.safetensors", tiny_dit().state_dict(), about)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[*((kind, "unet") for kind in KINDS), ("LoRA", "dit")], ids="-".join)
+def trained(
+    base: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, DiffusionTraining, dict[str, Tensor]]:
+    """The folder of a run of a LoRA, its module and what it trained."""
+    folder, module = tmp_path_factory.mktemp("run"), adapted(base, request.param[1], **KINDS[request.param[0]])
+    fit(folder, module, 3, callbacks=[Checkpoint(folder), Export(folder)], enable_checkpointing=True)
+    return folder, module, {name: weight.detach().clone() for name, weight in module.trainable().items()}
+
+
+Trained = tuple[Path, DiffusionTraining, dict[str, Tensor]]
+
+
+def merged(module: DiffusionTraining) -> dict[str, Tensor]:
+    """The plain network that a trained module is."""
+    kind = module.backbone.kind
+    network = NETWORKS[kind]()
+    adapter = from_config(module.adapter.config)  # type: ignore[union-attr]
+    adapter.adapt(network)
+    network.load_state_dict(module.backbone.state_dict())
+    adapter.merge(network)
+    return network.state_dict()
+
+
+def test_every_weight_that_is_trained_changes_and_no_other(trained: Trained) -> None:
+    _, module, weights = trained
+    fresh = NETWORKS[module.backbone.kind]()
+    module.adapter.adapt(fresh)  # type: ignore[union-attr]
+    before, after = fresh.state_dict(), module.backbone.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {*weights}
+
+
+def test_a_checkpoint_holds_the_changes_alone(trained: Trained) -> None:
+    folder, _, weights = trained
+    state = checkpoint_file.read(folder / "last.ckpt")["state_dict"]
+    assert {*state} == {f"backbone.{name}" for name in weights}
+
+
+def test_what_is_read_again_is_the_merged_network_bit_for_bit(trained: Trained) -> None:
+    folder, module, _ = trained
+    expected = merged(module)
+    for file in ("adapter.safetensors", "last.ckpt"):
+        state = read_model(folder / file).backbone.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], weight) for name, weight in expected.items())
+    assert model_fingerprint(folder / "adapter.safetensors") == model_fingerprint(folder / "last.ckpt")
+
+
+def test_the_file_is_one_of_kohya_with_the_alpha_of_every_layer(trained: Trained) -> None:
+    folder, module, weights = trained
+    tensors = load_file(folder / "adapter.safetensors")
+    labels = {name.partition(".")[0] for name in tensors}
+    assert len(labels) == sum(name.endswith(".down") for name in weights)
+    assert all(label.startswith("lora_unet_") and f"{label}.alpha" in tensors for label in labels)
+    pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
+    found = open_adapter(folder).changes(pipeline.backbone, pipeline.text_encoder)["unet"]
+    plain, expected = NETWORKS[module.backbone.kind]().state_dict(), merged(module)
+    for name, change in found.items():
+        torch.testing.assert_close(
+            change.changed(plain[f"{name}.weight"]), expected[f"{name}.weight"], rtol=1e-6, atol=1e-6
+        )
+
+
+def test_the_metadata_tell_base_rank_and_steps(trained: Trained) -> None:
+    folder, module, _ = trained
+    with safe_open(folder / "adapter.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_steps"] == "3" and metadata["ss_network_dim"] == "2"
+    assert metadata["ss_learning_rate"] == "0.01" and metadata["ss_optimizer"] == "AdamW"
+    assert metadata["ss_sd_model_name"] == f"{module.backbone.kind}.safetensors"
+    assert metadata["modelspec.resolution"] == "8x8" and metadata["modelspec.prediction_type"] == "flow"
+    assert "modelspec.license" not in metadata
+
+
+def test_a_known_licence_goes_along(base: Path, tmp_path: Path) -> None:
+    state, licence = tiny_unet().state_dict(), {"modelspec.license": "CC0"}
+    save_network(tmp_path / "unet.safetensors", state=state, metadata=licence, **tiny_about(base))
+    for part in ("vae", "text_tower"):
+        (tmp_path / f"{part}.safetensors").write_bytes((base / f"{part}.safetensors").read_bytes())
+    fit(tmp_path, adapted(tmp_path), 1, callbacks=[Export(tmp_path)])
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.license"] == "CC0"
+
+
+def test_it_draws_what_the_network_draws_that_was_trained(trained: Trained) -> None:
+    folder, module, _ = trained
+    pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
+    drawn = pipeline("a red circle").images
+    plain = assembled(pipeline, backbone=NETWORKS[module.backbone.kind]())("a red circle").images
+    unmerged = assembled(pipeline, backbone=module.backbone.eval())("a red circle").images
+    assert not torch.equal(drawn, plain)
+    assert (drawn.int() - unmerged.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("how", [{}, {"dropout": 0.3, "decomposed": True}], ids=["LoRA", "DoRA with dropout"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
+    base: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    def train(folder: Path, steps: int, resume: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        torch.manual_seed(steps)  # which decides nothing
+        module, ema = adapted(base, **how), EMA(decay=0.5)
+        fit(folder, module, steps, resume, callbacks=[ema, Checkpoint(folder)], enable_checkpointing=True)
+        return module.backbone.state_dict(), ema.averages
+
+    straight = train(tmp_path / "a", 5)
+    train(tmp_path / "b", 3)
+    resumed = train(tmp_path / "b", 5, tmp_path / "b" / "last.ckpt")
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_base_in_bfloat16_is_trained_with_float32_changes(base: Path, tmp_path: Path) -> None:
+    module = adapted(base, base_dtype="bfloat16")
+    fit(tmp_path, module, 2, callbacks=[Export(tmp_path)], precision="bf16-mixed")
+    assert module.backbone.conv_in.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert {weight.dtype for weight in trainable(module.backbone).values()} == {torch.float32}
+    drawn = read_model(tmp_path / "adapter.safetensors").backbone
+    assert {weight.dtype for weight in drawn.parameters()} == {torch.float32}
