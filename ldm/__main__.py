@@ -17,9 +17,11 @@ COMMANDS = {
     "ema": "averages of a run's weights of any length, from its snapshots",
     "emoji": "make the emoji data set from its npm package",
     "convert": "weights from any format to any other",
+    "extract": "a LoRA from the difference of two models",
     "evaluate": "a model on data: pictures drawn and measured, for one setting or a sweep of many",
     "filter": "keep the rows of metadata that are worth downloading, and say why the others went",
     "info": "say what a model, a checkpoint, a run or a cache is",
+    "merge": "adapters into a model, as a model of its own",
     "status": "what runs are doing: steps, rate, time left, latest numbers, live",
     "verify": "check a cache of latents or shards of pictures",
 }

@@ -36,6 +36,7 @@ from ldm.sampling.spacing import spacing_of
 from ldm.sampling.thresholding import thresholding_of
 from ldm.weights.adapters.merging import Given as AdapterFile
 from ldm.weights.adapters.merging import merge_files
+from ldm.weights.adapters.reader import networks_of
 from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
 from ldm.weights.adapters.textual_inversion import add_embedding
 from ldm.weights.find import DEFAULT
@@ -110,7 +111,7 @@ class Pipeline:
         read = partial(read_model, dtype=dtype, device=working.home, channels_last=True)
         model = read(path, dtype=None) if adapters else read(path)  # so that merged weights are rounded once
         if adapters:
-            merge_files(model.backbone, model.text_encoder.network, adapters)
+            merge_files(networks_of(model.backbone, model.text_encoder.network), adapters)
             model.backbone.to(dtype)
         for embedding in embeddings:
             add_embedding(model.text_encoder.network, embedding)

@@ -9,6 +9,7 @@ BACKBONES = {
     "dit": "ldm.nn.dit.DiT",
 }
 ADAPTER = "adapter"  # a change to a denoising network of another file, which it names
+FOR_OTHERS = ("lora", "embedding")  # files that we write as other tools do, and that name no base
 KINDS = BACKBONES | {
     "vae": "ldm.nn.vae.VAE",
     "text_tower": "ldm.nn.clip.TextTower",

@@ -19,7 +19,7 @@ from ldm.nn.backbone import Backbone, trainable
 from ldm.pipeline.pipeline import Pipeline
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.start import start_from
-from ldm.weights.adapters.reader import open_adapter
+from ldm.weights.adapters.reader import networks_of, open_adapter
 from ldm.weights.model import model_fingerprint, read_model, save_model
 from ldm.weights.native import save_network
 from ldm.weights.parts import first_stage, text_encoder
@@ -113,7 +113,7 @@ def test_the_file_is_one_of_kohya_with_the_alpha_of_every_layer(trained: Trained
     assert len(labels) == sum(name.endswith(".down") for name in weights)
     assert all(label.startswith("lora_unet_") and f"{label}.alpha" in tensors for label in labels)
     pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
-    found = open_adapter(folder).changes(pipeline.backbone, pipeline.text_encoder)["unet"]
+    found = open_adapter(folder).changes(networks_of(pipeline.backbone, pipeline.text_encoder))["unet"]
     plain, expected = NETWORKS[module.backbone.kind]().state_dict(), merged(module)
     for name, change in found.items():
         torch.testing.assert_close(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ldm.weights.adapters.recognise import has_adapter, has_embedding, is_run_of_adapter
 from ldm.weights.found import Found, FoundNetwork
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.recognise import READABLE, recognise
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> None:
 def describe(path: str) -> dict[str, str]:
     """Name → value, for people. Raises FileNotFoundError or ValueError as `recognise` does."""
     folder = Path(path).expanduser()
+    if (added := _added(path)) is not None:
+        return added
     try:
         found = recognise(path)
     except FileNotFoundError:
@@ -44,6 +47,16 @@ def describe(path: str) -> dict[str, str]:
 
         lines |= {"contradictions": "; ".join(contradictions_in(folder, found.model)) or "none"}
     return lines
+
+
+def _added(path: str) -> dict[str, str] | None:
+    """What an adapter or a textual inversion is; None for anything else, and for an adapter that names its base."""
+    adapter = has_adapter(path)
+    if is_run_of_adapter(path) or not (adapter or has_embedding(path)):
+        return None
+    from ldm.commands.info.adapter import describe_adapter, describe_embedding  # here, because they need torch
+
+    return describe_adapter(path) if adapter else describe_embedding(path)
 
 
 def _networks(found: Found) -> dict[str, str]:

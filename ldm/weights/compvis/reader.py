@@ -37,6 +37,10 @@ REFUSED = {  # recognised by any one name, the first that fits
     "Flux": r"(model\.diffusion_model\.)?(double_blocks|single_blocks)\.0\..*|single_transformer_blocks\.0\..*",
     "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.0\..*|transformer_blocks\.0\.attn\.add_q_proj\..*",
 }
+ADDED = {  # what to do with files that are no models
+    "a LoRA": " as a model but adds to one, as lora=FILE",
+    "a textual inversion": " as a model but adds to one, as embedding=FILE",
+}
 EMA = "model_ema."
 RUN_PREFIXES = "backbone.", "unet."  # of the denoising network in checkpoints of runs; the second until version 0.1
 # What whole models hold besides: the schedule's tables, and what only training used.
@@ -64,7 +68,10 @@ def read_file(path: Path, choices: Choices = Choices()) -> Found:
         return _native(path, tensors, about, choices)
     for name, pattern in REFUSED.items():
         if any(re.fullmatch(pattern, tensor) for tensor in tensors):
-            raise ValueError(f"{path} is {name}, which ldm does not read; give a model of Stable Diffusion 1.x or 2.x")
+            raise ValueError(
+                f"{path} is {name}, which ldm does not read{ADDED.get(name, '')}; give a model of Stable Diffusion 1.x "
+                "or 2.x"
+            )
     if any(name.startswith(PREFIXES["unet", "compvis"]) for name in tensors):
         return _whole(path, tensors, about, choices)
     networks = {kind: network for kind, layout in TELLING if (network := _network(tensors, about, kind, layout))}
