@@ -5,7 +5,7 @@ Nothing in a file is ever run: classes come from a closed list, and checkpoints 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.native import save_network
 from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
 from ldm.weights.storage.tensors import refuse_misfits
-from ldm.weights.storage.values import check_finite
+from ldm.weights.storage.values import check_finite, held
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
 PARTS = ("first_stage", "text_encoder")  # which a model of ours names with their fingerprints
@@ -155,6 +155,19 @@ def adapt(backbone: Backbone, stored: StoredNetwork) -> None:
         check_finite(name, tensor, source)
         trained[name].data = torch.empty_like(trained[name]).copy_(tensor)
     adapter.merge(backbone)
+
+
+def with_trained(path: str | Path, trained: State) -> State:
+    """The weights of a run's network with others in place of those that it trained, such as an average of them.
+
+    Of an adapter's run `trained` holds what the adapter trains, and the result is the whole network, merged.
+    """
+    contents = find_model(path)
+    if ADAPTER not in contents.networks:
+        return trained
+    backbone = cast(Backbone, base_of(contents).denoising.load())
+    adapt(backbone, replace(contents.networks[ADAPTER], tensors=held(contents.source, trained)))
+    return backbone.state_dict()
 
 
 def references(model: dict[str, Any]) -> bool:

@@ -43,7 +43,7 @@ from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.weights.find import READABLE
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, with_trained
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
@@ -155,7 +155,7 @@ def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            weights = averaged(Path(args.model), length)  # of an adapter only those that it trains
+            weights = with_trained(args.model, averaged(Path(args.model), length))
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
         draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
         if args.validation and not rank:

@@ -63,6 +63,7 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         )
     if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError("precision=16-mixed needs a GPU; choose precision=bf16-mixed or precision=fp32")
+    check_base_dtype(config)
     if config.precision.compute and "compute" not in config.training:
         raise ValueError("precision=bf16-true is for training=diffusion; choose precision=bf16-mixed")
     if isinstance(config.trainer.strategy, str) or "ModelParallel" not in config.trainer.strategy["_target_"]:
@@ -76,6 +77,20 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
             "with strategy=fsdp no process holds the weights that the evaluation at the end draws with; give "
             "metrics=none, and measure the run with ldm evaluate"
         )
+
+
+def check_base_dtype(config: DictConfig) -> None:
+    """Refuses frozen weights in another type where nothing casts the inputs to it, or where FSDP2 would mix types."""
+    dtype = (config.adapter or {}).get("base_dtype")
+    if dtype in (None, "float32"):
+        return
+    if not str(config.trainer.precision).endswith("-mixed"):
+        raise ValueError(
+            f"adapter.base_dtype={dtype} needs a precision that casts the inputs, not {config.trainer.precision}: "
+            "choose precision=bf16-mixed, or 16-mixed on a GPU"
+        )
+    if not isinstance(config.trainer.strategy, str) and "ModelParallel" in config.trainer.strategy["_target_"]:
+        raise ValueError(f"strategy=fsdp takes weights of one type only: leave out adapter.base_dtype={dtype}")
 
 
 def check_drawn_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:
