@@ -64,7 +64,7 @@ def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True,
         with AsOnGPU(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
             out = forward()
         flops = counter.get_total_flops()
-        if grad and backward:
+        if backward and out.requires_grad:  # a block of which nothing is trained, nor before it, has none
             out.float().sum().backward()
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     return Cost(flops, counter.get_total_flops() - flops, kept)
@@ -91,10 +91,10 @@ def calls_of_blocks(backbone: Backbone, forward: Forward, low: torch.dtype | Non
     calls: list[Forward] = []
 
     def record(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.append(partial(block.forward, *inputs))
+        calls.append(partial(block.forward, *(one.detach().requires_grad_(one.requires_grad) for one in inputs)))
 
     hooks = [block.register_forward_pre_hook(record) for block in backbone.repeated_blocks()]
-    measure(forward, low, grad=False)
+    measure(forward, low, backward=False)
     for hook in hooks:
         hook.remove()
     return calls
