@@ -328,6 +328,21 @@ def test_a_lora_of_sdxl_on_sd15_is_refused_with_both_shapes(tmp_path: Path) -> N
     assert "changes a weight [640, 2048], but that of the layer is [640, 768]" in told
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight",
+        "text_encoder.encoder.layers.0.mlp.fc1.lora.{}.weight",
+    ],
+)
+def test_every_name_of_the_text_encoder_s_layers_is_read(name: str, tmp_path: Path) -> None:
+    file = saved(tmp_path, {name.format("down"): torch.ones(2, 16), name.format("up"): torch.ones(64, 2)})
+    found = file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
+    assert {network: [*layers] for network, layers in found.items()} == {"text_encoder": ["blocks.0.fc1"]}
+
+
 def test_layers_that_match_nothing_are_refused(tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
     state = {"lora_unet_nothing.lora_down.weight": down, "lora_unet_nothing.lora_up.weight": up}
