@@ -88,6 +88,8 @@ class AdapterFile:
                 continue
             own = names[layer.name]
             shape = tuple(found[own].weight.shape)
+            if own in changes:
+                misshapen.append(f"{layer.label} changes a layer that is changed under another name already")
             changes[own] = change = self.change(layer, shape)
             if not fits(change.shape, shape):
                 misshapen.append(
@@ -107,7 +109,7 @@ class AdapterFile:
             problems.append(_shortened(misshapen, 2))
         if problems:
             told = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
-            made = f", which was made for {told}" if told else ""
+            made = f", made for {told}," if told else ""
             raise ValueError(
                 f"the adapter {self.source}{made}, is one of another model ({'; '.join(problems)}): give one that was "
                 "made for this model"

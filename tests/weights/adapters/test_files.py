@@ -390,6 +390,16 @@ def test_what_is_no_change_is_refused(state: dict[str, Tensor], message: str, tm
         changed(saved(tmp_path, state))
 
 
+def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
+    _, down, up = factors(LAYER)
+    labels = KOHYA, f"lora_unet_{underscored(LAYER)}"
+    state = {
+        f"{label}.lora_{part}.weight": one.clone() for label in labels for part, one in (("down", down), ("up", up))
+    }
+    with pytest.raises(ValueError, match="a layer that is changed under another name already"):
+        changed(saved(tmp_path, state))
+
+
 def test_damaged_metadata_of_peft_is_refused(tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
     file = saved(tmp_path, dict(zip(SPELLINGS["peft"], (down, up), strict=True)), {"lora_adapter_metadata": "{"})
