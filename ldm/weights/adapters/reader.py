@@ -111,7 +111,7 @@ class AdapterFile:
             told = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
             made = f", made for {told}," if told else ""
             raise ValueError(
-                f"the adapter {self.source}{made}, is one of another model ({'; '.join(problems)}): give one that was "
+                f"the adapter {self.source}{made} is one of another model ({'; '.join(problems)}): give one that was "
                 "made for this model"
             )
 

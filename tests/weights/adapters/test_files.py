@@ -391,13 +391,16 @@ def test_what_is_no_change_is_refused(state: dict[str, Tensor], message: str, tm
 
 
 def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
-    _, down, up = factors(LAYER)
-    labels = KOHYA, f"lora_unet_{underscored(LAYER)}"
+    parts = {
+        "lora_{}.weight": "lora_unet_blocks_0_self_attention_to_q",
+        "lora.{}.weight": "unet.blocks.0.self_attention.to_q",
+    }
+    sides = {"down": torch.ones(2, 16), "up": torch.ones(16, 2)}
     state = {
-        f"{label}.lora_{part}.weight": one.clone() for label in labels for part, one in (("down", down), ("up", up))
+        f"{label}.{part.format(side)}": one.clone() for part, label in parts.items() for side, one in sides.items()
     }
     with pytest.raises(ValueError, match="a layer that is changed under another name already"):
-        changed(saved(tmp_path, state))
+        saved(tmp_path, state).changes(networks_of(tiny_dit(), tiny_text_encoder()))
 
 
 def test_damaged_metadata_of_peft_is_refused(tmp_path: Path) -> None:
