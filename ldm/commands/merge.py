@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
     )
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the model")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help="default: as in the model, where 16 bits may round small changes away",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what a conversion wrote there")
 
 
