@@ -75,5 +75,5 @@ def test_an_inpainting_network_starts_as_the_network_without_masks_whatever_its_
 def test_an_adapter_of_a_network_with_more_inputs_than_its_base_is_refused(tmp_path: Path) -> None:
     model = str(save_tiny_model(tmp_path))
     check_adaptable(tiny_unet(), model)
-    with pytest.raises(ValueError, match="does not read masks, .* choose adapter=none"):
+    with pytest.raises(ValueError, match=r"does not read masks, .* choose adapter=none"):
         check_adaptable(tiny_inpainting_unet(), model)
