@@ -32,6 +32,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_lora_of_five_images_validates_previews_and_exports(
     five: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_a_lora_of_five_images_validates_previews_and_exports(
     assert Pipeline.load("shapes", "cpu", adapters=[str(folder)])("red", steps=1).images.shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_dreambooth_samples_class_images_once_and_mixes_them_in(
     five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +59,7 @@ def test_dreambooth_samples_class_images_once_and_mixes_them_in(
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 def test_dreambooth_trains_the_full_network_and_the_text_encoder(five: Path, tmp_path: Path) -> None:
     full = "data=small", "adapter=none", "training.text_encoder_lr=1e-5"
     folder = run(tmp_path, "experiment=dreambooth", *SHORT, *full, f"data.root={five}", CAPTION)
@@ -75,12 +78,13 @@ def test_textual_inversion_exports_the_vectors_of_its_token(five: Path, tmp_path
 
 
 def test_inpainting_is_trained_from_a_network_without_masks(five: Path, tmp_path: Path) -> None:
-    data = f"data.root={five}", "data.caption='a red circle'", "data.held_out_every=2", "data.batch_size=1"
+    data = "data=small", "data.memory.encode=null", f"data.root={five}", CAPTION, "data.batch_size=1"
     folder = run(tmp_path, "experiment=inpainting_finetune", *SHORT, *data, "data.global_batch=1")
     weight = load_file(folder / "unet.safetensors")["conv_in.weight"]
     assert weight.shape[1] == 9 and weight[:, 4:].any()
 
 
+@pytest.mark.slow
 def test_a_small_set_trains_in_buckets_with_masks_and_a_trained_text_encoder(five: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -103,7 +107,8 @@ def test_an_adapter_with_more_input_channels_than_its_base_is_refused(five: Path
 def test_a_recipe_is_planned_for_the_included_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, f"experiment={name}", "debug=plan", "base=shapes")
+    initial = ["adapter.initial=red"] if name == "textual_inversion" else []
+    run(tmp_path, f"experiment={name}", "debug=plan", "base=shapes", "name=test", *initial)
     assert "memory per GPU" in capsys.readouterr().out
 
 
@@ -112,13 +117,13 @@ def test_a_recipe_is_planned_for_the_included_model(
 def test_a_recipe_is_planned_for_stable_diffusion(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, f"experiment={name}", "debug=plan")
+    run(tmp_path, f"experiment={name}", "debug=plan", "name=test")
     assert "85" in next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("unet"))
 
 
 @pytest.mark.slow
 def test_a_lora_of_stable_diffusion_is_planned_within_6_gib(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, "experiment=lora", "debug=plan", "adapter.base_dtype=bfloat16")
+    run(tmp_path, "experiment=lora", "debug=plan", "adapter.base_dtype=bfloat16", "name=test")
     out = capsys.readouterr().out
     number, unit = next(line.split()[1:3] for line in out.splitlines() if line.split()[:1] == ["all"])
     assert unit == "GiB" and float(number) < 6 and "3.189 M of them trained" in out

@@ -94,7 +94,10 @@ def diffusion_networks(
     conditioning = conditioning_of(backbone, x, n)
     if isinstance(text, TextTower) and trains_text(config):
         encoder = TextEncoder([text], [Tokenizer(context=text.context)])
+        if text.known is not None:
+            text.known = torch.tensor(text.config["token_ids"])  # which have no values on the meta device
         (train_all if adapter is None else adapter.adapt_text)(encoder)
+        text.to("meta")
         conditioning.get("text").requires_grad_()
     forward = partial(backbone, x, time, conditioning)
     networks = [PlannedNetwork(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]

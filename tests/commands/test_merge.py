@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from torch import Tensor
 
 from ldm.__main__ import main
@@ -40,7 +40,7 @@ def lora(tmp_path: Path) -> Path:
 
 
 def states(path: Path) -> dict[str, State]:
-    return {kind: network.load().state_dict() for kind, network in find(path).networks.items()}
+    return {kind: network.load().state_dict() for kind, network in open_contents(path).networks.items()}
 
 
 @pytest.mark.parametrize(("name", "to"), [("out.safetensors", "single"), ("out", "diffusers"), ("own", "ldm")])
@@ -65,9 +65,9 @@ def test_a_model_keeps_its_types_unless_told(single: Path, lora: Path, tmp_path:
     half, out = tmp_path / "half.safetensors", tmp_path / "out.safetensors"
     assert main(["convert", str(single), str(half), "--dtype", "float16"]) == 0
     assert main(["merge", str(half), str(lora), "--out", str(out)]) == 0
-    assert {header.dtype for header in find(out).networks["unet"].tensors.values()} == {"F16"}
+    assert {header.dtype for header in open_contents(out).networks["unet"].tensors.values()} == {"F16"}
     assert main(["merge", str(half), str(lora), "--out", str(out), "--dtype", "float32", "--overwrite"]) == 0
-    assert {header.dtype for header in find(out).networks["unet"].tensors.values()} == {"F32"}
+    assert {header.dtype for header in open_contents(out).networks["unet"].tensors.values()} == {"F32"}
 
 
 def test_failures_are_one_sentence(

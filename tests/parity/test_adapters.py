@@ -20,7 +20,7 @@ from ldm.weights.adapters.textual_inversion import Embedding, write_embedding
 from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.contents import StoredNetwork
 from ldm.weights.convert import write
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
 from tests.weights.foreign import networks, whole_model
@@ -101,7 +101,7 @@ def louder(network: StoredNetwork) -> StoredNetwork:
     if network.kind == "vae":
         return network
     state = {name: 4 * tensor for name, tensor in network.tensors.read(network.tensors).items()}
-    return replace(network, tensors=held(network.tensors.source, state))
+    return replace(network, tensors=in_memory(network.tensors.source, state))
 
 
 @pytest.fixture
