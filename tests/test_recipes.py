@@ -61,7 +61,7 @@ def test_the_laion_recipe_is_the_one_of_the_design() -> None:
 def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.commands.train.run.quieten", lambda: None)
+    monkeypatch.setattr("ldm.commands.train.run.quiet_logging", lambda: None)
     overrides = *REHEARSAL, *SMALL, cached(tmp_path, 64), "logger=none", "strategy=auto"
     with pytest.warns(UserWarning, match=r"text_encoder\.weights=untrained: its weights are random"):
         train.train(recipe("laion_sd15", *overrides, f"run_dir={tmp_path / 'run'}"))
