@@ -60,15 +60,24 @@ def prepare(rng: random.Random, folder: Path) -> Trial:
     return Trial(cuts, has_nsfw, names if twins else {}, paths, rows)
 
 
-def trial(seed: int, folder: Path) -> tuple[int, str | None]:
-    """Filters the random files of a seed; returns the number of rows and the difference from what is expected."""
+@dataclass(frozen=True)
+class Outcome:
+    """The number of rows that were filtered, what is wrong, and whether the files were refused with a message."""
+
+    rows: int
+    wrong: str | None
+    refused: bool = False
+
+
+def trial(seed: int, folder: Path) -> Outcome:
+    """Filters the random files of a seed and compares the result with the expected one."""
     given = prepare(random.Random(seed), folder)
     expected = expect(given.rows, given.cuts, given.has_nsfw)
-    return len(given.rows), _difference(expected, *_filtered(given, folder))
+    return Outcome(len(given.rows), _difference(expected, *_filtered(given, folder)))
 
 
-def corrupt_trial(seed: int, folder: Path) -> tuple[int, str | None]:
-    """Filters the files of a seed after changing bytes; returns the number of rows and what is wrong."""
+def corrupt_trial(seed: int, folder: Path) -> Outcome:
+    """Filters the files of a seed after changing bytes, and checks that every row is accounted for."""
     rng = random.Random(seed)
     given = prepare(rng, folder)
     for path in given.paths:
@@ -76,11 +85,11 @@ def corrupt_trial(seed: int, folder: Path) -> tuple[int, str | None]:
     try:
         kept, work = _filtered(given, folder)
     except (ValueError, OSError) as error:
-        return len(given.rows), None if str(error) else "refused without a message"
+        return Outcome(len(given.rows), None if str(error) else "refused without a message", refused=True)
     rejected = sum(step["rejected"] for step in work.tally.steps(work.rules))
-    if len(kept) + rejected != work.tally.rows:
-        return len(given.rows), f"{len(kept)} kept and {rejected} rejected are not all {work.tally.rows} rows"
-    return len(given.rows), None
+    complete = len(kept) + rejected == work.tally.rows
+    wrong = f"{len(kept)} kept and {rejected} rejected are not all {work.tally.rows} rows"
+    return Outcome(len(given.rows), None if complete else wrong)
 
 
 def corrupted(rng: random.Random, data: bytes) -> bytes:
@@ -155,12 +164,12 @@ def run(seeds: range, seconds: float, corrupt: bool) -> dict[str, Any]:
             break
         with tempfile.TemporaryDirectory(prefix="ldm.") as folder:
             try:
-                rows, difference = (corrupt_trial if corrupt else trial)(seed, Path(folder))
+                outcome = (corrupt_trial if corrupt else trial)(seed, Path(folder))
             except Exception as error:  # whatever it is, the row-by-row implementation did not raise it
-                rows, difference = 0, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        counts.update(trials=1, rows=rows)
-        if difference:
-            wrong[seed] = difference
+                outcome = Outcome(0, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        counts.update(trials=1, rows=outcome.rows, refused=outcome.refused)
+        if outcome.wrong:
+            wrong[seed] = outcome.wrong
     return {
         "duckdb": duckdb.__version__,
         "pyarrow": pa.__version__,
