@@ -154,12 +154,15 @@ def _without_patterns(arguments: dict[str, Any], folder: Path) -> dict[str, Any]
 
     It lists both folders with a glob, and would download every shard again if it did not find the finished ones.
     """
-    paths = {}
-    for name in (name for name in ("url_list", "output_folder") if any(c in arguments[name] for c in "*?[")):
-        if arguments["distributor"] != "multiprocessing":
-            raise ValueError(f"{arguments[name]} has one of the characters *?[ in its name: rename it for a cluster")
-        if name == "output_folder":
-            Path(arguments[name]).mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(arguments[name])
-        paths[name] = str(folder / name)
-    return arguments | paths
+    folders = {"output_folder": Path(arguments["output_folder"])}
+    if (source := Path(arguments["url_list"])).is_dir():
+        folders["url_list"] = source
+    links = {}
+    for name, path in folders.items():
+        if any(c in str(path) for c in "*?["):
+            if arguments["distributor"] != "multiprocessing":
+                raise ValueError(f"{path} has one of the characters *?[ in its name: rename it for a cluster")
+            path.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(path)
+            links[name] = str(folder / name)
+    return arguments | links

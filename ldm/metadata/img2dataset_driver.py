@@ -154,6 +154,9 @@ def _orientation(data: bytes) -> int:
 
     if not any(mark in data for mark in (b"Exif\0\0", b"EXIF", b"eXIf")):
         return 1
+    if data.startswith(b"\x89PNG"):  # which exifread cannot read, but the content of the chunk is a TIFF
+        start = data.find(b"eXIf")
+        data = data[start + 4 : start + 4 + int.from_bytes(data[start - 4 : start], "big")]
     try:
         tags = exifread.process_file(io.BytesIO(data), details=False, stop_tag="Image Orientation")
         orientation = int(tags["Image Orientation"].values[0])

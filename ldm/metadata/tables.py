@@ -137,12 +137,17 @@ def _converted(
 
 def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
     def footer() -> tuple[Any, pa.Schema, int]:
-        with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-            return parquet.metadata, parquet.schema_arrow, filesystem.size(path)
+        try:
+            with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+                return parquet.metadata, parquet.schema_arrow, filesystem.size(path)
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # which is how pyarrow reports some invalid content
+                raise pa.ArrowInvalid(in_one_line(error)) from error
+            raise
 
     try:
         metadata, schema, size = with_retries(footer, path, filesystem)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         return Damaged(path, 0, in_one_line(error))
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     return Source(filesystem, path, schema, groups, size)

@@ -5,29 +5,32 @@ quoted and contain line breaks. In a tsv, a tab or a line break always ends a fi
 csv is unquoted.
 """
 
+import csv
+import io
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from gzip import BadGzipFile
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from ldm.data.sources.storage import in_one_line
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson")
-BLOCK_BYTES = 16 << 20  # the longest row of a csv
-JSON_ROWS = 50_000
-UNREADABLE = (pa.ArrowException, ValueError, EOFError, BadGzipFile, zlib.error)  # what a corrupt file raises
-NULLS = ["", "NULL", "null", "None", r"\N"]
+DELIMITED = (".csv", ".tsv")
+SUFFIXES = (*DELIMITED, ".jsonl", ".ndjson")
+FIELD_BYTES = 16 << 20  # a longer field of a csv is one whose closing quote is missing
+CHUNK_ROWS = 20_000
+UNREADABLE = (csv.Error, ValueError, EOFError, BadGzipFile, zlib.error)  # what a corrupt file raises
+NULLS = {"", "NULL", "null", "None", r"\N"}
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+Row = TypeVar("Row")
 
 
 class NoHeader(ValueError):
@@ -54,7 +57,7 @@ def convert(filesystem: AbstractFileSystem, path: str, header: Sequence[str] | N
 
     Raises NoHeader if a header row is missing, and another exception if the file cannot be read at all.
     """
-    table = _Delimited(filesystem, path, header) if suffix(path) in DELIMITERS else _Json(filesystem, path)
+    table = _Delimited(filesystem, path, header) if suffix(path) in DELIMITED else _Json(filesystem, path)
     if not table.names:
         raise ValueError("it has no readable row")
     schema = pa.schema([(name, pa.string()) for name in table.names])
@@ -69,60 +72,69 @@ def convert(filesystem: AbstractFileSystem, path: str, header: Sequence[str] | N
     return Converted(schema, rows, table.lost, table.reason)
 
 
+def in_chunks(rows: Iterator[Row], columns: Callable[[list[Row]], list[pa.Array]]) -> Iterator[list[pa.Array]]:
+    """Yields the columns of a bounded number of rows at a time, and those before an unreadable part before raising."""
+    chunk: list[Row] = []
+    try:
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == CHUNK_ROWS:
+                yield columns(chunk)
+                chunk = []
+    except UNREADABLE:
+        yield columns(chunk)
+        raise
+    yield columns(chunk)
+
+
 class _Delimited:
-    """Reads a csv or tsv. After `arrays`, `lost` counts the rows with another number of fields than the header."""
+    """Reads a csv or tsv. After `arrays`, `lost` counts the rows with another number of fields than the header.
+
+    The bytes are read as Latin-1, in which any byte is a character, and turned back into the same bytes.
+    """
 
     def __init__(self, filesystem: AbstractFileSystem, path: str, header: Sequence[str] | None) -> None:
         self.lost, self.reason = 0, ""
         self._filesystem, self._path, self._tsv = filesystem, path, suffix(path) == ".tsv"
-        first = self._open(None, None).schema.names
-        if header is None and any(name.lower().startswith(("http://", "https://")) for name in first):
-            raise NoHeader(f"{path} has no header row: its first line has {', '.join(first)[:200]}")
-        self._has_header = header is None or list(header) == first
-        self.names = first if header is None else list(header)
-        if len(self.names) != len(first):
-            raise ValueError(f"{path} has {len(first)} columns, but --header names {len(self.names)}")
+        first = next(self._rows(), [])
+        names = [cell.encode("latin-1").decode("utf-8-sig") for cell in first]
+        if header is None and any(name.lower().startswith(("http://", "https://")) for name in names):
+            raise NoHeader(f"{path} has no header row: its first line has {', '.join(names)[:200]}")
+        if header is not None and len(header) != len(names):
+            raise ValueError(f"it has {len(names)} columns, but --header names {len(header)}")
+        self.names = names if header is None else list(header)
+        self._has_header = self.names == names
 
     def arrays(self) -> Iterator[list[pa.Array]]:
-        for batch in self._open(self.names, self._skipped):
-            yield [_unquoted(column) if self._tsv else column for column in batch.columns]
+        rows = self._rows()
+        if self._has_header:
+            next(rows)
+        yield from in_chunks(rows, self._complete)
 
-    def _open(self, names: list[str] | None, skipped: object) -> pyarrow.csv.CSVStreamingReader:
-        file = self._filesystem.open(self._path, "rb", compression="infer")
-        kinds = dict.fromkeys(names or (), pa.binary())
-        return pyarrow.csv.open_csv(
-            file,
-            pyarrow.csv.ReadOptions(
-                column_names=names, skip_rows=1 if names and self._has_header else 0, block_size=BLOCK_BYTES
-            ),
-            pyarrow.csv.ParseOptions(
-                delimiter=DELIMITERS[suffix(self._path)],
-                quote_char=False if self._tsv else '"',
-                newlines_in_values=not self._tsv,
-                invalid_row_handler=skipped or (lambda _: "skip"),
-            ),
-            pyarrow.csv.ConvertOptions(
-                check_utf8=False,
-                column_types=kinds,
-                null_values=NULLS,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+    def _complete(self, rows: list[list[str]]) -> list[pa.Array]:
+        complete = [row for row in rows if len(row) == len(self.names)]
+        if len(complete) < len(rows):
+            self.lost += len(rows) - len(complete)
+            fields = next(len(row) for row in rows if len(row) != len(self.names))
+            self.reason = self.reason or f"a row has {fields} fields instead of {len(self.names)}"
+        columns = list(zip(*complete, strict=True)) or [()] * len(self.names)
+        return [pa.array(map(self._cell, column), pa.binary()) for column in columns]
 
-    def _skipped(self, row: pyarrow.csv.InvalidRow) -> str:
-        self.lost += 1
-        self.reason = self.reason or f"a row has {row.actual_columns} fields instead of {row.expected_columns}"
-        return "skip"
+    def _cell(self, cell: str) -> bytes | None:
+        if cell in NULLS:
+            return None
+        if self._tsv and QUOTED.fullmatch(cell):
+            cell = cell[1:-1].replace('""', '"')
+        return cell.encode("latin-1")
 
-
-def _unquoted(column: pa.Array) -> pa.Array:
-    """Returns the fields of a tsv with those that are quoted as in a csv unquoted."""
-    quoted = pc.match_substring_regex(column, r'(?s)\A"(?:[^"]|"")*"\z')
-    if not pc.any(quoted).as_py():
-        return column
-    inner = pc.replace_substring(pc.binary_slice(column, 1, -1), '""', '"')
-    return pc.if_else(quoted, inner, column)
+    def _rows(self) -> Iterator[list[str]]:
+        csv.field_size_limit(FIELD_BYTES)
+        with self._filesystem.open(self._path, "rb", compression="infer") as file:
+            text = io.TextIOWrapper(cast(BinaryIO, file), "latin-1", newline="")
+            if self._tsv:
+                yield from filter(None, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
+            else:
+                yield from filter(None, csv.reader(text))
 
 
 class _Json:
@@ -138,17 +150,7 @@ class _Json:
         self.names, self.lost = list(names), 0
 
     def arrays(self) -> Iterator[list[pa.Array]]:
-        batch: list[dict[str, object]] = []
-        try:
-            for row in self._rows():
-                batch.append(row)
-                if len(batch) == JSON_ROWS:
-                    yield self._columns(batch)
-                    batch = []
-        except UNREADABLE:
-            yield self._columns(batch)
-            raise
-        yield self._columns(batch)
+        return in_chunks(self._rows(), self._columns)
 
     def _columns(self, rows: list[dict[str, object]]) -> list[pa.Array]:
         return [pa.array([_bytes(row.get(name)) for row in rows], pa.binary()) for name in self.names]

@@ -360,15 +360,16 @@ def test_only_images_are_stored_whatever_a_server_responds(real: Path, tmp_path:
 
 
 @pytest.mark.full_size
-def test_images_are_stored_upright_with_the_hash_of_the_original(real: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_images_are_stored_upright_with_the_hash_of_the_original(form: str, real: Path, tmp_path: Path) -> None:
     with served() as web:
-        source = write_metadata(tmp_path / "kept", [f"{web}/turned/{i}" for i in range(1, 10)])
+        source = write_metadata(tmp_path / "kept", [f"{web}/turned/{form}/{i}" for i in range(1, 10)])
         assert run(source, tmp_path / "out", real, "--size", "64", *LIMITS) == 0
     found = members(tmp_path / "out")
     entries = {json.loads(data)["url"][-1]: json.loads(data) for name, data in found.items() if name.endswith(".json")}
     assert len(entries) == 9
     for orientation, entry in entries.items():
-        original = turned(int(orientation))
+        original = turned(int(orientation), form)
         shown = ImageOps.exif_transpose(Image.open(io.BytesIO(original)))
         stored = Image.open(io.BytesIO(found[f"{entry['key']}.jpg"]))
         assert stored.size == shown.size == (entry["original_width"], entry["original_height"])
@@ -385,7 +386,7 @@ def test_a_cluster_downloads_within_the_same_limits(distributor: str, real: Path
         pytest.skip("Spark needs Java")
     with served() as web:
         urls = [f"{web}/good/{i} é.jpg" for i in range(4)] + [
-            f"{web}/turned/6",
+            f"{web}/turned/JPEG/6",
             f"{web}/endless/1",
             "file:///etc/passwd",
         ]

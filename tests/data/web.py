@@ -18,13 +18,13 @@ def jpeg(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-def turned(orientation: int) -> bytes:
-    """Returns a JPEG of four colours whose EXIF has the orientation."""
+def turned(orientation: int, form: str = "JPEG") -> bytes:
+    """Returns an image of four colours whose EXIF has the orientation."""
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    Image.fromarray(colours).resize((128, 64), Image.Resampling.NEAREST).save(file, "JPEG", exif=exif, quality=95)
+    Image.fromarray(colours).resize((128, 64), Image.Resampling.NEAREST).save(file, form, exif=exif, quality=95)
     return file.getvalue()
 
 
@@ -47,8 +47,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.respond(jpeg(seed=sum(self.path.encode())))
 
     def send_turned(self) -> None:
-        """Sends an image with the orientation that its path ends with: /turned/6."""
-        self.respond(turned(int(self.path.rpartition("/")[2])))
+        """Sends an image of the form and orientation in its path: /turned/PNG/6."""
+        _, _, form, orientation = self.path.split("/")
+        self.respond(turned(int(orientation), form))
 
     def send_large(self) -> None:
         self.respond(jpeg(1024, 768))

@@ -78,13 +78,17 @@ def test_object_storage_is_read_like_local_files(tmp_path: Path) -> None:
     assert [s.rows for s in sources] == [2] and not damaged and sources[0].address == "memory:///dump/a.parquet"
 
 
-def test_truncated_files_are_reported_and_the_others_are_read(tmp_path: Path) -> None:
+def test_corrupt_files_are_reported_and_the_others_are_read(tmp_path: Path) -> None:
     complete = dump(tmp_path / "a.parquet", {}, {})
     (tmp_path / "b.parquet").write_bytes(complete.read_bytes()[:-100])
     (tmp_path / "c.parquet").write_bytes(b"")
+    data = complete.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    (tmp_path / "d.parquet").write_bytes(data[:footer] + b"\xff" * 40 + data[footer + 40 :])
+    (tmp_path / "e.parquet").write_bytes(data.replace(b"HEIGHT", b"HEIGH\xff"))
     sources, damaged = open_sources(find([str(tmp_path)]))
     assert [s.rows for s in sources] == [2]
-    assert [Path(d.path).name for d in damaged] == ["b.parquet", "c.parquet"]
+    assert [Path(d.path).name[0] for d in damaged] == ["b", "c", "d", "e"] and all(d.reason for d in damaged)
 
 
 def corrupt_group(path: Path, group: int) -> Path:

@@ -91,7 +91,7 @@ def test_keys_that_begin_in_a_later_row_are_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("a.csv", "url,caption\nx,y\nx\nx,y,z\nx,z\n", "a row has 1 fields instead of 2"),
+        ("a.csv", "url,caption\nx,y\nx\nx,\udcff,z\nx,z\n", "a row has 1 fields instead of 2"),
         ("a.tsv", "url\tcaption\nx\ty\nx\nx\ty\tz\nx\tz\n", "a row has 1 fields instead of 2"),
         ("a.jsonl", '{"u": 1}\n{"u": \n[1]\n{"u": 2}\n', "line 2: Expecting value"),
         ("a.jsonl", '{"u": 1}\n' + '{"u":' * 100_000 + "\n5\n" + '{"u": 2}\n', "line 2: "),
@@ -99,17 +99,14 @@ def test_keys_that_begin_in_a_later_row_are_columns(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_rows_are_counted_and_the_others_kept(name: str, text: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     (source,), damaged = opened(tmp_path / name)
     assert source.rows == 2 and source.name == str(tmp_path / name)
     assert [(d.path, d.rows) for d in damaged] == [(str(tmp_path / name), 2)] and damaged[0].reason.startswith(reason)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_the_rows_before_an_unreadable_part_are_kept(
-    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ldm.metadata.text_tables.BLOCK_BYTES", 1 << 16)
+def test_the_rows_before_an_unreadable_part_are_kept(suffix: str, tmp_path: Path) -> None:
     rng, row = random.Random(0), '{"url": "%s"}\n' if suffix == ".jsonl" else "%s,x\n"
     text = "".join(row % rng.randbytes(1000).hex() for _ in range(1000))
     packed = gzip.compress((text if suffix == ".jsonl" else "url,caption\n" + text).encode(), 1)
@@ -136,3 +133,10 @@ def test_a_text_table_is_refused_where_only_parquet_is_read(tmp_path: Path) -> N
     (tmp_path / "a.csv").write_text("url,caption\n")
     with pytest.raises(ValueError, match=r"a\.csv is not a parquet file: run ldm filter on it first"):
         open_sources(find([str(tmp_path)]))
+
+
+def test_a_quote_that_never_closes_ends_a_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.metadata.text_tables.FIELD_BYTES", 1000)
+    (tmp_path / "a.csv").write_text('url,caption\nx,y\nz,"open' + "\nurl,caption" * 100)
+    (source,), (damaged,) = opened(tmp_path / "a.csv")
+    assert source.rows == 1 and damaged.rows == 0 and "field limit" in damaged.reason

@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,19 @@ FOLDERS = ("a [v2]", "WIDTH=5", "aesthetic=5", "what?", "an apostrophe's")  # na
 RECIPE = Thresholds(6.5, 0.28, 512, 0.5, 2.0, 0.5, "UNLIKELY", 0.5, None, 20, 300, None, None, True)
 
 
-def trial(seed: int, folder: Path) -> tuple[int, str | None]:
-    """Filters the random files of a seed; returns the number of rows and the difference from what is expected."""
-    rng = random.Random(seed)
+@dataclass
+class Trial:
+    """The random files of a seed and how to filter them."""
+
+    cuts: Thresholds
+    has_nsfw: bool
+    chosen: dict[str, str]
+    paths: list[Path]
+    rows: list[dict[str, Any]]
+
+
+def prepare(rng: random.Random, folder: Path) -> Trial:
+    """Writes random files into a new folder in `folder`."""
     cuts = _thresholds(rng)
     has_nsfw = cuts.nsfw is not None and rng.random() < 0.5
     optional = {"nsfw": has_nsfw, "language": cuts.language is not None or rng.random() < 0.3}
@@ -45,12 +55,55 @@ def trial(seed: int, folder: Path) -> tuple[int, str | None]:
         if not names or (not twins and rng.random() < 0.3):
             names = {name: rng.choice(spellings) for name, spellings in NAMES.items() if optional.get(name, True)}
         paths.append(source / f"{i}{rng.choice(SUFFIXES)}")
-        rows += write(
-            rng, paths[-1], rng.choice([paths[-1].suffix == ".jsonl", 1, 30, 300, 1500]), names, len(rows), twins
-        )
-    chosen = names if twins else {}
-    expected = expect(rows, cuts, has_nsfw)
-    return len(rows), _difference(expected, *_filtered(paths, chosen, folder, cuts, has_nsfw))
+        count = rng.choice([paths[-1].suffix == ".jsonl", 1, 30, 300, 1500])  # a jsonl without rows has no columns
+        rows += write(rng, paths[-1], count, names, len(rows), twins)
+    return Trial(cuts, has_nsfw, names if twins else {}, paths, rows)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The number of rows that were filtered, what is wrong, and whether the files were refused with a message."""
+
+    rows: int
+    wrong: str | None
+    refused: bool = False
+
+
+def trial(seed: int, folder: Path) -> Outcome:
+    """Filters the random files of a seed and compares the result with the expected one."""
+    given = prepare(random.Random(seed), folder)
+    expected = expect(given.rows, given.cuts, given.has_nsfw)
+    return Outcome(len(given.rows), _difference(expected, *_filtered(given, folder)))
+
+
+def corrupt_trial(seed: int, folder: Path) -> Outcome:
+    """Filters the files of a seed after changing bytes, and checks that every row is accounted for."""
+    rng = random.Random(seed)
+    given = prepare(rng, folder)
+    for path in given.paths:
+        path.write_bytes(corrupted(rng, path.read_bytes()))
+    try:
+        kept, work = _filtered(given, folder)
+    except (ValueError, OSError) as error:
+        return Outcome(len(given.rows), None if str(error) else "refused without a message", refused=True)
+    rejected = sum(step["rejected"] for step in work.tally.steps(work.rules))
+    complete = len(kept) + rejected == work.tally.rows
+    wrong = f"{len(kept)} kept and {rejected} rejected are not all {work.tally.rows} rows"
+    return Outcome(len(given.rows), None if complete else wrong)
+
+
+def corrupted(rng: random.Random, data: bytes) -> bytes:
+    """Returns the bytes cut, zeroed in part, or changed anywhere or at the end, where parquet has its footer."""
+    if not data or (kind := rng.random()) < 0.2:
+        return data[: rng.randrange(len(data) + 1)]
+    changed = bytearray(data)
+    start = rng.randrange(len(data))
+    if kind < 0.3:
+        return data[:start] + bytes(100) + data[start + 100 :]
+    first = 0 if kind < 0.6 else max(0, len(data) - rng.choice([12, 300, 3000]))
+    for _ in range(rng.choice([1, 3, 20])):
+        changed[rng.randrange(first, len(data))] = rng.randrange(256)
+    return bytes(changed)
 
 
 def _thresholds(rng: random.Random) -> Thresholds:
@@ -61,14 +114,16 @@ def _thresholds(rng: random.Random) -> Thresholds:
     return replace(RECIPE, **dict.fromkeys(off), language=language, deduplicate=rng.random() < 0.7)
 
 
-def _filtered(
-    paths: list[Path], chosen: dict[str, str], folder: Path, cuts: Thresholds, has_nsfw: bool
-) -> tuple[list[int], Filter]:
+def _filtered(given: Trial, folder: Path) -> tuple[list[int], Filter]:
+    """Returns the hashes of the kept rows, which are their positions."""
     work_folder = folder / "work"
     work_folder.mkdir()
-    sources, damaged = open_sources(find(map(str, paths)), work_folder)
-    active = rules(cuts, has_nsfw)
-    groups = file_groups(sources, [name for rule in active for name in rule.columns], chosen)
+    cuts = given.cuts
+    sources, damaged = open_sources(find(map(str, given.paths)), work_folder)
+    if not sources:
+        raise ValueError(damaged[0].reason)
+    active = rules(cuts, given.has_nsfw)
+    groups = file_groups(sources, [name for rule in active for name in rule.columns], given.chosen)
     with database(work_folder, 2) as connection:
         work = Filter(connection, active, axes(cuts, active), cuts.deduplicate, work_folder, damaged=damaged)
         work.create_tables(groups)
@@ -77,7 +132,10 @@ def _filtered(
                 work.add(batch)
         count = work.finish()
         work.write(work_folder / "kept.parquet", 0, count)
-        return [int(i) for i in pq.read_table(work_folder / "kept.parquet")["hash"].to_pylist()], work
+        table = pq.read_table(
+            work_folder / "kept.parquet", columns=["url", "hash"] if "hash" in work.kinds else ["url"]
+        )
+        return [int(value) if str(value).isdigit() else -1 for value in table.columns[-1].to_pylist()], work
 
 
 def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None:
@@ -98,7 +156,7 @@ def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None
     )
 
 
-def run(seeds: range, seconds: float) -> dict[str, Any]:
+def run(seeds: range, seconds: float, corrupt: bool) -> dict[str, Any]:
     """Runs the trials of the seeds until the time is over; returns counts and the seeds that differ."""
     start, counts, wrong = time.monotonic(), Counter[str](), {}
     for seed in seeds:
@@ -106,15 +164,16 @@ def run(seeds: range, seconds: float) -> dict[str, Any]:
             break
         with tempfile.TemporaryDirectory(prefix="ldm.") as folder:
             try:
-                rows, difference = trial(seed, Path(folder))
+                outcome = (corrupt_trial if corrupt else trial)(seed, Path(folder))
             except Exception as error:  # whatever it is, the row-by-row implementation did not raise it
-                rows, difference = 0, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        counts.update(trials=1, rows=rows)
-        if difference:
-            wrong[seed] = difference
+                outcome = Outcome(0, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        counts.update(trials=1, rows=outcome.rows, refused=outcome.refused)
+        if outcome.wrong:
+            wrong[seed] = outcome.wrong
     return {
         "duckdb": duckdb.__version__,
         "pyarrow": pa.__version__,
+        "corrupt": corrupt,
         "first_seed": seeds.start,
         **counts,
         "wrong": wrong,
@@ -127,9 +186,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--trials", type=int, default=10**9, help="maximum number of trials")
+    parser.add_argument("--corrupt", action="store_true", help="change bytes of the files")
     parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
-    result = run(range(args.seed, args.seed + args.trials), 60 * args.minutes)
+    result = run(range(args.seed, args.seed + args.trials), 60 * args.minutes, args.corrupt)
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -146,6 +146,8 @@ def _spelled(value: Any, suffix: str) -> bytes | None:
     if value is None:
         return None
     text = value if isinstance(value, bytes) else repr(value).encode()
+    if suffix != ".jsonl" and text in texts.NULLS:
+        return None
     return bytes(text.translate(bytes.maketrans(b"\t\r\n", b"   "))) if suffix == ".tsv" else text
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-NULLS = (b"", b"NULL", b"null", b"None", rb"\N")  # which mean a missing value unless they are quoted
+NULLS = (b"", b"NULL", b"null", b"None", rb"\N")  # which mean a missing value in a csv or tsv
 Columns = Mapping[str, Sequence[bytes | None]]
 
 
@@ -23,7 +23,7 @@ def write(path: Path, columns: Columns) -> None:
 def _field(value: bytes | None, delimiter: bytes) -> bytes:
     if value is None:
         return b""
-    quoted = value in NULLS or value.startswith(b'"') or any(mark in value for mark in (delimiter, b"\r", b"\n"))
+    quoted = value.startswith(b'"') or any(mark in value for mark in (delimiter, b"\r", b"\n"))
     return b'"' + value.replace(b'"', b'""') + b'"' if quoted else value
 
 

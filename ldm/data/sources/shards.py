@@ -158,6 +158,8 @@ def _tars_at(text: str) -> list[File]:
     else:
         found = [local_file(p) for p in sorted(glob.glob(f"{glob.escape(text)}/*.tar" if path.is_dir() else text))]
     if not found:
-        reason = "the folder contains no .tar" if path.is_dir() else "no such file, and no file matches the pattern"
+        reason = "no such file, and no file matches the pattern"
+        if path.is_dir():
+            reason = f"the folder contains no .tar; ldm shards {text} --out DIR writes some of its images"
         raise FileNotFoundError(f"no shards at {text}: {reason}")
     return found

@@ -82,6 +82,15 @@ def test_numbered_files_are_held_out_like_draws_of_a_coin(pattern: str, every: i
         assert abs(found.sum() - len(found) * share) <= 4 * deviation + 1
 
 
+@pytest.mark.parametrize("pattern", ["10_{} dog/{}.jpg", "{}/{:04}.png", "x{}_{}.webp"])
+def test_the_held_out_counts_of_many_folders_have_a_binomial_mean_and_variance(pattern: str) -> None:
+    """Of 80 samples at 1/16: 5 and 4.69. The bounds are four standard deviations of the two over 1000 folders."""
+    folders = [[zlib.crc32(pattern.format(k, j).encode()) for j in range(80)] for k in range(1000)]
+    counts = (mix(np.array(folders, np.uint32)) % 16 == 0).sum(1)
+    assert abs(counts.mean() - 5) < 4 * (4.69 / 1000) ** 0.5
+    assert abs(counts.var() - 4.69) < 4 * 4.69 * (2 / 1000) ** 0.5
+
+
 def test_hashes_are_mixed_as_in_murmurhash3() -> None:
     """The reference is the algorithm in Python's integers, which do not overflow."""
 
