@@ -27,8 +27,7 @@ from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, full_model
 
 Target = Callable[[Random, Path], object]
-SMALL: dict[str, Any] = {**ODD}
-WORDS = SMALL | {"text_tower": SMALL["text_tower"] | {"vocab_size": 49408}}
+WORDS: dict[str, dict[str, Any]] = {**ODD, "text_tower": {**ODD["text_tower"], "vocab_size": 49408, "width": 12}}
 PICTURE: dict[str, Any] = {
     "prompt": "red", "negative": "", "seed": 3, "size": [16, 16], "sampler": "ddim", "spacing": "trailing", "steps": 2,
     "sampler_options": {"eta": 0.5}, "spacing_options": {}, "final_sigma": "zero", "guidance": 2.0,
@@ -42,8 +41,8 @@ PICTURE: dict[str, Any] = {
 def prepare(folder: Path) -> None:
     """Writes sound models for the targets to change."""
     save_tiny_model(folder)
-    write(full_model(SMALL), folder / "single.safetensors", "single")
-    write(full_model(SMALL), folder / "single.ckpt", "single")
+    write(full_model(ODD), folder / "single.safetensors", "single")
+    write(full_model(ODD), folder / "single.ckpt", "single")
     write(full_model(WORDS), folder / "diffusers", "diffusers", shard=10**6)
 
 
