@@ -78,7 +78,7 @@ def read_recorded(path: str | Path) -> dict[str, Any]:
     Raises ValueError for a file that does not hold all of them, or holds one of the wrong type or out of range.
     """
     recorded = UNRECORDED | read_metadata(path)
-    settings = {setting.name: recorded.get(setting.name) for setting in fields(Settings)}
+    settings: dict[str, Any] = {setting.name: recorded.get(setting.name) for setting in fields(Settings)}
     if missing := sorted((CHECKS.keys() | settings.keys()) - recorded.keys()):
         raise ValueError(
             f"{path} does not hold all settings of a picture that sample.py drew (it lacks {', '.join(missing)})"
