@@ -8,8 +8,8 @@ from typing import Any
 DEEP = json.loads("[" * 60 + "]" * 60)
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 0.5, -0.5, 1e-300, 1e308, math.nan, math.inf, -math.inf, 2**31, 2**63, 10**12,
-    10**30, "", "x", "0", "1000", "true", "\ud800", "\x00", "../../etc/passwd", "a" * 5000, [], {}, [[]], [None],
-    [1, 2], [0] * 1000, ["a"], {"": 1}, {"name": "x"}, {"content": 5}, DEEP,
+    10**30, 10**400, "", "x", "0", "1000", "true", "\ud800", "\x00", "../../etc/passwd", "a" * 5000, [], {}, [[]],
+    [None], [1, 2], [0] * 1000, ["a"], {"": 1}, {"name": "x"}, {"content": 5}, DEEP,
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.drawing.added_files import embedding, lora
+from ldm.pipeline.settings import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def height_by_width(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match:
         raise ValueError("HEIGHTxWIDTH in pixels, such as 64x96")
+    if int(match[1]) * int(match[2]) > MAX_PIXELS:
+        raise ValueError(f"HEIGHTxWIDTH of at most {MAX_PIXELS:,} pixels, such as 1024x1024")
     return int(match[1]), int(match[2])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.image import read_metadata
 from ldm.pipeline.inputs import MAX_SEED
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import MAX_NUMBER, Settings
 
 MAX_THREADS = 1024
 PRECISIONS = "auto", "32", "bf16", "16"
@@ -46,12 +46,24 @@ def _is_integer(value: Any, least: int, most: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _names(*keys: str) -> Callable[[Any], bool]:
     """Whether a value is None or has these keys, each with text."""
     return lambda value: value is None or (isinstance(value, dict) and all(_is_text(value.get(key)) for key in keys))
+
+
+def _files(setting: str, is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a value is None or lists files, each with one more setting."""
+    is_file = _names("path", "sha256")
+    return lambda value: (
+        value is None
+        or (
+            isinstance(value, list)
+            and all(one is not None and is_file(one) and is_valid(one.get(setting)) for one in value)
+        )
+    )
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -71,6 +83,8 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "weak": _names("model", "fingerprint"),
     "init": _names("path", "sha256"),
     "mask": _names("path", "sha256"),
+    "lora": _files("weight", _is_number),
+    "embedding": _files("token", _is_text),
     "batch": lambda value: isinstance(value, dict) and _is_batch(value),
 }
 

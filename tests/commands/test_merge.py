@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldm.weights.contents import open_contents
 from torch import Tensor
 
 from ldm.__main__ import main
@@ -15,6 +14,7 @@ from ldm.pipeline.pipeline import Pipeline
 from ldm.weights.adapters.extraction import best, extract
 from ldm.weights.adapters.reader import open_adapter
 from ldm.weights.adapters.writer import write_adapter
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import write
 from ldm.weights.model import read_model
 from tests.tiny import save_tiny_model, tiny_text_tower, tiny_unet
