@@ -32,7 +32,7 @@ def changed_json(value: Any, random: Random) -> Any:
             other = random.choice(keys)
             chosen[key], chosen[other] = chosen[other], chosen[key]
         elif change < 0.5 and isinstance(chosen[key], int | float) and not isinstance(chosen[key], bool):
-            chosen[key] = random.choice([-1, 2, 10, 1000, 0.1]) * chosen[key]
+            chosen[key] = random.choice([-1, 2, 10, 1000]) * chosen[key]
         else:
             chosen[key] = deepcopy(random.choice(VALUES))
     return copy
