@@ -19,7 +19,7 @@ from ldm.weights.convert import write
 from ldm.weights.model import read_model
 from tests.tiny import save_tiny_model, tiny_text_tower, tiny_unet
 from tests.weights.adapters.made import changes
-from tests.weights.foreign import ODD, networks, whole_model
+from tests.weights.foreign import ODD, networks, full_model
 
 State = dict[str, Tensor]
 
@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 @pytest.fixture
 def single(tmp_path: Path) -> Path:
     """A single file of Stable Diffusion."""
-    write(whole_model(ODD), tmp_path / "m.safetensors", "single")
+    write(full_model(ODD), tmp_path / "m.safetensors", "single")
     return tmp_path / "m.safetensors"
 
 

@@ -23,7 +23,7 @@ from ldm.weights.convert import write
 from ldm.weights.storage.values import in_memory
 from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
-from tests.weights.foreign import networks, whole_model
+from tests.weights.foreign import networks, full_model
 
 WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
 PROMPT, NEGATIVE = "a red circle", "blue"  # as `latents` draws
@@ -87,7 +87,7 @@ def test_a_layer_and_its_gradients_are_those_of_peft(layer: str, kind: str) -> N
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, contents = tmp_path_factory.mktemp("models") / "model", whole_model(WORDS)
+    path, contents = tmp_path_factory.mktemp("models") / "model", full_model(WORDS)
     write(
         replace(contents, networks={kind: louder(network) for kind, network in contents.networks.items()}),
         path,
