@@ -2,14 +2,15 @@
 
 import json
 import math
+from copy import deepcopy
 from random import Random
 from typing import Any
 
 DEEP = json.loads("[" * 60 + "]" * 60)
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 0.5, -0.5, 1e-300, 1e308, math.nan, math.inf, -math.inf, 2**31, 2**63, 10**12,
-    10**30, "", "x", "0", "1000", "true", "\ud800", "\x00", "../../etc/passwd", "a" * 5000, [], {}, [[]], [None],
-    [1, 2], [0] * 1000, ["a"], {"": 1}, {"name": "x"}, {"content": 5}, DEEP,
+    10**30, 10**400, "", "x", "0", "1000", "true", "\ud800", "\x00", "../../etc/passwd", "a" * 5000, [], {}, [[]],
+    [None], [1, 2], [0] * 1000, ["a"], {"": 1}, {"name": "x"}, {"content": 5}, DEEP,
 ]  # fmt: skip
 
 
@@ -19,21 +20,21 @@ def changed_json(value: Any, random: Random) -> Any:
     for _ in range(random.randint(1, 3)):
         containers = [found for found in _containers(copy) if found]
         if not containers:
-            return random.choice(VALUES)
+            return deepcopy(random.choice(VALUES))
         chosen = random.choice(containers)
         keys = list(chosen) if isinstance(chosen, dict) else list(range(len(chosen)))
         key, change = random.choice(keys), random.random()
         if change < 0.15:
             del chosen[key]
         elif change < 0.25 and isinstance(chosen, dict):
-            chosen[random.choice([*keys, "unknown", "_private"])] = random.choice(VALUES)
+            chosen[random.choice([*keys, "unknown", "_private"])] = deepcopy(random.choice(VALUES))
         elif change < 0.35 and len(keys) > 1:
             other = random.choice(keys)
             chosen[key], chosen[other] = chosen[other], chosen[key]
         elif change < 0.5 and isinstance(chosen[key], int | float) and not isinstance(chosen[key], bool):
-            chosen[key] = random.choice([-1, 2, 10, 1000, 0.1]) * chosen[key]
+            chosen[key] = random.choice([-1, 2, 10, 1000]) * chosen[key]
         else:
-            chosen[key] = random.choice(VALUES)
+            chosen[key] = deepcopy(random.choice(VALUES))
     return copy
 
 

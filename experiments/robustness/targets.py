@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -106,8 +107,15 @@ def bytes_of_a_folder(random: Random, folder: Path) -> None:
         shutil.rmtree(changed)
 
 
+def save_picture(path: Path, settings: Any) -> None:
+    """Writes settings into a PNG, also those that `save_png` would refuse to write."""
+    text = PngInfo()
+    text.add_itxt("ldm", json.dumps(settings))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+
+
 def settings_of_a_picture(random: Random, folder: Path) -> None:
-    save_png(Image.new("RGB", (4, 4)), folder / "changed.png", changed_json(PICTURE, random))
+    save_picture(folder / "changed.png", changed_json(PICTURE, random))
     read_recorded(folder / "changed.png")
 
 

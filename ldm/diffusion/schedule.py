@@ -259,6 +259,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 MAX_STEPS = 100_000  # of a table
+MAX_NUMBER = 1e30
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
@@ -273,6 +274,11 @@ def from_config(config: dict[str, Any]) -> Schedule:
         raise ValueError(
             f"the schedule {name!r} has steps={settings['steps']!r}, but must have an integer from 1 to {MAX_STEPS}"
         )
+    for key, value in settings.items():
+        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # also NaN
+            raise ValueError(
+                f"the {key} of the schedule {name!r} must be a number from -{MAX_NUMBER:g} to {MAX_NUMBER:g}"
+            )
     try:
         if "schedule" in settings:
             settings["schedule"] = from_config(settings["schedule"])

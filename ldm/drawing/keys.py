@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.pipeline.settings import MAX_PIXELS
+
 
 @dataclass(frozen=True)
 class Key:
@@ -52,6 +54,8 @@ def height_by_width(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match:
         raise ValueError("HEIGHTxWIDTH in pixels, such as 64x96")
+    if int(match[1]) * int(match[2]) > MAX_PIXELS:
+        raise ValueError(f"HEIGHTxWIDTH of at most {MAX_PIXELS:,} pixels, such as 1024x1024")
     return int(match[1]), int(match[2])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.image import read_metadata
 from ldm.pipeline.inputs import MAX_SEED
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import MAX_NUMBER, Settings
 
 MAX_THREADS = 1024
 PRECISIONS = "auto", "32", "bf16", "16"
@@ -44,7 +44,7 @@ def _is_integer(value: Any, least: int, most: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _names(*keys: str) -> Callable[[Any], bool]:

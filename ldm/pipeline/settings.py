@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import isfinite
 from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
 
 MAX_PIXELS = 2**25  # of an image: 5792x5792
 MAX_COUNT = 2**20
+MAX_NUMBER = 1e30  # NaN and infinity are not below it
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     SIZE: lambda value: (
@@ -158,7 +158,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _shortened(value: object, most: int = 60) -> str:

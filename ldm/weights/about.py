@@ -11,7 +11,13 @@ Types = dict[str, type | tuple[type, ...]]
 ABOUT: Types = {"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict}
 BASE: Types = {"weights": str, "fingerprint": str, "network": dict}  # the network that an adapter changes
 FROZEN: Types = {"weights": str, "fingerprint": str}  # a part that is not in the file
-MODEL: Types = {"schedule": dict, "prediction": str, "size": (list, tuple), "sampling": dict}  # how to sample
+MODEL: Types = {
+    "time": (str, type(None)),
+    "schedule": dict,
+    "prediction": str,
+    "size": (list, tuple),
+    "sampling": dict,
+}  # how to sample
 
 
 def about_of(tensors: Tensors) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Opening a file builds the class that its `kind` names in a closed list; nothing 
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from inspect import isfunction
 from pathlib import Path
@@ -22,7 +21,7 @@ from ldm.weights.storage.tensors import Tensors, locate, refuse_mismatch
 from ldm.weights.storage.values import check_finite, in_memory, raw_bytes, write_safetensors
 
 COUNTS = "blocks", "layers", "depth", "middle_depth"  # the settings of networks that count layers
-MAX_LAYERS, MAX_WIDTH = 10_000, 2**20
+MAX_LAYERS, MAX_WIDTH = 500, 2**20  # SDXL has 60 layers, counted as below
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
 
@@ -79,10 +78,10 @@ def check_counts(config: object, source: object) -> None:
             check_counts(section, source)
     lists = {name: value for name, value in values.items() if isinstance(value, list | tuple) and name != "token_ids"}
     numbers = {name: [n for n in lists.get(name, [value]) if isinstance(n, int)] for name, value in values.items()}
-    counts = [max([1, *numbers.get(name, [])]) for name in COUNTS]
+    blocks, layers, depth, middle = (max([1, *numbers.get(name, [])]) for name in COUNTS)
     levels = max([1, *map(len, lists.values())])
     largest = max([0, *(abs(n) for each in numbers.values() for n in each)])
-    if levels * math.prod(counts) > MAX_LAYERS or largest > MAX_WIDTH:
+    if levels * blocks * layers * max(depth, middle) > MAX_LAYERS or largest > MAX_WIDTH:
         raise ValueError(
             f"{source} describes a network of more than {MAX_LAYERS:,} layers or of numbers above {MAX_WIDTH:,}, which "
             "no model has; download or export it again"

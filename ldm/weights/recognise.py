@@ -1,5 +1,6 @@
 """Recognises the networks at a path, in any supported format, from file names and headers alone."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -25,8 +26,14 @@ def recognise(path: str | Path, options: ReadOptions = ReadOptions(), variant: s
 
     Raises FileNotFoundError or ValueError with a one-sentence message if nothing usable is there.
     """
+    if "\0" in str(path):
+        raise FileNotFoundError(f"there is no model {str(path)[:60]!r}, which cannot be a path; give {READABLE}")
     try:
         return _recognised(path, options, variant)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise FileNotFoundError(f"there is no model {str(path)[:60]}…; give {READABLE}") from error
     except MALFORMED as error:
         raise ValueError(
             f"{path} holds settings that are not those of a model ({type(error).__name__}: {error}); download or "

@@ -233,3 +233,9 @@ def test_an_invalid_schedule_config_is_refused(config):
 def test_a_table_of_an_impossible_number_of_steps_is_refused(steps):
     with pytest.raises(ValueError, match="must have an integer from 1 to 100000"):
         from_config({"name": "linear", "steps": steps})
+
+
+@pytest.mark.parametrize("shift", [10**400, float("nan"), float("inf"), -(10**400)])
+def test_a_number_beyond_floats_is_refused(shift):
+    with pytest.raises(ValueError, match="the shift of the schedule 'flow' must be a number"):
+        from_config({"name": "flow", "shift": shift})

@@ -20,6 +20,8 @@ def known(fields: Fields) -> set[str]:
 def parameters_of(kind: str) -> set[str]:
     """Returns the fields of a scheduler in diffusers' source, which needs none of its optional packages."""
     for file in Path(diffusers.__file__).parent.glob("schedulers/scheduling_*.py"):
+        if f"class {kind}(" not in file.read_text():
+            continue
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.ClassDef) and node.name == kind:
                 [init] = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]

@@ -1,6 +1,5 @@
 """Reads the fields of a config of diffusers or transformers, each of which ldm honours, ignores or refuses by name."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 Config = dict[str, Any]
 MAX_COUNT = 2**20  # of any integer in a config: no width, number of tokens or of training steps comes near it
+MAX_NUMBER = 1e30
 MAX_LIST = 64  # levels of a network
 
 
@@ -68,16 +68,10 @@ class Given:
             raise self._error(name, values, f"a list of 1 to {MAX_LIST} integers")
         return [self._checked(name, value, 1, MAX_COUNT) for value in listed]
 
-    def number(self, name: str, default: float | None = None, above: float = 0.0, most: float = math.inf) -> float:
+    def number(self, name: str, default: float | None = None, above: float = 0.0, most: float = MAX_NUMBER) -> float:
         value = self._value(name, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not above < value <= most
-            or value == math.inf
-        ):
-            bounds = f"a number above {above:g}" + (f" and at most {most:g}" if most < math.inf else "")
-            raise self._error(name, value, bounds)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+            raise self._error(name, value, f"a number above {above:g} and at most {most:g}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -1,10 +1,9 @@
 """Converts between ldm's network configs and those of diffusers and transformers."""
 
-import math
 from pathlib import Path
 
 from ldm.weights.diffusers import network_fields
-from ldm.weights.diffusers.fields import Config, Given
+from ldm.weights.diffusers.fields import MAX_NUMBER, Config, Given
 from ldm.weights.diffusers.network_fields import UNET_FIXED, VAE_FIXED
 
 WIDTHS = (320, 640, 1280, 1280)  # these and the other defaults of fields that a file leaves out are diffusers'
@@ -94,7 +93,7 @@ def vae_from(config: Config, source: Path) -> Config:
         "blocks": given.integer("layers_per_block", 1, most=MAX_LAYERS),
         "latent_channels": given.integer("latent_channels", 4),
         "scale": given.number("scaling_factor", 0.18215),
-        "shift": given.number("shift_factor", 0.0, above=-math.inf),
+        "shift": given.number("shift_factor", 0.0, above=-MAX_NUMBER),
         "groups": _groups(given),
     }
 

@@ -133,3 +133,8 @@ def test_malformed_options_are_refused(text: str) -> None:
 def test_an_argument_that_is_not_utf_8_is_refused_before_the_model_is_loaded(text):
     with pytest.raises(UsageError, match="is not UTF-8 text"):
         parse(["a cat", text])
+
+
+def test_a_size_beyond_what_can_be_drawn_is_refused_before_the_model_is_loaded():
+    with pytest.raises(UsageError, match=r"size=96000x96000 was given, but size must be .* at most 33,554,432 pixels"):
+        parse(["a cat", "size=96000x96000"])
