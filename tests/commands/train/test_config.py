@@ -425,6 +425,7 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
     ("overrides", "message"),
     [
         ("precision=16-mixed", "precision=16-mixed needs a GPU"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=gpu needs a GPU, but torch finds none on this machine"),
         ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true requires training=diffusion"),
         ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp requires training=diffusion"),
         ("strategy=fsdp metrics=none", "optimizer=muon needs full matrices"),
