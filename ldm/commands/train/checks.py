@@ -60,8 +60,8 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
     """Raises ValueError for settings that the device or strategy=fsdp does not support."""
     if config.trainer.accelerator in ("gpu", "cuda") and not gpu:
         raise ValueError(
-            f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: leave "
-            "it out, or install a build of torch for the GPU"
+            f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: "
+            "leave it out, or install a build of torch for the GPU"
         )
     if "largest_batch" in config.callbacks and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError(
