@@ -10,6 +10,8 @@ from ldm.commands.train.consistency import disagreements
 from ldm.commands.train.trainer_arguments import check_trainer
 from ldm.report.runs import flatten
 
+START = "${oc.select:training.start}"  # weights that are read from the model that training starts from
+
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
@@ -43,7 +45,10 @@ def check(config: DictConfig) -> None:
 
 def check_given(config: DictConfig) -> None:
     """Raises ValueError if a key without a default was not given."""
-    for key, value in flatten(OmegaConf.to_container(config)).items():
+    values = flatten(OmegaConf.to_container(config))
+    for key, value in values.items():
+        if value == START and values.get("training.start") is None:  # ??? in an experiment does not replace null
+            key, value = "training.start", MISSING
         if value == MISSING:
             raise ValueError(f"{key} has no default: give {key}=…")
 
