@@ -77,6 +77,11 @@ class Encoder:
         return network.moments(from_uint8(images.to(self.device))).cpu()
 
 
+def encoder(first_stage: Frozen[VAE]) -> Encoder:
+    """Returns the encoder of a first stage, under the name that configs of earlier runs have."""
+    return Encoder(first_stage)
+
+
 def text_encoder(weights: str, config: dict[str, Any] | None = None) -> Frozen[TextEncoder]:
     """Loads the text tower at a path that `recognise` reads, with a tokenizer of the same context and padding.
 
