@@ -10,7 +10,8 @@ import torch
 from ldm.diffusion.schedule import from_config
 from ldm.sampling.one_step import ddim
 from ldm.sampling.spacing import trailing
-from ldm.weights.diffusers.scheduler import RESCALING, SAMPLERS, scheduler_from, scheduler_to
+from ldm.weights.diffusers.samplers import SAMPLERS
+from ldm.weights.diffusers.scheduler import RESCALING, scheduler_from, scheduler_to
 from tests.parity.trajectories import DTYPES, EPS, assert_same, grid_to_index_0, ours, theirs
 
 CONFIG_FILE = Path("scheduler_config.json")
