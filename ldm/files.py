@@ -146,6 +146,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def cache_home() -> Path:
+    """Returns the folder for files that can be created again: ldm in $XDG_CACHE_HOME or else in ~/.cache.
+
+    Raises RuntimeError if there is no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification ignores relative paths
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ldm"
+
+
 def check_writable(folder: str | Path) -> None:
     """Raises OSError if files cannot be written into `folder`, which need not exist yet.
 

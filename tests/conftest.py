@@ -11,6 +11,12 @@ import pytest
 from tests.tiny import save_tiny_model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the tests from reading and writing the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def restored_environment() -> Iterator[None]:
     """Restores environment variables, in which Lightning leaves the addresses of a run's processes."""

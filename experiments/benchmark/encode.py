@@ -26,7 +26,7 @@ from PIL import Image
 
 from experiments.benchmark.loader import photograph, write_tar
 from ldm.__main__ import main
-from ldm.weights.parts import encoder, first_stage
+from ldm.weights.parts import Encoder, first_stage
 
 ROUNDS, BATCH, SHARDS = 3, 32, 2
 CASES = {"64": (64, 4096), "256": (256, 256)}  # side and number of images
@@ -72,7 +72,7 @@ def encode_in_memory(encode: Callable[[torch.Tensor], torch.Tensor], side: int, 
 def compare(folder: Path, side: int, count: int) -> dict[str, float]:
     """Returns images per second, as medians of interleaved rounds after a warm-up, and the command's share."""
     write_shards(folder, side, count)
-    encode = encoder(first_stage("assets:vae.safetensors"))
+    encode = Encoder(first_stage("assets:vae.safetensors"))
     encode_in_memory(encode, side, BATCH)
     contenders = {
         "command": partial(encode_command, folder, side),

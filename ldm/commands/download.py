@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UsageError
-from ldm.files import atomic_write, check_writable, write_json, write_text
+from ldm.files import atomic_write, cache_home, check_writable, write_json, write_text
 from ldm.metadata.columns import parse_choices, resolve
 from ldm.metadata.img2dataset import (
     DISTRIBUTORS,
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="IN", help="a parquet file or a folder of them, as ldm filter writes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for 00000.tar, …")
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ldm" / REQUIREMENT.replace("==", "-")
+    default = cache_home() / REQUIREMENT.replace("==", "-")
     parser.add_argument(
         "--env", type=Path, default=default, metavar="DIR", help="folder of the environment (default: %(default)s)"
     )

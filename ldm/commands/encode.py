@@ -21,7 +21,7 @@ from ldm.image import WHITE
 from ldm.nn.vae import VAE
 from ldm.ownership import check_outside
 from ldm.progress import Progress
-from ldm.weights.parts import Frozen, encoder, first_stage, text_encoder
+from ldm.weights.parts import Encoder, Frozen, first_stage, text_encoder
 
 NUMBERS = (
     ("size", 64, 1, "pixels per side; the short side is scaled to it and the long side is cropped around the centre"),
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     progress = Progress(sum(len(job.shards.rows(shard)) for shard in todo), "images")
     if text and todo:
         print(text.size_message(progress.total), flush=True)
-    encode, start = Timed(encoder(stage)), time.monotonic()
+    encode, start = Timed(Encoder(stage)), time.monotonic()
     for count in encode_shards(job, todo, encode, args.batch, args.workers, text):
         progress.step(count)
     if progress.done:

@@ -11,6 +11,7 @@ from ldm.report.runs import Run
 NEUTRAL = (
     *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
+    *("data.latent_store", "data.module.train.store"),
 )
 ABSENT = "–"
 

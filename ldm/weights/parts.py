@@ -57,19 +57,30 @@ def first_stage_in(contents: Contents, weights: str = "") -> Frozen[VAE]:
     return Frozen(network, _source(network, weights or str(contents.source)))
 
 
-def encoder(first_stage: Frozen[VAE]) -> Callable[[Tensor], Tensor]:
-    """Returns a function from uint8 images (b, 3, h, w) to moments (b, 2z, h/f, w/f) on the CPU.
+class Encoder:
+    """Maps uint8 images (b, 3, h, w) to moments (b, 2z, h/f, w/f) on the CPU. It runs on a GPU if there is one.
 
-    It runs on a GPU if there is one.
+    `identity` determines the moments of an image, up to rounding.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = first_stage.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __init__(self, first_stage: Frozen[VAE]) -> None:
+        self.first_stage = first_stage
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        device = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        return {"first_stage": self.first_stage.source["fingerprint"], "device": device}
 
     @torch.inference_mode()
-    def encode(images: Tensor) -> Tensor:
-        return network.moments(from_uint8(images.to(device))).cpu()
+    def __call__(self, images: Tensor) -> Tensor:
+        network = self.first_stage.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.moments(from_uint8(images.to(self.device))).cpu()
 
-    return encode
+
+def encoder(first_stage: Frozen[VAE]) -> Encoder:
+    """Returns the encoder of a first stage, under the name that configs of earlier runs have."""
+    return Encoder(first_stage)
 
 
 def caption_encoder(text_encoder: Frozen[TextEncoder], lr: float | None = None) -> Callable[[list[str]], Tensor] | None:

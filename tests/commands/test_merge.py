@@ -19,7 +19,7 @@ from ldm.weights.convert import write
 from ldm.weights.model import read_model
 from tests.tiny import save_tiny_model, tiny_text_tower, tiny_unet
 from tests.weights.adapters.made import changes
-from tests.weights.foreign import ODD, networks, full_model
+from tests.weights.foreign import ODD, full_model, networks
 
 State = dict[str, Tensor]
 

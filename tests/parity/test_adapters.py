@@ -23,7 +23,7 @@ from ldm.weights.convert import write
 from ldm.weights.storage.values import in_memory
 from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
-from tests.weights.foreign import networks, full_model
+from tests.weights.foreign import full_model, networks
 
 WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
 PROMPT, NEGATIVE = "a red circle", "blue"  # as `latents` draws

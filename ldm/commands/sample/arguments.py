@@ -29,10 +29,14 @@ ALIASES = {  # names of the keys in other programs
     "cfg_scale": "guidance",
     "cfg": "guidance",
     "scheduler": "sampler",
-    "height": "size",
-    "width": "size",
     "num_images": "n",
     "output": "out",
+}
+INSTEAD = {  # names that are not keys → what to write
+    "prompt": "the prompt alone, without prompt=",
+    "width": "size=HEIGHTxWIDTH, such as size=512x768",
+    "height": "size=HEIGHTxWIDTH, such as size=512x768",
+    "lora": "the command without it, because this version does not draw with adapters",
 }
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
@@ -111,6 +115,8 @@ def _check_spelling(name: str, equals: str, text: str) -> None:
     word = name.lstrip("-").lower().replace("-", "_")
     if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
         return
+    if equals and word in INSTEAD:
+        raise UsageError(f"{text!r} is not a setting: write {INSTEAD[word]}; or put it after -- if it is a prompt")
     known = [*KEYS, *ALIASES, *(() if equals else ("help", "debug"))]
     if close := get_close_matches(word, known, n=1, cutoff=0.75):
         key = ALIASES.get(close[0], close[0])

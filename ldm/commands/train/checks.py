@@ -10,6 +10,8 @@ from ldm.commands.train.consistency import disagreements
 from ldm.commands.train.trainer_arguments import check_trainer
 from ldm.report.runs import flatten
 
+START = "${oc.select:training.start}"  # weights that are read from the model that training starts from
+
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
@@ -43,7 +45,10 @@ def check(config: DictConfig) -> None:
 
 def check_given(config: DictConfig) -> None:
     """Raises ValueError if a key without a default was not given."""
-    for key, value in flatten(OmegaConf.to_container(config)).items():
+    values = flatten(OmegaConf.to_container(config))
+    for key, value in values.items():
+        if value == START and values.get("training.start") is None:  # ??? in an experiment does not replace null
+            key, value = "training.start", MISSING
         if value == MISSING:
             raise ValueError(f"{key} has no default: give {key}=…")
 
@@ -58,6 +63,11 @@ def check_settings(config: DictConfig) -> None:
 
 def check_parallel(config: DictConfig, gpu: bool) -> None:
     """Raises ValueError for settings that the device or strategy=fsdp does not support."""
+    if config.trainer.accelerator in ("gpu", "cuda") and not gpu:
+        raise ValueError(
+            f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: "
+            "leave it out, or install a build of torch for the GPU"
+        )
     if "largest_batch" in config.callbacks and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError(
             "debug=batch_size needs a GPU, because a process that fills the memory of the machine is killed: use "

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from ldm.commands.train.config_sources import ConfigSources, config_sources
+from ldm.commands.train.hints import ELSEWHERE, EVALUATION, null_hint, option_hint, removal_hint
 from ldm.commands.train.messages import first_line
 from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
@@ -55,10 +56,14 @@ def _check_names(overrides: list[Override], sources: ConfigSources) -> None:
         group = override.key_or_group
         if not (known := _options_of(group, sources)):
             continue
+        if override.is_delete():
+            raise ValueError(removal_hint(group, known))
         options = _options(override)
         for option in options:
             if option not in known:
-                raise ValueError(f"{group}={option} does not exist: {suggestion(option, known)}")
+                raise ValueError(
+                    option_hint(group, option, known) or f"{group}={option} does not exist: {suggestion(option, known)}"
+                )
         if override.is_sweep_override():  # keys are checked against its first option
             chosen += [f"{group}={option}" for option in options[:1]]
         else:
@@ -69,11 +74,15 @@ def _check_names(overrides: list[Override], sources: ConfigSources) -> None:
         if name.startswith(("hydra", *OPEN)) or _options_of(name, sources):
             continue
         if name in values:
+            if override.is_delete() and name == "evaluation":
+                raise ValueError(f"~evaluation would remove settings that a run reads: {EVALUATION}")
             _check_type(override, values[name])
         elif owners := [] if override.is_add() else _owners(name, sources):
             raise ValueError(f"the key {name} exists only with {' or '.join(owners)}: choose that, or leave it out")
         elif not override.is_add():
-            raise ValueError(f"there is no key {name}: {suggestion(name, sorted({*values, *sources.groups}))}")
+            raise ValueError(
+                f"there is no key {name}: {ELSEWHERE.get(name) or suggestion(name, sorted({*values, *sources.groups}))}"
+            )
 
 
 def _options_of(name: str, sources: ConfigSources) -> list[str]:
@@ -132,6 +141,8 @@ def _check_type(override: Override, default: Any) -> None:
     """
     name = override.key_or_group
     for value in _given(override):
+        if value is None and not override.is_delete() and (hint := null_hint(name, default)):
+            raise ValueError(hint)
         if value is None or (isinstance(value, str) and "${" in value):
             continue
         if isinstance(default, bool | list):

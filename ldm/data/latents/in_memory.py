@@ -1,4 +1,4 @@
-"""Encodes the images of a data set once and keeps their latents in memory."""
+"""Encodes the images of a data set once and keeps their latents in memory, and on disk for the next run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.latents.store import Identified, LatentStore, store_folder
 from ldm.progress import Progress
 
 Sample = dict[str, Any]
@@ -18,10 +19,14 @@ EncodeCaptions = Callable[[list[str]], Tensor]
 class InMemory(Dataset[Sample]):
     """The first `count` samples of `dataset` (None: all), with "moments" in place of "image".
 
-    The constructor encodes all images. `encode` maps uint8 images (b, 3, h, w) to moments (b, 2z, h / f, w / f);
-    without it, samples keep their images. `encode_captions` maps captions to text states (b, n, d), which samples then
-    hold as "states". If random crops, flips or captions differ from draw to draw, the first `draws` of them are kept
-    and repeat in this order. Images may have several sizes, see `buckets`.
+    `encode` maps uint8 images (b, 3, h, w) to moments (b, 2z, h / f, w / f); without it, samples keep their images.
+    `encode_captions` maps captions to text states (b, n, d), which samples then have as "states". If random crops,
+    flips or captions differ from draw to draw, the first `draws` of them are kept and repeat in this order. Images may
+    have several sizes, see `buckets`.
+
+    A data set with an identity is encoded when `load` is called or a sample is read, so that a run can be refused
+    before; other data sets are encoded at once. `store` is the folder that keeps the encoded data set for later runs if
+    `dataset` and `encode` have an identity; "auto" is `ldm.files.cache_home`, None keeps nothing.
     """
 
     def __init__(
@@ -32,46 +37,84 @@ class InMemory(Dataset[Sample]):
         batch_size: int = 256,
         draws: int = 1,
         encode_captions: EncodeCaptions | None = None,
+        store: str | None = None,
     ) -> None:
         if (count is not None and count < 1) or draws < 1:
             raise ValueError(f"data.count={count} and data.draws={draws}: expected at least 1 sample to encode")
-        self.dataset, self.draws = dataset, draws
-        self.size = len(dataset) if count is None else count  # type: ignore[arg-type]
-        keys = [(draw, index) for draw in range(draws) for index in range(self.size)]
-        progress = Progress(len(keys), "images", "encoding: ")
-        self.samples: list[Sample] = []
-        for start in range(0, len(keys), batch_size):
-            samples = [dict(dataset[key]) for key in keys[start : start + batch_size]]
-            self.samples += samples if encode is None else _with_moments(samples, encode)
-            progress.step(len(samples))
-        if encode_captions is not None:
-            self._add_states(encode_captions, batch_size)
+        self.dataset, self.encode, self.encode_captions = dataset, encode, encode_captions
+        self.count = len(dataset) if count is None else count  # type: ignore[arg-type]
+        self.draws, self.batch_size = draws, batch_size
+        self.batches: dict[int, list[Sample]] = {}
+        self.states: dict[str, Tensor] = {}
+        self.store: LatentStore | None = None
+        folder, plain = store_folder(store), draws == 1 and encode_captions is None
+        if folder is not None and plain and isinstance(dataset, Identified) and isinstance(encode, Identified):
+            self.store = LatentStore(folder, dataset, encode, self.count, batch_size)
+        if not isinstance(dataset, Identified):
+            self.load()
+
+    def load(self) -> None:
+        """Reads all samples from the store, or encodes those that are not encoded yet and stores them."""
+        batches = range(-(-self.count * self.draws // self.batch_size))
+        if len(self.batches) == len(batches) or self._read():
+            return
+        progress = Progress(self.count * self.draws, "images", "encoding: ")
+        for number in batches:
+            progress.step(len(self._batch(number)))
+        if self.store is not None:
+            samples = [dict(sample) for number in batches for sample in self.batches[number]]
+            self.store.write(torch.stack([sample.pop("moments") for sample in samples]), samples)
 
     def __len__(self) -> int:
-        return self.size
+        return self.count
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
-        if not 0 <= index < self.size:
+        if not 0 <= index < self.count:
             raise IndexError(index)
-        return dict(self.samples[draw % self.draws * self.size + index])
+        number, row = divmod(draw % self.draws * self.count + index, self.batch_size)
+        return dict(self._batch(number)[row])
 
     @property
     def buckets(self) -> np.ndarray:
-        return np.asarray(self.dataset.buckets)[: self.size]  # type: ignore[attr-defined]
+        return np.asarray(self.dataset.buckets)[: self.count]  # type: ignore[attr-defined]
 
-    def _add_states(self, encode_captions: EncodeCaptions, batch_size: int) -> None:
+    def _read(self) -> bool:
+        """Reads all samples from the store, and returns whether they were there."""
+        stored = None if self.store is None else self.store.read()
+        if stored is None:
+            return False
+        samples = [{**sample, "moments": moments} for moments, sample in zip(*stored, strict=True)]
+        starts = range(0, self.count, self.batch_size)
+        self.batches = {number: samples[start : start + self.batch_size] for number, start in enumerate(starts)}
+        return True
+
+    def _batch(self, number: int) -> list[Sample]:
+        """Returns a batch, which is encoded when it is first read."""
+        if number not in self.batches and (self.batches or not self._read()):
+            first = number * self.batch_size
+            places = range(first, min(first + self.batch_size, self.count * self.draws))
+            samples = [dict(self.dataset[self._key(place)]) for place in places]
+            if self.encode is not None:
+                _add_moments(samples, self.encode)
+            if self.encode_captions is not None:
+                self._add_states(samples, self.encode_captions)
+            self.batches[number] = samples
+        return self.batches[number]
+
+    def _key(self, place: int) -> Any:
+        return place if self.draws == 1 else divmod(place, self.count)
+
+    def _add_states(self, samples: list[Sample], encode_captions: EncodeCaptions) -> None:
         """Encodes each different caption once; samples of the same caption share its states."""
-        captions = list(dict.fromkeys(sample["caption"] for sample in self.samples))
-        states: dict[str, Tensor] = {}
-        for start in range(0, len(captions), batch_size):
-            batch = captions[start : start + batch_size]
-            states |= zip(batch, encode_captions(batch), strict=True)
-        for sample in self.samples:
-            sample["states"] = states[sample["caption"]]
+        new = [caption for caption in dict.fromkeys(s["caption"] for s in samples) if caption not in self.states]
+        if new:
+            self.states |= zip(new, encode_captions(new), strict=True)
+        for sample in samples:
+            sample["states"] = self.states[sample["caption"]]
 
 
-def _with_moments(samples: list[Sample], encode: Encode) -> list[Sample]:
+def _add_moments(samples: list[Sample], encode: Encode) -> None:
     """Encodes the images of each size together."""
     shapes = [sample["image"].shape for sample in samples]
     for shape in dict.fromkeys(shapes):
@@ -79,4 +122,3 @@ def _with_moments(samples: list[Sample], encode: Encode) -> list[Sample]:
         moments = encode(torch.stack([sample.pop("image") for sample in same]))
         for sample, row in zip(same, moments, strict=True):
             sample["moments"] = row
-    return samples

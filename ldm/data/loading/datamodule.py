@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ldm.data.latents.in_memory import InMemory
 from ldm.data.loading import worker
 from ldm.data.loading.order import BucketOrder, Order
 from ldm.data.sources.tolerant import BadSamples
@@ -129,6 +130,8 @@ class DataModule(LightningDataModule):
                 yield dataset[index]
 
     def train_dataloader(self) -> DataLoader[Sample]:
+        if isinstance(self.train.dataset, InMemory):
+            self.train.dataset.load()  # after all checks of the run, and before the workers start
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         steps = self.accumulation(world)
         arguments = (self.batch_size, self.seed, rank, world, steps, lambda: self.seen)

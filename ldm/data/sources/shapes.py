@@ -218,6 +218,11 @@ class Shapes(Dataset[dict[str, Any]]):
             raise ValueError(f"split of a shapes data set is {split}, but must be one of {', '.join(get_args(Split))}")
         self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines every sample, besides the code."""
+        return {"shapes": self.seed, "split": self.split, "size": self.size, "variants": self.variants}
+
     def __len__(self) -> int:
         return self.length
 

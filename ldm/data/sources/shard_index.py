@@ -17,6 +17,7 @@ from ldm.data.sources.captions import DEFAULT, Captions
 from ldm.data.sources.image import EXTENSIONS
 from ldm.data.sources.storage import File
 from ldm.data.sources.tar import Member, members
+from ldm.files import cache_home
 from ldm.progress import Progress
 
 VERSION = 4
@@ -69,8 +70,8 @@ class Index:
 def load_index(shards: Sequence[File], texts: Sequence[str] = DEFAULT) -> Index:
     """Returns the index of all shards for texts with the extensions `texts`.
 
-    The index of several shards is mapped from one file in ~/.cache/ldm/index while none of them has changed. Otherwise
-    it is joined from the index of each shard, a file beside the shard. That file is in ~/.cache/ldm/index too if the
+    The index of several shards is mapped from one file in `cache_home`/index while none of them has changed. Otherwise
+    it is joined from the index of each shard, a file beside the shard. That file is in `cache_home`/index too if the
     shard is in object storage, its folder is not writable, or another kind of file has the name.
     """
     if len(shards) == 1:
@@ -127,7 +128,7 @@ def _in_memory(shard: File, texts: Sequence[str]) -> Index:
 
 
 def _folder() -> Path:
-    return Path.home() / ".cache" / "ldm" / "index"
+    return cache_home() / "index"
 
 
 def _path_beside(shard: File) -> Path:

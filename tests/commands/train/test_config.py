@@ -48,7 +48,7 @@ def options(group: str) -> list[str]:
         "schedule=snr_shift schedule@schedule.schedule=linear schedule.shift=4 schedule.schedule.steps=10",
         "schedule=zero_terminal_snr schedule@schedule.schedule=snr_shift",
         "-m seed=range(3)",
-        "~ema",
+        "~callbacks.checkpoint",
         "+trainer.inference_mode=false",
         "hydra.sweep.dir=x",
         "--cfg job",
@@ -76,12 +76,30 @@ def test_overrides_of_existing_keys_are_accepted(line: str) -> None:
         ("data.root=pictures", "the key data.root exists only with data=folder"),
         ("data=folder data.shards=x", "the key data.shards exists only with data="),
         ("shapes", "cannot parse the arguments"),
+        ("lr=1e-4", "lr=0.0001 does not exist, because lr is a group of settings: set optimizer.lr=0.0001"),
+        ("ema=0.999", "ema=0.999 does not exist, because ema is a group of settings: set ema.decay=0.999"),
+        ("ema=null", "ema=null is not an option: choose ema=none"),
+        ("schedule=null", "schedule=null is not an option: choose from cosine, edm"),
+        ("~ema", "~ema would remove settings that a run reads: choose ema=none"),
+        ("~schedule", "~schedule would remove settings that a run reads: choose one of cosine, edm"),
+        ("evaluation=null", "evaluation cannot be null: a run without evaluation has metrics=none"),
+        (
+            "~evaluation",
+            "~evaluation would remove settings that a run reads: a run without evaluation has metrics=none",
+        ),
+        ("seed=null", "seed cannot be null, because the run needs a number: leave it out for 0"),
+        ("data.batch_size=null", "data.batch_size cannot be null, because the run needs a number: leave it out for 64"),
+        ("run_dir=null", "run_dir cannot be null, because the run writes its files there"),
+        ("prompt='a red circle'", "there is no key prompt: it belongs to sample.py, as in python sample.py"),
+        ("lora=x", "there is no key lora: train.py trains weights and does not draw with adapters"),
+        ("width=512", "there is no key width: the size of images is training.size=[HEIGHT,WIDTH]"),
+        ("steps=20", "there is no key steps: set trainer.max_steps for training, or sampler.steps for sampling"),
         ("data.root=a=[", "cannot parse the arguments"),
     ],
 )
 def test_unknown_options_and_keys_are_refused_with_the_most_similar_name(line: str, message: str) -> None:
     with pytest.raises(ValueError) as refusal:
-        check_overrides(line.split(), CONF)
+        check_overrides([line] if "'" in line else line.split(), CONF)
     assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
 
 
@@ -313,6 +331,8 @@ def test_a_key_without_a_default_must_be_given() -> None:
     node = {"data": {"shards": "???", "module": {"urls": "${data.shards}"}}, "given": 1}
     with pytest.raises(ValueError, match=r"^data.shards has no default: give data.shards=…$"):
         check_given(OmegaConf.create(node))
+    with pytest.raises(ValueError, match=r"^training.start has no default: give training.start=…$"):
+        check_given(composed("experiment=sd15_finetune", "data.root=x"))
     node["data"]["shards"] = None  # type: ignore[index]
     check_given(OmegaConf.create(node))
 
@@ -426,6 +446,7 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
     ("overrides", "message"),
     [
         ("precision=16-mixed", "precision=16-mixed needs a GPU"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=gpu needs a GPU, but torch finds none on this machine"),
         ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true requires training=diffusion"),
         ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp requires training=diffusion"),
         ("strategy=fsdp metrics=none", "optimizer=muon needs full matrices"),

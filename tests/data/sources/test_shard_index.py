@@ -17,6 +17,7 @@ from tests.data.tars import image_file, samples, write_tar
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
     return tmp_path / "home"
 
 
