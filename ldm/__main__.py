@@ -17,9 +17,11 @@ COMMANDS = {
     "ema": "compute averages of a run's weights, of any length, from its snapshots",
     "emoji": "build the emoji data set from its npm package",
     "convert": "convert weights between formats",
+    "extract": "extract a LoRA from the difference of two models",
     "evaluate": "evaluate a model on data, at one setting or in a sweep over many",
     "filter": "keep the rows of metadata that are worth downloading, and count the rejected ones by reason",
     "info": "describe a model, a checkpoint, a run or a cache of latents",
+    "merge": "merge adapters into a model, as a model of its own",
     "status": "show the steps, speed, remaining time and latest metrics of runs, live",
     "verify": "check a cache of latents or shards of images",
 }

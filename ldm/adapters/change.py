@@ -21,6 +21,12 @@ class Change(Protocol):
         """The changed weight, float32, of a weight of that shape."""
 
 
+def low_rank_delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """ΔW = scale · up · down, (out, in[, k, k])."""
+    product = up.flatten(1) @ down.flatten(1)  # (out, in·k·k)
+    return scale * product.view(len(up), *down.shape[1:])
+
+
 @dataclass(frozen=True)
 class LowRankChange:
     """ΔW = (alpha / rank) · up · down, with `down` (r, in[, k, k]) and `up` (out, r[, 1, 1]).
@@ -43,8 +49,7 @@ class LowRankChange:
 
     def delta(self) -> Tensor:
         """ΔW in float32."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)  # (out, in·k·k)
-        return (self.alpha / self.rank) * product.view(self.shape)
+        return low_rank_delta(self.down.float(), self.up.float(), self.alpha / self.rank)
 
     def changed(self, weight: Tensor) -> Tensor:
         return _changed(weight, self.delta(), self.magnitude)

@@ -39,6 +39,8 @@ class LoRA:
     ) -> None:
         if not 0 <= dropout < 1:
             raise ValueError(f"adapter.dropout is {dropout}, but must be in [0, 1)")
+        if alpha is not None and alpha <= 0:
+            raise ValueError(f"adapter.alpha is {alpha}, but nothing is learned unless it is positive")
         if base_dtype not in (None, *DTYPES):
             raise ValueError(f"adapter.base_dtype is {base_dtype}, but must be one of {', '.join(DTYPES)}, or null")
         self.rank, self.alpha, self.dropout = rank, alpha, dropout

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.adapters.change import LowRankChange, norms
+from ldm.adapters.change import LowRankChange, low_rank_delta, norms
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -67,7 +67,7 @@ class LowRank(nn.Module):
         change = self._change(F.dropout(x, self.dropout, self.training)).to(out.dtype)
         if self.magnitude is None:
             return out + change
-        weight = self.base.weight.float() + self.change.delta()
+        weight = self.base.weight.float() + low_rank_delta(self.down.detach(), self.up.detach(), self.scale)
         # The norm is a constant to the gradient, as in section 4.3 of the paper.
         factor = self.magnitude / norms(weight)
         factor = factor[:, 0]  # (out,), or (out, 1, 1) of a convolution

@@ -39,6 +39,8 @@ def targets_of(network: Network, chosen: str | Sequence[str]) -> list[str]:
         if chosen not in PRESETS:
             raise ValueError(f"adapter.targets={chosen} is no preset: choose {', '.join(PRESETS)}, or give patterns")
         names = set(_preset(network, chosen))
+        if not names:
+            raise ValueError(f"adapter.targets={chosen} chooses no layer of this {kind_of(network)}: give patterns")
         return [name for name in layers(network) if name in names]
     known = list(layers(network))
     for pattern in chosen:

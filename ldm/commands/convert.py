@@ -3,12 +3,17 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ldm.errors import UsageError, warnings_on_stderr
 from ldm.progress import Progress
+from ldm.weights.adapters.convert import convert_adapter, convert_embedding
+from ldm.weights.adapters.layouts import KOHYA
+from ldm.weights.adapters.recognise import has_adapter, has_embedding
+from ldm.weights.adapters.writer import FORMATS as LAYOUTS
 from ldm.weights.compvis.reader import ReadOptions
 from ldm.weights.contents import Contents, open_contents
 from ldm.weights.convert import FORMATS, format_of, part, verified, with_frozen_parts, write
@@ -22,13 +27,16 @@ UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Convert weights between single files of Stable Diffusion (.safetensors, .ckpt), diffusers folders and ldm's "
-        "own format. If any tensor is missing, unexpected or of the wrong shape, all such tensors are listed and "
+        "own format; or adapters and textual inversions between the layouts of kohya, which A1111 and ComfyUI read, "
+        "and of diffusers. If any tensor is missing, unexpected or of the wrong shape, all such tensors are listed and "
         "nothing is written."
     )
     parser.add_argument("source", help=f"{READABLE}; also a standalone autoencoder, denoising network or CLIP")
     parser.add_argument("destination", type=Path, help="a .safetensors or .ckpt; without an extension, a folder")
     parser.add_argument(
-        "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
+        "--to",
+        choices=(*FORMATS, KOHYA),
+        help="the format; by default single, of adapters kohya, for a file, diffusers for a folder",
     )
     parser.add_argument("--part", choices=list(KINDS), help="convert only this network of a complete model")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: that of the source")
@@ -42,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if (convert := _converter(args.source)) is not None:
+        _check_layout(args)
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        print(convert(args.source, args.destination, args.to, dtype, args.overwrite))
+        return
+    if args.to == KOHYA:
+        raise UsageError(f"--to {KOHYA} is for adapters and textual inversions, but {args.source} is none")
     shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
     contents = with_frozen_parts(open_contents(args.source, ReadOptions(not args.raw, args.prediction), args.variant))
     _check_used(args, to, contents)
@@ -56,6 +71,23 @@ def run(args: argparse.Namespace) -> None:
     with warnings_on_stderr():
         write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
+
+
+def _converter(source: str) -> Callable[..., Path] | None:
+    """What converts an adapter or a textual inversion; None for a model."""
+    if has_adapter(source):
+        return convert_adapter
+    return convert_embedding if has_embedding(source) else None
+
+
+def _check_layout(args: argparse.Namespace) -> None:
+    """Raises UsageError for an option that is for models only."""
+    given = {"--part": args.part, "--shard": args.shard, "--raw": args.raw, "--prediction": args.prediction}
+    given |= {"--variant": args.variant, f"--to {args.to}": args.to not in (None, *LAYOUTS)}
+    if unused := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"{args.source} is no model but is added to one, to which {unused[0]} does not apply: leave it out"
+        )
 
 
 def _check_used(args: argparse.Namespace, to: str, contents: Contents) -> None:

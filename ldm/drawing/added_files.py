@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.weights.adapters.reader import adapter_at
-from ldm.weights.adapters.textual_inversion import embedding_at, read_embedding
+from ldm.weights.adapters.recognise import adapter_at, embedding_at
+from ldm.weights.adapters.textual_inversion import read_embedding
 
 KEYS = ("lora", "embedding")
 

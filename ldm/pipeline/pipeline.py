@@ -38,6 +38,7 @@ from ldm.sampling.spacing import get_spacing
 from ldm.sampling.thresholding import get_thresholding
 from ldm.weights.adapters.merging import Given as AdapterFile
 from ldm.weights.adapters.merging import merge_files
+from ldm.weights.adapters.reader import networks_of
 from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
 from ldm.weights.adapters.textual_inversion import add_embedding
 from ldm.weights.model import Model, read_model
@@ -114,7 +115,7 @@ class Pipeline:
         read = partial(read_model, dtype=dtype, device=idle_device, channels_last=True)
         model = read(path, dtype=None) if adapters else read(path)  # so that merged weights are rounded once
         if adapters:
-            merge_files(model.backbone, model.text_encoder.network, adapters)
+            merge_files(networks_of(model.backbone, model.text_encoder.network), adapters)
             model.backbone.to(dtype)
         for embedding in embeddings:
             add_embedding(model.text_encoder.network, embedding)

@@ -8,7 +8,7 @@ from ldm.ownership import Record, is_within, refuse
 from ldm.weights.about import about_of
 from ldm.weights.compvis.writer import COMPLETE, PART
 from ldm.weights.info import ContentsInfo
-from ldm.weights.kinds import KINDS
+from ldm.weights.kinds import ADAPTER, FOR_OTHERS, KINDS
 from ldm.weights.storage.opening import open_tensors
 
 NAMES = [f"{kind}.safetensors" for kind in KINDS]  # the file names in a folder in ldm's own format
@@ -60,7 +60,7 @@ def is_written_by_ldm(file: Path) -> bool:
         kind = about_of(open_tensors(file)).get("kind")
     except (OSError, ValueError):
         return False
-    return kind in (COMPLETE, PART) or (kind in KINDS and file.suffix == ".safetensors")
+    return kind in (COMPLETE, PART, ADAPTER, *FOR_OTHERS) or (kind in KINDS and file.suffix == ".safetensors")
 
 
 def _foreign_in(folder: Path) -> list[Path]:

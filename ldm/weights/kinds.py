@@ -9,6 +9,7 @@ BACKBONES = {
     "dit": "ldm.nn.dit.DiT",
 }
 ADAPTER = "adapter"  # a change to the denoising network in another file, which the adapter's file names
+FOR_OTHERS = ("lora", "embedding")  # files in the layouts of other tools, which name no base
 KINDS = BACKBONES | {
     "vae": "ldm.nn.vae.VAE",
     "text_tower": "ldm.nn.clip.TextTower",

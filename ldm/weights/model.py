@@ -5,7 +5,7 @@ Nothing in a file is ever run: classes come from a closed list, and checkpoints 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
 from ldm.weights.adapters.names import TEXT
 from ldm.weights.adapters.own import TEXT_PREFIX
-from ldm.weights.adapters.reader import is_adapter_file, open_adapter
+from ldm.weights.adapters.reader import open_adapter
+from ldm.weights.adapters.recognise import has_adapter
 from ldm.weights.compvis.reader import ReadOptions
 from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
@@ -31,7 +32,7 @@ from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
 from ldm.weights.recognise import DEFAULT
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import refuse_mismatch
-from ldm.weights.storage.values import check_finite
+from ldm.weights.storage.values import check_finite, in_memory
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
 PARTS = ("first_stage", "text_encoder")  # a file in ldm's own format names them, with their fingerprints
@@ -179,9 +180,22 @@ def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
 
 def text_changes(contents: Contents, tower: TextTower) -> dict[str, Change]:
     """Returns the changes of the text encoder's layers in an adapter that was trained with it; none in a checkpoint."""
-    if contents.source.suffix == ".ckpt" or not is_adapter_file(contents.source):
+    if contents.source.suffix == ".ckpt" or not has_adapter(contents.source):
         return {}
-    return open_adapter(contents.source).changes_for(TEXT, tower, "text_tower", tower.config)
+    return open_adapter(contents.source).changes_for(TEXT, tower)
+
+
+def with_trained(path: str | Path, trained: State) -> State:
+    """Returns the weights of a run's network with `trained` in place of those that it trained, such as an average.
+
+    For the run of an adapter, `trained` are the adapter's weights, and the result is the complete network, merged.
+    """
+    contents = open_model(path)
+    if ADAPTER not in contents.networks:
+        return trained
+    backbone = cast(Backbone, open_base(contents).denoising.load())
+    apply_adapter(backbone, replace(contents.networks[ADAPTER], tensors=in_memory(contents.source, trained)))
+    return backbone.state_dict()
 
 
 def names_frozen_parts(model: dict[str, Any]) -> bool:

@@ -242,6 +242,12 @@ def test_a_text_tower_is_adapted_too() -> None:
     torch.testing.assert_close(tower(tokens), changed)
 
 
+def test_a_preset_that_chooses_nothing_is_refused() -> None:
+    network = UNet(width=8, multipliers=(1,), blocks=1, depth=(0,), middle_depth=0, groups=4)
+    with pytest.raises(ValueError, match="targets=attention chooses no layer of this unet: give patterns"):
+        LoRA().adapt(network)
+
+
 def test_patterns_choose_layers_and_their_ranks() -> None:
     network = tiny_unet()
     LoRA(rank=4, targets=["*.to_q", "*.to_v"], ranks={"*.to_v": 2, "*": 3}).adapt(network)
@@ -259,6 +265,7 @@ def test_patterns_choose_layers_and_their_ranks() -> None:
         ),
         ({"ranks": {"*.conv1": 4}}, r"ranks: \*\.conv1 matches none of the layers"),
         ({"rank": 0}, "the rank of an adapter is 0"),
+        ({"alpha": 0.0}, r"alpha is 0\.0, but nothing is learned"),
         ({"dropout": 1.0}, r"dropout is 1\.0, but must be in \[0, 1\)"),
         ({"base_dtype": "fp8"}, "base_dtype is fp8, but must be one of bfloat16"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,18 +15,19 @@ from ldm.adapters.lora import LoRA
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.nn.backbone import Backbone, trainable
 from ldm.pipeline.pipeline import Pipeline
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.start import start_from
-from ldm.weights.adapters.reader import open_adapter
+from ldm.weights.adapters.reader import networks_of, open_adapter
 from ldm.weights.model import model_fingerprint, read_model, save_model
 from ldm.weights.native import save_network
 from ldm.weights.parts import first_stage, text_encoder
 from tests.pipeline.tiny import assembled
 from tests.tiny import save_tiny_model, tiny_about, tiny_dit, tiny_unet
-from tests.training.tiny import diffusion, fit
+from tests.training.tiny import ADAM, STEADY, diffusion, fit
 
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -35,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 NETWORKS = {"unet": tiny_unet, "dit": tiny_dit}
 
 
-def adapted(base: Path, kind: str = "unet", **how: Any) -> DiffusionTraining:
+def adapted(base: Path, kind: str = "unet", optimizer: Any = ADAM, **how: Any) -> DiffusionTraining:
     """A training of a LoRA on the tiny model in a folder."""
     backbone: Backbone = NETWORKS[kind](seed=9).train()  # type: ignore[operator]
     adapter = LoRA(rank=2, **how)
@@ -45,7 +47,7 @@ def adapted(base: Path, kind: str = "unet", **how: Any) -> DiffusionTraining:
         "first_stage": first_stage(str(base / "vae.safetensors")),
         "text_encoder": text_encoder(str(base / "text_tower.safetensors")),
     }
-    return diffusion(backbone=backbone, base=start, adapter=adapter, **parts)
+    return diffusion(backbone=backbone, base=start, adapter=adapter, optimizer=optimizer, **parts)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_the_file_is_one_of_kohya_with_the_alpha_of_every_layer(trained: Trained
     assert len(labels) == sum(name.endswith(".down") for name in weights)
     assert all(label.startswith("lora_unet_") and f"{label}.alpha" in tensors for label in labels)
     pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
-    found = open_adapter(folder).changes(pipeline.backbone, pipeline.text_encoder)["unet"]
+    found = open_adapter(folder).changes(networks_of(pipeline.backbone, pipeline.text_encoder))["unet"]
     plain, expected = NETWORKS[module.backbone.kind]().state_dict(), merged(module)
     for name, change in found.items():
         torch.testing.assert_close(
@@ -176,3 +178,23 @@ def test_a_base_in_bfloat16_is_trained_with_float32_changes(base: Path, tmp_path
     assert {weight.dtype for weight in trainable(module.backbone).values()} == {torch.float32}
     drawn = read_model(tmp_path / "adapter.safetensors").backbone
     assert {weight.dtype for weight in drawn.parameters()} == {torch.float32}
+
+
+def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(base: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"decomposed": True, "optimizer": STEADY}
+    plain = adapted(base, **how)
+    fit(tmp_path, plain, 4, gradient_clip_val=1.0)
+    try:
+        for steps, resume in ((2, None), (4, tmp_path / "2.ckpt")):
+            sharded: dict[str, Any] = {"strategy": ShardedModelParallel(), "callbacks": [Export(tmp_path)]}
+            trainer = fit(tmp_path, adapted(base, **how), steps, resume, gradient_clip_val=1.0, **sharded)
+            trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+    finally:
+        dist.destroy_process_group()
+    state = checkpoint_file.read(tmp_path / "4.ckpt")["state_dict"]
+    assert {*state} == {f"backbone.{name}" for name in plain.trainable()}
+    for name, weight in plain.trainable().items():
+        torch.testing.assert_close(state[f"backbone.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
+    exported = read_model(tmp_path / "adapter.safetensors").backbone.state_dict()
+    for name, weight in merged(plain).items():
+        torch.testing.assert_close(exported[name], weight, rtol=1e-4, atol=1e-5)

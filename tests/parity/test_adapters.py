@@ -20,10 +20,9 @@ from ldm.weights.adapters.textual_inversion import Embedding, write_embedding
 from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.contents import StoredNetwork
 from ldm.weights.convert import write
-from ldm.weights.storage.values import held
 from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
-from tests.weights.foreign import networks, whole_model
+from tests.weights.foreign import full_model, networks
 
 WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
 PROMPT, NEGATIVE = "a red circle", "blue"  # as `latents` draws
@@ -87,7 +86,7 @@ def test_a_layer_and_its_gradients_are_those_of_peft(layer: str, kind: str) -> N
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, contents = tmp_path_factory.mktemp("models") / "model", whole_model(WORDS)
+    path, contents = tmp_path_factory.mktemp("models") / "model", full_model(WORDS)
     write(
         replace(contents, networks={kind: louder(network) for kind, network in contents.networks.items()}),
         path,
@@ -101,7 +100,7 @@ def louder(network: StoredNetwork) -> StoredNetwork:
     if network.kind == "vae":
         return network
     state = {name: 4 * tensor for name, tensor in network.tensors.read(network.tensors).items()}
-    return replace(network, tensors=held(network.tensors.source, state))
+    return replace(network, tensors=in_memory(network.tensors.source, state))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import import_target
-from ldm.planning.flops import measure
+from ldm.planning.flops import measure, measure_training
 from ldm.planning.memory import memory
 from ldm.planning.networks import plan_networks
 from ldm.planning.report import plan
@@ -198,6 +198,17 @@ def test_an_adapter_is_planned_with_its_trainable_weights():
     assert held["weights"] == rows(config(devices=1))["weights"]
     (trained,), _ = plan_networks(setting)
     assert trained.note == f"{count / 1000:.3f} k of them trained"
+
+
+def test_a_lora_on_checkpointed_blocks_is_planned():
+    """Of which some, without attention, train nothing and pass gradients on."""
+    setting = config({**UNET, "checkpointing": True}, devices=1)
+    lora = setting | {"adapter": {"_target_": "ldm.adapters.lora.LoRA", "rank": 2}}
+    assert rows(lora)["gradients"] < rows(setting)["gradients"]
+    whole, adapted = (
+        measure_training(part.network, part.forward) for (part,), _ in map(plan_networks, (setting, lora))
+    )
+    assert 0 < adapted.saved <= whole.saved and whole.forward < adapted.forward < adapted.backward < whole.backward
 
 
 def test_an_unknown_network_is_refused():

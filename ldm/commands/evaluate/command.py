@@ -42,7 +42,7 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, with_trained
 from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
@@ -155,7 +155,7 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
     curves = {}
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            weights = averaged_weights(Path(args.model), length)  # of an adapter only the trainable ones
+            weights = with_trained(args.model, averaged_weights(Path(args.model), length))
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
         run_jobs([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
         if args.validation and not rank:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ldm.weights.adapters.recognise import has_adapter, has_embedding, is_run_of_adapter
 from ldm.weights.info import ContentsInfo, NetworkInfo
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.recognise import READABLE, recognise
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> None:
 def describe(path: str) -> dict[str, str]:
     """Returns human-readable lines, name → value. Raises FileNotFoundError or ValueError as `recognise` does."""
     folder = Path(path).expanduser()
+    if (added := _added(path)) is not None:
+        return added
     try:
         contents = recognise(path)
     except FileNotFoundError:
@@ -48,6 +51,16 @@ def describe(path: str) -> dict[str, str]:
 
         lines |= {"contradictions": "; ".join(contradictions_in(folder, contents.model)) or "none"}
     return lines
+
+
+def _added(path: str) -> dict[str, str] | None:
+    """What an adapter or a textual inversion is; None for anything else, and for an adapter that names its base."""
+    adapter = has_adapter(path)
+    if is_run_of_adapter(path) or not (adapter or has_embedding(path)):
+        return None
+    from ldm.commands.info.adapter import describe_adapter, describe_embedding  # here, because they need torch
+
+    return describe_adapter(path) if adapter else describe_embedding(path)
 
 
 def _networks(contents: ContentsInfo) -> dict[str, str]:

@@ -65,6 +65,7 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         )
     if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError("precision=16-mixed needs a GPU: choose precision=bf16-mixed or precision=fp32")
+    check_base_dtype(config)
     if config.precision.compute and "compute" not in config.training:
         raise ValueError("precision=bf16-true requires training=diffusion: choose precision=bf16-mixed")
     if isinstance(config.trainer.strategy, str) or "ModelParallel" not in config.trainer.strategy["_target_"]:
@@ -78,6 +79,20 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
             "strategy=fsdp shards the weights, but the evaluation at the end samples on one process: give "
             "metrics=none, and evaluate the run with ldm evaluate"
         )
+
+
+def check_base_dtype(config: DictConfig) -> None:
+    """Raises ValueError for frozen weights of a type to which nothing casts the inputs, or that FSDP2 would mix."""
+    dtype = (config.adapter or {}).get("base_dtype")
+    if dtype in (None, "float32"):
+        return
+    if not str(config.trainer.precision).endswith("-mixed"):
+        raise ValueError(
+            f"adapter.base_dtype={dtype} needs a precision that casts the inputs, not {config.trainer.precision}: "
+            "choose precision=bf16-mixed, or 16-mixed on a GPU"
+        )
+    if not isinstance(config.trainer.strategy, str) and "ModelParallel" in config.trainer.strategy["_target_"]:
+        raise ValueError(f"strategy=fsdp takes weights of one type only: leave out adapter.base_dtype={dtype}")
 
 
 def check_sampling_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:

@@ -32,7 +32,7 @@ def settings_in(source: Path, metadata: Mapping[str, Any], network: str) -> Peft
         if METADATA in metadata:
             told = json.loads(metadata[METADATA])
             return _settings({name[len(network) + 1 :]: told[name] for name in told if name.startswith(f"{network}.")})
-        if (config := source.with_name(BESIDE)).is_file():
+        if source.name.startswith("adapter_model") and (config := source.with_name(BESIDE)).is_file():
             return _settings(json.loads(config.read_text()))
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise ValueError(f"what {source} says of its LoRA's settings is damaged; fetch or export it again") from error

@@ -6,25 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.adapters.change import Change, fits
-from ldm.adapters.targets import layers
+from ldm.adapters.targets import Network, layers
 from ldm.nn.backbone import Backbone
 from ldm.nn.text_encoder import TextEncoder
 from ldm.weights.adapters.changes import change_of
 from ldm.weights.adapters.layouts import Layer, is_adapter, layers_of, layout_of
 from ldm.weights.adapters.names import TEXT, TEXT_2, UNET, own_names
 from ldm.weights.adapters.peft_settings import settings_in
+from ldm.weights.adapters.recognise import adapter_at
 from ldm.weights.storage.opening import open_tensors
-from ldm.weights.storage.tensors import PICKLED, Tensors
+from ldm.weights.storage.tensors import Tensors
 from ldm.weights.storage.values import check_finite
-
-NAMES = (  # in folders of ldm, of diffusers and of peft
-    "adapter.safetensors",
-    *("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
-    *("adapter_model.safetensors", "adapter_model.bin"),
-)
 
 
 @dataclass(frozen=True)
@@ -77,12 +72,13 @@ class AdapterFile:
             for network in self.networks
         }
 
-    def changes_for(self, network: str, module: nn.Module, kind: str, config: dict[str, Any]) -> dict[str, Change]:
+    def changes_for(self, network: str, module: Network) -> dict[str, Change]:
         """The changes of a network of ours by the names of its layers; it is called `network` in the file.
 
         Raises ValueError for layers that it does not have, or has with weights of another shape.
         """
-        names, found = own_names(kind, config, layers(module)), layers(module)
+        kind = module.kind if isinstance(module, Backbone) else "text_tower"
+        names, found = own_names(kind, module.config, layers(module)), layers(module)
         changes, missing, misshapen = {}, [], []
         for layer in self.layers:
             if layer.network != network:
@@ -92,6 +88,8 @@ class AdapterFile:
                 continue
             own = names[layer.name]
             shape = tuple(found[own].weight.shape)
+            if own in changes:
+                misshapen.append(f"{layer.label} changes a layer that is changed under another name already")
             changes[own] = change = self.change(layer, shape)
             if not fits(change.shape, shape):
                 misshapen.append(
@@ -111,23 +109,28 @@ class AdapterFile:
             problems.append(_shortened(misshapen, 2))
         if problems:
             told = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
-            made = f", which was made for {told}" if told else ""
+            made = f", made for {told}," if told else ""
             raise ValueError(
-                f"the adapter {self.source}{made}, is one of another model ({'; '.join(problems)}): give one that was "
+                f"the adapter {self.source}{made} is one of another model ({'; '.join(problems)}): give one that was "
                 "made for this model"
             )
 
-    def changes(self, backbone: Backbone, text_encoder: TextEncoder) -> dict[str, dict[str, Change]]:
-        """The changes of each network that the file changes, see `changes_for`."""
-        parts: dict[str, tuple[nn.Module, str, dict[str, Any]]] = {UNET: (backbone, backbone.kind, backbone.config)}
-        for name, tower in zip((TEXT, TEXT_2), text_encoder.towers, strict=False):
-            parts[name] = (tower, "text_tower", tower.config)
-        if foreign := [network for network in self.networks if network not in parts]:
+    def changes(self, networks: Mapping[str, Network]) -> dict[str, dict[str, Change]]:
+        """The changes of each network that the file changes, of those given by their names in files; see `changes_for`.
+
+        Raises ValueError for a file that changes another network, too.
+        """
+        if foreign := [network for network in self.networks if network not in networks]:
             raise ValueError(
-                f"the adapter {self.source} changes a second text encoder ({foreign[0]}), but this model has one: give "
-                "an adapter that was made for this model"
+                f"the adapter {self.source} changes the network {foreign[0]}, but this model has "
+                f"{', '.join(networks)}: give an adapter that was made for this model"
             )
-        return {network: self.changes_for(network, *parts[network]) for network in self.networks}
+        return {network: self.changes_for(network, networks[network]) for network in self.networks}
+
+
+def networks_of(backbone: Backbone, text_encoder: TextEncoder) -> dict[str, Network]:
+    """The networks of a model by their names in files."""
+    return {UNET: backbone, **dict(zip((TEXT, TEXT_2), text_encoder.towers, strict=False))}
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
@@ -149,30 +152,6 @@ def open_adapter(path: str | Path) -> AdapterFile:
             f"({len(strays)}: {_shortened(strays, 3)})"
         )
     return AdapterFile(tensors, found)
-
-
-def adapter_at(path: str | Path) -> Path:
-    """The file of an adapter, which may be in a folder. Raises FileNotFoundError."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        for name in NAMES:
-            if (place / name).is_file():
-                return place / name
-        raise FileNotFoundError(f"the folder {path} holds no adapter: none of {', '.join(NAMES)}")
-    if not place.is_file():
-        raise FileNotFoundError(f"there is no adapter {path}; give a file, or the folder of a run that trained one")
-    return place
-
-
-def is_adapter_file(path: str | Path) -> bool:
-    """Whether there is an adapter at a path, by the names of the tensors alone."""
-    try:
-        file = adapter_at(path)
-        if file.suffix not in (".safetensors", *PICKLED):
-            return False
-        return is_adapter(open_tensors(file))
-    except (OSError, ValueError):
-        return False
 
 
 def _shortened(texts: list[str], most: int) -> str:

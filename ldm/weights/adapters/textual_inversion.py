@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ldm.nn.text_encoder import TextEncoder
 from ldm.weights.adapters.names import TEXT, TEXT_2
+from ldm.weights.adapters.recognise import embedding_at
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.pickled import read_pickled
 from ldm.weights.storage.tensors import PICKLED
 from ldm.weights.storage.values import check_finite, in_memory, write_safetensors
 
 SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder, beside that of the first in a folder of diffusers
-NAMES = ("embedding.safetensors", "learned_embeds.safetensors", "learned_embeds.bin")  # in folders
 KOHYA = "emb_params"  # the only tensor of kohya's files, whose token is the name of the file
 BY_ENCODER = {"clip_l": TEXT, "clip_g": TEXT_2}  # in files of SDXL
 NO_TOKENS = {KOHYA, *BY_ENCODER}
@@ -55,27 +55,6 @@ def read_embedding(path: str | Path) -> Embedding:
         check_finite(token, rows, file)
         found[network] = rows.detach()
     return Embedding(token, found, file, layout, metadata)
-
-
-def is_embedding_file(path: str | Path) -> bool:
-    try:
-        read_embedding(path)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def embedding_at(path: str | Path) -> Path:
-    """The file of a textual inversion, which may be in a folder. Raises FileNotFoundError."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        for name in NAMES:
-            if (place / name).is_file():
-                return place / name
-        raise FileNotFoundError(f"the folder {path} holds no textual inversion: none of {', '.join(NAMES)}")
-    if not place.is_file():
-        raise FileNotFoundError(f"there is no textual inversion {path}; give a file, or the folder of a run")
-    return place
 
 
 def _contents(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,7 +129,8 @@ def write_embedding(path: Path, embedding: Embedding, layout: str, metadata: Map
 
 
 def _write(path: Path, state: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    write_safetensors(path, in_memory(path, {name: tensor.contiguous() for name, tensor in state.items()}), metadata)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_safetensors(path, in_memory(path, state), {**metadata, "ldm": json.dumps({"kind": "embedding"})})
 
 
 def add_embedding(text_encoder: TextEncoder, given: Given) -> str:

@@ -16,6 +16,7 @@ from ldm.weights.adapters.peft_settings import METADATA
 from ldm.weights.storage.values import in_memory, write_safetensors
 
 FORMATS = (KOHYA, DIFFUSERS)
+OURS, MARK = "ldm", json.dumps({"kind": "lora"})  # what says that ldm wrote a file
 Changes = Mapping[str, Mapping[str, Change]]  # network → layer, as diffusers and transformers call it → change
 State = dict[str, Tensor]
 
@@ -25,10 +26,13 @@ def write_adapter(path: Path, changes: Changes, layout: str, metadata: Mapping[s
 
     Raises ValueError for changes that the layout cannot hold.
     """
-    kept = {name: value for name, value in metadata.items() if isinstance(value, str) and name != METADATA}
+    layout_only = {METADATA, *(() if layout == KOHYA else (OURS,))}
+    kept = {name: value for name, value in metadata.items() if isinstance(value, str) and name not in layout_only}
     low_rank = {network: _factors(path, layers) for network, layers in changes.items()}
     state, own = (kohya if layout == KOHYA else diffusers)(low_rank)
-    write_safetensors(path, in_memory(path, {name: tensor.contiguous() for name, tensor in state.items()}), own | kept)
+    write_safetensors(
+        path, in_memory(path, {name: tensor.contiguous() for name, tensor in state.items()}), {OURS: MARK} | own | kept
+    )
 
 
 def _factors(path: Path, layers: Mapping[str, Change]) -> dict[str, LowRankChange]:

@@ -37,6 +37,10 @@ UNSUPPORTED = {  # a model is refused as the first of these whose pattern matche
     "Flux": r"(model\.diffusion_model\.)?(double_blocks|single_blocks)\.0\..*|single_transformer_blocks\.0\..*",
     "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.0\..*|transformer_blocks\.0\.attn\.add_q_proj\..*",
 }
+ADDED = {  # what to do with files that are no models
+    "a LoRA": " as a model but adds to one, as lora=FILE",
+    "a textual inversion": " as a model but adds to one, as embedding=FILE",
+}
 EMA_PREFIX = "model_ema."
 TRAINED_TEXT = "trained_text."  # of the text encoder in checkpoints of runs that train it
 RUN_PREFIXES = "backbone.", "unet."  # of the denoising network in checkpoints of runs; the second up to version 0.1
@@ -68,7 +72,10 @@ def read_file(path: Path, options: ReadOptions = ReadOptions()) -> ContentsInfo:
         return _native(path, tensors, about, options)
     for name, pattern in UNSUPPORTED.items():
         if any(re.fullmatch(pattern, tensor) for tensor in tensors):
-            raise ValueError(f"{path} is {name}, which ldm does not read; give a model of Stable Diffusion 1.x or 2.x")
+            raise ValueError(
+                f"{path} is {name}, which ldm does not read{ADDED.get(name, '')}; give a model of Stable Diffusion 1.x "
+                "or 2.x"
+            )
     if any(name.startswith(PREFIXES["unet", "compvis"]) for name in tensors):
         return _complete(path, tensors, about, options)
     networks = {kind: network for kind, layout in SIGNATURES if (network := _network(tensors, about, kind, layout))}

@@ -16,7 +16,8 @@ from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.weights.adapters.names import dotted, own_names, public_names, underscored
-from ldm.weights.adapters.reader import AdapterFile, is_adapter_file, open_adapter
+from ldm.weights.adapters.reader import AdapterFile, networks_of, open_adapter
+from ldm.weights.adapters.recognise import has_adapter
 from ldm.weights.adapters.writer import FORMATS, write_adapter
 from ldm.weights.keymaps import entries
 from ldm.weights.native import build
@@ -53,7 +54,7 @@ def saved(folder: Path, state: dict[str, Tensor], metadata: dict[str, str] | Non
 
 def changed(file: AdapterFile, name: str = LAYER) -> Tensor:
     """The weight that a file makes of a layer of the tiny UNet, which is the only one that it changes."""
-    found = file.changes(tiny_unet(), tiny_text_encoder())
+    found = file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
     assert [*found] == ["unet"] and [*found["unet"]] == [name]
     return found["unet"][name].changed(layers(tiny_unet())[name].weight.detach())
 
@@ -95,7 +96,7 @@ def test_alpha_belongs_to_each_layer_and_is_its_rank_where_it_is_absent(tmp_path
     weight2, down2, up2 = factors(LAYER.replace("text_attention.to_k", "self_attention.to_q"))
     state = {f"{KOHYA}.lora_down.weight": down, f"{KOHYA}.lora_up.weight": up, f"{KOHYA}.alpha": torch.tensor(ALPHA)}
     state |= {f"{other}.lora_down.weight": down2[:2], f"{other}.lora_up.weight": up2[:, :2]}
-    found = saved(tmp_path, state).changes(tiny_unet(), tiny_text_encoder())["unet"]
+    found = saved(tmp_path, state).changes(networks_of(tiny_unet(), tiny_text_encoder()))["unet"]
     one, two = found[LAYER], found[LAYER.replace("text_attention.to_k", "self_attention.to_q")]
     torch.testing.assert_close(one.changed(weight), weight + ALPHA / RANK * up @ down)
     torch.testing.assert_close(two.changed(weight2), weight2 + up2[:, :2] @ down2[:2])
@@ -299,7 +300,7 @@ def test_changes_without_factors_are_refused(layout: str, tmp_path: Path) -> Non
 def test_a_transformer_s_layers_have_our_own_names_in_files_of_kohya(tmp_path: Path) -> None:
     made = {"unet": changes(tiny_dit())}
     write_adapter(tmp_path / "a.safetensors", made, "kohya", {})
-    again = open_adapter(tmp_path / "a.safetensors").changes(tiny_dit(), tiny_text_encoder())["unet"]  # type: ignore[arg-type]
+    again = open_adapter(tmp_path / "a.safetensors").changes(networks_of(tiny_dit(), tiny_text_encoder()))["unet"]
     assert again.keys() == made["unet"].keys() and all(same(again[name], made["unet"][name]) for name in again)
     with pytest.raises(ValueError, match="has no name in diffusers, whose layout cannot hold it: give --to kohya"):
         write_adapter(tmp_path / "b.safetensors", made, "diffusers", {})
@@ -321,10 +322,25 @@ def test_a_lora_of_sdxl_on_sd15_is_refused_with_both_shapes(tmp_path: Path) -> N
     file = saved(tmp_path, sdxl_lora(), {"ss_base_model_version": "sdxl_base_v1-0"})
     unet: UNet = build({"kind": "unet", "config": {}}, "here")  # type: ignore[assignment]
     with pytest.raises(ValueError) as refused:
-        file.changes(unet, tiny_text_encoder())
+        file.changes(networks_of(unet, tiny_text_encoder()))
     told = str(refused.value)
     assert "made for sdxl_base_v1-0" in told and "blocks_4_1_transformer_blocks_1_attn2_to_k" in told
     assert "changes a weight [640, 2048], but that of the layer is [640, 768]" in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight",
+        "text_encoder.encoder.layers.0.mlp.fc1.lora.{}.weight",
+    ],
+)
+def test_every_name_of_the_text_encoder_s_layers_is_read(name: str, tmp_path: Path) -> None:
+    file = saved(tmp_path, {name.format("down"): torch.ones(2, 16), name.format("up"): torch.ones(64, 2)})
+    found = file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
+    assert {network: [*layers] for network, layers in found.items()} == {"text_encoder": ["blocks.0.fc1"]}
 
 
 def test_layers_that_match_nothing_are_refused(tmp_path: Path) -> None:
@@ -339,10 +355,10 @@ def test_a_second_text_encoder_that_the_model_lacks_is_named(tmp_path: Path) -> 
     file = saved(
         tmp_path, {f"{label}.lora_down.weight": torch.ones(2, 16), f"{label}.lora_up.weight": torch.ones(16, 2)}
     )
-    with pytest.raises(ValueError, match="changes a second text encoder"):
-        file.changes(tiny_unet(), tiny_text_encoder())
+    with pytest.raises(ValueError, match="changes the network text_encoder_2, but this model has unet, text_encoder:"):
+        file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
     both = TextEncoder([tiny_text_tower(), tiny_text_tower()], [Tokenizer(context=16)] * 2)
-    assert [*file.changes(tiny_unet(), both)["text_encoder_2"]] == ["blocks.0.attention.q"]
+    assert [*file.changes(networks_of(tiny_unet(), both))["text_encoder_2"]] == ["blocks.0.attention.q"]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +390,19 @@ def test_what_is_no_change_is_refused(state: dict[str, Tensor], message: str, tm
         changed(saved(tmp_path, state))
 
 
+def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
+    parts = {
+        "lora_{}.weight": "lora_unet_blocks_0_self_attention_to_q",
+        "lora.{}.weight": "unet.blocks.0.self_attention.to_q",
+    }
+    sides = {"down": torch.ones(2, 16), "up": torch.ones(16, 2)}
+    state = {
+        f"{label}.{part.format(side)}": one.clone() for part, label in parts.items() for side, one in sides.items()
+    }
+    with pytest.raises(ValueError, match="a layer that is changed under another name already"):
+        saved(tmp_path, state).changes(networks_of(tiny_dit(), tiny_text_encoder()))
+
+
 def test_damaged_metadata_of_peft_is_refused(tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
     file = saved(tmp_path, dict(zip(SPELLINGS["peft"], (down, up), strict=True)), {"lora_adapter_metadata": "{"})
@@ -383,7 +412,7 @@ def test_damaged_metadata_of_peft_is_refused(tmp_path: Path) -> None:
 
 def test_other_files_are_no_adapters(tmp_path: Path) -> None:
     save_file(tiny_unet().state_dict(), tmp_path / "unet.safetensors")
-    assert not is_adapter_file(tmp_path / "unet.safetensors") and not is_adapter_file(tmp_path / "absent")
+    assert not has_adapter(tmp_path / "unet.safetensors") and not has_adapter(tmp_path / "absent")
     with pytest.raises(ValueError, match="is no adapter"):
         open_adapter(tmp_path / "unet.safetensors")
     with pytest.raises(FileNotFoundError, match="holds no adapter: none of"):

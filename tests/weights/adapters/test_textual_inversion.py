@@ -12,10 +12,10 @@ from torch import Tensor
 from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
+from ldm.weights.adapters.recognise import has_embedding
 from ldm.weights.adapters.textual_inversion import (
     Embedding,
     add_embedding,
-    is_embedding_file,
     read_embedding,
     write_embedding,
 )
@@ -53,7 +53,9 @@ def saved(path: Path, state: dict[str, Any], metadata: dict[str, str] | None = N
 @pytest.mark.parametrize("tool", FILES)
 def test_the_token_and_vectors_of_every_tool_are_read(tool: str, tmp_path: Path) -> None:
     name, state, metadata, token = FILES[tool]
-    found = read_embedding(saved(tmp_path / name, state, metadata))
+    path = saved(tmp_path / name, state, metadata)
+    found = read_embedding(path)
+    assert has_embedding(path)
     assert found.token == token and [*found.vectors] == ["text_encoder"]
     assert torch.equal(found.vectors["text_encoder"], TWO)
 
@@ -111,12 +113,11 @@ def test_a_layout_that_cannot_hold_the_token_refuses_it(tmp_path: Path) -> None:
 def test_what_is_no_textual_inversion_is_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_embedding(saved(tmp_path / "a.safetensors", state))
-    assert not is_embedding_file(tmp_path / "a.safetensors")
 
 
 def test_weights_are_no_textual_inversion(tmp_path: Path) -> None:
     save_file(tiny_unet().state_dict(), tmp_path / "unet.safetensors")
-    assert not is_embedding_file(tmp_path / "unet.safetensors")
+    assert not has_embedding(tmp_path / "unet.safetensors")
 
 
 def states(encoder: TextEncoder, caption: str) -> Tensor:
