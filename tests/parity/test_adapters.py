@@ -20,6 +20,7 @@ from ldm.weights.adapters.textual_inversion import Embedding, write_embedding
 from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.contents import StoredNetwork
 from ldm.weights.convert import write
+from ldm.weights.storage.values import in_memory
 from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
 from tests.weights.foreign import full_model, networks
