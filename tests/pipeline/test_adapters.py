@@ -76,7 +76,7 @@ def test_a_textual_inversion_is_drawn_by_its_token(folder: Path, tmp_path: Path)
     table = tiny_text_tower().token_embedding.weight.detach()
     plain = load(folder)
     tokens = plain.text_encoder.tokenizers[0](["red circle"])[:, 1:3]
-    save_file({"emb_params": table[plain.text_encoder.towers[0]._rows(tokens)[0]]}, tmp_path / "zorp.safetensors")
+    save_file({"emb_params": table[plain.text_encoder.towers[0].rows(tokens)[0]]}, tmp_path / "zorp.safetensors")
     model = str(folder / "unet.safetensors")
     taught = Pipeline.load(model, "cpu", embeddings=[tmp_path / "zorp.safetensors"])
     assert torch.equal(taught("a zorp").images, plain("a red circle").images)

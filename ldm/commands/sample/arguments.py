@@ -36,7 +36,6 @@ INSTEAD = {  # names that are not keys → what to write
     "prompt": "the prompt alone, without prompt=",
     "width": "size=HEIGHTxWIDTH, such as size=512x768",
     "height": "size=HEIGHTxWIDTH, such as size=512x768",
-    "lora": "the command without it, because this version does not draw with adapters",
 }
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]

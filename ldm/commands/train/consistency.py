@@ -29,6 +29,7 @@ FOLLOWS = {
     "training.sampling.guidance": "guidance.scale",
     "training.sampling.guidance_interval": "guidance.interval",
     "training.sampling.guidance_rescale": "guidance.rescale",
+    "adapter.seed": "seed",
     "data.module.seed": "seed",
     "callbacks.metrics.seed": "seed",
     **{

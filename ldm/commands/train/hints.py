@@ -11,7 +11,7 @@ ELSEWHERE = {
     "prompt": 'it belongs to sample.py, as in python sample.py "a red circle" model=RUN; images during training are of '
     "callbacks.previews.prompts=[…]",
     "negative": "it belongs to sample.py, as in python sample.py PROMPT negative=… model=RUN",
-    "lora": "train.py trains weights and does not draw with adapters; the group adapter chooses what is trained",
+    "lora": "adapter=lora trains a LoRA; a LoRA in a file is for sample.py, as in python sample.py PROMPT lora=FILE",
     "width": SIZE,
     "height": SIZE,
     "size": SIZE,

@@ -78,7 +78,7 @@ def test_contradictory_settings_of_a_run_are_listed(tmp_path: Path) -> None:
 def test_a_run_whose_training_and_sampling_sizes_differ_is_found(tmp_path: Path) -> None:
     config = "{data: {size: 128}, training: {size: [64, 64]}}"
     text = describe(str(run_folder(tmp_path, config)))["contradictions"]
-    assert text.startswith("data.size is 128 and training.size is [64, 64], so that the model would be trained on")
+    assert text.startswith("data.size is 128 and training.size is [64, 64], so that the model would train on")
 
 
 def test_a_consistent_run_has_no_contradictions(tmp_path: Path) -> None:

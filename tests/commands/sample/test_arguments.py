@@ -75,7 +75,6 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, suggestion: str)
         ("prompt=a red circle", "the prompt alone, without prompt="),
         ("width=512", "size=HEIGHTxWIDTH"),
         ("--height=512", "size=HEIGHTxWIDTH"),
-        ("lora=x", "the command without it, because this version does not draw with adapters"),
     ],
 )
 def test_a_name_of_another_program_is_refused_with_what_to_write(text: str, instead: str) -> None:

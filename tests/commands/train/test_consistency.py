@@ -14,6 +14,7 @@ CONF = Path(__file__).parents[3] / "conf"
 # Settings that may differ from the setting that they refer to by default.
 FREE = (
     *("data.module.train", "data.module.val", "data.reference", "data.emoji", "data.limit", "data.count"),
+    *("data.images", "data.validation_images", "data.memory"),
     *("evaluation.reference", "logger", "model", "trainer.profiler", "name"),
 )
 

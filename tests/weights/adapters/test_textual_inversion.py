@@ -137,7 +137,7 @@ def test_a_token_stands_for_its_vectors_in_a_row(make: Any, tmp_path: Path) -> N
     encoder, plain = make(), make()
     ids = encoder.tokenizers[0](["red circle"])[:, 1:3]
     table = encoder.towers[0].token_embedding.weight.detach()
-    vectors = table[encoder.towers[0]._rows(ids)[0]]
+    vectors = table[encoder.towers[0].rows(ids)[0]]
     path = saved(tmp_path / "<zorp>.safetensors", {"emb_params": vectors.contiguous()})
     assert add_embedding(encoder, path) == "<zorp>"
     for told, meant in (("a <zorp> on white", "a red circle on white"), ("<ZORP>, a square", "red circle, a square")):
@@ -155,7 +155,7 @@ def test_several_tokens_can_be_taught_and_named(tmp_path: Path) -> None:
     tokens = encoder.tokenizers[0](["zorp glimk glimkish"])[0].tolist()
     assert tokens[1:4] == [49408, 49409, 49410] and not {49409, 49410} & {*tokens[4:]}
     table = encoder.towers[0].token_embedding.weight
-    assert torch.equal(table[encoder.towers[0]._rows(torch.tensor([49408, 49409, 49410]))], torch.cat([ONE, TWO]))
+    assert torch.equal(table[encoder.towers[0].rows(torch.tensor([49408, 49409, 49410]))], torch.cat([ONE, TWO]))
     assert encoder.tokenizers[0].words([49408, 49410, 320]) == ["zorp", "glimk", "a"]
 
 
