@@ -129,6 +129,7 @@ def replaced_until(path: Path, lines: int) -> bool:
         os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_line_keeps_the_old_or_new_folder_and_is_cleaned_up(tmp_path: Path) -> None:
     path, killed, found = tmp_path / "model", 0, set()
     while True:

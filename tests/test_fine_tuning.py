@@ -103,6 +103,7 @@ def test_an_adapter_with_more_input_channels_than_its_base_is_refused(five: Path
     assert "does not read masks" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINE_TUNING)
 def test_a_recipe_is_planned_for_the_included_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from ldm.weights.adapters.reader import open_adapter
 from ldm.weights.model import read_model
 from tests.runs import ALONE, TINY, refusal, run
 
+pytestmark = pytest.mark.slow
 LORA = ("adapter=lora", "adapter.rank=2")
 ADAM = (*TINY, *ALONE, "optimizer=adamw", "optimizer.lr=1e-2")
 SMALL = ["--data", "shapes", "--prompts", "2", "--count", "8", "--validation", "2", "--steps", "1"]

@@ -182,6 +182,7 @@ def test_new_vectors_start_from_the_initial_words_and_leave_other_captions_as_th
     assert torch.equal(same, plain.encode(["a red circle red"]).get("text"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(base: Path, tmp_path: Path, captions: None) -> None:
     for name, make, lr in (("both", lambda: LoRA(rank=2), 1e-2), ("inversion", inversion, None)):
 

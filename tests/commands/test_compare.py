@@ -39,8 +39,12 @@ def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [
-        *((name, False) for name in ("out/report.html", "out/report.md", "out/report.json")),
-        *(("figures/error_by_noise.svg", theirs) for theirs in (False, True)),
+        ("out/report.html", False),
+        ("figures/error_by_noise.svg", True),
+        *(
+            pytest.param(name, False, marks=pytest.mark.slow)
+            for name in ("out/report.md", "out/report.json", "figures/error_by_noise.svg")
+        ),
     ],
 )
 def test_files_that_are_foreign_or_changed_are_not_overwritten(

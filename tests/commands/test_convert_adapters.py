@@ -62,7 +62,7 @@ def test_what_is_there_is_replaced_only_if_asked_for_and_ours(
     assert main([*argv, "--overwrite"]) == 1
     assert main(["convert", str(lora), str(lora), "--overwrite"]) == 1
     told = capsys.readouterr().err
-    assert "is there already" in told and "was not written by a conversion" in told and "is the source" in told
+    assert "already exists" in told and "was not written by a conversion" in told and "a destination outside" in told
 
 
 def test_a_textual_inversion_goes_to_diffusers_and_back(embedding: Path, tmp_path: Path) -> None:

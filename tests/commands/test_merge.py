@@ -108,6 +108,7 @@ def test_a_lora_is_extracted_from_the_model_that_it_was_merged_into() -> None:
     assert extract(base, tuned, 1).error > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_an_extracted_file_brings_the_base_to_the_tuned_model(
     layout: str, single: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -153,6 +153,7 @@ def test_without_an_adapter_they_agree(model: Path, pipe: Any) -> None:
     assert_60_db(drawn(model), expected(pipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "how"),
     [("diffusers", {}), ("diffusers", {"magnitude": 0}), ("kohya", {"alpha": 1.5})],
@@ -190,6 +191,7 @@ def respelt(state: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["dots", "processors", "linear layers"])
 def test_the_older_spellings_of_diffusers_are_read_as_it_reads_them(
     spelling: str, model: Path, pipe: Any, tmp_path: Path

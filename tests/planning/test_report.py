@@ -139,7 +139,7 @@ def test_training_on_latents_does_not_call_the_first_stage(train, tmp_path):
     ("network", "checkpointing", "sharded"),
     [
         (WIDE_UNET, False, False),
-        (DIT, True, True),
+        pytest.param(DIT, True, True, marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (

@@ -79,7 +79,7 @@ def test_without_the_callbacks_there_are_no_checkpoints_and_no_progress_bar(here
         (("resume={}/none.ckpt",), "resume=.*none.ckpt does not exist"),
         (("data=shards", "data.shards={}/none.tar"), "no shards at .*none.tar: no such file"),
         (("data=shards", "data.shards={}"), "no shards at .*: the folder contains no .tar"),
-        (("data=folder", "data.root={}"), "has no images: expected files ending in png"),
+        (("data=folder", "data.root={}"), "has no images: expected .png, .jpg"),
         (("data=shards",), "data.shards has no default: give data.shards=…"),
         (("data.batch_size=19",), "18 training samples, fewer than the 19 of one optimizer step"),
         (("data.global_batch=6",), "data.global_batch=6 is not a multiple of data.batch_size=4 x 1 ranks"),

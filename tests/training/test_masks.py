@@ -40,6 +40,7 @@ def test_a_quarter_of_the_masks_cover_the_full_image() -> None:
     assert abs(float(is_full(masks()).double().mean()) - FULL) < tolerance(FULL)
 
 
+@pytest.mark.slow
 def test_the_remaining_masks_are_boxes_and_strokes() -> None:
     """Uses tall images, where a stroke changes nearly every row that it crosses; a few strokes are horizontal."""
     tall = masks(size=(256, 24))

@@ -106,6 +106,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.every_n_train_steps, self.keep, self.keep_every = every_n_train_steps, keep, keep_every
         self.interruption = Interruption()
         self._copied = self._written = 0  # the steps of the last copy and of the last written file
+        self._unsaved = False  # the last copy of this rank was not written, because the disk was full
         self._exit_code = 0  # set when any rank is asked to stop
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -163,7 +164,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._write(trainer)
         self._wait()
         self.interruption.restore()
-        if self._written != trainer.global_step:
+        if self._unsaved:
             raise OSError(
                 f"the last checkpoint, of step {trainer.global_step}, was not saved because the disk is full: free "
                 "disk space, and run the same command with resume=auto"
@@ -202,13 +203,14 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         """Writes a checkpoint in a background thread; each rank writes its own file if it has one."""
         step = self._copied
         kept = f"the previous {self.path} is kept" if self.path.exists() else "there is no earlier checkpoint"
+        self._unsaved = True
         try:
             with tolerate_full_disk(f"the checkpoint of step {step}", f"{kept}, and training continues"):
                 checkpoint_file.write(path, checkpoint)
                 if path == self._own(step):
                     _also_as(path, self.path)
                     self._prune(step)
-                self._written = step
+                self._written, self._unsaved = step, False
         except Exception as error:  # raised when the main thread waits for this one
             self._failure = error
 

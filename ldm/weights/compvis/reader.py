@@ -114,8 +114,8 @@ def _native(path: Path, tensors: Tensors, about: dict[str, Any], options: ReadOp
             model,
             pad,
             pixels,
-            ("as saved",),
-            base,
+            notes=("as saved",),
+            base=base,
         )
     averages = tensors.metadata.get("ema") if options.ema else None
     if averages:

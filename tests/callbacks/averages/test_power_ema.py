@@ -52,6 +52,7 @@ def test_reconstructed_averages_equal_those_tracked_during_training(
         assert (reconstructed - flat(track)).norm() / flat(track).norm() < 1e-3, length
 
 
+@pytest.mark.slow
 def test_averages_of_an_earlier_step_use_the_snapshots_up_to_it(run: tuple[Path, PowerEMA]) -> None:
     folder = run[0]
     assert main(["ema", str(folder), "--length", "0.05", "--step", "60", "--out", str(folder / "out")]) == 0
@@ -97,6 +98,7 @@ def test_a_run_without_snapshots_is_refused_with_the_setting_that_saves_them(
     assert "train with ema=power" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resuming_restores_averages_and_snapshots_bit_for_bit(tmp_path: Path) -> None:
     def train(folder: Path, steps: int, resume: Path | None = None) -> PowerEMA:
         ema = PowerEMA(folder / "ema", LENGTHS, 4)

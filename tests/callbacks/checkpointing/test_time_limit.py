@@ -60,6 +60,7 @@ def test_time_counted_by_lightning_in_an_older_checkpoint_is_ignored(tmp_path: P
     assert run.global_step == 3
 
 
+@pytest.mark.slow
 def test_the_time_limit_does_not_save_a_partially_accumulated_step(tmp_path: Path) -> None:
     callbacks = Checkpoint(tmp_path), TimeLimit("00:00:00:01"), Slow()
     with pytest.raises(SystemExit):

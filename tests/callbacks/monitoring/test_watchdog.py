@@ -34,6 +34,7 @@ def test_a_rank_that_raises_ends_the_other_ranks_and_is_named(tmp_path: Path) ->
     assert "rank 1 of 2 failed: ZeroDivisionError: no such luck (rank 0 stops because of this)" in stderr
 
 
+@pytest.mark.slow
 def test_a_rank_that_runs_out_of_data_ends_the_other_ranks_and_is_named(tmp_path: Path) -> None:
     class Dry(Batches):
         def __iter__(self) -> Iterator[dict[str, Tensor]]:

@@ -60,7 +60,7 @@ class Storage(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("ldm.data.sources.storage.time.sleep", lambda _: None)
 
 
