@@ -126,12 +126,8 @@ def test_data_of_another_size_is_refused_before_training(tmp_path: Path, data: s
 def test_two_ranks_with_sharded_weights_train_and_resume_like_one_process(tmp_path: Path) -> None:
     how = *TINY_DIT, *SAME, *ALONE
     sharded = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
-    single = "data.batch_size=4", f"run_dir={tmp_path}/one"
-    for more in (
-        (*single, "trainer.max_steps=6"),
-        (*sharded, "trainer.max_steps=3"),
-        (*sharded, "trainer.max_steps=6"),
-    ):
+    run(tmp_path / "one", *how, "data.batch_size=4", "trainer.max_steps=6")
+    for more in ((*sharded, "trainer.max_steps=3"), (*sharded, "trainer.max_steps=6")):
         command = [sys.executable, "train.py", *how, *more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

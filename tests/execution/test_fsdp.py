@@ -20,6 +20,7 @@ from ldm.callbacks.monitoring.health import Health
 from ldm.conditioning import Conditioning
 from ldm.execution.fsdp import distribute_like, distribute_state, exchange, full_tensor, shard
 from ldm.nn.backbone import Backbone
+from tests import runs
 from tests.tiny import tiny_dit, tiny_inpainting_unet, tiny_unet
 from tests.training.tiny import STEADY, diffusion, drift, fit
 
@@ -137,15 +138,11 @@ def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, 
 @pytest.mark.slow
 def test_two_sharded_ranks_train_and_resume_like_one_process(tmp_path: Path) -> None:
     tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
-    plain = "precision=32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
+    plain = "precision=fp32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
     steady = "optimizer=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3"
     halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
-    single = "data.batch_size=4", f"run_dir={tmp_path}/one"
-    for arguments in (
-        (*single, "trainer.max_steps=6"),
-        (*halves, "trainer.max_steps=3"),
-        (*halves, "trainer.max_steps=6"),
-    ):
+    runs.run(tmp_path / "one", *tiny, *plain, *steady, "name=test", "data.batch_size=4", "trainer.max_steps=6")
+    for arguments in ((*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
         command = [sys.executable, "train.py", *tiny, *plain, *steady, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         completed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

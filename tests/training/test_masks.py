@@ -1,5 +1,6 @@
 """Tests the three kinds of random masks, their shares and their keys."""
 
+import pytest
 import torch
 from torch import Tensor
 

@@ -125,7 +125,7 @@ def test_a_sweep_writes_a_table_plots_and_comparable_runs(
     assert main([*given, *swept, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split("|")[2:4] == [" steps ", " NFE "]
-    assert (tmp_path / "sweep.md").read_text().count("\n") == 4
+    assert sum(line.startswith("|") for line in (tmp_path / "sweep.md").read_text().splitlines()) == 4
     assert (tmp_path / "sweep_fid_by_nfe.svg").is_file() and str(tmp_path / "sweep_fid_by_seconds.pdf") in printed
     runs = read_runs(out)
     assert [(run.config["sampling.steps"], run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
