@@ -1,4 +1,4 @@
-"""Adapters: changes to a pretrained denoising network, made before it is trained or used."""
+"""Defines the adapter protocol and builds adapters, which modify a pretrained denoising network, by name."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,10 +22,10 @@ class Adapter(Protocol):
         """
 
     def merge(self, backbone: Backbone, /) -> None:
-        """Turns the layers that `adapt` added to this network into plain ones that compute the same."""
+        """Replaces the layers that `adapt` added to this network by plain layers with the same outputs."""
 
     def adapt_text(self, encoder: TextEncoder, /) -> None:
-        """Changes a text encoder in place likewise; called only if the text encoder is trained."""
+        """Changes a text encoder in place; called only if the text encoder is trained."""
 
 
 ADAPTERS: dict[str, Callable[..., Adapter]] = {

@@ -1,4 +1,4 @@
-"""Changes of one layer's weight, and what weight they lead to."""
+"""Represents the change of one layer's weight and computes the changed weight."""
 
 from dataclasses import dataclass
 from math import prod
@@ -15,14 +15,14 @@ class Change(Protocol):
 
     @property
     def shape(self) -> Shape:
-        """The shape of the weights that it fits; the last two numbers of a 1x1 convolution may be left out or added."""
+        """The weight shape that the change fits; the last two axes of a 1x1 convolution may be omitted or added."""
 
     def changed(self, weight: Tensor) -> Tensor:
-        """The changed weight, float32, of a weight of that shape."""
+        """Returns the changed weight in float32 for a weight of that shape."""
 
 
 def low_rank_delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """ΔW = scale · up · down, (out, in[, k, k])."""
+    """Returns ΔW = scale · up · down, (out, in[, k, k])."""
     product = up.flatten(1) @ down.flatten(1)  # (out, in·k·k)
     return scale * product.view(len(up), *down.shape[1:])
 
@@ -31,7 +31,7 @@ def low_rank_delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
 class LowRankChange:
     """ΔW = (alpha / rank) · up · down, with `down` (r, in[, k, k]) and `up` (out, r[, 1, 1]).
 
-    With a `magnitude`, (out, 1[, 1, 1]) or (1, in[, 1, 1]), W + ΔW is scaled to have it as its norms (DoRA).
+    With a `magnitude`, (out, 1[, 1, 1]) or (1, in[, 1, 1]), W + ΔW is rescaled so that its norms equal it (DoRA).
     """
 
     down: Tensor
@@ -48,7 +48,7 @@ class LowRankChange:
         return (self.up.shape[0], *self.down.shape[1:])
 
     def delta(self) -> Tensor:
-        """ΔW in float32."""
+        """Returns ΔW in float32."""
         return low_rank_delta(self.down.float(), self.up.float(), self.alpha / self.rank)
 
     def changed(self, weight: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class LowRankChange:
 
 @dataclass(frozen=True)
 class FullChange:
-    """ΔW as a whole, which has no factors, or not those of `LowRankChange`."""
+    """The full matrix ΔW, for changes that do not have the factors of `LowRankChange`."""
 
     difference: Tensor
     magnitude: Tensor | None = None
@@ -80,12 +80,12 @@ def _changed(weight: Tensor, delta: Tensor, magnitude: Tensor | None) -> Tensor:
 
 
 def norms(weight: Tensor, axis: int = 0) -> Tensor:
-    """The norm of a weight for each of its outputs, (out, 1[, 1, 1]), or for axis 1 of its inputs, (1, in[, 1, 1])."""
+    """Returns the norms of a weight by output, (out, 1[, 1, 1]), or for axis 1 by input, (1, in[, 1, 1])."""
     if axis:
         return norms(weight.transpose(0, 1)).transpose(0, 1)
     return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
 
 
 def fits(change: Shape, weight: Shape) -> bool:
-    """Whether a change has a weight's shape; that of a 1x1 convolution also fits a linear layer, and the reverse."""
+    """Returns whether a change fits a weight; shapes of linear layers and 1x1 convolutions fit each other."""
     return change == weight or (change[:2] == weight[:2] and prod(change[2:]) == prod(weight[2:]) == 1)

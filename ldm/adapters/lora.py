@@ -1,4 +1,4 @@
-"""Low-rank adapters: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024)."""
+"""Implements low-rank adapters: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,12 +17,12 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 class LoRA:
-    """Trains low-rank changes of the layers that `targets` choose, see `targets_of`, and nothing else.
+    """Trains only low-rank changes of the layers that `targets` selects (see `targets_of`).
 
-    `rank`, `alpha`, `dropout`, `stabilised` and `decomposed` are those of `LowRank`; `ranks` gives layers that match a
-    pattern another rank, and the first pattern that matches decides. The changes are trained in float32; `base_dtype`
-    is the type in which the weights of all linear and convolution layers rest, by default their own, and other than
-    float32 it needs autocast. `seed` decides the initial values.
+    `rank`, `alpha`, `dropout`, `stabilised` and `decomposed` are defined by `LowRank`. `ranks` maps patterns of layer
+    names to other ranks; the first matching pattern applies. The changes are trained in float32. `base_dtype` is the
+    dtype in which the weights of all linear and convolution layers are stored, by default unchanged; any dtype except
+    float32 requires autocast. `seed` determines the initial values.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LoRA:
         }
 
     def adapt(self, network: Network) -> None:
-        """Freezes a backbone or a text tower and adds trainable changes to its layers."""
+        """Freezes a backbone or text tower and adds trainable changes to its layers."""
         names, generator = targets_of(network, self.targets), torch.Generator().manual_seed(self.seed)
         if unused := [one for one in self.ranks if not any(fnmatchcase(name, one) for name in names)]:
             raise ValueError(
@@ -81,7 +81,7 @@ class LoRA:
             replace_layer(network, name, LowRank(found[name], self._rank(name), *settings, generator))
 
     def adapt_text(self, encoder: TextEncoder) -> None:
-        """Adds changes to the same preset of layers, for patterns "attention", in all blocks that are used."""
+        """Adds changes to the same preset of layers in all blocks in use; patterns fall back to "attention"."""
         for tower in encoder.towers:
             chosen = targets_of(tower, self.targets if isinstance(self.targets, str) else "attention")
             used = [name for name in chosen if any(name.startswith(f"{block}.") for block in used_blocks(tower))]
@@ -100,6 +100,6 @@ class LoRA:
 
 
 def remove(network: nn.Module) -> None:
-    """Puts the plain layers back in the place of the adapted ones, without their changes."""
+    """Replaces the adapted layers by their plain base layers and discards the changes."""
     for name, adapted in low_rank_layers(network).items():
         replace_layer(network, name, adapted.base)

@@ -1,7 +1,7 @@
-"""A linear or convolution layer with a low-rank change of its weight: LoRA, rsLoRA and DoRA.
+"""Implements linear and convolution layers with a low-rank change of the weight: LoRA, rsLoRA and DoRA.
 
 The change is ΔW = scale · up · down (Hu et al. 2021). With a magnitude m, the weight is m · (W + ΔW) / ‖W + ΔW‖, where
-the norm runs over the inputs of each output (DoRA, Liu et al. 2024).
+the norm is taken over the inputs of each output (DoRA, Liu et al. 2024).
 """
 
 import torch
@@ -14,12 +14,12 @@ Layer = nn.Linear | nn.Conv2d
 
 
 class LowRank(nn.Module):
-    """`base`, frozen in its own dtype, with the factors `down` (r, in[, k, k]) and `up` (out, r[, 1, 1]) in float32.
+    """Adds trainable factors `down` (r, in[, k, k]) and `up` (out, r[, 1, 1]) in float32 to the frozen layer `base`.
 
-    A new layer computes exactly what its base does, because `up` is zero. The scale is alpha / r, or alpha / √r if
-    `stabilised` (rsLoRA, Kalajdzievski 2023); alpha defaults to r. The attribute `alpha` is the one that gives this
-    scale when divided by r. `dropout` applies to the input of the change only. With `decomposed`, `magnitude`
-    (out, 1[, 1, 1]) is trained too. Raises ValueError for a layer that it cannot change.
+    The base keeps its dtype. A new layer has exactly the outputs of its base, because `up` is zero. The scale is
+    alpha / r, or alpha / √r if `stabilised` (rsLoRA, Kalajdzievski 2023); alpha defaults to r. The attribute `alpha`
+    is defined so that alpha / r is this scale in both cases. `dropout` applies only to the input of the change. With
+    `decomposed`, `magnitude` (out, 1[, 1, 1]) is trained too. Raises ValueError for an unsupported layer or rank.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LowRank(nn.Module):
         self.dropout = dropout
         weight = base.weight
         outputs, inputs, *kernel = weight.shape
-        bound = (inputs * torch.Size(kernel).numel()) ** -0.5  # as nn.Linear and nn.Conv2d draw their weights
+        bound = (inputs * torch.Size(kernel).numel()) ** -0.5  # the default initialisation of nn.Linear and nn.Conv2d
         down = torch.empty(rank, inputs, *kernel).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(weight.device))
         self.up = nn.Parameter(torch.zeros(outputs, rank, *[1] * len(kernel), device=weight.device))
@@ -58,7 +58,7 @@ class LowRank(nn.Module):
 
     @property
     def change(self) -> LowRankChange:
-        """The change as it is now, sharing its tensors with the layer."""
+        """The current change, which shares its tensors with the layer."""
         magnitude = None if self.magnitude is None else self.magnitude.detach()
         return LowRankChange(self.down.detach(), self.up.detach(), self.alpha, magnitude)
 
@@ -68,11 +68,11 @@ class LowRank(nn.Module):
         if self.magnitude is None:
             return out + change
         weight = self.base.weight.float() + low_rank_delta(self.down.detach(), self.up.detach(), self.scale)
-        # The norm is a constant to the gradient, as in section 4.3 of the paper.
+        # The norm is treated as a constant in the gradient, as in section 4.3 of the DoRA paper.
         factor = self.magnitude / norms(weight)
-        factor = factor[:, 0]  # (out,), or (out, 1, 1) of a convolution
+        factor = factor[:, 0]  # (out,), or (out, 1, 1) for a convolution
         plain = out if self.base.bias is None else out - self._bias
-        # Written as a difference from `out`, so that a factor of 1 leaves it as it is to the bit.
+        # The change is added to `out`, so that a factor of 1 leaves it bit-identical.
         return out + (factor - 1).to(out.dtype) * plain + factor.to(out.dtype) * change
 
     @property

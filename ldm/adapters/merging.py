@@ -1,4 +1,4 @@
-"""Changes merged into the weights of a network whose layers stay plain, and taken out again."""
+"""Merges changes into the weights of a network's plain layers and restores the original weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ Originals = dict[str, Tensor]
 
 
 def merged(weight: Tensor, changes: Weighted) -> Tensor:
-    """W + Σ sᵢ · (changedᵢ(W) - W): every change is computed from the base weight W, so that their order is irrelevant.
+    """Returns W + Σ sᵢ · (changedᵢ(W) - W). Each change is computed from the base weight W, so order is irrelevant.
 
-    It is computed in float32, in which it is exact but for rounding (for k changes a few times k · 2⁻²⁴ of the largest
-    term), and rounded once to the type of `weight`. A change of weight 0 changes nothing.
+    The sum is computed in float32, with a rounding error for k changes of a few times k · 2⁻²⁴ of the largest term, and
+    rounded once to the dtype of `weight`. A change with scale 0 has no effect.
     """
     plain = total = weight.float()
     for change, scale in changes:
@@ -26,9 +26,9 @@ def merged(weight: Tensor, changes: Weighted) -> Tensor:
 
 
 def merge(network: nn.Module, changes: Mapping[str, Weighted]) -> Originals:
-    """Merges changes into the layers so named and returns the weights that they had, for `restore`.
+    """Merges changes into layers, given by name, and returns their original weights for `restore`.
 
-    Raises ValueError for a layer that the network does not have and for changes of another shape.
+    Raises ValueError if the network lacks a layer or if a change has another shape than the weight.
     """
     found = layers(network)
     for name, weighted in changes.items():
@@ -49,7 +49,7 @@ def merge(network: nn.Module, changes: Mapping[str, Weighted]) -> Originals:
 
 
 def restore(network: nn.Module, originals: Originals) -> None:
-    """Puts back, bit for bit, the weights that `merge` returned."""
+    """Restores the original weights that `merge` returned, bit for bit."""
     found = layers(network)
     for name, weight in originals.items():
         found[name].weight.data = weight

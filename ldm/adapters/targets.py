@@ -1,4 +1,4 @@
-"""Which layers of a network an adapter changes: named presets and patterns of names."""
+"""Selects the layers that an adapter changes, by presets or by patterns of names."""
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -12,13 +12,13 @@ from ldm.nn.clip import SelfAttention, TextTower
 
 PRESETS = ("attention", "transformer", "all")
 ATTENTION = (Attention, SelfAttention)
-READS_TIME = ("time", "modulation")  # layers of a block that read the time, and not the picture
+READS_TIME = ("time", "modulation")  # layers of a block that read the timestep, not the image
 
 Network = Backbone | TextTower
 
 
 def layers(network: nn.Module) -> dict[str, Layer]:
-    """The linear and convolution layers by name, the base of a layer that is adapted already under its own name."""
+    """Returns the linear and convolution layers by name; an adapted layer is represented by its base."""
     found: dict[str, Layer] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -27,13 +27,13 @@ def layers(network: nn.Module) -> dict[str, Layer]:
 
 
 def targets_of(network: Network, chosen: str | Sequence[str]) -> list[str]:
-    """The names of the layers that a preset or patterns such as "*.to_q" choose, in the network's order.
+    """Returns the names of the layers that a preset or patterns such as "*.to_q" select, in the network's order.
 
-    attention: the projections of every attention in a repeated block, of SD 1.5's UNet 128. transformer: the layers of
-    the blocks' transformers, which adds feed-forward layers and, in a UNet, projections around them, of SD 1.5's 192.
-    all: every layer of the blocks and all other convolutions but the first and the last, of SD 1.5's UNet 278. In the
-    blocks of a DiT or of a text tower attention and feed-forward layers are the transformer. Raises ValueError for an
-    unknown preset and for a pattern that matches no layer.
+    attention: the projections of every attention in the repeated blocks (128 layers in SD 1.5's UNet). transformer: all
+    layers of the blocks' transformers, which adds the feed-forward layers and, in a UNet, the input and output
+    projections (192 layers in SD 1.5's UNet). all: every layer of the blocks and all other convolutions except the
+    first and the last (278 layers in SD 1.5's UNet). In a DiT or text tower, the transformer of a block consists of its
+    attention and feed-forward layers. Raises ValueError for an unknown preset or a pattern that matches no layer.
     """
     if isinstance(chosen, str):
         if chosen not in PRESETS:
@@ -76,7 +76,7 @@ def _attentions(block: nn.Module) -> list[nn.Module]:
 
 
 def _transformers(block: nn.Module) -> list[nn.Module]:
-    """The block itself where attention is one of its own parts, else those of its parts that hold attention."""
+    """Returns the block itself if attention is a direct child, otherwise the children that contain attention."""
     parts = [part for part in block.children() if _attentions(part)]
     return [block] if any(isinstance(part, ATTENTION) for part in parts) else parts
 
@@ -86,11 +86,11 @@ def _below(name: str, inner: Sequence[str] | dict[str, Layer]) -> list[str]:
 
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts a layer in the place of the one so named."""
+    """Replaces the layer with this name."""
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, layer)
 
 
 def low_rank_layers(network: nn.Module) -> dict[str, LowRank]:
-    """The adapted layers by name."""
+    """Returns the adapted layers by name."""
     return {name: module for name, module in network.named_modules() if isinstance(module, LowRank)}

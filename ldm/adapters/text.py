@@ -1,4 +1,4 @@
-"""Prepares a text encoder for training: all of its weights that are used, or only the vectors of new tokens."""
+"""Prepares a text encoder for training of all weights in use, or only of the vectors of a new token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from ldm.nn.text_encoder import TextEncoder
 
 
 def train_all(encoder: TextEncoder) -> None:
-    """Trains every weight that the hidden states depend on."""
+    """Makes every weight trainable that the hidden states depend on, and freezes the others."""
     encoder.requires_grad_(False)
     for tower in encoder.towers:
         for part in (tower.token_embedding, *used_blocks(tower).values(), tower.norm):
@@ -26,7 +26,7 @@ def used_blocks(tower: TextTower) -> dict[str, nn.Module]:
 
 
 class NewVectors(nn.Module):
-    """An embedding table whose rows from `first` on are the trained `vectors` (n, d); the others are frozen."""
+    """An embedding table whose n rows starting at `first` are the trained `vectors` (n, d); other rows are frozen."""
 
     def __init__(self, table: nn.Embedding, first: int, count: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class NewVectors(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The complete table, without gradient."""
+        """The complete table, detached from the gradient."""
         rows = self.table.weight.detach().clone()
         rows[self.first : self.first + len(self.vectors)] = self.vectors.detach()
         return rows
@@ -48,16 +48,16 @@ class NewVectors(nn.Module):
 
 
 class TextualInversion:
-    """Trains the vectors that stand for a new `token`, and nothing else (Gal et al. 2022).
+    """Trains only the vectors of a new `token` (textual inversion, Gal et al. 2022).
 
-    The vectors start from those of the words in `initial`, which are repeated or cut to the number of `vectors`.
+    The vectors are initialised from those of the words in `initial`, repeated or truncated to `vectors` vectors.
     """
 
     def __init__(self, token: str, initial: str, vectors: int = 1) -> None:
         if vectors < 1:
             raise ValueError(f"adapter.vectors={vectors}: expected at least 1 vector for the new token")
         self.token, self.initial, self.vectors = token, initial, vectors
-        self.ids: list[list[int]] = []  # of the new token, for each tower
+        self.ids: list[list[int]] = []  # token ids of the new token, one list per tower
 
     @property
     def config(self) -> dict[str, Any]:
@@ -73,7 +73,10 @@ class TextualInversion:
         """Does nothing, because the network is unchanged."""
 
     def adapt_text(self, encoder: TextEncoder, /) -> None:
-        """Adds the token to a text encoder. Raises ValueError if it exists, or if `initial` has no known word."""
+        """Adds the token to a text encoder.
+
+        Raises ValueError if the token exists, or if `initial` is empty or has unknown words.
+        """
         encoder.requires_grad_(False)
         for tower, tokenizer in zip(encoder.towers, encoder.tokenizers, strict=True):
             try:
@@ -102,7 +105,7 @@ class TextualInversion:
             yield tower.token_embedding.vectors.detach()
 
     def check_caption(self, encoder: TextEncoder, caption: str) -> None:
-        """Raises ValueError if a caption does not contain the token, which it would then not train."""
+        """Raises ValueError if a caption does not contain the token, because it would train nothing."""
         if not all(set(ids) <= set(encoder.tokenize([caption]).flatten().tolist()) for ids in self.ids):
             raise ValueError(
                 f"the caption {caption!r} does not contain adapter.token={self.token!r}, so that nothing would be "

@@ -1,4 +1,4 @@
-"""An adapter that trains some of the network's weights and freezes the others."""
+"""Implements an adapter that trains some of the network's weights and freezes the others."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ from ldm.nn.text_encoder import TextEncoder
 
 
 class TrainOnly:
-    """Trains the weights whose names match one of the patterns, such as "*.text_attention.*"."""
+    """Trains only the weights whose names match one of the patterns, such as "*.text_attention.*"."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -31,8 +31,8 @@ class TrainOnly:
             )
 
     def merge(self, backbone: Backbone) -> None:
-        """Nothing to do: it adds no layers."""
+        """Does nothing, because no layers were added."""
 
     def adapt_text(self, encoder: TextEncoder) -> None:
-        """Trains all of the text encoder."""
+        """Trains all weights of the text encoder that are in use."""
         train_all(encoder)

@@ -1,4 +1,4 @@
-"""`ldm extract`: a LoRA from the difference of two models."""
+"""Implements `ldm extract`, which makes a LoRA from the difference of two models."""
 
 import argparse
 from pathlib import Path
@@ -19,16 +19,18 @@ from ldm.weights.recognise import READABLE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make a LoRA from the difference of two models of one architecture: of every layer's change the best one of a "
-        "rank. What it leaves of the difference is printed."
+        "Make a LoRA from the difference of two models of the same architecture, with the best approximation of every "
+        "layer's change for the rank. The remaining difference is printed."
     )
     parser.add_argument("base", metavar="BASE", help=f"the model to change: {READABLE}")
-    parser.add_argument("tuned", metavar="TUNED", help="the model that it is to become")
-    parser.add_argument("--rank", type=int, required=True, help="of every layer, less where a layer is smaller")
-    parser.add_argument("--targets", choices=PRESETS, default="all", help="the layers that are changed (all)")
-    parser.add_argument("--to", choices=FORMATS, default="kohya", help="the layout of the file (kohya)")
-    parser.add_argument("--out", type=Path, required=True, help="a .safetensors")
-    parser.add_argument("--overwrite", action="store_true", help="replace an adapter that ldm wrote there")
+    parser.add_argument("tuned", metavar="TUNED", help="the model that BASE with the LoRA should reproduce")
+    parser.add_argument(
+        "--rank", type=int, required=True, help="the rank of every layer, limited by the size of the layer"
+    )
+    parser.add_argument("--targets", choices=PRESETS, default="all", help="the layers to change (default: all)")
+    parser.add_argument("--to", choices=FORMATS, default="kohya", help="the layout of the file (default: kohya)")
+    parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an adapter that ldm wrote at this path")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def networks_in(contents: Contents, path: str) -> dict[str, Network]:
-    """The denoising network and, where the model has one of its own, the text encoder, in float32."""
+    """Returns the denoising network and, if the model contains one, the text encoder, in float32."""
     if ADAPTER in contents.networks:
         return {UNET: read_model(path).backbone}
     names = {**dict.fromkeys(BACKBONES, UNET), "text_tower": TEXT}
@@ -63,7 +65,7 @@ def networks_in(contents: Contents, path: str) -> dict[str, Network]:
 
 
 def check_alike(ours: dict[str, Network], theirs: dict[str, Network], base: str, tuned: str) -> None:
-    """Raises ValueError where the models do not have the same networks of the same architecture."""
+    """Raises ValueError if the models share no network or a shared network differs in architecture."""
     if not ours.keys() & theirs.keys():
         raise ValueError(f"{base} holds {', '.join(ours)} and {tuned} {', '.join(theirs)}: give two models of one kind")
     for name in ours.keys() & theirs.keys():
@@ -98,7 +100,7 @@ def _metadata(base: Contents, args: argparse.Namespace) -> dict[str, str]:
 
 
 def report(found: dict[str, Extracted]) -> list[str]:
-    """What the LoRA leaves of each network's difference, in sentences."""
+    """Returns one line for each network about the difference that the LoRA leaves."""
     lines = []
     for name, one in found.items():
         if not one.total:

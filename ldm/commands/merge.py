@@ -1,4 +1,4 @@
-"""`ldm merge`: adapters merged into a model, which is written as a model of its own."""
+"""Implements `ldm merge`, which merges adapters into a model and writes the result as a model."""
 
 import argparse
 import sys
@@ -26,7 +26,8 @@ from ldm.weights.storage.values import in_memory
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Merge LoRA and its kin into the weights of a model, in float32, and write the model in the types that it has."
+        "Merge LoRA, DoRA, LoHa or LoKr adapters into the weights of a model in float32, and write the model in its "
+        "own dtypes."
     )
     parser.add_argument("model", metavar="MODEL", help=READABLE)
     parser.add_argument(
@@ -34,18 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LORA[:WEIGHT]",
         nargs="+",
         help="a file of kohya, diffusers, peft, LyCORIS or ldm, or the folder of a run; the weight is 1 by default, "
-        "and a negative one subtracts",
+        "and a negative weight subtracts",
     )
-    parser.add_argument("--out", type=Path, required=True, help="a .safetensors or .ckpt; without an ending, a folder")
     parser.add_argument(
-        "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
+        "--out", type=Path, required=True, help="a .safetensors or .ckpt file, or a folder if there is no suffix"
     )
+    parser.add_argument("--to", choices=FORMATS, help="the format (default: single for a file, diffusers for a folder)")
     parser.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
-        help="default: as in the model, where 16 bits may round small changes away",
+        help="the dtype of the weights (default: as in the model; 16 bits may round small changes away)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what a conversion wrote there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a previous conversion at this path")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,7 +71,7 @@ def _adapter(text: str) -> tuple[str, float]:
 
 
 def merged_contents(contents: Contents, adapters: list[tuple[str, float]]) -> Contents:
-    """The same model with adapters merged into its networks. Raises ValueError for those of another model."""
+    """Returns the model with adapters merged into its networks. Raises ValueError for adapters of another model."""
     names = {**dict.fromkeys(BACKBONES, UNET), "text_tower": TEXT}
     loaded = {kind: contents.networks[kind].load(None) for kind in contents.networks if kind in names}
     merge_files({names[kind]: cast(Network, network) for kind, network in loaded.items()}, adapters)

@@ -1,4 +1,4 @@
-"""The adapters and textual inversions that sample.py adds to a model, which images record by path and SHA-256."""
+"""Reads the adapters and textual inversions that sample.py adds to a model and records in image metadata."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ KEYS = ("lora", "embedding")
 
 @dataclass(frozen=True)
 class AddedFile:
-    """A file with the weight of a LoRA, or with the token of a textual inversion."""
+    """A LoRA with its weight, or a textual inversion with its token; `path` and `sha256` identify the file."""
 
     path: str
     sha256: str
@@ -33,7 +33,7 @@ class AddedFiles:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of `Pipeline.load`."""
+        """The keyword arguments of `Pipeline.load`."""
         adapters = [(one.path, one.how["weight"]) for one in self.loras]
         return {"adapters": adapters, "embeddings": [(one.path, one.how["token"]) for one in self.embeddings]}
 
@@ -44,9 +44,9 @@ class AddedFiles:
 
 
 def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedFiles:
-    """The files that were given, else those that an image records, which must be as they were then.
+    """Returns the given files, or otherwise the files recorded in an image, which must be unchanged.
 
-    Raises FileNotFoundError or ValueError for a file that is missing, cannot be read or, if recorded, has changed.
+    Raises FileNotFoundError or ValueError if a file is missing or cannot be read, or if a recorded file has changed.
     """
     found: dict[str, list[AddedFile]] = {}
     for name in KEYS:
@@ -58,7 +58,7 @@ def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedF
 
 
 def lora(text: str) -> tuple[str, float]:
-    """FILE or FILE:WEIGHT."""
+    """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
     if not text:
         raise ValueError("a file, or FILE:WEIGHT such as style.safetensors:0.8")
     match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", text)
@@ -66,7 +66,7 @@ def lora(text: str) -> tuple[str, float]:
 
 
 def embedding(text: str) -> tuple[str, str | None]:
-    """FILE or FILE:TOKEN."""
+    """Parses FILE or FILE:TOKEN; the token is None by default."""
     path, colon, token = text.rpartition(":")
     if not text or (colon and not (path and token)):
         raise ValueError("a file, or FILE:TOKEN such as cat.pt:<my-cat>")

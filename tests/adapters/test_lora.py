@@ -1,4 +1,4 @@
-"""Low-rank changes: what they compute, which layers they change, how they start, and how they are merged."""
+"""Tests low-rank changes: their outputs, target layers, initial values and merging."""
 
 from itertools import pairwise
 from typing import Any
@@ -45,7 +45,7 @@ def inputs(layer: nn.Module) -> Tensor:
 
 
 def trained(layer: nn.Module, **how: Any) -> LowRank:
-    """As after some training: no factor is zero, and the magnitude is not the norm."""
+    """Returns a layer as after training: no factor is zero, and the magnitude differs from the norm."""
     adapted = LowRank(layer, rank=4, **how).eval()  # type: ignore[arg-type]
     nn.init.normal_(adapted.up)
     if adapted.magnitude is not None:
@@ -62,7 +62,7 @@ def drawn(network: Backbone) -> Tensor:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_new_layer_computes_what_its_base_does_to_the_bit(kind: str, how: str) -> None:
+def test_a_new_layer_is_bit_identical_to_its_base(kind: str, how: str) -> None:
     base = LAYERS[kind]()
     x = inputs(base)
     assert torch.equal(LowRank(base, rank=4, **KINDS[how])(x), base(x))
@@ -70,7 +70,7 @@ def test_a_new_layer_computes_what_its_base_does_to_the_bit(kind: str, how: str)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", KINDS)
-def test_trained_weights_are_float32_whatever_the_base_is_in(how: str, dtype: torch.dtype) -> None:
+def test_trained_weights_are_float32_for_any_base_dtype(how: str, dtype: torch.dtype) -> None:
     base = nn.Linear(6, 10).to(dtype)
     x, layer = torch.randn(3, 6).to(dtype), LowRank(base, rank=4, **KINDS[how])
     assert torch.equal(layer(x), base(x)) and layer(x).dtype == base.weight.dtype == dtype
@@ -82,7 +82,7 @@ def test_trained_weights_are_float32_whatever_the_base_is_in(how: str, dtype: to
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_merged_weight_computes_what_the_layer_computes(kind: str, how: str) -> None:
+def test_the_merged_weight_gives_the_same_outputs_as_the_layer(kind: str, how: str) -> None:
     base = LAYERS[kind]().double()
     layer = trained(base.float(), **KINDS[how])
     x = inputs(base)
@@ -91,7 +91,7 @@ def test_the_merged_weight_computes_what_the_layer_computes(kind: str, how: str)
     torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_alpha_over_rank_or_over_its_root_scales_the_change() -> None:
+def test_the_scale_is_alpha_divided_by_the_rank_or_its_square_root() -> None:
     base = nn.Linear(6, 10)
     layer = trained(base, alpha=2)
     plain = 0.5 * layer.up @ layer.down
@@ -100,7 +100,7 @@ def test_alpha_over_rank_or_over_its_root_scales_the_change() -> None:
     assert stabilised.scale == 2 / 4**0.5 and LowRank(base, rank=4).scale == 1
 
 
-def test_dropout_changes_the_change_in_training_only() -> None:
+def test_dropout_applies_to_the_change_and_only_during_training() -> None:
     layer = trained(nn.Linear(6, 10), dropout=0.5)
     x = torch.randn(3, 6)
     assert torch.equal(layer(x), layer(x))
@@ -110,7 +110,7 @@ def test_dropout_changes_the_change_in_training_only() -> None:
     assert torch.equal(layer(x), layer.base(x))
 
 
-def test_unmerging_restores_the_weights_bit_for_bit() -> None:
+def test_restoring_merged_weights_is_bit_exact() -> None:
     base = nn.Conv2d(6, 10, 3, bias=False).to(memory_format=torch.channels_last).to(torch.bfloat16)
     before, layer = base.weight.detach().clone(), trained(base, decomposed=True)
     originals = merge(network := nn.Sequential(base), {"0": [(layer.change, 0.7), (layer.change, -2.0)]})
@@ -119,7 +119,7 @@ def test_unmerging_restores_the_weights_bit_for_bit() -> None:
     assert torch.equal(base.weight, before)
 
 
-def test_several_changes_add_up_with_their_weights_in_any_order() -> None:
+def test_the_weighted_sum_of_changes_does_not_depend_on_their_order() -> None:
     base = nn.Linear(6, 10)
     one, two = (trained(base, **how).change for how in ({"decomposed": True}, {"alpha": 2}))
     weight = base.weight.detach().clone()
@@ -146,7 +146,7 @@ def test_a_change_and_its_opposite_cancel() -> None:
         ({"0": (4, 7, 10)}, r"changes a weight \[10, 7\] of the layer 0, whose weight is \[10, 6\]"),
     ],
 )
-def test_changes_of_another_network_are_refused(changes: dict[str, tuple[int, ...]], message: str) -> None:
+def test_merging_changes_of_another_network_is_refused(changes: dict[str, tuple[int, ...]], message: str) -> None:
     network = nn.Sequential(nn.Linear(6, 10))
     given = {
         name: [(LowRankChange(torch.randn(rank, inputs), torch.randn(outputs, rank), 1.0), 1.0)]
@@ -158,7 +158,7 @@ def test_changes_of_another_network_are_refused(changes: dict[str, tuple[int, ..
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize("make", [tiny_unet, tiny_dit])
-def test_an_adapted_network_starts_as_it_was_and_ends_with_plain_layers(make: Any, how: str) -> None:
+def test_adapting_keeps_the_outputs_and_merging_gives_plain_layers(make: Any, how: str) -> None:
     network, adapter = make(), LoRA(rank=2, targets="all", **KINDS[how])
     before, plain = drawn(network), {type(module) for module in network.modules()}
     adapter.adapt(network)
@@ -173,14 +173,14 @@ def test_an_adapted_network_starts_as_it_was_and_ends_with_plain_layers(make: An
     torch.testing.assert_close(drawn(network), changed, rtol=1e-4, atol=1e-5)
 
 
-def test_removing_an_adapter_gives_the_network_back() -> None:
+def test_removing_an_adapter_restores_the_network() -> None:
     network = tiny_unet()
     LoRA(rank=2).adapt(network)
     remove(network)
     assert all(torch.equal(one, two) for one, two in zip(network.parameters(), tiny_unet().parameters(), strict=True))
 
 
-def test_only_the_changes_are_trained() -> None:
+def test_only_the_low_rank_parameters_are_trainable() -> None:
     network = tiny_unet()
     LoRA(rank=2, decomposed=True).adapt(network)
     assert {name.rpartition(".")[2] for name in trainable(network)} == {"down", "up", "magnitude"}
@@ -193,18 +193,18 @@ def sd15() -> UNet:
 
 
 @pytest.mark.parametrize(("preset", "count"), [("attention", 128), ("transformer", 192), ("all", 278)])
-def test_presets_choose_the_layers_of_sd15_that_other_tools_train(sd15: UNet, preset: str, count: int) -> None:
-    """278 are the 192 of kohya's LoRA and 86 of its LoCon: 22 residual blocks of three, 14 shortcuts, 6 samplers."""
+def test_presets_select_the_same_layers_of_sd15_as_other_tools(sd15: UNet, preset: str, count: int) -> None:
+    """278 = 192 layers of kohya's LoRA + 86 of its LoCon (22 residual blocks of 3, 14 shortcuts, 6 resampling)."""
     assert len(targets_of(sd15, preset)) == count
 
 
-def test_rank_16_on_the_attention_of_sd15_trains_3_19_million_weights(sd15: UNet) -> None:
+def test_rank_16_on_the_attention_of_sd15_has_3_19_million_parameters(sd15: UNet) -> None:
     adapted = build({"kind": "unet", "config": {}}, "here")
     LoRA(rank=16).adapt(adapted)  # type: ignore[arg-type]
     assert sum(weight.numel() for weight in trainable(adapted).values()) == 3_188_736
 
 
-def test_presets_mean_the_same_on_a_transformer() -> None:
+def test_presets_select_the_corresponding_layers_of_a_dit() -> None:
     dit = DiT(width=16, layers=2, heads=2, context_width=16)
     chosen = {preset: targets_of(dit, preset) for preset in ("attention", "transformer", "all")}
     own = {preset: [name[9:] for name in names if name.startswith("blocks.1.")] for preset, names in chosen.items()}
@@ -215,19 +215,19 @@ def test_presets_mean_the_same_on_a_transformer() -> None:
     assert all(name.startswith("blocks.") for names in chosen.values() for name in names)
 
 
-def test_presets_choose_72_layers_of_sd15s_text_encoder() -> None:
+def test_presets_select_72_layers_of_the_sd15_text_encoder() -> None:
     with torch.device("meta"):
         tower = TextTower()
     assert len(targets_of(tower, "transformer")) == len(targets_of(tower, "all")) == 72
     assert len(targets_of(tower, "attention")) == 48
 
 
-def test_every_preset_holds_the_smaller_one(sd15: UNet) -> None:
+def test_each_preset_contains_the_smaller_preset(sd15: UNet) -> None:
     sets = [set(targets_of(sd15, preset)) for preset in ("attention", "transformer", "all")]
     assert all(small < large for small, large in pairwise(sets))
 
 
-def test_a_text_tower_is_adapted_too() -> None:
+def test_a_text_tower_can_be_adapted_trained_and_merged() -> None:
     tower, tokens = tiny_text_tower(), torch.randint(0, 400, (2, 16))
     before = tower(tokens)
     adapter = LoRA(rank=2, targets="transformer")
@@ -242,13 +242,13 @@ def test_a_text_tower_is_adapted_too() -> None:
     torch.testing.assert_close(tower(tokens), changed)
 
 
-def test_a_preset_that_chooses_nothing_is_refused() -> None:
+def test_a_preset_that_selects_no_layer_is_refused() -> None:
     network = UNet(width=8, multipliers=(1,), blocks=1, depth=(0,), middle_depth=0, groups=4)
     with pytest.raises(ValueError, match="targets=attention chooses no layer of this unet: give patterns"):
         LoRA().adapt(network)
 
 
-def test_patterns_choose_layers_and_their_ranks() -> None:
+def test_patterns_select_layers_and_their_ranks() -> None:
     network = tiny_unet()
     LoRA(rank=4, targets=["*.to_q", "*.to_v"], ranks={"*.to_v": 2, "*": 3}).adapt(network)
     ranks = {name.rpartition(".")[2]: layer.rank for name, layer in low_rank_layers(network).items()}
@@ -270,12 +270,12 @@ def test_patterns_choose_layers_and_their_ranks() -> None:
         ({"base_dtype": "fp8"}, "base_dtype is fp8, but must be one of bfloat16"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(how: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoRA(**how).adapt(tiny_unet())
 
 
-def test_an_adapter_is_made_again_from_its_config() -> None:
+def test_an_adapter_built_from_its_config_is_identical() -> None:
     first, second = tiny_unet(), tiny_unet()
     adapter = LoRA(rank=3, targets=("*.to_q",), ranks={"*.text_attention.*": 2}, seed=5)
     adapter.adapt(first)
@@ -285,7 +285,7 @@ def test_an_adapter_is_made_again_from_its_config() -> None:
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_base_rests_in_the_type_that_is_asked_for() -> None:
+def test_base_weights_are_stored_in_the_configured_dtype() -> None:
     network, adapter = tiny_unet(), LoRA(rank=2, base_dtype="bfloat16")
     adapter.adapt(network)
     assert network.conv_in.weight.dtype == torch.bfloat16 and network.conv_in.bias is not None

@@ -1,4 +1,4 @@
-"""Training a LoRA: what checkpoints and its file hold, resuming, and what is read again."""
+"""Tests LoRA training: the contents of checkpoints and adapter files, resuming, and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ NETWORKS = {"unet": tiny_unet, "dit": tiny_dit}
 
 
 def adapted(base: Path, kind: str = "unet", optimizer: Any = ADAM, **how: Any) -> DiffusionTraining:
-    """A training of a LoRA on the tiny model in a folder."""
+    """Returns a training module with a LoRA of the tiny model in a folder."""
     backbone: Backbone = NETWORKS[kind](seed=9).train()  # type: ignore[operator]
     adapter = LoRA(rank=2, **how)
     start = start_from(backbone, str(base / f"{kind}.safetensors"))
@@ -52,7 +52,7 @@ def adapted(base: Path, kind: str = "unet", optimizer: Any = ADAM, **how: Any) -
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the models that are adapted."""
+    """The folder with the base models."""
     folder = tmp_path_factory.mktemp("base")
     save_tiny_model(folder)
     about = tiny_about(folder) | {"kind": "dit", "config": tiny_dit().config}
@@ -64,7 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(
     base: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, DiffusionTraining, dict[str, Tensor]]:
-    """The folder of a run of a LoRA, its module and what it trained."""
+    """The folder of a LoRA run, its module and the trained weights."""
     folder, module = tmp_path_factory.mktemp("run"), adapted(base, request.param[1], **KINDS[request.param[0]])
     fit(folder, module, 3, callbacks=[Checkpoint(folder), Export(folder)], enable_checkpointing=True)
     return folder, module, {name: weight.detach().clone() for name, weight in module.trainable().items()}
@@ -74,7 +74,7 @@ Trained = tuple[Path, DiffusionTraining, dict[str, Tensor]]
 
 
 def merged(module: DiffusionTraining) -> dict[str, Tensor]:
-    """The plain network that a trained module is."""
+    """Returns the weights of a trained module after merging its adapter."""
     kind = module.backbone.kind
     network = NETWORKS[kind]()
     adapter = from_config(module.adapter.config)  # type: ignore[union-attr]
@@ -84,7 +84,7 @@ def merged(module: DiffusionTraining) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def test_every_weight_that_is_trained_changes_and_no_other(trained: Trained) -> None:
+def test_training_changes_every_trainable_weight_and_no_other(trained: Trained) -> None:
     _, module, weights = trained
     fresh = NETWORKS[module.backbone.kind]()
     module.adapter.adapt(fresh)  # type: ignore[union-attr]
@@ -92,13 +92,13 @@ def test_every_weight_that_is_trained_changes_and_no_other(trained: Trained) -> 
     assert {name for name in before if not torch.equal(before[name], after[name])} == {*weights}
 
 
-def test_a_checkpoint_holds_the_changes_alone(trained: Trained) -> None:
+def test_a_checkpoint_contains_only_the_trained_weights(trained: Trained) -> None:
     folder, _, weights = trained
     state = checkpoint_file.read(folder / "last.ckpt")["state_dict"]
     assert {*state} == {f"backbone.{name}" for name in weights}
 
 
-def test_what_is_read_again_is_the_merged_network_bit_for_bit(trained: Trained) -> None:
+def test_a_loaded_adapter_is_bit_identical_to_the_merged_network(trained: Trained) -> None:
     folder, module, _ = trained
     expected = merged(module)
     for file in ("adapter.safetensors", "last.ckpt"):
@@ -108,7 +108,7 @@ def test_what_is_read_again_is_the_merged_network_bit_for_bit(trained: Trained) 
     assert model_fingerprint(folder / "adapter.safetensors") == model_fingerprint(folder / "last.ckpt")
 
 
-def test_the_file_is_one_of_kohya_with_the_alpha_of_every_layer(trained: Trained) -> None:
+def test_the_adapter_file_has_the_kohya_layout_and_an_alpha_for_each_layer(trained: Trained) -> None:
     folder, module, weights = trained
     tensors = load_file(folder / "adapter.safetensors")
     labels = {name.partition(".")[0] for name in tensors}
@@ -123,7 +123,7 @@ def test_the_file_is_one_of_kohya_with_the_alpha_of_every_layer(trained: Trained
         )
 
 
-def test_the_metadata_tell_base_rank_and_steps(trained: Trained) -> None:
+def test_the_metadata_contain_base_rank_and_steps(trained: Trained) -> None:
     folder, module, _ = trained
     with safe_open(folder / "adapter.safetensors", "pt") as file:
         metadata = file.metadata()
@@ -134,7 +134,7 @@ def test_the_metadata_tell_base_rank_and_steps(trained: Trained) -> None:
     assert "modelspec.license" not in metadata
 
 
-def test_a_known_licence_goes_along(base: Path, tmp_path: Path) -> None:
+def test_the_licence_of_the_base_is_copied_to_the_adapter(base: Path, tmp_path: Path) -> None:
     state, licence = tiny_unet().state_dict(), {"modelspec.license": "CC0"}
     save_network(tmp_path / "unet.safetensors", state=state, metadata=licence, **tiny_about(base))
     for part in ("vae", "text_tower"):
@@ -144,7 +144,7 @@ def test_a_known_licence_goes_along(base: Path, tmp_path: Path) -> None:
         assert file.metadata()["modelspec.license"] == "CC0"
 
 
-def test_it_draws_what_the_network_draws_that_was_trained(trained: Trained) -> None:
+def test_a_loaded_adapter_samples_the_same_images_as_the_trained_network(trained: Trained) -> None:
     folder, module, _ = trained
     pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
     drawn = pipeline("a red circle").images
@@ -155,11 +155,11 @@ def test_it_draws_what_the_network_draws_that_was_trained(trained: Trained) -> N
 
 
 @pytest.mark.parametrize("how", [{}, {"dropout": 0.3, "decomposed": True}], ids=["LoRA", "DoRA with dropout"])
-def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     base: Path, tmp_path: Path, how: dict[str, Any]
 ) -> None:
     def train(folder: Path, steps: int, resume: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        torch.manual_seed(steps)  # which decides nothing
+        torch.manual_seed(steps)  # the global seed must have no effect
         module, ema = adapted(base, **how), EMA(decay=0.5)
         fit(folder, module, steps, resume, callbacks=[ema, Checkpoint(folder)], enable_checkpointing=True)
         return module.backbone.state_dict(), ema.averages
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_base_in_bfloat16_is_trained_with_float32_changes(base: Path, tmp_path: Path) -> None:
+def test_a_bfloat16_base_is_trained_with_float32_changes(base: Path, tmp_path: Path) -> None:
     module = adapted(base, base_dtype="bfloat16")
     fit(tmp_path, module, 2, callbacks=[Export(tmp_path)], precision="bf16-mixed")
     assert module.backbone.conv_in.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
@@ -180,7 +180,7 @@ def test_a_base_in_bfloat16_is_trained_with_float32_changes(base: Path, tmp_path
     assert {weight.dtype for weight in drawn.parameters()} == {torch.float32}
 
 
-def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(base: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_trains_and_resumes_like_a_single_process_run(base: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"decomposed": True, "optimizer": STEADY}
     plain = adapted(base, **how)
     fit(tmp_path, plain, 4, gradient_clip_val=1.0)

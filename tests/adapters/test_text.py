@@ -1,4 +1,4 @@
-"""Training of text encoders: which weights change, what is exported, and what is refused."""
+"""Tests training of text encoders: trained weights, exported files and refused settings."""
 
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def captions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.training.tiny.Images", Captioned)
 
 
-def test_a_text_encoder_trains_in_full_with_the_network(base: Path, tmp_path: Path) -> None:
+def test_all_weights_of_the_text_encoder_train_with_the_network(base: Path, tmp_path: Path) -> None:
     module = training(base)
     before = states(module)
     fit(tmp_path, module, 2)
@@ -83,7 +83,7 @@ def test_a_text_encoder_trains_in_full_with_the_network(base: Path, tmp_path: Pa
     assert changed(before[1], after[1]) == {name for name, _ in module.text_encoder.named_parameters()}
 
 
-def test_a_frozen_text_encoder_stays_as_it_is(base: Path, tmp_path: Path) -> None:
+def test_a_frozen_text_encoder_does_not_change(base: Path, tmp_path: Path) -> None:
     module = training(base, lr=None)
     before = states(module)[1]
     fit(tmp_path, module, 2)
@@ -91,7 +91,7 @@ def test_a_frozen_text_encoder_stays_as_it_is(base: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, Muon])
-def test_the_text_encoder_has_a_learning_rate_of_its_own(optimizer: Any, base: Path, tmp_path: Path) -> None:
+def test_the_text_encoder_has_its_own_learning_rate(optimizer: Any, base: Path, tmp_path: Path) -> None:
     def make(weights: Any) -> torch.optim.Optimizer:
         return optimizer(weights, lr=1e-2)  # type: ignore[no-any-return]
 
@@ -103,7 +103,7 @@ def test_the_text_encoder_has_a_learning_rate_of_its_own(optimizer: Any, base: P
     assert {rates[weight] for name, weight in names.items() if not name.startswith("trained_text.")} == {1e-2}
 
 
-def test_layers_of_the_text_encoder_that_are_not_run_are_not_trained() -> None:
+def test_unused_layers_of_the_text_encoder_are_not_trained() -> None:
     tower = TextTower(width=16, layers=3, heads=2, context=16, skip=1)
     encoder = TextEncoder([tower], [Tokenizer(context=16)])
     train_all(encoder)
@@ -113,7 +113,7 @@ def test_layers_of_the_text_encoder_that_are_not_run_are_not_trained() -> None:
     assert {name.split(".")[1] for name in adapted} == {"0", "1"}
 
 
-def test_the_exported_folder_is_the_model_that_was_trained(base: Path, tmp_path: Path) -> None:
+def test_the_exported_folder_contains_the_trained_model(base: Path, tmp_path: Path) -> None:
     module = training(base)
     fit(tmp_path, module, 2, callbacks=[Export(tmp_path)])
     model = read_model(tmp_path / "unet.safetensors")
@@ -122,7 +122,7 @@ def test_the_exported_folder_is_the_model_that_was_trained(base: Path, tmp_path:
     assert Pipeline.load(str(tmp_path / "unet.safetensors"), "cpu")("a red circle").images.shape[0] == 1
 
 
-def test_a_lora_of_both_networks_is_exported_in_one_file_and_read_again(base: Path, tmp_path: Path) -> None:
+def test_a_lora_of_both_networks_is_exported_to_one_file_and_loaded(base: Path, tmp_path: Path) -> None:
     module = training(base, LoRA(rank=2))
     fit(tmp_path, module, 3, callbacks=[Export(tmp_path)])
     file = tmp_path / "adapter.safetensors"
@@ -151,7 +151,7 @@ def test_the_fingerprint_of_an_adapter_includes_its_text_encoder(base: Path, tmp
     assert prints[0] != prints[1]
 
 
-def test_only_the_vectors_of_the_new_token_train(base: Path, tmp_path: Path, captions: None) -> None:
+def test_only_the_vectors_of_the_new_token_are_trained(base: Path, tmp_path: Path, captions: None) -> None:
     module = training(base, inversion(), lr=None)
     before = states(module)
     fit(tmp_path, module, 2, callbacks=[Checkpoint(tmp_path), Export(tmp_path)], enable_checkpointing=True)
@@ -165,7 +165,7 @@ def test_only_the_vectors_of_the_new_token_train(base: Path, tmp_path: Path, cap
     assert torch.equal(embedding.vectors["text_encoder"], after[1]["towers.0.token_embedding.vectors"])
 
 
-def test_the_embedding_file_gives_the_text_states_of_training(base: Path, tmp_path: Path, captions: None) -> None:
+def test_a_loaded_embedding_reproduces_the_text_states_of_training(base: Path, tmp_path: Path, captions: None) -> None:
     module = training(base, inversion(), lr=None)
     fit(tmp_path, module, 2, callbacks=[Export(tmp_path)])
     pipeline = Pipeline.load(str(base / "unet.safetensors"), "cpu", embeddings=[str(tmp_path)])
@@ -174,7 +174,7 @@ def test_the_embedding_file_gives_the_text_states_of_training(base: Path, tmp_pa
     assert torch.equal(ours, theirs)
 
 
-def test_new_vectors_start_from_the_initial_words_and_leave_other_captions_as_they_are() -> None:
+def test_new_vectors_start_from_initial_words_without_changing_other_captions() -> None:
     plain, encoder = tiny_text_encoder(), tiny_text_encoder()
     inversion(3).adapt_text(encoder)
     assert torch.equal(encoder.encode(CAPTIONS).get("text"), plain.encode(CAPTIONS).get("text"))
@@ -198,7 +198,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(base: Path, tmp_
             assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_checkpoint_without_the_trained_text_encoder_is_not_read_as_a_model(base: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_trained_text_encoder_is_not_loaded_as_a_model(base: Path, tmp_path: Path) -> None:
     module = training(base)
     fit(tmp_path, module, 1, callbacks=[Checkpoint(tmp_path / "checkpoints")], enable_checkpointing=True)
     with pytest.raises(ValueError, match="is a checkpoint of a run that also trains the text encoder"):
@@ -216,7 +216,7 @@ def test_a_checkpoint_without_the_trained_text_encoder_is_not_read_as_a_model(ba
         (("<new>", "red", 0), "adapter.vectors=0: expected at least 1"),
     ],
 )
-def test_an_inversion_that_cannot_be_trained_is_refused(settings: tuple[Any, ...], message: str) -> None:
+def test_invalid_settings_of_textual_inversion_are_refused(settings: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TextualInversion(*settings).adapt_text(tiny_text_encoder())
 
@@ -226,18 +226,18 @@ def test_captions_without_the_token_are_refused(base: Path) -> None:
         training(base, inversion(), lr=None).check_sample(Images()[0])
 
 
-def test_states_of_a_text_encoder_that_is_trained_are_refused(base: Path) -> None:
+def test_precomputed_states_are_refused_if_the_text_encoder_is_trained(base: Path) -> None:
     with pytest.raises(ValueError, match="the data set contains the text encoder's states, but the text encoder is"):
         training(base).check_sample({**Images()[0], "states": torch.zeros(16, 16)})
 
 
 @pytest.mark.parametrize(("adapter", "lr"), [(None, 0.0), (inversion(), 1e-3)])
-def test_a_rate_of_the_text_encoder_that_has_no_effect_is_refused(adapter: Any, lr: float) -> None:
+def test_a_text_encoder_learning_rate_without_effect_is_refused(adapter: Any, lr: float) -> None:
     with pytest.raises(ValueError, match=r"training\.text_encoder_lr is "):
         diffusion(adapter=adapter, text_encoder_lr=lr, base={"weights": "x", "fingerprint": "y"})
 
 
-def test_the_gradient_of_a_caption_reaches_the_text_encoder(base: Path) -> None:
+def test_gradients_reach_every_trainable_weight_of_the_text_encoder(base: Path) -> None:
     module = training(base)
     module.losses(batch(0, 1))[1].mean().backward()
     missing = [name for name, weight in module.trainable_text().items() if weight.grad is None]

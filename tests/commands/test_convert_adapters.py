@@ -1,4 +1,4 @@
-"""`ldm convert` and `ldm info` on adapters and textual inversions."""
+"""Tests `ldm convert` and `ldm info` on adapters and textual inversions."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def embedding(tmp_path: Path) -> Path:
     return tmp_path / "zorp.safetensors"
 
 
-def test_an_adapter_goes_to_a_folder_of_diffusers_and_back(lora: Path, tmp_path: Path) -> None:
+def test_converting_an_adapter_to_diffusers_and_back_is_lossless(lora: Path, tmp_path: Path) -> None:
     assert main(["convert", str(lora), str(tmp_path / "folder")]) == 0
     file = tmp_path / "folder" / "pytorch_lora_weights.safetensors"
     assert open_adapter(file).layout == "diffusers"
@@ -42,7 +42,7 @@ def test_an_adapter_goes_to_a_folder_of_diffusers_and_back(lora: Path, tmp_path:
         assert FACTS.items() <= found.metadata().items()
 
 
-def test_half_precision_leaves_the_alphas(lora: Path, tmp_path: Path) -> None:
+def test_converting_to_float16_keeps_the_alphas(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "half.safetensors"
     assert main(["convert", str(lora), str(out), "--to", "kohya", "--dtype", "float16"]) == 0
     made = changes(tiny_unet(), magnitude=0)
@@ -52,7 +52,7 @@ def test_half_precision_leaves_the_alphas(lora: Path, tmp_path: Path) -> None:
     )  # type: ignore[attr-defined]
 
 
-def test_what_is_there_is_replaced_only_if_asked_for_and_ours(
+def test_overwrite_replaces_only_files_that_a_conversion_wrote(
     lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.safetensors"
@@ -65,7 +65,7 @@ def test_what_is_there_is_replaced_only_if_asked_for_and_ours(
     assert "already exists" in told and "was not written by a conversion" in told and "a destination outside" in told
 
 
-def test_a_textual_inversion_goes_to_diffusers_and_back(embedding: Path, tmp_path: Path) -> None:
+def test_converting_an_embedding_to_diffusers_and_back_is_lossless(embedding: Path, tmp_path: Path) -> None:
     assert main(["convert", str(embedding), str(tmp_path / "folder")]) == 0
     file = tmp_path / "folder" / "learned_embeds.safetensors"
     assert [*load_file(file)] == ["zorp"]
@@ -79,20 +79,20 @@ def test_a_textual_inversion_goes_to_diffusers_and_back(embedding: Path, tmp_pat
 @pytest.mark.parametrize(
     "options", [["--part", "unet"], ["--shard", "1GB"], ["--raw"], ["--to", "single"], ["--to", "ldm"]], ids=" ".join
 )
-def test_options_for_models_are_usage_errors(
+def test_options_for_models_are_usage_errors_for_adapters(
     options: list[str], lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(lora), str(tmp_path / "x.safetensors"), *options]) == 2
     assert f"to which {options[0]}" in capsys.readouterr().err
 
 
-def test_the_layout_of_kohya_is_no_format_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_kohya_layout_is_refused_for_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny_model(tmp_path)
     assert main(["convert", str(model), str(tmp_path / "x.safetensors"), "--to", "kohya"]) == 2
     assert "--to kohya is for adapters" in capsys.readouterr().err
 
 
-def test_info_says_what_an_adapter_changes_and_what_is_known_of_it(lora: Path) -> None:
+def test_info_describes_the_layers_and_metadata_of_an_adapter(lora: Path) -> None:
     told, made = describe(str(lora)), changes(tiny_unet())
     assert told["kind"] == "a LoRA with magnitudes (DoRA) in the layout of kohya"
     assert told["unet"] == f"{len(made)} layers, rank 2 to 3, alpha 1 to 4"
@@ -103,7 +103,7 @@ def test_info_says_what_an_adapter_changes_and_what_is_known_of_it(lora: Path) -
     assert told["parameters"] == f"{sum(sizes):,}"
 
 
-def test_info_says_the_token_and_vectors_of_a_textual_inversion(embedding: Path, tmp_path: Path) -> None:
+def test_info_describes_the_token_and_vectors_of_a_textual_inversion(embedding: Path, tmp_path: Path) -> None:
     told = describe(str(embedding))
     assert told["kind"] == "a textual inversion in the layout of kohya" and told["token"] == "zorp"
     assert told["text encoder"] == "3 vectors of width 16"
@@ -112,7 +112,7 @@ def test_info_says_the_token_and_vectors_of_a_textual_inversion(embedding: Path,
     assert told["kind"].endswith("of A1111") and told["token"] == "cat" and told["step"] == "5"
 
 
-def test_info_names_other_kinds_of_adapters(tmp_path: Path) -> None:
+def test_info_names_other_adapter_algorithms(tmp_path: Path) -> None:
     label = "lora_unet_down_blocks_1_attentions_0_proj_in"
     parts = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(8, 8)}
     save_file({f"{label}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "a.safetensors")
@@ -120,7 +120,7 @@ def test_info_names_other_kinds_of_adapters(tmp_path: Path) -> None:
     assert told["kind"] == "a LoKr in the layout of kohya" and told["unet"] == "1 layers"
 
 
-def test_an_adapter_in_place_of_a_model_is_refused_with_what_to_do(
+def test_the_error_for_an_adapter_given_as_a_model_suggests_the_option(
     lora: Path, embedding: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path, key in ((lora, "lora=FILE"), (embedding, "embedding=FILE")):
@@ -128,7 +128,7 @@ def test_an_adapter_in_place_of_a_model_is_refused_with_what_to_do(
         assert key in capsys.readouterr().err
 
 
-def test_alphas_in_the_written_metadata_of_peft_are_those_of_the_layers(lora: Path, tmp_path: Path) -> None:
+def test_written_metadata_of_peft_contain_the_alpha_of_each_layer(lora: Path, tmp_path: Path) -> None:
     assert main(["convert", str(lora), str(tmp_path / "a.safetensors"), "--to", "diffusers"]) == 0
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])

@@ -1,4 +1,4 @@
-"""`ldm merge` and `ldm extract`: adapters into models, and out of the difference of two."""
+"""Tests `ldm merge` and `ldm extract`."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture
 def single(tmp_path: Path) -> Path:
-    """A single file of Stable Diffusion."""
+    """A Stable Diffusion model in a single file."""
     write(full_model(ODD), tmp_path / "m.safetensors", "single")
     return tmp_path / "m.safetensors"
 
@@ -44,7 +44,7 @@ def states(path: Path) -> dict[str, State]:
 
 
 @pytest.mark.parametrize(("name", "to"), [("out.safetensors", "single"), ("out", "diffusers"), ("own", "ldm")])
-def test_a_merged_model_is_the_one_that_a_pipeline_merges(
+def test_a_merged_model_is_bit_identical_to_a_pipeline_with_the_adapters(
     name: str, to: str, single: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / name
@@ -61,7 +61,7 @@ def test_a_merged_model_is_the_one_that_a_pipeline_merges(
     assert not all(torch.equal(text[name], plain["text_tower"][name]) for name in text)
 
 
-def test_a_model_keeps_its_types_unless_told(single: Path, lora: Path, tmp_path: Path) -> None:
+def test_a_merged_model_keeps_its_dtypes_unless_dtype_is_given(single: Path, lora: Path, tmp_path: Path) -> None:
     half, out = tmp_path / "half.safetensors", tmp_path / "out.safetensors"
     assert main(["convert", str(single), str(half), "--dtype", "float16"]) == 0
     assert main(["merge", str(half), str(lora), "--out", str(out)]) == 0
@@ -70,7 +70,7 @@ def test_a_model_keeps_its_types_unless_told(single: Path, lora: Path, tmp_path:
     assert {header.dtype for header in open_contents(out).networks["unet"].tensors.values()} == {"F32"}
 
 
-def test_failures_are_one_sentence(
+def test_merge_errors_are_one_line(
     single: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny").mkdir()
@@ -82,7 +82,7 @@ def test_failures_are_one_sentence(
     assert "is one of another model" in told[0] and "there is no adapter" in told[1] and "is the source" in told[2]
 
 
-def test_the_best_change_of_a_rank_leaves_the_smaller_singular_values() -> None:
+def test_the_residual_of_the_best_change_is_the_smaller_singular_values() -> None:
     difference = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for rank in (1, 3, 6, 9):
         change = best(difference, rank)
@@ -92,7 +92,7 @@ def test_the_best_change_of_a_rank_leaves_the_smaller_singular_values() -> None:
         assert change.rank == min(rank, 6) == change.alpha
 
 
-def test_a_lora_is_extracted_from_the_model_that_it_was_merged_into() -> None:
+def test_extract_recovers_a_lora_from_a_merged_model() -> None:
     base, tuned = tiny_unet(), tiny_unet()
     names = {name: layer for name, layer in layers(tuned).items() if name.endswith(("to_q", "conv1"))}
     for layer in names.values():
@@ -110,7 +110,7 @@ def test_a_lora_is_extracted_from_the_model_that_it_was_merged_into() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_an_extracted_file_brings_the_base_to_the_tuned_model(
+def test_the_base_with_an_extracted_lora_reproduces_the_tuned_model(
     layout: str, single: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned, out = tmp_path / "tuned.safetensors", tmp_path / "out.safetensors"
@@ -125,7 +125,9 @@ def test_an_extracted_file_brings_the_base_to_the_tuned_model(
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def test_what_the_lora_cannot_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_extract_lists_differences_that_a_lora_cannot_represent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base, tuned = tiny_unet(), tiny_unet()
     tuned.norm_out.weight.data += 1
     tuned.conv_in.weight.data += 1
@@ -137,7 +139,7 @@ def test_what_the_lora_cannot_hold_is_told(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(("rank", "message"), [("0", "the rank is 0"), ("4", "there is nothing to extract")])
-def test_two_equal_models_or_no_rank_are_refused(
+def test_extract_refuses_equal_models_and_rank_0(
     rank: str, message: str, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["extract", str(single), str(single), "--rank", rank, "--out", str(tmp_path / "x.safetensors")]
@@ -145,7 +147,7 @@ def test_two_equal_models_or_no_rank_are_refused(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_models_of_two_architectures_are_refused_with_both_shapes(
+def test_the_error_for_different_architectures_contains_both_shapes(
     single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = save_tiny_model(tmp_path)
@@ -154,7 +156,7 @@ def test_models_of_two_architectures_are_refused_with_both_shapes(
     assert re.search(r"another architecture than that of .*: \S+ is (\[.*\]|absent) there and", capsys.readouterr().err)
 
 
-def test_the_text_tower_is_extracted_too() -> None:
+def test_a_lora_of_the_text_tower_is_extracted() -> None:
     base, tuned = tiny_text_tower(), tiny_text_tower(seed=7)
     found = extract(base, tuned, 64)
     assert len(found.changes) == 6 and "token_embedding.weight" in found.others

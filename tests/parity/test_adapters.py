@@ -1,4 +1,4 @@
-"""Adapters against diffusers' and peft's: gradients, and latents of pipelines that load the same file, to 60 dB."""
+"""Compares adapters with diffusers and peft: gradients, and latents from the same files to 60 dB."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ from tests.weights.adapters.made import changes
 from tests.weights.foreign import full_model, networks
 
 WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
-PROMPT, NEGATIVE = "a red circle", "blue"  # as `latents` draws
+PROMPT, NEGATIVE = "a red circle", "blue"  # the prompts that `latents` uses
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "alpha": {"lora_alpha": 3},
@@ -49,14 +49,14 @@ def seeded() -> None:
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    """To so much of the largest number."""
+    """Asserts that the difference is at most `tolerance` times the largest absolute value."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_and_its_gradients_are_those_of_peft(layer: str, kind: str) -> None:
+def test_the_outputs_and_gradients_of_a_layer_match_peft(layer: str, kind: str) -> None:
     make, shape = LAYERS[layer]
     base = make()
     theirs = nn.Sequential(make())
@@ -97,7 +97,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def louder(network: StoredNetwork) -> StoredNetwork:
-    """The same with larger weights but for the autoencoder's, so that prompts and adapters are seen."""
+    """Scales the weights, except the autoencoder's, so that prompts and adapters have a measurable effect."""
     if network.kind == "vae":
         return network
     state = {name: 4 * tensor for name, tensor in network.tensors.read(network.tensors).items()}
@@ -118,7 +118,7 @@ def drawn(model: Path, *adapters: Any, **how: Any) -> Tensor:
 
 
 def expected(pipe: Any, prompt: str = PROMPT) -> Tensor:
-    """What diffusers draws with its own text encoder."""
+    """Returns the latents that diffusers samples with its own text encoder."""
     tokens = pipe.tokenizer([prompt, NEGATIVE], padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         text = pipe.text_encoder(tokens)[0]
@@ -136,20 +136,20 @@ def expected(pipe: Any, prompt: str = PROMPT) -> Tensor:
 
 
 def made(targets: str = "all", **how: Any) -> dict[str, Any]:
-    """Changes of the UNet and of the text encoder."""
+    """Returns changes of the UNet and of the text encoder."""
     own = networks(WORDS)
     kinds = {"unet": "unet", "text_encoder": "text_tower"}
     return {network: changes(own[kind], targets, size=0.3, **how) for network, kind in kinds.items()}
 
 
 def agree(model: Path, pipe: Any, *adapters: Any) -> None:
-    """The same latents to 60 dB; without adapters they differ by more than five times as much."""
+    """Asserts that the latents agree to 60 dB, and that the adapters change them by more than five times that error."""
     theirs, ours, plain = expected(pipe), drawn(model, *adapters), drawn(model)
     assert_60_db(ours, theirs)
     assert (theirs - plain).square().mean().sqrt() > 5e-3 * (plain.max() - plain.min())
 
 
-def test_without_an_adapter_they_agree(model: Path, pipe: Any) -> None:
+def test_latents_without_an_adapter_match_diffusers(model: Path, pipe: Any) -> None:
     assert_60_db(drawn(model), expected(pipe))
 
 
@@ -159,12 +159,12 @@ def test_without_an_adapter_they_agree(model: Path, pipe: Any) -> None:
     [("diffusers", {}), ("diffusers", {"magnitude": 0}), ("kohya", {"alpha": 1.5})],
     ids=["diffusers", "diffusers DoRA", "kohya"],
 )
-def test_a_file_that_we_write_does_the_same_in_diffusers(
+def test_diffusers_reads_written_adapters_with_the_same_result(
     layout: str, how: dict[str, Any], model: Path, pipe: Any, tmp_path: Path
 ) -> None:
-    """LoRA of every layer, convolutions and the text encoder among them, of two ranks and four alphas.
+    """Covers every layer, including convolutions and the text encoder, with two ranks and four alphas.
 
-    Of kohya's layout diffusers ignores DoRA, and gives some layers the alpha of others unless all have the same.
+    In kohya's layout diffusers ignores DoRA and may mix up alphas between layers, so that case has a single alpha.
     """
     path = tmp_path / "pytorch_lora_weights.safetensors"
     write_adapter(path, made(**how), layout, {})
@@ -173,7 +173,7 @@ def test_a_file_that_we_write_does_the_same_in_diffusers(
 
 
 def respelt(state: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
-    """A file of peft's names in an older spelling of diffusers."""
+    """Renames tensors with peft's names to an older spelling of diffusers."""
     parts = {"lora_A": "down", "lora_B": "up"}
     found = {}
     for name, tensor in state.items():
@@ -193,13 +193,13 @@ def respelt(state: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["dots", "processors", "linear layers"])
-def test_the_older_spellings_of_diffusers_are_read_as_it_reads_them(
+def test_adapters_in_older_spellings_of_diffusers_match_diffusers(
     spelling: str, model: Path, pipe: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
     write_adapter(path, made("attention"), "diffusers", {})
     state = respelt(load_file(path), spelling)
-    if spelling == "dots":  # with which it reads no text encoder
+    if spelling == "dots":  # diffusers reads no text encoder in this spelling
         state = {name: tensor for name, tensor in state.items() if name.startswith("unet")}
     save_file(state, path)
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
@@ -207,7 +207,7 @@ def test_the_older_spellings_of_diffusers_are_read_as_it_reads_them(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_peft_is_read_with_its_settings(kind: str, model: Path, pipe: Any, tmp_path: Path) -> None:
+def test_adapters_saved_with_peft_settings_match_diffusers(kind: str, model: Path, pipe: Any, tmp_path: Path) -> None:
     settings = {"r": 3, "lora_alpha": 3} | KINDS[kind]
     layers = ["to_q", "to_k", "to_out.0", "ff.net.2", "conv1", "conv2", "proj_in"]
     patterns = {} if kind == "LoRA" else {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"attn1.to_k": 5}}
@@ -232,7 +232,7 @@ def test_a_file_of_peft_is_read_with_its_settings(kind: str, model: Path, pipe: 
     agree(model, pipe, tmp_path / "kohya.safetensors")
 
 
-def test_several_adapters_have_their_weights(model: Path, pipe: Any, tmp_path: Path) -> None:
+def test_several_weighted_adapters_match_diffusers(model: Path, pipe: Any, tmp_path: Path) -> None:
     weighted = []
     for name, targets, weight in (("a", "all", 0.7), ("b", "attention", -0.4)):
         write_adapter(tmp_path / f"{name}.safetensors", {"unet": made(targets)["unet"]}, "diffusers", {})
@@ -243,7 +243,9 @@ def test_several_adapters_have_their_weights(model: Path, pipe: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_a_textual_inversion_is_read_as_diffusers_reads_it(layout: str, model: Path, pipe: Any, tmp_path: Path) -> None:
+def test_text_states_with_a_textual_inversion_match_diffusers(
+    layout: str, model: Path, pipe: Any, tmp_path: Path
+) -> None:
     token, vectors = "zorp", torch.randn(2, 12)
     path = tmp_path / "zorp.safetensors"
     write_embedding(path, Embedding(token, {"text_encoder": vectors}, path, "", {}), layout, {})

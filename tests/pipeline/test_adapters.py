@@ -1,4 +1,4 @@
-"""A pipeline with adapters merged into its networks, and with textual inversions."""
+"""Tests pipelines with merged adapters and textual inversions."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.weights.adapters.made import changes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and adapters of its UNet and of its text encoder."""
+    """The folder with a model and with adapters of its UNet and text encoder."""
     path = tmp_path_factory.mktemp("model")
     save_tiny_model(path)
     write_adapter(path / "unet_lora.safetensors", {"unet": changes(tiny_unet(), "attention")}, "kohya", {})
@@ -30,7 +30,7 @@ def load(folder: Path, *adapters: tuple[str, float], dtype: torch.dtype = torch.
     return Pipeline.load(str(folder / "unet.safetensors"), "cpu", dtype, adapters=files)
 
 
-def test_layers_are_plain_and_hold_the_sum_of_all_adapters(folder: Path) -> None:
+def test_layers_are_plain_and_contain_the_weighted_sum_of_all_adapters(folder: Path) -> None:
     network = load(folder, ("unet_lora", 0.5), ("both", -1.0)).backbone
     plain = tiny_unet()
     assert [*map(type, network.modules())] == [*map(type, plain.modules())]
@@ -44,7 +44,7 @@ def test_layers_are_plain_and_hold_the_sum_of_all_adapters(folder: Path) -> None
         torch.testing.assert_close(layer.weight.detach(), expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_text_encoder_is_changed_too(folder: Path) -> None:
+def test_adapters_are_merged_into_the_text_encoder(folder: Path) -> None:
     plain, changed = (load(folder, *how).text_encoder for how in ((), [("both", 1.0)]))
     with torch.no_grad():
         one, two = (encoder.encode(["a red circle"]).get("text") for encoder in (plain, changed))
@@ -52,7 +52,7 @@ def test_the_text_encoder_is_changed_too(folder: Path) -> None:
     assert not any(weight.requires_grad for weight in changed.parameters())
 
 
-def test_a_weight_of_zero_draws_what_the_model_draws(folder: Path) -> None:
+def test_an_adapter_with_weight_zero_does_not_change_the_image(folder: Path) -> None:
     drawn = [load(folder, *how)("a red circle").images for how in ((), [("both", 0.0)], [("both", 1.0)])]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
@@ -65,14 +65,14 @@ def test_merged_weights_are_rounded_once(folder: Path, dtype: torch.dtype) -> No
     assert all(torch.equal(rounded[name], weight.to(dtype)) for name, weight in exact.items())
 
 
-def test_paths_without_a_weight_have_weight_1(folder: Path) -> None:
+def test_adapters_given_without_a_weight_have_weight_1(folder: Path) -> None:
     file = folder / "unet_lora.safetensors"
     one = Pipeline.load(str(folder / "unet.safetensors"), "cpu", adapters=[str(file)])
     two = load(folder, ("unet_lora", 1.0))
     assert all(torch.equal(a, b) for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True))
 
 
-def test_a_textual_inversion_is_drawn_by_its_token(folder: Path, tmp_path: Path) -> None:
+def test_the_token_of_a_textual_inversion_can_be_used_in_prompts(folder: Path, tmp_path: Path) -> None:
     table = tiny_text_tower().token_embedding.weight.detach()
     plain = load(folder)
     tokens = plain.text_encoder.tokenizers[0](["red circle"])[:, 1:3]

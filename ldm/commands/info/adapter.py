@@ -1,4 +1,4 @@
-"""What a file of an adapter or of a textual inversion holds."""
+"""Describes the contents of adapter and textual inversion files."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from ldm.adapters.change import LowRankChange
 from ldm.weights.adapters.reader import AdapterFile, open_adapter
 from ldm.weights.adapters.textual_inversion import read_embedding
 
-TOLD = {  # what other tools keep in the metadata
+TOLD = {  # metadata keys of other tools, and their labels
     "ss_sd_model_name": "base",
     "ss_base_model_version": "base's version",
     "modelspec.architecture": "architecture",
@@ -21,7 +21,7 @@ TOLD = {  # what other tools keep in the metadata
 
 
 def describe_adapter(path: str) -> dict[str, str]:
-    """Name → value, for people."""
+    """Returns a human-readable description as names and values."""
     file = open_adapter(path)
     parameters = sum(header.size for name, header in file.tensors.items() if not name.endswith(".alpha"))
     lines = {
@@ -62,7 +62,7 @@ def _algorithm(parts: set[str]) -> str:
 
 
 def _layers(file: AdapterFile, network: str) -> str:
-    """The number of layers, and of low-rank ones their ranks and alphas."""
+    """Returns the number of layers, and the ranks and alphas of those with a low-rank change."""
     layers = [layer for layer in file.layers if layer.network == network]
     changes = [change for layer in layers if isinstance(change := file.change(layer), LowRankChange)]
     told = f"{len(layers)} layers"

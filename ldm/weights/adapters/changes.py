@@ -1,4 +1,4 @@
-"""The change of one layer from the tensors of a file."""
+"""Builds the change of one layer from the tensors of a file."""
 
 from collections.abc import Mapping
 from math import prod
@@ -14,9 +14,9 @@ HADAMARD = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 
 
 def change_of(parts: Parts, alpha: float | None, shape: Shape) -> Change:
-    """The change of a weight of this shape, or that of another where the tensors do not fit it.
+    """Returns the change of a weight of this shape, or of another shape if the tensors do not fit.
 
-    `alpha` is divided by the rank; without it the scale is 1. Raises ValueError for tensors that are no change.
+    The scale is alpha / rank, or 1 without `alpha`. Raises ValueError if the tensors do not form a change.
     """
     rank: int | None
     given = parts.keys() - {"alpha", "magnitude", "output magnitude"}
@@ -35,7 +35,7 @@ def change_of(parts: Parts, alpha: float | None, shape: Shape) -> Change:
 
 def _low_rank(parts: Parts, alpha: float | None) -> LowRankChange:
     down, up = parts["down"], parts["up"]
-    if "mid" in parts:  # Tucker's core is taken into the matrix behind it
+    if "mid" in parts:  # the Tucker core is multiplied into the down factor
         core = parts["mid"].float()
         if core.ndim != 4 or core.shape[1] != len(down):
             raise ValueError(f"holds a core {list(core.shape)}, which does not fit its factor {list(down.shape)}")
@@ -49,7 +49,7 @@ def _low_rank(parts: Parts, alpha: float | None) -> LowRankChange:
 
 
 def _magnitude(parts: Parts, shape: Shape) -> Tensor | None:
-    """Of the outputs, (out, 1[, 1, 1]), or of the inputs, (1, in[, 1, 1]), as its own shape says."""
+    """Returns the magnitude of outputs, (out, 1[, 1, 1]), or of inputs, (1, in[, 1, 1]), as its shape implies."""
     outputs, inputs, *kernel = shape
     ones = [1] * len(kernel)
     if (vector := parts.get("output magnitude")) is not None:
@@ -71,14 +71,16 @@ def _magnitude(parts: Parts, shape: Shape) -> Tensor | None:
 
 
 def _hadamard(parts: Parts) -> Tensor:
-    """LoHa (Hyeon-Woo et al. 2022): the product, number by number, of two low-rank matrices."""
+    """Returns ΔW of LoHa (Hyeon-Woo et al. 2022), the elementwise product of two low-rank matrices."""
     one, two = (_product(parts[f"hada_w{k}_a"], parts[f"hada_w{k}_b"], parts.get(f"hada_t{k}")) for k in (1, 2))
     return one * two
 
 
 def _kronecker(parts: Parts) -> tuple[Tensor, int | None]:
-    """LoKr (Edalati et al. 2022): the Kronecker product of two matrices, each in one or in two factors; and the rank
-    of the factors, if there are any."""
+    """Returns ΔW of LoKr (Edalati et al. 2022), the Kronecker product of two matrices, and the rank of their factors.
+
+    Each matrix is stored in full or as two factors. The rank is None if neither matrix is factorised.
+    """
     factors, rank = [], None
     for k in (1, 2):
         if f"lokr_w{k}" in parts:
@@ -94,7 +96,7 @@ def _kronecker(parts: Parts) -> tuple[Tensor, int | None]:
 
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
-    """a · b or, with Tucker's core (r, r, k, k), Σ core[i, j] · a[i, o] · b[j, c], (o, c, k, k)."""
+    """Returns a · b or, with a Tucker core (r, r, k, k), Σ core[i, j] · a[i, o] · b[j, c], (o, c, k, k)."""
     if core is None:
         return a.float() @ b.float()
     return torch.einsum("ijkl,io,jc->ockl", core.float(), a.float(), b.float())

@@ -1,4 +1,4 @@
-"""Adapters and textual inversions from any layout to those that other tools read."""
+"""Converts adapters and textual inversions from any layout to the layouts of kohya and diffusers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from ldm.weights.adapters.textual_inversion import read_embedding, write_embeddi
 from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.destination import check_apart, check_replaceable
 
-IN_FOLDER = "pytorch_lora_weights.safetensors", "learned_embeds.safetensors"  # which diffusers looks for
+IN_FOLDER = "pytorch_lora_weights.safetensors", "learned_embeds.safetensors"  # the file names that diffusers looks for
 
 
 def convert_adapter(source: str, path: Path, to: str | None, dtype: torch.dtype | None, overwrite: bool) -> Path:
-    """Writes the adapter at `source` to a file, or into a folder where `path` has no ending; returns the file.
+    """Writes the adapter at `source` to a file, or into a folder if `path` has no suffix, and returns the file.
 
-    Raises ValueError for what the layout cannot hold, FileExistsError as `check_replaceable`.
+    Raises ValueError if the layout cannot store the adapter, and FileExistsError as `check_replaceable` does.
     """
     file = open_adapter(source)
     target = _target(path, IN_FOLDER[0], file.source, overwrite)
@@ -33,7 +33,7 @@ def convert_adapter(source: str, path: Path, to: str | None, dtype: torch.dtype 
 
 
 def convert_embedding(source: str, path: Path, to: str | None, dtype: torch.dtype | None, overwrite: bool) -> Path:
-    """The same of a textual inversion."""
+    """Converts a textual inversion in the same way."""
     found = read_embedding(source)
     target = _target(path, IN_FOLDER[1], found.source, overwrite)
     cast = replace(found, vectors={name: _to(tensor, dtype) for name, tensor in found.vectors.items()})

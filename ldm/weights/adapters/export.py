@@ -1,4 +1,4 @@
-"""A trained adapter as other tools read it, with what is known of its training."""
+"""Prepares a trained adapter for export, in kohya's layout and with metadata about its training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ldm.adapters.low_rank import LowRank
 from ldm.nn.clip import TextTower
 from ldm.weights.adapters.own import PARTS, kohya_names, text_names
 
-VERSIONS = {768: "sd_v1", 1024: "sd_v2"}  # of Stable Diffusion, by the width of the text that its UNet reads
+VERSIONS = {768: "sd_v1", 1024: "sd_v2"}  # of Stable Diffusion, by the width of the UNet's text context
 ARCHITECTURES = {"sd_v1": "stable-diffusion-v1/lora", "sd_v2": "stable-diffusion-v2/lora"}
 
 
@@ -23,7 +23,7 @@ def exported(
     facts: dict[str, str],
     towers: Mapping[TextTower, Mapping[str, LowRank]] = MappingProxyType({}),
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
-    """The tensors of adapted layers in kohya's layout, our plain data, and the metadata that other tools show."""
+    """Returns the tensors of adapted layers in kohya's layout, the plain data of ldm, and metadata for other tools."""
     labels = kohya_names(about["base"]["network"], list(layers))
     renamed = _named(labels, layers, state)
     for tower, adapted in towers.items():
@@ -43,7 +43,7 @@ def _named(labels: dict[str, str], layers: Mapping[str, LowRank], state: Mapping
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
-    """What kohya's trainer (ss_) and the model specification of Stability AI (modelspec) call it."""
+    """Returns metadata with the keys of kohya's trainer (ss_) and of Stability AI's model specification (modelspec)."""
     base, model, settings = about["base"], about["model"], about["config"]
     network, (height, width) = base["network"], model["size"]
     found = {

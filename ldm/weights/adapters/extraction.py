@@ -1,4 +1,4 @@
-"""A LoRA from the difference of two models: of each layer's change the best one of a rank (Eckart & Young 1936)."""
+"""Extracts a LoRA from the difference of two models by the best low-rank approximation (Eckart & Young 1936)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,26 +12,27 @@ from ldm.adapters.targets import Network, layers, targets_of
 
 @dataclass
 class Extracted:
-    """Changes by the names of layers, and sums of squares of what the models differ by."""
+    """The changes by layer name, and sums of squares of the differences between the models."""
 
     changes: dict[str, LowRankChange] = field(default_factory=dict)
     total: float = 0.0  # of all differences
-    lost: float = 0.0  # of what the changes leave of the layers' differences
-    left_out: float = 0.0  # of tensors that are not changed, such as norms and biases
-    others: list[str] = field(default_factory=list)  # the names of these
+    lost: float = 0.0  # of the residuals of the changed layers
+    left_out: float = 0.0  # of tensors that the LoRA does not change, such as norms and biases
+    others: list[str] = field(default_factory=list)  # the names of the tensors in `left_out`
 
     @property
     def error(self) -> float:
-        """The norm of what is missing as a share of the norm of the difference."""
+        """The norm of the residual relative to the norm of the difference."""
         return float(((self.lost + self.left_out) / self.total) ** 0.5) if self.total else 0.0
 
 
 def extract(
     base: Network, tuned: Network, rank: int, targets: str = "all", on_layer: Callable[[], object] = lambda: None
 ) -> Extracted:
-    """The changes of rank at most `rank` that bring `base` nearest to `tuned`, two networks of one architecture.
+    """Returns the changes of rank at most `rank` that best approximate `tuned`, starting from `base`.
 
-    `on_layer` is called after each layer. Raises ValueError for a rank that is none.
+    The networks must have the same architecture. `on_layer` is called after each layer. Raises ValueError if the rank
+    is less than 1.
     """
     if rank < 1:
         raise ValueError(f"the rank is {rank}, but must be 1 or more")
@@ -55,9 +56,9 @@ def extract(
 
 
 def best(difference: Tensor, rank: int) -> LowRankChange:
-    """The change of rank at most `rank` that is nearest to a difference of weights (out, in[, k, k]).
+    """Returns the best approximation, of rank at most `rank`, of a difference of weights (out, in[, k, k]).
 
-    Its alpha is its rank, and both factors have the same norm.
+    Its alpha equals its rank, and both factors have the same norm.
     """
     outputs, inputs, *kernel = difference.shape
     u, s, v = torch.linalg.svd(difference.flatten(1).float(), full_matrices=False)
@@ -68,5 +69,5 @@ def best(difference: Tensor, rank: int) -> LowRankChange:
 
 
 def count(base: Network, targets: str) -> int:
-    """How many layers `extract` goes through."""
+    """Returns the number of layers that `extract` processes."""
     return len([name for name in targets_of(base, targets) if name in layers(base)])

@@ -1,4 +1,4 @@
-"""Files of adapters merged into the networks of a model."""
+"""Merges adapter files into the networks of a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from ldm.adapters.merging import merge
 from ldm.adapters.targets import Network
 from ldm.weights.adapters.reader import open_adapter
 
-Given = str | Path | tuple[str | Path, float]  # a file, or a file and its weight, which is 1 otherwise
+Given = str | Path | tuple[str | Path, float]  # a file with weight 1, or a file and its weight
 
 
 def weighted(given: Given) -> tuple[str | Path, float]:
@@ -16,10 +16,10 @@ def weighted(given: Given) -> tuple[str | Path, float]:
 
 
 def merge_files(networks: Mapping[str, Network], adapters: Sequence[Given]) -> None:
-    """Merges adapters into the networks that they change, see `merge`; those of two files on one layer add up.
+    """Merges adapters into the networks that they change, see `merge`; changes of the same layer are added.
 
-    `networks` are those of a model by their names in files. Raises FileNotFoundError or ValueError for files that are
-    no adapters, or are those of another model.
+    `networks` maps names as used in files to the networks of a model. Raises FileNotFoundError or ValueError for files
+    that are not adapters or belong to another model.
     """
     collected: dict[str, dict[str, list[tuple[Change, float]]]] = {}
     for path, weight in map(weighted, adapters):

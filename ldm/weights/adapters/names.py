@@ -1,6 +1,6 @@
-"""Names of layers in files of adapters: those of diffusers and transformers, with dots or with underscores.
+"""Translates layer names in adapter files, which are those of diffusers and transformers, with dots or underscores.
 
-Files know three networks, here called by diffusers' names for them: "unet", "text_encoder" and "text_encoder_2".
+Files contain up to three networks, which have diffusers' names here: "unet", "text_encoder" and "text_encoder_2".
 """
 
 import re
@@ -13,12 +13,12 @@ from ldm.weights.keymaps import LAYOUTS, NATIVE, TABLES, entries
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 KINDS = {UNET: "unet", TEXT: "text_tower", TEXT_2: "text_tower"}
 LAYOUT = {"unet": "diffusers", "text_tower": "transformers"}
-BLOCKS = 2  # of each level in every UNet of Stable Diffusion, which SGM's names count through
-MODEL = "text_model."  # which transformers left out of its names in version 5
+BLOCKS = 2  # per level in every UNet of Stable Diffusion; SGM numbers blocks across levels
+MODEL = "text_model."  # a prefix that transformers dropped in version 5
 
 
 def public_names(kind: str, config: dict[str, Any], layers: Iterable[str]) -> dict[str, str]:
-    """For each layer of a network of ours its name in files, which is our own for a network that no other tool has."""
+    """Maps each layer name of ldm to its name in files, which is the same for networks that no other tool has."""
     tensors = [f"{layer}.weight" for layer in layers]
     layout = LAYOUT[kind] if kind in LAYOUTS else NATIVE
     found = entries(kind, layout, config, tensors)
@@ -26,7 +26,7 @@ def public_names(kind: str, config: dict[str, Any], layers: Iterable[str]) -> di
 
 
 def own_names(kind: str, config: dict[str, Any], layers: Iterable[str]) -> dict[str, str]:
-    """For each spelling that a file may have of a layer of ours its name."""
+    """Maps each spelling of a layer name that files may contain to the name in ldm."""
     found = {}
     for own, public in public_names(kind, config, layers).items():
         found[public] = found[underscored(public)] = own
@@ -38,9 +38,9 @@ def underscored(name: str) -> str:
 
 
 def dotted(network: str, name: str) -> str | None:
-    """A layer's name with dots, of one with underscores as kohya's files have it; None where it is unknown.
+    """Converts a layer name with underscores, as in kohya's files, to one with dots; returns None if it is unknown.
 
-    SDXL's UNet has SGM's names in such files.
+    Such files use SGM's names for SDXL's UNet.
     """
     kind = KINDS[network]
     if kind == "text_tower" and not name.startswith(underscored(MODEL)):
@@ -54,13 +54,13 @@ def dotted(network: str, name: str) -> str | None:
 
 
 def aliased(network: str, name: str) -> str:
-    """A dotted name as transformers wrote it until version 5."""
+    """Returns a dotted name as transformers wrote it before version 5."""
     return MODEL + name if KINDS[network] == "text_tower" and not name.startswith(MODEL) else name
 
 
 @cache
 def _underscored_rows(kind: str, layout: str) -> list[tuple[re.Pattern[str], str]]:
-    """Patterns of a layout's layers with underscores, and the dotted name that each stands for."""
+    """Returns patterns of a layout's layer names with underscores, each with a template of the dotted name."""
     return list(_rows(kind, 1 + LAYOUTS[kind].index(layout), 1 + LAYOUTS[kind].index(LAYOUT[kind])))
 
 
@@ -73,7 +73,7 @@ def _rows(kind: str, column: int, public: int) -> Iterator[tuple[re.Pattern[str]
 
 
 def _levels(numbers: Mapping[str, int]) -> dict[str, int]:
-    """The level and the block of those that SGM counts through all levels."""
+    """Returns the numbers with SGM's block indices, which count across levels, split into level and block."""
     found = dict(numbers)
     for word in ("in", "in_last", "out", "out_last"):
         if word in numbers:

@@ -1,6 +1,7 @@
-"""The file of an adapter that a run of ours trained: kohya's layout, so that other tools read it, and our plain data.
+"""Names the tensors of adapters trained by ldm, which are stored in kohya's layout so that other tools read them.
 
-Our data lists the adapted layers as "modules", by which the tensors get the names back that they have in the network.
+The plain data of ldm in the file lists the adapted layers as "modules", from which the names in the network are
+restored.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ TEXT_PREFIX = "lora_te_"
 
 
 def kohya_names(network: dict[str, Any], layers: Sequence[str]) -> dict[str, str]:
-    """The label in a file of each layer of a network, given as its "kind" and "config"."""
+    """Returns the label in a file of each layer of the network with this "kind" and "config"."""
     public = public_names(network["kind"], network["config"], layers)
     return {own: f"lora_unet_{underscored(public[own])}" for own in layers}
 
@@ -27,13 +28,13 @@ def text_names(config: dict[str, Any], layers: Sequence[str]) -> dict[str, str]:
 
 
 def as_in_network(tensors: Tensors, about: dict[str, Any]) -> Tensors:
-    """The trained tensors under their names in the network, if the file has those of kohya."""
+    """Renames trained tensors from kohya's names to those in the network; other tensors are unchanged."""
     if "modules" not in about:
         return tensors
     labels = kohya_names(about["base"]["network"], about["modules"])
     names = {f"{own}.{part}": f"{label}.{ending}" for own, label in labels.items() for part, ending in PARTS.items()}
     alphas = {f"{label}.alpha" for label in labels.values()}
     known = {own: theirs for own, theirs in names.items() if theirs in tensors}
-    text = {name for name in tensors if name.startswith(TEXT_PREFIX)}  # merged into the text encoder instead
+    text = {name for name in tensors if name.startswith(TEXT_PREFIX)}  # these are merged into the text encoder
     strays = tensors.keys() - {*known.values()} - alphas - text
     return tensors.renamed(known | {name: name for name in strays})

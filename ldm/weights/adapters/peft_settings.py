@@ -1,4 +1,4 @@
-"""What peft's metadata says of an adapter: the alphas, of which its tensors say nothing."""
+"""Reads the alphas of an adapter from peft's metadata, because its tensors do not contain them."""
 
 import json
 import re
@@ -7,27 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-METADATA = "lora_adapter_metadata"  # in a safetensors file of diffusers, JSON with the network before each name
-BESIDE = "adapter_config.json"  # beside a file of peft
+METADATA = "lora_adapter_metadata"  # key in safetensors files of diffusers: JSON whose names start with the network
+BESIDE = "adapter_config.json"  # file next to an adapter file of peft
 
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """Of one network. `alphas` are those of layers whose names end in a pattern."""
+    """Settings of one network. `alphas` maps patterns to the alphas of layers whose names end in a match."""
 
     alpha: float | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
     stabilised: bool = False
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
-        """The alpha that gives a layer's scale when it is divided by the rank; None where none is known."""
+        """Returns the alpha for which alpha / rank is the layer's scale, or None if it is unknown."""
         pattern = next((one for one in self.alphas if re.match(rf"(.*\.)?({one})$", layer)), None)
         alpha = self.alpha if pattern is None else self.alphas[pattern]
         return alpha if alpha is None or not self.stabilised else alpha * rank**0.5
 
 
 def settings_in(source: Path, metadata: Mapping[str, Any], network: str) -> PeftSettings:
-    """Raises ValueError where they are damaged."""
+    """Returns the settings of a network in an adapter file. Raises ValueError if they are corrupt."""
     try:
         if METADATA in metadata:
             told = json.loads(metadata[METADATA])

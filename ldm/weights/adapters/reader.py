@@ -1,4 +1,4 @@
-"""Files of adapters in every layout: their layers by name, and the changes that fit a network."""
+"""Reads adapter files in every layout: their layers by name, and the changes for a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ldm.weights.storage.values import check_finite
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The layers that a file changes, whatever its layout."""
+    """An adapter file in any layout, and the layers that it changes."""
 
     tensors: Tensors
     layers: list[Layer]
@@ -46,7 +46,7 @@ class AdapterFile:
         return list(dict.fromkeys(layer.network for layer in self.layers))
 
     def change(self, layer: Layer, shape: tuple[int, ...] | None = None) -> Change:
-        """The change of a layer whose weight has this shape. Raises ValueError for tensors that make no change."""
+        """Returns the change of a layer with a weight of this shape. Raises ValueError if the tensors are invalid."""
         parts = self.tensors.read(layer.parts.values())
         for name, tensor in parts.items():
             check_finite(name, tensor, self.source)
@@ -66,16 +66,16 @@ class AdapterFile:
         return settings_in(self.source, self.metadata, layer.network).alpha_of(layer.name, len(values["down"]))
 
     def by_public_name(self) -> dict[str, dict[str, Change]]:
-        """The changes of each network by the layers' names in diffusers and transformers, to write them elsewhere."""
+        """Returns the changes of each network by the layers' names in diffusers and transformers, for conversion."""
         return {
             network: {layer.name: self.change(layer) for layer in self.layers if layer.network == network}
             for network in self.networks
         }
 
     def changes_for(self, network: str, module: Network) -> dict[str, Change]:
-        """The changes of a network of ours by the names of its layers; it is called `network` in the file.
+        """Returns the changes of `module`, which the file calls `network`, by the names of its layers.
 
-        Raises ValueError for layers that it does not have, or has with weights of another shape.
+        Raises ValueError if the module lacks a layer or has a weight of another shape.
         """
         kind = module.kind if isinstance(module, Backbone) else "text_tower"
         names, found = own_names(kind, module.config, layers(module)), layers(module)
@@ -99,7 +99,7 @@ class AdapterFile:
         return changes
 
     def _refuse(self, kind: str, missing: list[str], misshapen: list[str]) -> None:
-        """Raises one ValueError for all layers that keep the adapter out of a network, if there are any."""
+        """Raises one ValueError for all missing and misshapen layers, if there are any."""
         problems = []
         if missing:
             problems.append(
@@ -116,9 +116,9 @@ class AdapterFile:
             )
 
     def changes(self, networks: Mapping[str, Network]) -> dict[str, dict[str, Change]]:
-        """The changes of each network that the file changes, of those given by their names in files; see `changes_for`.
+        """Returns the changes of each network that the file changes; see `changes_for`.
 
-        Raises ValueError for a file that changes another network, too.
+        `networks` is keyed by their names in files. Raises ValueError if the file changes a network that is not given.
         """
         if foreign := [network for network in self.networks if network not in networks]:
             raise ValueError(
@@ -129,14 +129,14 @@ class AdapterFile:
 
 
 def networks_of(backbone: Backbone, text_encoder: TextEncoder) -> dict[str, Network]:
-    """The networks of a model by their names in files."""
+    """Returns the networks of a model by their names in files."""
     return {UNET: backbone, **dict(zip((TEXT, TEXT_2), text_encoder.towers, strict=False))}
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
-    """The adapter in a file, or in the folder of a run, of diffusers or of peft.
+    """Opens the adapter in a file, or in a folder of a run, of diffusers or of peft.
 
-    Raises FileNotFoundError, or ValueError for what is no adapter or holds tensors that belong to none.
+    Raises FileNotFoundError, or ValueError if the file is not an adapter or contains unknown tensors.
     """
     file = adapter_at(path)
     tensors = open_tensors(file)

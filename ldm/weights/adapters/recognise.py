@@ -1,4 +1,4 @@
-"""Whether there is an adapter or a textual inversion at a path, by names alone: no tensor is read."""
+"""Recognises adapters and textual inversions by the names in files, without reading tensors."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ ADAPTERS = (  # in folders of ldm, of diffusers and of peft
     *("adapter_model.safetensors", "adapter_model.bin"),
 )
 EMBEDDINGS = ("embedding.safetensors", "learned_embeds.safetensors", "learned_embeds.bin")
-MODELS = ("model_index.json", "config.json")  # in folders that hold a model, whatever lies beside it
-LARGEST = 2**25  # bytes of a textual inversion: thousands of vectors
+MODELS = ("model_index.json", "config.json")  # a folder with one of these files is a model, whatever else it contains
+LARGEST = 2**25  # bytes of a textual inversion, enough for thousands of vectors
 
 
 def adapter_at(path: str | Path) -> Path:
-    """The file of an adapter, which may be in a folder. Raises FileNotFoundError."""
+    """Returns the adapter file at a path or in a folder. Raises FileNotFoundError if there is none."""
     return _at(path, ADAPTERS, "adapter")
 
 
 def embedding_at(path: str | Path) -> Path:
-    """The file of a textual inversion, which may be in a folder. Raises FileNotFoundError."""
+    """Returns the textual inversion file at a path or in a folder. Raises FileNotFoundError if there is none."""
     return _at(path, EMBEDDINGS, "textual inversion")
 
 
@@ -41,17 +41,17 @@ def _at(path: str | Path, names: tuple[str, ...], what: str) -> Path:
 
 
 def has_adapter(path: str | Path) -> bool:
-    """Whether there is an adapter that `open_adapter` reads, rather than a model."""
+    """Returns whether a path contains an adapter that `open_adapter` reads, rather than a model."""
     return (found := _opened(path, ADAPTERS)) is not None and is_adapter(found)
 
 
 def is_run_of_adapter(path: str | Path) -> bool:
-    """Whether the adapter at a path is one of a run of ours, which names its base and how to sample."""
+    """Returns whether an adapter was trained by ldm, so that its file names its base and how to sample."""
     return (found := _opened(path, ADAPTERS)) is not None and about_of(found).get("kind") == ADAPTER
 
 
 def has_embedding(path: str | Path) -> bool:
-    """Whether there is a textual inversion, as far as names tell."""
+    """Returns whether a path contains a textual inversion, judging by names, shapes and size."""
     found = _opened(path, EMBEDDINGS)
     if found is None or found.nbytes > LARGEST:
         return False

@@ -1,4 +1,4 @@
-"""Textual inversions (Gal et al. 2022): vectors that stand for a new token, in the files of every tool."""
+"""Reads and writes textual inversions (Gal et al. 2022), the vectors of a new token, in the formats of all tools."""
 
 import json
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from ldm.weights.storage.pickled import read_pickled
 from ldm.weights.storage.tensors import PICKLED
 from ldm.weights.storage.values import check_finite, in_memory, write_safetensors
 
-SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder, beside that of the first in a folder of diffusers
-KOHYA = "emb_params"  # the only tensor of kohya's files, whose token is the name of the file
+SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder in a folder of diffusers
+KOHYA = "emb_params"  # the only tensor in kohya's files, whose token is the file name
 BY_ENCODER = {"clip_l": TEXT, "clip_g": TEXT_2}  # in files of SDXL
 NO_TOKENS = {KOHYA, *BY_ENCODER}
 FORMATS = ("kohya", "diffusers")
-Given = str | Path | tuple[str | Path, str]  # a file, or a file and the token that stands for it in prompts
+Given = str | Path | tuple[str | Path, str]  # a file, or a file and its token in prompts
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors (n, d) of a token, for each of the text encoders that it is for."""
+    """The vectors (n, d) of a token for each text encoder."""
 
     token: str
     vectors: Mapping[str, Tensor]
@@ -37,9 +37,9 @@ class Embedding:
 
 
 def read_embedding(path: str | Path) -> Embedding:
-    """The textual inversion in a file, or in the folder of a run or of diffusers.
+    """Reads the textual inversion in a file, or in a folder of a run or of diffusers.
 
-    Raises FileNotFoundError or ValueError for what is none.
+    Raises FileNotFoundError, or ValueError if the file is not a textual inversion.
     """
     file = embedding_at(path)
     state, metadata = _contents(file)
@@ -58,7 +58,7 @@ def read_embedding(path: str | Path) -> Embedding:
 
 
 def _contents(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, in groups as they may be, and the plain data."""
+    """Returns the tensors, which may be in nested dictionaries, and the plain data."""
     if file.suffix in PICKLED:
         saved = read_pickled(file)
         if not isinstance(saved, dict):
@@ -70,7 +70,7 @@ def _contents(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _named(file: Path, state: dict[str, Any], metadata: dict[str, Any]) -> tuple[str, str, dict[str, Tensor]]:
-    """Token, layout and vectors."""
+    """Returns the token, the layout and the vectors of each text encoder."""
     own = str(metadata["name"]) if metadata.get("name") else file.stem
     if isinstance(state.get("string_to_param"), dict):
         (vectors,) = _one(file, state["string_to_param"]).values()
@@ -103,9 +103,9 @@ def _one(file: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_embedding(path: Path, embedding: Embedding, layout: str, metadata: Mapping[str, str]) -> None:
-    """Writes `path` as diffusers reads it, with a second file beside it for SDXL; or, "kohya", as A1111 and ComfyUI do.
+    """Writes `path` in the layout "diffusers", with a second file for SDXL, or "kohya", which A1111 and ComfyUI read.
 
-    Raises ValueError for a token that the layout cannot hold.
+    Raises ValueError if the layout cannot store the token.
     """
     if layout == "diffusers":
         if embedding.token in NO_TOKENS:
@@ -134,9 +134,9 @@ def _write(path: Path, state: dict[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def add_embedding(text_encoder: TextEncoder, given: Given) -> str:
-    """Teaches a text encoder the token of a textual inversion, which is returned.
+    """Adds the token of a textual inversion to a text encoder and returns the token.
 
-    Raises ValueError where the token is one already, or where the vectors have another width than the tower.
+    Raises ValueError if the token exists, or if the vectors do not match the text encoders or their width.
     """
     path, token = given if isinstance(given, tuple) else (given, None)
     embedding = read_embedding(path)

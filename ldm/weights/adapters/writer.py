@@ -1,4 +1,4 @@
-"""Adapters written in the layouts of kohya, which A1111 and ComfyUI read, and of diffusers and peft."""
+"""Writes adapters in the layouts of kohya, which A1111 and ComfyUI read, and of diffusers and peft."""
 
 import json
 from collections import Counter
@@ -16,15 +16,15 @@ from ldm.weights.adapters.peft_settings import METADATA
 from ldm.weights.storage.values import in_memory, write_safetensors
 
 FORMATS = (KOHYA, DIFFUSERS)
-OURS, MARK = "ldm", json.dumps({"kind": "lora"})  # what says that ldm wrote a file
-Changes = Mapping[str, Mapping[str, Change]]  # network → layer, as diffusers and transformers call it → change
+OURS, MARK = "ldm", json.dumps({"kind": "lora"})  # marks files written by ldm
+Changes = Mapping[str, Mapping[str, Change]]  # network → layer name in diffusers or transformers → change
 State = dict[str, Tensor]
 
 
 def write_adapter(path: Path, changes: Changes, layout: str, metadata: Mapping[str, Any]) -> None:
-    """Writes a safetensors file. `metadata` is kept but for what only the other layout needs.
+    """Writes a safetensors file. `metadata` is kept except for entries that only the other layout needs.
 
-    Raises ValueError for changes that the layout cannot hold.
+    Raises ValueError if the layout cannot store a change.
     """
     layout_only = {METADATA, *(() if layout == KOHYA else (OURS,))}
     kept = {name: value for name, value in metadata.items() if isinstance(value, str) and name not in layout_only}
@@ -45,7 +45,7 @@ def _factors(path: Path, layers: Mapping[str, Change]) -> dict[str, LowRankChang
 
 
 def kohya(changes: Mapping[str, Mapping[str, LowRankChange]]) -> tuple[State, dict[str, str]]:
-    """The tensors, and the metadata that goes with them."""
+    """Returns the tensors in kohya's layout and their metadata."""
     state: State = {}
     prefixes = {UNET: "lora_unet_", TEXT: "lora_te1_" if TEXT_2 in changes else "lora_te_", TEXT_2: "lora_te2_"}
     for network, layers in changes.items():
@@ -65,7 +65,10 @@ def kohya(changes: Mapping[str, Mapping[str, LowRankChange]]) -> tuple[State, di
 
 
 def diffusers(changes: Mapping[str, Mapping[str, LowRankChange]]) -> tuple[State, dict[str, str]]:
-    """The same for diffusers and peft. Raises ValueError for DoRA of inputs, or of some layers of a network only."""
+    """Returns the tensors in the layout of diffusers and peft, and their metadata.
+
+    Raises ValueError for DoRA with magnitudes of inputs, or in only some layers of a network.
+    """
     state: State = {}
     settings: dict[str, Any] = {}
     for network, layers in changes.items():
@@ -89,7 +92,7 @@ def diffusers(changes: Mapping[str, Mapping[str, LowRankChange]]) -> tuple[State
 
 
 def _vector(name: str, magnitude: Tensor) -> Tensor:
-    """As peft has it: (out,), or (1, out, 1, 1) of a convolution."""
+    """Returns a magnitude in peft's shape, (out,), or (1, out, 1, 1) for a convolution."""
     if magnitude.shape[1] != 1:
         raise ValueError(
             f"the magnitude of {name} is one of its inputs, which peft's layout cannot hold: give --to kohya"
@@ -98,7 +101,7 @@ def _vector(name: str, magnitude: Tensor) -> Tensor:
 
 
 def _settings(layers: Mapping[str, LowRankChange], decomposed: bool) -> dict[str, Any]:
-    """The arguments of peft's LoraConfig. Names in it are endings, which fit with and without "text_model."."""
+    """Returns the arguments of peft's LoraConfig. Names match as suffixes, so the prefix "text_model." is omitted."""
     named = {name.removeprefix(MODEL): change for name, change in layers.items()}
     rank, alpha = (
         _most_common(values) for values in zip(*((one.rank, one.alpha) for one in named.values()), strict=True)

@@ -1,4 +1,4 @@
-"""`lora=` and `embedding=`: what is drawn with them, what images record of them, and drawing again."""
+"""Tests `lora=` and `embedding=`: sampling, the records in image metadata, and sampling again from a record."""
 
 import hashlib
 from pathlib import Path
@@ -35,12 +35,12 @@ def embedding(tmp_path: Path) -> Path:
 
 
 def drawn(out: Path, *argv: str) -> bytes:
-    """The pixels of the first image."""
+    """Samples images and returns the pixels of the first."""
     assert sample.main([*argv, STEPS, f"out={out}"]) == 0
     return Image.open(out / "0000.png").tobytes()
 
 
-def test_files_may_be_repeated_and_weighted() -> None:
+def test_several_files_with_weights_and_tokens_can_be_given() -> None:
     given = parse(["lora=a.safetensors", "lora=b:c.safetensors:-0.5", "embedding=x.pt", "embedding=y.pt:<cat>"]).given
     assert given == {
         "lora": [("a.safetensors", 1.0), ("b:c.safetensors", -0.5)],
@@ -48,7 +48,7 @@ def test_files_may_be_repeated_and_weighted() -> None:
     }
 
 
-def test_each_file_changes_the_image_and_is_recorded_by_name_and_hash(
+def test_each_file_changes_the_image_and_is_recorded_with_its_hash(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:
     plain = drawn(tmp_path / "plain", PROMPT, model)
@@ -63,7 +63,7 @@ def test_each_file_changes_the_image_and_is_recorded_by_name_and_hash(
     assert "lora" not in read_metadata(tmp_path / "plain" / "0000.png")
 
 
-def test_an_image_is_drawn_again_with_its_files_bit_for_bit(
+def test_sampling_again_with_the_recorded_files_is_bit_identical(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:
     drawn(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5", f"lora={lora}:-0.2", f"embedding={embedding}")
@@ -71,14 +71,14 @@ def test_an_image_is_drawn_again_with_its_files_bit_for_bit(
     assert (tmp_path / "b" / "0000.png").read_bytes() == (tmp_path / "a" / "0000.png").read_bytes()
 
 
-def test_files_that_are_given_replace_those_of_the_image(model: str, lora: Path, tmp_path: Path) -> None:
+def test_given_files_replace_the_recorded_files(model: str, lora: Path, tmp_path: Path) -> None:
     drawn(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5")
     other = drawn(tmp_path / "b", f"from={tmp_path / 'a' / '0000.png'}", f"lora={lora}:1")
     assert other == drawn(tmp_path / "c", PROMPT, model, f"lora={lora}")
 
 
 @pytest.mark.parametrize("name", ["lora", "embedding"])
-def test_a_file_that_is_missing_or_has_changed_is_named(
+def test_the_error_names_a_recorded_file_that_is_missing_or_has_changed(
     name: str, model: str, lora: Path, embedding: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn(tmp_path / "a", PROMPT, model, f"lora={lora}", f"embedding={embedding}")
@@ -95,7 +95,7 @@ def test_a_file_that_is_missing_or_has_changed_is_named(
     assert "has changed since: put it back" in told
 
 
-def test_an_image_with_other_files_is_not_taken_for_one_of_this_job(
+def test_existing_images_sampled_with_other_files_are_refused(
     model: str, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a"
@@ -106,9 +106,9 @@ def test_an_image_with_other_files_is_not_taken_for_one_of_this_job(
 
 
 @pytest.mark.parametrize("text", ["lora=", "embedding=", "embedding=:x"])
-def test_a_key_without_a_file_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_without_a_file_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be a file, or FILE:" in error(capsys, 2, PROMPT, text)
 
 
-def test_a_file_that_is_not_there_is_named(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_names_a_given_file_that_does_not_exist(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no adapter nowhere.safetensors" in error(capsys, 1, PROMPT, model, "lora=nowhere.safetensors:0.5")

@@ -1,4 +1,4 @@
-"""Small random changes of the layers of a network, and files of them."""
+"""Builds small random changes of the layers of a network, and compares changes."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ def changes(
     alpha: float | None = None,
     size: float = 0.1,
 ) -> dict[str, Change]:
-    """By the public name of each layer a change of rank 2 or 3 and, unless `alpha` is given, another alpha.
+    """Returns a change for each layer by public name, with rank 2 or 3 and, unless `alpha` is given, varying alphas.
 
-    With `magnitude` 0 they have one of their outputs, with 1 one of their inputs. `size` is the deviation of the `up`
-    factors, by default large enough to be seen.
+    The changes have magnitudes of outputs if `magnitude` is 0 and of inputs if it is 1. `size` is the standard
+    deviation of the `up` factors; the default has a measurable effect.
     """
     generator, found = torch.Generator().manual_seed(0), layers(network)
     kind = getattr(network, "kind", "text_tower")
@@ -42,7 +42,7 @@ def changes(
 
 
 def same(one: Change, two: Change) -> bool:
-    """Bit for bit, the types included."""
+    """Returns whether two changes are bit-identical, including their dtypes."""
     assert isinstance(one, LowRankChange) and isinstance(two, LowRankChange)
     pairs = [(one.down, two.down), (one.up, two.up)]
     if one.magnitude is not None and two.magnitude is not None:
@@ -52,6 +52,6 @@ def same(one: Change, two: Change) -> bool:
 
 
 def merged_by(network: nn.Module, name: str) -> Tensor:
-    """The weight of one layer."""
+    """Returns the weight of one layer."""
     weight: Tensor = layers(network)[name].weight.detach()
     return weight

@@ -1,4 +1,4 @@
-"""Files of adapters: read in every layout, written in two, refused where something does not fit."""
+"""Tests adapter files: reading every layout, writing two layouts, and refusing files that do not fit."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def seeded() -> None:
 
 
 def factors(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The weight of a layer of the tiny UNet, and factors of a change of it."""
+    """Returns the weight of a layer of the tiny UNet, and random factors of a change."""
     weight = layers(tiny_unet())[name].weight.detach()
     outputs, inputs, *kernel = weight.shape
     return weight, torch.randn(RANK, inputs, *kernel), torch.randn(outputs, RANK, *[1] * len(kernel))
@@ -53,7 +53,7 @@ def saved(folder: Path, state: dict[str, Tensor], metadata: dict[str, str] | Non
 
 
 def changed(file: AdapterFile, name: str = LAYER) -> Tensor:
-    """The weight that a file makes of a layer of the tiny UNet, which is the only one that it changes."""
+    """Returns the weight of a layer of the tiny UNet changed by a file; asserts that no other layer changes."""
     found = file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
     assert [*found] == ["unet"] and [*found["unet"]] == [name]
     return found["unet"][name].changed(layers(tiny_unet())[name].weight.detach())
@@ -73,14 +73,14 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_of_a_lora_is_read_with_scale_1_where_no_alpha_is_given(spelling: str, tmp_path: Path) -> None:
+def test_every_spelling_of_a_lora_is_read_with_scale_1_if_alpha_is_missing(spelling: str, tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
     file = saved(tmp_path, dict(zip(SPELLINGS[spelling], (down, up), strict=True)))
     torch.testing.assert_close(changed(file), weight + up @ down)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_the_output_projection_of_an_attention_has_two_spellings(spelling: str, tmp_path: Path) -> None:
+def test_both_spellings_of_the_attention_output_projection_are_read(spelling: str, tmp_path: Path) -> None:
     own = LAYER.replace("to_k", "to_out")
     weight, down, up = factors(own)
     public = [name.replace("to_k", "to_out_0" if spelling == "kohya" else "to_out.0") for name in SPELLINGS[spelling]]
@@ -90,7 +90,7 @@ def test_the_output_projection_of_an_attention_has_two_spellings(spelling: str, 
     torch.testing.assert_close(changed(file, own), weight + up @ down)
 
 
-def test_alpha_belongs_to_each_layer_and_is_its_rank_where_it_is_absent(tmp_path: Path) -> None:
+def test_each_layer_has_its_own_alpha_which_defaults_to_its_rank(tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
     other = KOHYA.replace("attn2_to_k", "attn1_to_q")
     weight2, down2, up2 = factors(LAYER.replace("text_attention.to_k", "self_attention.to_q"))
@@ -112,7 +112,7 @@ PEFT: dict[str, tuple[dict[str, Any], float]] = {
 
 
 @pytest.mark.parametrize("told", PEFT)
-def test_alphas_in_the_metadata_of_peft_count(told: str, tmp_path: Path) -> None:
+def test_alphas_are_read_from_the_metadata_of_peft(told: str, tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
     settings, scale = PEFT[told]
     state = dict(zip(SPELLINGS["peft"], (down, up), strict=True))
@@ -120,20 +120,20 @@ def test_alphas_in_the_metadata_of_peft_count(told: str, tmp_path: Path) -> None
     torch.testing.assert_close(changed(saved(tmp_path, state, metadata)), weight + scale * up @ down)
 
 
-def test_the_settings_beside_a_file_of_peft_count(tmp_path: Path) -> None:
+def test_alphas_are_read_from_the_peft_config_next_to_the_file(tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA, "r": RANK}))
     save_file(dict(zip(SPELLINGS["a file of peft"], (down, up), strict=True)), tmp_path / "adapter_model.safetensors")
     torch.testing.assert_close(changed(open_adapter(tmp_path)), weight + ALPHA / RANK * up @ down)
 
 
-def test_convolutions_are_read(tmp_path: Path) -> None:
+def test_changes_of_convolutions_are_read(tmp_path: Path) -> None:
     weight, down, up = factors(CONV)
     file = saved(tmp_path, {f"{KOHYA_CONV}.lora_down.weight": down, f"{KOHYA_CONV}.lora_up.weight": up})
     torch.testing.assert_close(changed(file, CONV), weight + product(up, down), rtol=1e-4, atol=1e-5)
 
 
-def test_a_core_of_tucker_stands_between_the_factors(tmp_path: Path) -> None:
+def test_a_tucker_core_is_multiplied_with_the_factors(tmp_path: Path) -> None:
     weight, _, up = factors(CONV)
     down, mid = torch.randn(RANK, weight.shape[1], 1, 1), torch.randn(RANK, RANK, 3, 3)
     parts = {"lora_down.weight": down, "lora_up.weight": up, "lora_mid.weight": mid, "alpha": torch.tensor(ALPHA)}
@@ -145,7 +145,7 @@ def test_a_core_of_tucker_stands_between_the_factors(tmp_path: Path) -> None:
 
 
 def lycoris(kind: str, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """The tensors of a change and ΔW without its scale, spelt out as LyCORIS defines it."""
+    """Returns the tensors of a change and its unscaled ΔW, as defined by LyCORIS."""
     outputs, inputs, *kernel = shape
     columns = inputs * torch.Size(kernel).numel()
 
@@ -198,12 +198,12 @@ WITH_CORE = [(kind, CONV) for kind in ("LoHa with cores", "LoKr with a core")]
     ("kind", "name"),
     [*WITH_CORE, *((kind, name) for kind in ("LoHa", "LoKr", "LoKr of factors") for name in (LAYER, CONV))],
 )
-def test_changes_of_lycoris_are_read_as_they_are_defined(kind: str, name: str, tmp_path: Path) -> None:
+def test_lycoris_changes_match_their_definition(kind: str, name: str, tmp_path: Path) -> None:
     weight = layers(tiny_unet())[name].weight.detach()
     parts, delta = lycoris(kind, tuple(weight.shape))
     label = KOHYA if name == LAYER else KOHYA_CONV
     state = {f"{label}.{part}": tensor for part, tensor in parts.items()} | {f"{label}.alpha": torch.tensor(ALPHA)}
-    scale = 1.0 if kind == "LoKr" else ALPHA / RANK  # whole factors have no rank
+    scale = 1.0 if kind == "LoKr" else ALPHA / RANK  # full factors have no rank
     torch.testing.assert_close(changed(saved(tmp_path, state), name), weight + scale * delta, rtol=1e-4, atol=1e-4)
 
 
@@ -212,7 +212,7 @@ MAGNITUDES = [*((part, axis) for part in ("dora_scale", "magnitude") for axis in
 
 @pytest.mark.parametrize(("part", "axis"), MAGNITUDES)
 @pytest.mark.parametrize("name", [LAYER, CONV])
-def test_a_magnitude_of_outputs_or_inputs_is_told_by_its_shape(name: str, axis: int, part: str, tmp_path: Path) -> None:
+def test_the_shape_of_a_magnitude_identifies_outputs_or_inputs(name: str, axis: int, part: str, tmp_path: Path) -> None:
     weight, down, up = factors(name)
     magnitude = norms(weight, axis) * (0.5 + torch.rand(norms(weight, axis).shape))
     stored = magnitude
@@ -228,7 +228,7 @@ def test_a_magnitude_of_outputs_or_inputs_is_told_by_its_shape(name: str, axis: 
     torch.testing.assert_close(changed(saved(tmp_path, state), name), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_magnitude_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
+def test_a_magnitude_of_ambiguous_shape_is_refused(tmp_path: Path) -> None:
     square = KOHYA.replace("attn2_to_k", "attn1_to_q")
     _, down, up = factors(LAYER.replace("text_attention.to_k", "self_attention.to_q"))
     state = {f"{square}.lora_down.weight": down, f"{square}.lora_up.weight": up}
@@ -236,7 +236,7 @@ def test_a_magnitude_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) ->
         changed(saved(tmp_path, state | {f"{square}.dora_scale": torch.ones(16)}))
 
 
-def test_the_names_of_kohya_are_those_of_every_layer_of_sd15() -> None:
+def test_kohya_names_of_every_sd15_layer_are_recognised() -> None:
     unet = build({"kind": "unet", "config": {}}, "here")
     public = public_names("unet", unet.config, layers(unet))
     assert {dotted("unet", underscored(name)) for name in public.values()} == {*public.values()}
@@ -249,7 +249,7 @@ def test_the_names_of_kohya_are_those_of_every_layer_of_sd15() -> None:
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("magnitude", [None, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_is_written_is_read_again_bit_for_bit(
+def test_written_adapters_are_read_back_bit_identical(
     layout: str, magnitude: int | None, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     made = {"unet": changes(tiny_unet(), "all", dtype, magnitude)}
@@ -262,7 +262,7 @@ def test_what_is_written_is_read_again_bit_for_bit(
     assert all(same(again[network][name], made[network][name]) for network in made for name in made[network])
 
 
-def test_a_file_goes_from_kohya_to_diffusers_and_back_unchanged(tmp_path: Path) -> None:
+def test_converting_from_kohya_to_diffusers_and_back_is_lossless(tmp_path: Path) -> None:
     made = {"unet": changes(tiny_unet(), magnitude=0), "text_encoder": changes(tiny_text_tower(), magnitude=0)}
     paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
     write_adapter(paths[0], made, "kohya", {})
@@ -274,7 +274,7 @@ def test_a_file_goes_from_kohya_to_diffusers_and_back_unchanged(tmp_path: Path) 
         assert one.metadata().items() <= two.metadata().items()
 
 
-def test_the_magnitude_of_inputs_is_written_for_kohya_and_refused_for_peft(tmp_path: Path) -> None:
+def test_magnitudes_of_inputs_are_written_for_kohya_and_refused_for_peft(tmp_path: Path) -> None:
     made = {"unet": changes(tiny_unet(), magnitude=1)}
     write_adapter(tmp_path / "a.safetensors", made, "kohya", {})
     again = open_adapter(tmp_path / "a.safetensors").by_public_name()["unet"]
@@ -283,21 +283,21 @@ def test_the_magnitude_of_inputs_is_written_for_kohya_and_refused_for_peft(tmp_p
         write_adapter(tmp_path / "b.safetensors", made, "diffusers", {})
 
 
-def test_dora_of_some_layers_only_is_refused_for_peft(tmp_path: Path) -> None:
+def test_dora_in_only_some_layers_is_refused_for_peft(tmp_path: Path) -> None:
     made = changes(tiny_unet()) | dict(list(changes(tiny_unet(), magnitude=0).items())[:2])
     with pytest.raises(ValueError, match=r"2 of the \d+ layers of the unet are changed as by DoRA, but peft's layout"):
         write_adapter(tmp_path / "a.safetensors", {"unet": made}, "diffusers", {})
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_changes_without_factors_are_refused(layout: str, tmp_path: Path) -> None:
+def test_writing_changes_without_factors_is_refused(layout: str, tmp_path: Path) -> None:
     parts, _ = lycoris("LoHa", (16, 16))
     file = saved(tmp_path, {f"{KOHYA}.{part}": tensor for part, tensor in parts.items()})
     with pytest.raises(ValueError, match=r"which has no pair of factors .*: merge it into a model with ldm merge"):
         write_adapter(tmp_path / "b.safetensors", file.by_public_name(), layout, {})
 
 
-def test_a_transformer_s_layers_have_our_own_names_in_files_of_kohya(tmp_path: Path) -> None:
+def test_dit_layers_keep_their_ldm_names_in_kohya_files(tmp_path: Path) -> None:
     made = {"unet": changes(tiny_dit())}
     write_adapter(tmp_path / "a.safetensors", made, "kohya", {})
     again = open_adapter(tmp_path / "a.safetensors").changes(networks_of(tiny_dit(), tiny_text_encoder()))["unet"]
@@ -307,7 +307,7 @@ def test_a_transformer_s_layers_have_our_own_names_in_files_of_kohya(tmp_path: P
 
 
 def sdxl_lora() -> dict[str, Tensor]:
-    """Two of the layers that a LoRA of SDXL has: one that SD 1.5 has with other weights, and one that it lacks."""
+    """Returns two layers of an SDXL LoRA: one that SD 1.5 has with another shape, and one that it lacks."""
     state = {}
     for block, inputs in (("0_attn2_to_k", 2048), ("1_attn2_to_k", 2048)):
         label = f"lora_unet_input_blocks_4_1_transformer_blocks_{block}"
@@ -318,7 +318,7 @@ def sdxl_lora() -> dict[str, Tensor]:
     return state
 
 
-def test_a_lora_of_sdxl_on_sd15_is_refused_with_both_shapes(tmp_path: Path) -> None:
+def test_the_error_for_an_sdxl_lora_on_sd15_contains_both_shapes(tmp_path: Path) -> None:
     file = saved(tmp_path, sdxl_lora(), {"ss_base_model_version": "sdxl_base_v1-0"})
     unet: UNet = build({"kind": "unet", "config": {}}, "here")  # type: ignore[assignment]
     with pytest.raises(ValueError) as refused:
@@ -337,20 +337,20 @@ def test_a_lora_of_sdxl_on_sd15_is_refused_with_both_shapes(tmp_path: Path) -> N
         "text_encoder.encoder.layers.0.mlp.fc1.lora.{}.weight",
     ],
 )
-def test_every_name_of_the_text_encoder_s_layers_is_read(name: str, tmp_path: Path) -> None:
+def test_every_spelling_of_text_encoder_layers_is_read(name: str, tmp_path: Path) -> None:
     file = saved(tmp_path, {name.format("down"): torch.ones(2, 16), name.format("up"): torch.ones(64, 2)})
     found = file.changes(networks_of(tiny_unet(), tiny_text_encoder()))
     assert {network: [*layers] for network, layers in found.items()} == {"text_encoder": ["blocks.0.fc1"]}
 
 
-def test_layers_that_match_nothing_are_refused(tmp_path: Path) -> None:
+def test_unknown_layers_are_refused(tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
     state = {"lora_unet_nothing.lora_down.weight": down, "lora_unet_nothing.lora_up.weight": up}
     with pytest.raises(ValueError, match="1 of its layers are not in this unet: lora_unet_nothing"):
         changed(saved(tmp_path, state))
 
 
-def test_a_second_text_encoder_that_the_model_lacks_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_second_text_encoder_if_the_model_lacks_it(tmp_path: Path) -> None:
     label = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
     file = saved(
         tmp_path, {f"{label}.lora_down.weight": torch.ones(2, 16), f"{label}.lora_up.weight": torch.ones(16, 2)}
@@ -385,12 +385,12 @@ def test_a_second_text_encoder_that_the_model_lacks_is_named(tmp_path: Path) -> 
     ],
     ids=["OFT", "half", "ranks", "bias", "NaN"],
 )
-def test_what_is_no_change_is_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_invalid_changes_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         changed(saved(tmp_path, state))
 
 
-def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_two_changes_of_one_layer_under_different_names_are_refused(tmp_path: Path) -> None:
     parts = {
         "lora_{}.weight": "lora_unet_blocks_0_self_attention_to_q",
         "lora.{}.weight": "unet.blocks.0.self_attention.to_q",
@@ -403,14 +403,14 @@ def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
         saved(tmp_path, state).changes(networks_of(tiny_dit(), tiny_text_encoder()))
 
 
-def test_damaged_metadata_of_peft_is_refused(tmp_path: Path) -> None:
+def test_corrupt_metadata_of_peft_is_refused(tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
     file = saved(tmp_path, dict(zip(SPELLINGS["peft"], (down, up), strict=True)), {"lora_adapter_metadata": "{"})
     with pytest.raises(ValueError, match="says of its LoRA's settings is damaged"):
         changed(file)
 
 
-def test_other_files_are_no_adapters(tmp_path: Path) -> None:
+def test_other_files_are_not_recognised_as_adapters(tmp_path: Path) -> None:
     save_file(tiny_unet().state_dict(), tmp_path / "unet.safetensors")
     assert not has_adapter(tmp_path / "unet.safetensors") and not has_adapter(tmp_path / "absent")
     with pytest.raises(ValueError, match="is no adapter"):
@@ -419,7 +419,7 @@ def test_other_files_are_no_adapters(tmp_path: Path) -> None:
         open_adapter(tmp_path)
 
 
-def test_the_layers_of_a_network_are_found_by_either_spelling() -> None:
+def test_layers_are_found_by_dotted_and_underscored_names() -> None:
     unet = tiny_unet()
     names = own_names("unet", unet.config, layers(unet))
     assert names[PUBLIC] == names[underscored(PUBLIC)] == LAYER and {*names.values()} == {*layers(unet)}

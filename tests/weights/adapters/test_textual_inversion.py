@@ -1,4 +1,4 @@
-"""Textual inversions: files of every tool, and what their tokens do in a prompt."""
+"""Tests textual inversions: the file formats of every tool, and the effect of their tokens in prompts."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ A1111 = {
     "sd_checkpoint_name": "v1-5-pruned",
 }
 TOOL: dict[str, str] = {"string_to_token": json.dumps({"*": 265}), "string_to_param": json.dumps({"*": "emb_params"})}
-# File name, tensors, metadata; the token.
+# File name, tensors, metadata, and the expected token.
 FILES: dict[str, tuple[str, dict[str, Any], dict[str, str] | None, str]] = {
     "A1111": ("other.pt", A1111, None, "zorp"),
     "kohya": ("zorp.safetensors", {"emb_params": TWO}, None, "zorp"),
@@ -60,12 +60,12 @@ def test_the_token_and_vectors_of_every_tool_are_read(tool: str, tmp_path: Path)
     assert torch.equal(found.vectors["text_encoder"], TWO)
 
 
-def test_one_vector_without_an_axis_of_vectors_is_read(tmp_path: Path) -> None:
+def test_a_single_vector_of_one_axis_is_read(tmp_path: Path) -> None:
     found = read_embedding(saved(tmp_path / "learned_embeds.bin", {"<zorp>": ONE[0]}))
     assert torch.equal(found.vectors["text_encoder"], ONE)
 
 
-def test_the_two_encoders_of_sdxl_are_in_one_file_of_kohya_and_in_two_of_diffusers(tmp_path: Path) -> None:
+def test_sdxl_embeddings_are_read_from_one_kohya_file_or_two_diffusers_files(tmp_path: Path) -> None:
     wide = torch.randn(2, 24)
     found = read_embedding(saved(tmp_path / "zorp.safetensors", {"clip_l": TWO, "clip_g": wide}))
     assert found.token == "zorp" and torch.equal(found.vectors["text_encoder_2"], wide)
@@ -78,7 +78,7 @@ def test_the_two_encoders_of_sdxl_are_in_one_file_of_kohya_and_in_two_of_diffuse
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_is_written_is_read_again_bit_for_bit(layout: str, count: int, tmp_path: Path) -> None:
+def test_written_embeddings_are_read_back_bit_identical(layout: str, count: int, tmp_path: Path) -> None:
     vectors = {
         name: torch.randn(2, 8 * k).half() for k, name in enumerate(("text_encoder", "text_encoder_2")[:count], 1)
     }
@@ -92,7 +92,7 @@ def test_what_is_written_is_read_again_bit_for_bit(layout: str, count: int, tmp_
         assert [*load_file(path)] == ["emb_params" if layout == "kohya" else "zorp"]
 
 
-def test_a_layout_that_cannot_hold_the_token_refuses_it(tmp_path: Path) -> None:
+def test_tokens_that_a_layout_cannot_store_are_refused(tmp_path: Path) -> None:
     embedding = Embedding("<zorp>", {"text_encoder": ONE}, tmp_path, "", {})
     with pytest.raises(
         ValueError, match=r"the file's name is the token: write to <zorp>\.safetensors, not to a\.safet"
@@ -110,12 +110,12 @@ def test_a_layout_that_cannot_hold_the_token_refuses_it(tmp_path: Path) -> None:
         ({"<a>": torch.full((1, 4), torch.inf)}, "4 of the 4 values of <a> are NaN or infinite"),
     ],
 )
-def test_what_is_no_textual_inversion_is_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_invalid_textual_inversions_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_embedding(saved(tmp_path / "a.safetensors", state))
 
 
-def test_weights_are_no_textual_inversion(tmp_path: Path) -> None:
+def test_network_weights_are_not_recognised_as_a_textual_inversion(tmp_path: Path) -> None:
     save_file(tiny_unet().state_dict(), tmp_path / "unet.safetensors")
     assert not has_embedding(tmp_path / "unet.safetensors")
 
@@ -126,14 +126,14 @@ def states(encoder: TextEncoder, caption: str) -> Tensor:
 
 
 def whole_tower() -> TextEncoder:
-    """One that embeds every token."""
+    """Returns a text encoder that embeds every token of the vocabulary."""
     torch.manual_seed(0)
     return TextEncoder([TextTower(width=16, layers=1, heads=2, context=16)], [Tokenizer(context=16)])
 
 
 @pytest.mark.parametrize("make", [tiny_text_encoder, whole_tower])
-def test_a_token_stands_for_its_vectors_in_a_row(make: Any, tmp_path: Path) -> None:
-    """Vectors that are those of known words give the states of these words."""
+def test_a_token_is_replaced_by_its_sequence_of_vectors(make: Any, tmp_path: Path) -> None:
+    """Vectors copied from known words produce the same states as these words."""
     encoder, plain = make(), make()
     ids = encoder.tokenizers[0](["red circle"])[:, 1:3]
     table = encoder.towers[0].token_embedding.weight.detach()
@@ -146,7 +146,7 @@ def test_a_token_stands_for_its_vectors_in_a_row(make: Any, tmp_path: Path) -> N
     assert encoder.unknown_tokens("a <zorp>") == [] and encoder.cut("a <zorp>") == ""
 
 
-def test_several_tokens_can_be_taught_and_named(tmp_path: Path) -> None:
+def test_several_tokens_can_be_added_and_renamed(tmp_path: Path) -> None:
     encoder = tiny_text_encoder()
     one, two = (
         saved(tmp_path / f"{name}.safetensors", {"emb_params": v}) for name, v in (("zorp", ONE), ("dull", TWO))
@@ -159,7 +159,7 @@ def test_several_tokens_can_be_taught_and_named(tmp_path: Path) -> None:
     assert encoder.tokenizers[0].words([49408, 49410, 320]) == ["zorp", "glimk", "a"]
 
 
-def test_a_caption_that_is_too_long_is_cut_at_a_token_of_several_vectors(tmp_path: Path) -> None:
+def test_a_long_caption_can_be_cut_within_the_vectors_of_a_token(tmp_path: Path) -> None:
     encoder = tiny_text_encoder()
     add_embedding(encoder, (saved(tmp_path / "a.safetensors", {"emb_params": torch.randn(8, 16)}), "zorp"))
     caption = "a red zorp zorp circle"
@@ -168,7 +168,7 @@ def test_a_caption_that_is_too_long_is_cut_at_a_token_of_several_vectors(tmp_pat
 
 
 @pytest.mark.parametrize("token", ["circle", "Circle", "a", "<|endoftext|>", " x", "zorp", "ZORP"])
-def test_a_token_that_exists_or_is_none_is_refused(token: str, tmp_path: Path) -> None:
+def test_existing_and_invalid_tokens_are_refused(token: str, tmp_path: Path) -> None:
     encoder, path = tiny_text_encoder(), saved(tmp_path / "a.safetensors", {"emb_params": ONE})
     add_embedding(encoder, (path, "zorp"))
     before = encoder.towers[0].token_embedding.weight.shape
@@ -177,13 +177,13 @@ def test_a_token_that_exists_or_is_none_is_refused(token: str, tmp_path: Path) -
     assert encoder.towers[0].token_embedding.weight.shape == before
 
 
-def test_vectors_of_another_width_are_refused_with_both(tmp_path: Path) -> None:
+def test_the_error_for_vectors_of_another_width_contains_both_widths(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", {"emb_params": torch.ones(1, 768)})
     with pytest.raises(ValueError, match=r"holds vectors \[1, 768\], but the text encoder's are 16 wide"):
         add_embedding(tiny_text_encoder(), path)
 
 
-def test_vectors_for_two_encoders_are_refused_by_a_model_of_one(tmp_path: Path) -> None:
+def test_vectors_for_two_text_encoders_are_refused_for_a_model_with_one(tmp_path: Path) -> None:
     path = saved(tmp_path / "zorp.safetensors", {"clip_l": ONE, "clip_g": ONE.clone()})
     with pytest.raises(
         ValueError, match="is for the text encoders text_encoder, text_encoder_2, but this model has text_"
