@@ -17,7 +17,7 @@ READABLE = (
 )
 
 
-# Errors of code that reads settings of the wrong type or shape, of which not all can be foreseen.
+# Errors that settings of the wrong type or shape may raise where they are read.
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 

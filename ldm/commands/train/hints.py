@@ -1,9 +1,9 @@
-"""Explains settings that train.py does not have, or not in the form that was given, by naming what to set instead."""
+"""Suggests what to set in place of settings that train.py lacks or expects in another form."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# The setting that holds the number which is often given for a group.
+# Settings for numbers that are often given for a group instead.
 NUMBERS = {"lr": "optimizer.lr", "optimizer": "optimizer.lr", "ema": "ema.decay", "guidance": "guidance.scale"}
 SIZE = "the size of images is training.size=[HEIGHT,WIDTH]; model.width is the network's width"
 # Names of other commands or programs → what to do instead.
