@@ -116,7 +116,7 @@ def _use_stripped_if_malformed(file: BinaryIO, use: Callable[[Image.Image], Read
     try:
         with Image.open(file, formats=_formats()) as image:
             return use(image)
-    except _DECODE_ERRORS:  # which malformed metadata cause in PNG and TIFF
+    except _DECODE_ERRORS:  # malformed metadata in PNG and TIFF cause these
         file.seek(0)
         data = file.read()
         stripped = _without_metadata(data)

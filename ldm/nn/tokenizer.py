@@ -38,7 +38,7 @@ class Tokenizer:
         self.pad = pad
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
-        self._added: dict[int, list[int]] = {}  # the id of an added word → the tokens that stand for it
+        self._added: dict[int, list[int]] = {}  # id of an added word → the tokens that replace it
 
     def check_new(self, word: str) -> None:
         """Raises ValueError if the word is already a token, is empty, or has spaces around it."""

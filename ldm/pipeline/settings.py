@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
 
-MAX_PIXELS = 2**25  # of an image: 5792x5792
+MAX_PIXELS = 2**25  # maximum of an image: 5792x5792
 MAX_COUNT = 2**20
 MAX_NUMBER = 1e30  # NaN and infinity are not below it
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"

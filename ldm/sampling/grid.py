@@ -102,7 +102,7 @@ def _points(schedule: Schedule, times: Tensor) -> tuple[Point, ...]:
 
 
 class State(NamedTuple):
-    """What a solver yields after each step: x at the next point, and the estimate of x0 that the step used."""
+    """The result of a solver's step: x at the next point, and the estimate of x0 that the step used."""
 
     step: int
     x: Tensor

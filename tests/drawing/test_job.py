@@ -108,7 +108,7 @@ def test_only_gifs_written_by_ldm_are_overwritten(model: str, out: Path, capsys:
     (out / "0001.gif").unlink()
     assert sample.main(argv) == 0
     (out / "0001.png").unlink()
-    assert sample.main(argv) == 0  # which samples both again
+    assert sample.main(argv) == 0  # samples both again
 
 
 @pytest.mark.parametrize("name", ["0000.png", "grid.png"])

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def latents(pipeline: Pipeline, **call: Any) -> Tensor:
-    """What the first stage decodes."""
+    """Returns the latents that the first stage decodes."""
     seen, scale = [], pipeline.first_stage.scale
     hook = pipeline.first_stage.post_quant.register_forward_pre_hook(lambda module, args: seen.append(args[0] * scale))
     pipeline("a red circle", seeds=5, size=(16, 16), guidance=3.0, negative="blue", **call)

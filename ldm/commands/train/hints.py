@@ -20,7 +20,7 @@ ELSEWHERE = {
     "n": "set evaluation.prompts, the number of images that are sampled at the end",
 }
 EVALUATION = "a run without evaluation has metrics=none, or evaluation.prompts=0, which keeps the settings"
-NUMERIC = ("seed", "data", "lr", "model")  # whose numbers have no meaning for null
+NUMERIC = ("seed", "data", "lr", "model")  # null is not valid for these
 OPTIONAL = ("data.global_batch", "data.limit")
 
 
