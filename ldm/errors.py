@@ -29,7 +29,7 @@ def run(work: Callable[[], object], debug: bool = False) -> int:
         work()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # not swallowed: it is printed and decides the exit code
+    except Exception as error:  # not swallowed: it is printed and determines the exit code
         if debug:
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr)
@@ -75,7 +75,7 @@ class _Pipe(io.FileIO):
             return super().write(data)
         except BrokenPipeError:
             _Pipe.lost = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # takes what is still buffered
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # discards the data that is still buffered
             raise SystemExit(CLOSED_PIPE) from None
 
 

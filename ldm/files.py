@@ -19,7 +19,7 @@ ADVICE = {
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
     errno.EFBIG: "the file exceeds the size limit there; give another disk, or raise ulimit -f",
 }
-# What flock reports on Lustre mounted without -o flock, on NFS without its lock service, and on some FUSE file systems.
+# Errors of flock on Lustre mounted without -o flock, on NFS without its lock service, and on some FUSE file systems.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 

@@ -36,7 +36,7 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what undoes each EXIF orientation
+}  # the inverse of each EXIF orientation
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"tRNS", b"eXIf")  # beside critical chunks, which have an upper-case first letter
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # signature: byte order
@@ -94,7 +94,7 @@ def upright_size(source: str | Path | bytes | BinaryIO, name: str | None = None)
 
 
 def _read(source: str | Path | bytes | BinaryIO, use: Callable[[Image.Image], Read], name: str | None) -> Read:
-    """Opens an image and returns what `use` makes of it, also if its metadata are malformed."""
+    """Opens an image and returns the result of `use`, even if its metadata are malformed."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as opened:
             return _read(opened, use, name or str(source))
@@ -116,7 +116,7 @@ def _use_stripped_if_malformed(file: BinaryIO, use: Callable[[Image.Image], Read
     try:
         with Image.open(file, formats=_formats()) as image:
             return use(image)
-    except _DECODE_ERRORS:  # which malformed metadata cause in PNG and TIFF
+    except _DECODE_ERRORS:  # malformed metadata in PNG and TIFF cause these
         file.seek(0)
         data = file.read()
         stripped = _without_metadata(data)
@@ -165,7 +165,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """Returns a PNG or TIFF without what does not affect its pixels, and any other file unchanged."""
+    """Returns a PNG or TIFF without the data that do not affect its pixels, and any other file unchanged."""
     if data.startswith(_PNG):
         return _PNG + b"".join(c for c in _chunks(data) if c[4:5].isupper() or c[4:8] in _PNG_KEPT)
     if order := _TIFF.get(data[:4]):
@@ -200,12 +200,12 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     """
     rgb = _rgb_of(image, background)
     rgb = rgb.copy() if rgb is image else rgb
-    rgb.info = {}  # they are applied, and must not be applied again
+    rgb.info = {}  # the metadata have been applied and must not be applied again
     return rgb
 
 
 def _rgb_of(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Returns what `to_rgb` does, but with metadata, and without a copy of an image that is as it should be."""
+    """Like `to_rgb`, but keeps the metadata, and does not copy an image that needs no conversion."""
     if image.format != "TIFF":
         image.load()  # PNG may store the orientation behind the pixels
     orientation = _orientation(image)

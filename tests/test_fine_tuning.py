@@ -1,4 +1,4 @@
-"""The recipes for fine-tuning: planned for Stable Diffusion 1.5, and run on the small model that is included."""
+"""Tests the fine-tuning recipes: plans for Stable Diffusion 1.5, and short runs of the included small model."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ CAPTION = "data.caption='a red sks'"
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five images of different sizes, without captions."""
+    """A folder of five images of different sizes without captions."""
     folder, shapes = tmp_path_factory.mktemp("five"), Shapes(seed=1)
     for k in range(5):
         (image,) = to_pil(shapes[k]["image"])

@@ -1,4 +1,4 @@
-"""Properties of everything that reads a stranger's file: it returns something sound, or refuses in a sentence."""
+"""Property tests of readers of untrusted files: they return a valid result or raise a one-sentence error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ USUAL = st.sampled_from(
     [True, False, 1, 2, 3, 4, 8, 64, 1000, 0.5, [8, 16], [1, 1], "leading", "linspace", "trailing", "epsilon", "zero",
      "v_prediction", "heun", "bh1", "sigma_min", "linear", "squaredcos_cap_v2", "dpmsolver++", "gelu"]
 )  # fmt: skip
-# the same examples each time, because .ci/fuzz is there to try others
+# derandomized for reproducibility; .ci/fuzz tries other examples
 FIFTY = settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -42,7 +42,9 @@ def fields(names: set[str]) -> st.SearchStrategy[dict[str, Any]]:
 
 @FIFTY
 @given(kind=st.sampled_from(sorted(FIELDS)), config=fields({*OF_ANY_CLASS}))
-def test_a_scheduler_config_is_refused_or_gives_settings_that_sample(kind: str, config: dict[str, Any]) -> None:
+def test_a_random_scheduler_config_is_refused_or_gives_valid_sampling_settings(
+    kind: str, config: dict[str, Any]
+) -> None:
     try:
         schedule, _, sampling = scheduler_from(config | {"_class_name": kind}, HERE)
     except ValueError as error:
@@ -54,7 +56,7 @@ def test_a_scheduler_config_is_refused_or_gives_settings_that_sample(kind: str, 
         table = from_config(schedule)
         times = get_spacing(chosen.spacing, chosen.spacing_options)(table, 5)
         assert len(Grid.to_final(table, times, chosen.final_sigma).points) >= 5
-    except ValueError as error:  # such as betas that add no noise, or too few times for five steps
+    except ValueError as error:  # for example, betas that add no noise, or too few times for five steps
         assert len(str(error)) > 20
 
 
@@ -66,7 +68,7 @@ def test_a_scheduler_config_is_refused_or_gives_settings_that_sample(kind: str, 
         ("text_tower", text_from, {*TEXT.honoured, *TEXT.fixed}),
     ],
 )
-def test_a_network_s_config_is_refused_or_builds_a_network(
+def test_a_random_network_config_is_refused_or_builds_a_network(
     kind: str, reader: Callable[[dict[str, Any], Path], dict[str, Any]], names: set[str]
 ) -> None:
     @FIFTY
@@ -82,7 +84,7 @@ def test_a_network_s_config_is_refused_or_builds_a_network(
 
 @FIFTY
 @given(edit=st.dictionaries(st.sampled_from(sorted(PICTURE)), USUAL | JSON, min_size=1, max_size=3))
-def test_a_picture_s_settings_are_refused_or_are_those_of_a_call(tmp_path: Path, edit: dict[str, Any]) -> None:
+def test_edited_image_settings_are_refused_or_valid(tmp_path: Path, edit: dict[str, Any]) -> None:
     try:
         save_picture(tmp_path / "x.png", PICTURE | edit)
         recorded = read_recorded(tmp_path / "x.png")
@@ -94,8 +96,8 @@ def test_a_picture_s_settings_are_refused_or_are_those_of_a_call(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_files_that_were_changed_at_random_are_accepted_or_refused(name: str, tmp_path: Path, sound: Path) -> None:
-    """A short campaign; `.ci/fuzz` is the long one."""
+def test_randomly_changed_files_are_accepted_or_refused(name: str, tmp_path: Path, sound: Path) -> None:
+    """Runs a short campaign; `.ci/fuzz` runs a long one."""
     outcomes = [attempt(TARGETS[name], Random(f"test {number}"), sound) for number in range(20)]
     assert {*outcomes} <= {"accepted", "refused"} and "refused" in outcomes
 

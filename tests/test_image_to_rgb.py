@@ -43,7 +43,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png_with(extra: bytes, image: Image.Image) -> bytes:
     data = encoded(image)
-    return data[:33] + extra + data[33:]  # behind the header
+    return data[:33] + extra + data[33:]  # after the header
 
 
 def exif_with(*tags: tuple[int, int, int, int]) -> bytes:
@@ -108,7 +108,7 @@ def test_transparency_and_orientation_survive_malformed_metadata() -> None:
     assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [BLUE, RED]
 
 
-def test_corrupt_pixels_are_refused_whatever_the_metadata() -> None:
+def test_corrupt_pixels_are_refused_regardless_of_the_metadata() -> None:
     data = encoded(noise(size=(64, 64)))
     with pytest.raises(ValueError, match="cannot be read as an image"):
         load_image(data[:33] + chunk(b"zTXt", b"key\0\0" + LONG) + data[33 : len(data) // 2])
@@ -123,7 +123,7 @@ def test_a_color_profile_is_converted_to_srgb(format: str, mode: str) -> None:
 
 
 def test_a_profile_for_grey_pixels_is_applied_to_grey_images() -> None:
-    """A linear grey 0.5 is 188 in sRGB: 255 · (1.055 · 0.5^(1/2.4) − 0.055)."""
+    """Linear grey 0.5 becomes 188 in sRGB: 255 · (1.055 · 0.5^(1/2.4) − 0.055)."""
     tags = {b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061), b"kTRC": b"curv" + bytes(8)}
     directory, data = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
@@ -156,7 +156,7 @@ def test_16_bit_greyscale_with_a_transparent_value_shows_the_background() -> Non
 
 
 def test_an_image_is_converted_only_once() -> None:
-    """What was applied is removed, so that a second conversion, also of a copy that was saved, changes nothing."""
+    """Applied metadata is removed, so that a second conversion, also of a saved copy, has no effect."""
     with Image.open(
         io.BytesIO(encoded(noise("RGBA"), icc_profile=swapped_profile(), exif=exif_with((274, 3, 1, 6))))
     ) as image:
@@ -171,7 +171,7 @@ def test_every_mode_of_pillow_with_a_standard_range_is_converted(mode: str) -> N
     assert to_rgb(Image.new(mode, (2, 3))).mode == "RGB"
 
 
-def test_the_given_image_is_left_as_it_is() -> None:
+def test_the_given_image_is_not_modified() -> None:
     image = noise("RGBA")
     image.info["icc_profile"] = swapped_profile()
     before = image.tobytes()

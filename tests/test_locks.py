@@ -11,7 +11,7 @@ from ldm.files import is_locked, lock, try_lock
 
 @pytest.fixture
 def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes flock behave as on NFS, where it locks bytes: exclusively only in a file that may be written."""
+    """Makes flock behave as on NFS, where exclusive locks require a writable file."""
     flock = fcntl.flock
 
     def emulated(file: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""Folders of few images, as people have them, train without further settings."""
+"""Small image folders train without further settings."""
 
 import json
 from pathlib import Path

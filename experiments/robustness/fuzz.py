@@ -17,11 +17,11 @@ from typing import Any
 from experiments.robustness.targets import TARGETS, Target, prepare
 
 REFUSALS = (ValueError, FileNotFoundError, NotADirectoryError, FloatingPointError)
-MOST_SECONDS = 20.0  # for one file
+MOST_SECONDS = 20.0  # upper limit for one file
 
 
 def attempt(target: Target, random: Random, folder: Path) -> str:
-    """Returns "accepted", "refused", or what is wrong: another error, one without a sentence, or a long wait."""
+    """Returns "accepted", "refused", or a description of the defect: an unexpected error, no message, or a timeout."""
     start = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -30,14 +30,14 @@ def attempt(target: Target, random: Random, folder: Path) -> str:
         outcome = "accepted"
     except REFUSALS as error:
         outcome = "refused" if len(str(error)) > 10 and not isinstance(error, UnicodeError) else traceback.format_exc()
-    except Exception:  # what the campaign looks for
+    except Exception:  # a defect: any error other than a refusal
         outcome = traceback.format_exc()
     seconds = time.monotonic() - start
     return outcome if seconds < MOST_SECONDS else f"took {seconds:.0f} s"
 
 
 def campaign(seconds: float, seed: int) -> dict[str, Any]:
-    """Runs the targets in turn for that long; returns the counts by target, and the seeds of what went wrong."""
+    """Runs the targets in turn for `seconds`; returns the counts per target and the seeds of the failures."""
     counts: dict[str, dict[str, int]] = {
         name: {"tried": 0, "refused": 0, "accepted": 0, "wrong": 0} for name in TARGETS
     }

@@ -1,4 +1,4 @@
-"""Changes files at random, in ways that damage, age or malice do."""
+"""Changes files at random, as damage, older versions or attackers would."""
 
 import json
 import math
@@ -15,7 +15,7 @@ VALUES: list[Any] = [
 
 
 def changed_json(value: Any, random: Random) -> Any:
-    """Returns a copy with one to three members replaced, removed, added or exchanged."""
+    """Returns a copy of JSON data with one to three members replaced, removed, added or swapped."""
     copy = json.loads(json.dumps(value))
     for _ in range(random.randint(1, 3)):
         containers = [found for found in _containers(copy) if found]
@@ -45,12 +45,12 @@ def _containers(value: Any) -> list[Any]:
 
 
 def changed_bytes(data: bytes, random: Random) -> bytes:
-    """Returns a copy that is cut, extended, or has bytes flipped, zeroed, repeated or removed."""
+    """Returns a copy that is truncated or extended, or has bytes flipped, zeroed, repeated or removed."""
     copy = bytearray(data)
     for _ in range(random.randint(1, 4)):
         if not copy:
             break
-        # headers are at the front and, in zip files, at the end
+        # headers are at the start or, in zip files, at the end
         at = random.choice([random.randrange(len(copy)), random.randrange(min(len(copy), 400)), len(copy) - 1])
         end = min(len(copy), at + random.choice([1, 1, 2, 8, 64, 1024]))
         change = random.randrange(6)

@@ -1,4 +1,4 @@
-"""What reads files of strangers, each with sound files to change: (random, folder) → None, or an error."""
+"""Functions that read a randomly changed copy of a valid file, as ldm reads untrusted files, and may raise."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ PICTURE: dict[str, Any] = {
 
 
 def prepare(folder: Path) -> None:
-    """Writes sound models for the targets to change."""
+    """Writes valid models for the targets to change."""
     save_tiny_model(folder)
     write(full_model(ODD), folder / "single.safetensors", "single")
     write(full_model(ODD), folder / "single.ckpt", "single")
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> None:
 
 
 def opened(path: Path) -> None:
-    """Describes and opens the model, and reads its settings, as `ldm info`, `ldm app` and conversions do."""
+    """Describes and opens a model and reads its settings, as `ldm info`, `ldm app` and `ldm convert` do."""
     describe(str(path))
     contents = open_model(path)
     default_settings(str(path))
@@ -56,7 +56,7 @@ def opened(path: Path) -> None:
 
 
 def drawn(path: Path) -> None:
-    """Draws one image in one step."""
+    """Opens a model and samples one image in one step, unless it is larger than 64 × 64 pixels."""
     opened(path)
     pipeline = Pipeline.load(str(path), "cpu")
     if pipeline.settings.size[0] * pipeline.settings.size[1] <= 64**2:
@@ -108,7 +108,7 @@ def bytes_of_a_folder(random: Random, folder: Path) -> None:
 
 
 def save_picture(path: Path, settings: Any) -> None:
-    """Writes settings into a PNG, also those that `save_png` would refuse to write."""
+    """Writes settings into a PNG, including those that `save_png` would refuse."""
     text = PngInfo()
     text.add_itxt("ldm", json.dumps(settings))
     Image.new("RGB", (4, 4)).save(path, pnginfo=text)

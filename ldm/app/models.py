@@ -43,7 +43,7 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
         except FileNotFoundError as error:
             if not is_folder:
                 yield path, str(error)
-            elif not path.is_symlink():  # which could link to a parent folder
+            elif not path.is_symlink():  # a link could point to a parent folder
                 yield from candidates(path)
         except (ValueError, OSError) as error:
             yield path, str(error)

@@ -40,7 +40,7 @@ def errors_shown() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, EXPECTED):
             traceback.print_exception(error)
-        text = escape(sentence(error), quote=False)  # which may quote an untrusted file
+        text = escape(sentence(error), quote=False)  # the message may quote an untrusted file
         raise gr.Error(text, print_exception=False) from error
 
 

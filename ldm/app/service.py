@@ -141,7 +141,7 @@ class Service:
 
     def _pipeline(self, model: str) -> tuple[Pipeline, dict[str, Any]]:
         if self._loaded is None or self._loaded[0] != model:
-            path, self._loaded = self._path(model), None  # so that only one is in memory
+            path, self._loaded = self._path(model), None  # frees the previous model first
             job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
             self._loaded = (model, *load_pipeline(job, Process()))
         return self._loaded[1:]

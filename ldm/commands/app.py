@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < args.port < 2**16:
         raise UsageError(f"--port {args.port}: expected 1 to 65535")
     choose_device(args.device)  # raises for an unknown device before the page is served
-    from ldm.app.server import serve  # which need Gradio
+    from ldm.app.server import serve  # imported here because it needs Gradio
     from ldm.app.service import Service
 
     models, skipped = find_models(args.models)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_replaceable(path: Path, name: str) -> None:
-    """Raises FileExistsError for a file of anything but this benchmark, OSError if it cannot be written."""
+    """Raises FileExistsError if the file is not a result of this benchmark, OSError if it cannot be written."""
     check_writable(path.parent)
     if path.exists() and not _holds_benchmark(path, name):
         refuse([path], f"ldm bench {name}", "move it away, or give another --json")

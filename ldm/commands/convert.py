@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _converter(source: str) -> Callable[..., Path] | None:
-    """What converts an adapter or a textual inversion; None for a model."""
+    """Returns the function that converts an adapter or a textual inversion, or None for a model."""
     if has_adapter(source):
         return convert_adapter
     return convert_embedding if has_embedding(source) else None
 
 
 def _check_layout(args: argparse.Namespace) -> None:
-    """Raises UsageError for an option that is for models only."""
+    """Raises UsageError for an option that applies only to models."""
     given = {"--part": args.part, "--shard": args.shard, "--raw": args.raw, "--prediction": args.prediction}
     given |= {"--variant": args.variant, f"--to {args.to}": args.to not in (None, *LAYOUTS)}
     if unused := [name for name, value in given.items() if value]:

@@ -19,7 +19,7 @@ from ldm.progress import Progress
 
 
 class Source(NamedTuple):
-    """An image as found, under its path without extension, or the `reason` why it is left out."""
+    """An image file's path without extension, with its bytes and captions or the `reason` for skipping it."""
 
     name: str
     data: bytes = b""
@@ -83,7 +83,7 @@ def _name(shard: int) -> str:
 
 
 def _refuse_others(out: Path, shards: int) -> None:
-    """Raises ValueError if the folder has tars that would be read as a part of this data set."""
+    """Raises ValueError if the folder has other tars, which would be read as part of this data set."""
     others = sorted(path.name for path in out.glob("*.tar") if path.name not in {_name(k) for k in range(shards)})
     if others:
         raise ValueError(f"{out} also has {others[0]} of another run, which would be read too: remove it")
@@ -127,7 +127,7 @@ def _in_tables(folder: Path, tables: dict[Path, str], captions: Captions, captio
 
 
 def _samples(sources: Iterator[Source], progress: Progress, left_out: Counter[str]) -> Iterator[dict[str, bytes]]:
-    """Yields the members of each usable sample, and counts the reasons why others are left out."""
+    """Yields the members of each usable sample, and counts the reasons for skipping the others."""
     used: set[str] = set()
     for source in sources:
         if source.reason:

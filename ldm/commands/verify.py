@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 def _shards(cache: Path) -> int:
     try:
         return len(read_manifest(cache)["shards"])
-    except (OSError, ValueError):  # which cache_problems reports
+    except (OSError, ValueError):  # cache_problems reports these
         return 0
 
 

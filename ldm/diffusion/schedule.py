@@ -258,7 +258,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-MAX_STEPS = 100_000  # of a table
+MAX_STEPS = 100_000  # maximum number of steps in a table
 MAX_NUMBER = 1e30
 
 

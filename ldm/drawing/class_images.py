@@ -1,4 +1,4 @@
-"""Samples the class images of prior preservation (Ruiz et al. 2023) once, by the model that is fine-tuned."""
+"""Samples and caches the class images of prior preservation (Ruiz et al. 2023) from the base model."""
 
 import hashlib
 import json
@@ -25,11 +25,11 @@ def class_images(
     batch_size: int = 4,
     device: str = "auto",
 ) -> Path:
-    """Returns a folder with at least `count` images of `prompt`, and samples those that it lacks.
+    """Returns a folder with at least `count` images of `prompt`, after sampling the missing ones.
 
     The folder's name in `root` is a hash of everything that determines the images: the model's fingerprint, its
-    sampling settings, and these arguments except `count`, because image i is sampled with seed + i. Images are sampled
-    and written in blocks of `batch_size`, so that an interrupted run continues with the same images bit for bit.
+    sampling settings, and the arguments except `count`, because image i is sampled with seed + i. Images are sampled
+    and written in blocks of `batch_size`, so that an interrupted run resumes with bit-identical images.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"data.class_images={count}: expected at least 1; for none, choose data=small")

@@ -27,7 +27,7 @@ from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
 from ldm.weights.model import model_fingerprint, open_model
 
-# These determine an image, with the settings of a call.
+# Together with the settings of a call, these determine an image.
 IDENTITY_KEYS = ("fingerprint", "precision", "weak", "init", "mask", "lora", "embedding")
 MAX_GRID_IMAGES = 64
 CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings)))  # arguments of a pipeline's call
@@ -35,7 +35,7 @@ CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings))
 
 @dataclass(frozen=True)
 class Process:
-    """One of several processes started by torchrun that share a job's batches, or the only one."""
+    """A process that samples its share of a job's batches, one of those started by torchrun or the only one."""
 
     rank: int = 0
     count: int = 1
@@ -54,7 +54,7 @@ class Process:
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """What to sample, with all choices made except those left to the model."""
+    """The settings of a sampling job; those that the command line left out are taken from the model."""
 
     batches: list[list[ImageSpec]]
     call: dict[str, Any]  # arguments of the pipeline's call, for all images
@@ -66,7 +66,7 @@ class SamplingJob:
     offload: str = "none"
     compile: bool = False
     preview: str | None = None
-    position: int | None = None  # the position to write, of a single batch; None writes all
+    position: int | None = None  # position of the only image to write in a single batch; None writes all
     threads: int | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)  # expected of the model and the weak model
     sources: dict[str, Source] = field(default_factory=dict)  # source image and mask
@@ -118,7 +118,7 @@ def run_job(job: SamplingJob) -> None:
         done = sum(path.exists() for path in job.files)
         print(f"stopped: {done} of {len(job.files)} images are in {job.out}", file=sys.stderr)
         raise
-    if all(path.exists() for path in job.files):  # true in the last process to finish
+    if all(path.exists() for path in job.files):  # only true in the process that finishes last
         save_grid(job)
         print(job.out / "grid.png")
 
@@ -142,7 +142,7 @@ def sample_batches(
             **call | per_image_settings(job, batch, pipeline.settings),
         )
         largest = max(len(settings["batch"]["seeds"]) for settings in result.settings)
-        size = min(size, largest)  # which is smaller than `size` if that was out of memory
+        size = min(size, largest)  # smaller than `size` after an out-of-memory error
         for position, path in outputs:
             [image] = to_pil(result.images[position])
             previews.save(position, path, image)
@@ -167,7 +167,7 @@ def step_counter(progress: Progress, number: int, batches: int) -> OnStep:
 
 
 def is_finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
-    """Whether all outputs of a batch exist. Raises ValueError for one that this job would not write."""
+    """Returns whether all outputs of a batch exist. Raises ValueError if one is not an output of this job."""
     batch, own = job.batches[number], per_image_settings(job, job.batches[number], pipeline.settings)
     overrides = {name: job.call[name] for name in job.call.keys() - {"negative", "strength"}}
     settings = pipeline.settings.overridden(overrides)
@@ -190,7 +190,7 @@ def is_finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[
 
 
 def recorded_settings(path: Path) -> dict[str, Any]:
-    """Returns the settings of an image, which are empty if sample.py did not write it."""
+    """Returns the settings stored in an image, empty if sample.py did not write it."""
     try:
         return read_metadata(path)
     except ValueError:
@@ -244,7 +244,7 @@ def save_grid(job: SamplingJob) -> None:
 
 
 def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[str, Any]]:
-    """Returns the pipeline, and what determines an image's exact bits apart from the settings of a call."""
+    """Returns the pipeline, and the provenance that determines an image's exact bits besides the call's settings."""
     fingerprint, weak = checked_fingerprint(job, "model"), job.weak and checked_fingerprint(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
@@ -268,7 +268,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
 
 
 def checked_fingerprint(job: SamplingJob, key: str) -> str:
-    """Returns the fingerprint of a model. Raises ValueError if it is not the one that generated a recorded image."""
+    """Returns the fingerprint of a model. Raises ValueError if it differs from the recorded fingerprint."""
     path = getattr(job, key)
     found = model_fingerprint(path)
     if job.fingerprints.get(key) not in (None, found):

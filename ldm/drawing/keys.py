@@ -1,4 +1,4 @@
-"""The keys of sample.py: how each is parsed from text, and its help."""
+"""Defines the command-line keys of sample.py, with their parsers and help texts."""
 
 import json
 import math

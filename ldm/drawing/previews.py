@@ -25,7 +25,7 @@ def save_gif(path: Path, frames: Sequence[Tensor], last: Image.Image, seconds: f
 
 
 def is_own_gif(path: Path) -> bool:
-    """Whether `save_gif` wrote the file."""
+    """Returns whether `save_gif` wrote the file."""
     try:
         with Image.open(path, formats=["GIF"]) as image:
             return image.info.get("comment") == MARK

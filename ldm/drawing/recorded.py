@@ -1,4 +1,4 @@
-"""Reads the settings that an image of sample.py records, and checks each, because the file may have been edited."""
+"""Reads and validates the settings that sample.py stores in an image, because the file may have been edited."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,7 +12,7 @@ from ldm.pipeline.settings import MAX_NUMBER, Settings
 MAX_THREADS = 1024
 PRECISIONS = "auto", "32", "bf16", "16"
 MAX_BATCH = 4096
-# The settings of images whose metadata does not record these.
+# Defaults for images whose metadata lacks these settings.
 LEGACY_SETTINGS: dict[str, Any] = {
     "fixed_steps": False,
     "sampler_options": {},
@@ -50,12 +50,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _names(*keys: str) -> Callable[[Any], bool]:
-    """Whether a value is None or has these keys, each with text."""
+    """Returns a check that a value is None or a dict with these keys and string values."""
     return lambda value: value is None or (isinstance(value, dict) and all(_is_text(value.get(key)) for key in keys))
 
 
 def _files(setting: str, is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value is None or lists files, each with one more setting."""
+    """Returns a check that a value is None or a list of files, each with the setting `setting`."""
     is_file = _names("path", "sha256")
     return lambda value: (
         value is None
@@ -90,9 +90,9 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def read_recorded(path: str | Path) -> dict[str, Any]:
-    """Returns the settings of an image, with `LEGACY_SETTINGS` for those that it does not record.
+    """Returns the settings stored in an image; `LEGACY_SETTINGS` replaces those that older versions did not store.
 
-    Raises ValueError for a file that lacks a setting, or has one of the wrong type or out of range.
+    Raises ValueError if a setting is missing, has the wrong type, or is out of range.
     """
     recorded = LEGACY_SETTINGS | read_metadata(path)
     settings: dict[str, Any] = {setting.name: recorded.get(setting.name) for setting in fields(Settings)}
@@ -110,7 +110,7 @@ def read_recorded(path: str | Path) -> dict[str, Any]:
 
 
 def _is_batch(batch: dict[str, Any]) -> bool:
-    """Whether it lists as many prompts as seeds, and values that differ between images, and names one position."""
+    """Returns whether prompts, seeds and per-image values have equal lengths and the position is one of them."""
     columns: dict[str, Callable[[Any], bool]] = {"prompts": _is_text, "seeds": CHECKS["seed"]}
     columns |= {name: check for name, check in (("negative", _is_text), ("guidance", _is_number)) if name in batch}
     lists = [batch.get(name) for name in columns]

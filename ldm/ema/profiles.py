@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MAX_LENGTH = 12**-0.5  # of the uniform mean of all steps, γ = 0
+MAX_LENGTH = 12**-0.5  # length of the uniform mean of all steps, γ = 0
 
 
 def exponent(length: float) -> float:

@@ -85,7 +85,7 @@ def split_hash_of(model: str) -> SplitHash:
 
     A file outside a run's folder counts as trained with the current split.
     """
-    folders = [Path(model), *Path(model).resolve().parents[:2]]  # of a run, or of a file in it or its checkpoints
+    folders = [Path(model), *Path(model).resolve().parents[:2]]  # candidates for the run's folder
     configs = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     config = yaml.safe_load(configs[0].read_text(encoding="utf-8")) if configs else {"data": {"split_hash": "mixed"}}
     recorded = config.get("data") if isinstance(config, dict) else None

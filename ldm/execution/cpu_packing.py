@@ -104,7 +104,7 @@ class PackedConv2d(Packed):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packing is known to be faster: on x86-64 processors that compute natively in `dtype`."""
+    """Returns whether packing is known to be faster: on x86-64 processors that compute natively in `dtype`."""
     has_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
     if not has_onednn or torch.cpu.get_capabilities().get("architecture") != "x86_64":
         return False

@@ -21,7 +21,7 @@ def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
     """
     if isinstance(backbone, FSDPModule):
         return
-    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which FSDP2 requires
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 requires it
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in backbone.repeated_blocks():
         fully_shard(block, mp_policy=policy)

@@ -110,5 +110,5 @@ def in_batches(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised the error for lack of memory; on the CPU it has no exception class of its own."""
+    """Returns whether the error means out of memory, for which torch has no exception class on the CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

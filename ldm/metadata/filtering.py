@@ -138,7 +138,7 @@ class Filter:
     damaged: list[Damaged] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     every: int = 1  # histograms of numbers use one row in this many
-    salvaged: int = 0  # number of corrupt files of which the readable rows were copied
+    salvaged: int = 0  # number of corrupt files whose readable rows were copied
 
     def create_tables(self, groups: list[FileGroup]) -> None:
         """Creates the table of the rows that pass, with every known column that any file has."""
@@ -155,7 +155,7 @@ class Filter:
                 self.connection.register_filesystem(source.filesystem)
 
     def add(self, group: FileGroup) -> None:
-        """Filters a batch: if it is unreadable, each of its files, and of an unreadable file the readable rows."""
+        """Filters a batch. If it is unreadable, filters each file, and of an unreadable file the readable rows."""
         try:
             self._scan(group)
         except OSError:
@@ -165,7 +165,7 @@ class Filter:
                 self.add(FileGroup([source], group.columns))
 
     def _scan_corrupt(self, group: FileGroup) -> None:
-        # A name of its own for each copy, because DuckDB keeps pages of the files that it has read in memory.
+        # Each copy has a unique name, because DuckDB caches pages of the files that it has read.
         source, out = group.sources[0], self.folder / f"salvaged-{self.salvaged}.parquet"
         self.salvaged += 1
         try:

@@ -19,7 +19,7 @@ REQUIREMENT = "img2dataset==1.47.0"
 UNSUPPORTED_PYTHON = (3, 13)  # img2dataset needs the module imghdr, which Python 3.13 removed
 # Distributors of img2dataset, and the packages that those for a cluster need.
 DISTRIBUTORS = {"multiprocessing": None, "ray": "ray>=2.9,<3", "pyspark": "pyspark>=3.4,<5"}
-READY = "ldm.ready"  # file that marks a completely installed environment
+READY = "ldm.ready"  # marks a completely installed environment
 DRIVER = Path(__file__).with_name("img2dataset_driver.py")
 
 
@@ -41,7 +41,7 @@ def ensure_environment(folder: Path, python: str, notify: Callable[[str], None])
 
 
 def add_distributor(interpreter: Path, distributor: str, notify: Callable[[str], None]) -> None:
-    """Installs the package of a distributor into the environment, unless it is there.
+    """Installs the package of a distributor into the environment unless it is already installed.
 
     Raises OSError with the last line of pip if that fails.
     """
@@ -121,7 +121,7 @@ def drop_unfinished(folder: Path) -> None:
 def download(python: Path, settings: dict[str, Any], log: Path, max_pixels: int, tick: Callable[[], None]) -> int:
     """Runs img2dataset, calls `tick` every two seconds, and returns the exit code. Its output is appended to `log`.
 
-    The download ends with this process in every case, because it stops when the pipe to its standard input closes.
+    The download never outlives this process, because it stops when the pipe to its standard input closes.
     """
     variables = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
     variables["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max_pixels)

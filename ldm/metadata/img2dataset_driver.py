@@ -22,13 +22,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 CHUNK = 1 << 16
 AGENT = "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:72.0) Gecko/20100101 Firefox/72.0 (compatible; img2dataset)"
-ENVIRONMENT = ("NO_ALBUMENTATIONS_UPDATE", "WANDB_MODE", "OPENCV_IO_MAX_IMAGE_PIXELS")  # that workers need too
-# The characters of a URL's path and query that need no escape, and % for those that are escaped already (RFC 3986).
+ENVIRONMENT = ("NO_ALBUMENTATIONS_UPDATE", "WANDB_MODE", "OPENCV_IO_MAX_IMAGE_PIXELS")  # needed by workers too
+# The characters in a URL's path and query that need no escaping, and % for existing escapes (RFC 3986).
 UNESCAPED = "%/?:@!$&'()*+,;=~[]|"
 
 
 def fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> tuple[bytes, Any]:
-    """Returns body and headers of an http or https URL.
+    """Returns the body and the headers of an http or https URL.
 
     `timeout` bounds each wait and `deadline` the entire request, in seconds. Raises OSError or ValueError unless the
     response is a complete body of at most `max_bytes`.
@@ -51,7 +51,7 @@ def fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> tuple[by
 
 
 def in_ascii(url: str) -> str:
-    """Returns the URL with all other characters escaped, as browsers request it; existing escapes are kept."""
+    """Returns the URL in ASCII, escaped as browsers do; existing escapes are kept."""
     parts = urlsplit(url.strip())
     user, at, address = parts.netloc.rpartition("@")
     host, colon, port = address.partition(":") if not address.startswith("[") else (address, "", "")
@@ -60,7 +60,7 @@ def in_ascii(url: str) -> str:
 
 
 def _host_in_ascii(host: str) -> str:
-    """Returns the host with labels beyond ASCII in Punycode (RFC 3492)."""
+    """Returns the host with non-ASCII labels in Punycode (RFC 3492)."""
     if host.isascii():
         return host
     labels = unicodedata.normalize("NFKC", host).lower().replace("。", ".").split(".")
@@ -84,7 +84,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def install(limits: dict[str, Any]) -> None:
-    """Replaces the download function of img2dataset by `fetch` in this process."""
+    """Replaces the download function of img2dataset with `fetch` in this process."""
     import img2dataset.downloader
 
     def download_image(
@@ -103,9 +103,9 @@ def install(limits: dict[str, Any]) -> None:
 
 
 class BoundedDownloader:
-    """A downloader of img2dataset that installs the limits where it runs: a process here, or a worker of a cluster.
+    """Wraps img2dataset's downloader and installs the limits where it runs, in a local process or a cluster's worker.
 
-    Clusters pickle it by value, because it is defined in the main module, so that their workers need no ldm.
+    Clusters pickle it by value, because it is defined in the main module, so that their workers do not need ldm.
     """
 
     def __init__(self, downloader: Any, limits: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class BoundedDownloader:
 
 
 class UprightResizer:
-    """A resizer of img2dataset that first applies the orientation in EXIF."""
+    """Wraps img2dataset's resizer and applies the EXIF orientation first."""
 
     def __init__(self, resizer: Any) -> None:
         self.resizer = resizer
@@ -129,7 +129,7 @@ class UprightResizer:
 
 
 def upright(data: bytes) -> bytes | None:
-    """Returns the image as it must be shown, encoded without loss, or None if its pixels are upright already."""
+    """Returns the image turned upright and losslessly encoded, or None if its pixels are upright already."""
     import cv2
     import numpy as np
 
@@ -149,24 +149,24 @@ def upright(data: bytes) -> bytes | None:
 
 
 def _orientation(data: bytes) -> int:
-    """Returns the orientation in EXIF, 1 to 8, which is 1 (upright) if there is none or it is invalid."""
+    """Returns the EXIF orientation, 1 to 8; a missing or invalid one counts as 1 (upright)."""
     import exifread
 
     if not any(mark in data for mark in (b"Exif\0\0", b"EXIF", b"eXIf")):
         return 1
-    if data.startswith(b"\x89PNG"):  # which exifread cannot read, but the content of the chunk is a TIFF
+    if data.startswith(b"\x89PNG"):  # exifread cannot read PNG, but the content of the chunk is a TIFF
         start = data.find(b"eXIf")
         data = data[start + 4 : start + 4 + int.from_bytes(data[start - 4 : start], "big")]
     try:
         tags = exifread.process_file(io.BytesIO(data), details=False, stop_tag="Image Orientation")
         orientation = int(tags["Image Orientation"].values[0])
-    except Exception:  # sound pixels are not refused for their metadata, whatever the parser raises
+    except Exception:  # valid pixels are accepted even if their metadata is malformed
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
 def run(settings: dict[str, Any]) -> None:
-    """Downloads with img2dataset, with its downloader and its resizer wrapped."""
+    """Runs img2dataset with its downloader and its resizer wrapped."""
     main: Any = importlib.import_module("img2dataset.main")  # the attribute of that name is a function
     bounded, sized = main.Downloader, main.Resizer
     main.Downloader = lambda **options: BoundedDownloader(bounded(**options), settings["limits"])
@@ -178,14 +178,14 @@ def run(settings: dict[str, Any]) -> None:
 
 
 def _connect_ray(environment: dict[str, str]) -> None:
-    """Connects to the cluster at RAY_ADDRESS, or starts one here."""
+    """Connects to the Ray cluster at RAY_ADDRESS, or starts one on this machine."""
     import ray
 
     ray.init(runtime_env={"env_vars": environment})
 
 
 def _connect_spark(environment: dict[str, str]) -> None:
-    """Starts a session as Spark is configured, because img2dataset starts one on this machine if none is active."""
+    """Starts a session as Spark is configured; without one, img2dataset would start a session on this machine."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     from pyspark.sql import SparkSession
 

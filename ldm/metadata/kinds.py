@@ -1,4 +1,4 @@
-"""Says which Arrow types a standard column of metadata can have in a file."""
+"""Defines which Arrow types the standard metadata columns can have in a file."""
 
 import pyarrow as pa
 
@@ -8,12 +8,12 @@ DECIMAL_DIGITS = 38  # DuckDB below 2.0 misreads wider decimals
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Returns the type of the values of a dictionary-encoded column, and other types unchanged."""
+    """Returns the value type of a dictionary-encoded column, and other types unchanged."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Returns whether the values are text or bytes, which are read as UTF-8, in any of Arrow's layouts."""
+    """Returns whether the type is text or bytes, which are read as UTF-8, in any of Arrow's layouts."""
     kind = plain(kind)
     tests = (
         pa.types.is_string,
@@ -27,7 +27,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_readable(name: str, kind: pa.DataType) -> bool:
-    """Returns whether values of this type can be those of the standard column `name`."""
+    """Returns whether the standard column `name` can have this type."""
     kind = plain(kind)
     if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return True

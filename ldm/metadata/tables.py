@@ -1,4 +1,4 @@
-"""Finds and reads metadata in files, folders and globs, locally or at any address that fsspec opens."""
+"""Finds and reads metadata in files, folders and globs, on local disks or any file system of fsspec."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file, or rows of a file, that could not be read, and the reason."""
+    """An unreadable file, or unreadable rows of a file, and the reason."""
 
     path: str
     rows: int
@@ -141,7 +141,7 @@ def _opened(filesystem: AbstractFileSystem, path: str) -> Source | Damaged:
             with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
                 return parquet.metadata, parquet.schema_arrow, filesystem.size(path)
         except OSError as error:
-            if type(error) is OSError and error.errno is None:  # which is how pyarrow reports some invalid content
+            if type(error) is OSError and error.errno is None:  # pyarrow reports some invalid content like this
                 raise pa.ArrowInvalid(in_one_line(error)) from error
             raise
 

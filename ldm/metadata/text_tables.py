@@ -1,8 +1,8 @@
 """Converts csv, tsv and jsonl metadata to parquet with columns of text.
 
-Bytes are copied as they are, so that the reader of the parquet file decides what is valid text. In a csv, fields may be
-quoted and contain line breaks. In a tsv, a tab or a line break always ends a field, and a field that is quoted as in a
-csv is unquoted.
+Bytes are copied unchanged; the reader of the parquet file decides whether they are valid text. In a csv, quoted fields
+may contain line breaks. In a tsv, a tab or a line break always ends a field, and a field that is quoted as in a csv is
+unquoted.
 """
 
 import csv
@@ -25,16 +25,16 @@ from ldm.data.sources.storage import in_one_line
 
 DELIMITED = (".csv", ".tsv")
 SUFFIXES = (*DELIMITED, ".jsonl", ".ndjson")
-FIELD_BYTES = 16 << 20  # a longer field of a csv is one whose closing quote is missing
+FIELD_BYTES = 16 << 20  # a longer field of a csv indicates a missing closing quote
 CHUNK_ROWS = 20_000
-UNREADABLE = (csv.Error, ValueError, EOFError, BadGzipFile, zlib.error)  # what a corrupt file raises
+UNREADABLE = (csv.Error, ValueError, EOFError, BadGzipFile, zlib.error)  # errors that reading a corrupt file raises
 NULLS = {"", "NULL", "null", "None", r"\N"}
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = TypeVar("Row")
 
 
 class NoHeader(ValueError):
-    """Raised if the first line of a csv or tsv has values instead of names."""
+    """The first line of a csv or tsv contains values instead of column names."""
 
 
 def suffix(path: str) -> str:
@@ -44,7 +44,7 @@ def suffix(path: str) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """The result of a conversion: `lost` rows were left out, or an unknown number if it is None, for `reason`."""
+    """The result of a conversion: `lost` rows were skipped (None: an unknown number) because of `reason`."""
 
     schema: pa.Schema
     rows: int
@@ -73,7 +73,7 @@ def convert(filesystem: AbstractFileSystem, path: str, header: Sequence[str] | N
 
 
 def in_chunks(rows: Iterator[Row], columns: Callable[[list[Row]], list[pa.Array]]) -> Iterator[list[pa.Array]]:
-    """Yields the columns of a bounded number of rows at a time, and those before an unreadable part before raising."""
+    """Yields columns in chunks of bounded size; rows before an unreadable part are yielded before it raises."""
     chunk: list[Row] = []
     try:
         for row in rows:
@@ -88,9 +88,9 @@ def in_chunks(rows: Iterator[Row], columns: Callable[[list[Row]], list[pa.Array]
 
 
 class _Delimited:
-    """Reads a csv or tsv. After `arrays`, `lost` counts the rows with another number of fields than the header.
+    """Reads a csv or tsv. After `arrays`, `lost` counts the rows whose number of fields differs from the header's.
 
-    The bytes are read as Latin-1, in which any byte is a character, and turned back into the same bytes.
+    Bytes are decoded as Latin-1, which maps every byte to a character, and encoded again unchanged.
     """
 
     def __init__(self, filesystem: AbstractFileSystem, path: str, header: Sequence[str] | None) -> None:
@@ -138,13 +138,13 @@ class _Delimited:
 
 
 class _Json:
-    """Reads one JSON object per line. After `arrays`, `lost` counts the lines that are not an object."""
+    """Reads one JSON object per line. After `arrays`, `lost` counts the lines that are not objects."""
 
     def __init__(self, filesystem: AbstractFileSystem, path: str) -> None:
         self.lost, self.reason = 0, ""
         self._filesystem, self._path = filesystem, path
         names: dict[str, None] = {}
-        with suppress(*UNREADABLE):  # which arrays meets again, after the rows before it
+        with suppress(*UNREADABLE):  # `arrays` raises it again, after the rows before it
             for row in self._rows():
                 names |= dict.fromkeys(row)
         self.names, self.lost = list(names), 0
@@ -178,11 +178,11 @@ def _name(name: str) -> str:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Returns a value of JSON as text; lists and objects are no value of metadata and become null."""
+    """Returns a JSON value as text; lists and objects are not valid metadata and become null."""
     if value is None or isinstance(value, (list, dict)):
         return None
     text = value if isinstance(value, str) else json.dumps(value)
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # an escaped lone surrogate, which is no text
+    except UnicodeEncodeError:  # an escaped lone surrogate, which is not valid text
         return text.encode("utf-8", "surrogatepass")

@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an image shows. A `misfit` above 1 means that the found shapes do not explain all of it."""
+    """The content of an image. A `misfit` above 1 means that the found shapes do not explain all of it."""
 
     things: tuple[Found, ...]
     background: str | None
@@ -292,7 +292,7 @@ def _agree(chosen: Sequence[Found | None], scene: Scene) -> list[list[bool]]:
 
 
 def _relation_holds(chosen: Sequence[Found | None], relation: str | None) -> bool:
-    """Whether the relation is that of the first thing to the second along the axis that separates them most."""
+    """Returns whether the relation is that of the first thing to the second on the axis that separates them most."""
     seen = [found for found in chosen if found]
     if relation is None or len(seen) < 2:
         return relation is None

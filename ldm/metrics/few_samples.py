@@ -1,4 +1,4 @@
-"""States which metrics were measured on too few images, from their provenance."""
+"""Warns about metrics that were measured on too few images, according to their provenance."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ MIN_IMAGES = 100  # below which `ldm compare` claims no difference: a share has 
 
 
 def image_count(metric: str, provenance: dict[str, Any]) -> int | None:
-    """Returns the number of images that a metric was measured on, the smaller of generated and reference images.
+    """Returns the number of generated or reference images that a metric was measured on, whichever is smaller.
 
-    None if it is not measured on images, or if the number is not recorded.
+    Returns None if the metric does not use images or the number is not recorded.
     """
     if metric.startswith("val/"):
         counts = [_count(provenance.get("sets"), metric.split("/")[1])]
@@ -38,7 +38,7 @@ def few_samples(metric: str, provenance: dict[str, Any]) -> str | None:
 
 
 def biased(real: int, generated: int, width: int) -> str:
-    """Returns the warning for an FID with no more images on a side than its `width` features."""
+    """Returns the warning for an FID with at most as many real or generated images as features, `width`."""
     return (
         f"FID from {real} real and {generated} generated images is strongly biased, because there are {width} features"
         ": compare it only with values from the same counts"

@@ -71,7 +71,7 @@ class Provenance:
     clip: str | None = None  # fingerprint of the network of the CLIP score
     validation: dict[str, Any] | None = None  # data of the loss by noise level
     validated: int | None = None  # step of the last validation during training
-    sets: dict[str, dict[str, Any]] | None = None  # that validation's sets by name: {"count", "sha256", loss settings}
+    sets: dict[str, dict[str, Any]] | None = None  # its sets by name: {"count", "sha256", loss settings}
     model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes"}
     identity: str | None = None  # of `ldm evaluate`: hash of everything that determines the numbers
     torch: str = torch.__version__

@@ -119,8 +119,8 @@ class TextTower(nn.Module):
         }
         self.context = context
         self.skip = skip
-        self.next_id = vocab_size  # of a new token
-        # in the state dict, so that loading weights restores it in a tower built on the meta device
+        self.next_id = vocab_size  # id of the next new token
+        # part of the state dict, so that loading weights restores it in a tower built on the meta device
         self.register_buffer("known", None if token_ids is None else torch.tensor(token_ids, dtype=torch.int64))
         self.token_embedding = nn.Embedding(vocab_size if token_ids is None else len(token_ids) + 1, width)
         self.position_embedding = nn.Parameter(torch.empty(context, width))

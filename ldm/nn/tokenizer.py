@@ -38,17 +38,17 @@ class Tokenizer:
         self.pad = pad
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
-        self._added: dict[int, list[int]] = {}  # the id of an added word → the tokens that stand for it
+        self._added: dict[int, list[int]] = {}  # id of an added word → the tokens that replace it
 
     def check_new(self, word: str) -> None:
-        """Raises ValueError for a word that cannot be added, because it is a token already or is none."""
+        """Raises ValueError if the word is already a token, is empty, or has spaces around it."""
         if not word.strip() or word.strip() != word:
             raise ValueError(f"the new token is {word!r}, but must be a word without spaces around it")
         if any(self._bpe.token_to_id(one) is not None for one in (word, word.lower(), f"{word.lower()}</w>")):
             raise ValueError(f"{word!r} is a token already: give the new one another name")
 
     def add(self, word: str, ids: list[int]) -> None:
-        """Makes a word, whatever its case, stand for these tokens. One of letters is not found within longer words."""
+        """Maps a word, in any case, to these tokens. Words of letters and digits do not match within longer words."""
         self.check_new(word)
         whole = word[0].isalnum() and word[-1].isalnum()
         self._bpe.add_tokens([AddedToken(word.lower(), single_word=whole, normalized=True)])
@@ -57,7 +57,7 @@ class Tokenizer:
         self._added[own] = ids
 
     def without_added(self, caption: str) -> str:
-        """The caption with spaces in the places of added words."""
+        """Returns the caption with added words replaced by spaces."""
         encoding = self._bpe.encode(caption, add_special_tokens=False)
         for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if token in self._added:
@@ -65,7 +65,7 @@ class Tokenizer:
         return caption
 
     def _ids(self, encoding: Encoding) -> list[int]:
-        """Its tokens, those of added words in their places."""
+        """Returns token ids, with added words replaced by their tokens."""
         return [token for own in encoding.ids for token in self._added.get(own, [own])]
 
     def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
@@ -82,7 +82,7 @@ class Tokenizer:
 
     @property
     def room(self) -> int:
-        """The number of tokens of a caption in one chunk, beside begin and end."""
+        """The number of caption tokens per chunk, without begin and end."""
         return self.context - 2
 
     def ids(self, text: str) -> list[int]:

@@ -21,9 +21,9 @@ def encode_emphasis(
 ) -> Conditioning:
     """Returns the conditioning of prompts, text (b, chunks · n, d); shorter prompts are padded with empty chunks.
 
-    The states of each token are multiplied by its weight, and each chunk is then scaled so that the mean over all its
-    states is what it was. The web UI takes that mean over all prompts of a batch, this function over each prompt
-    alone, so that an image does not depend on the prompts sampled beside it. `chunks` must be at least `chunk_count`.
+    The states of each token are multiplied by its weight, and each chunk is then rescaled to its original mean over all
+    states. The web UI takes the mean over all prompts of a batch, this function over each prompt separately, so that an
+    image does not depend on the other prompts. `chunks` must be at least `chunk_count`.
     """
     framed = [[_framed(tokenizer, prompt, chunks) for prompt in prompts] for tokenizer in encoder.tokenizers]
     tokens = torch.cat([torch.stack([ids for ids, _ in rows]) for rows in framed], dim=1)  # (b, towers · chunks · n)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.image import BLACK, WHITE, to_pil, to_rgb
 
 MAX_SEED = 2**63 - 1
-BACKGROUNDS = {"image": WHITE, "mask": BLACK}  # of transparent pixels, which a mask does not repaint
+BACKGROUNDS = {"image": WHITE, "mask": BLACK}  # for transparent pixels, which a mask does not repaint
 
 T = TypeVar("T")
 OneOrEach: TypeAlias = T | Sequence[T]  # one value for all images, or one for each

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 MORE = 1.1  # the weight of one pair of parentheses; square brackets divide by it
-BACKTRACK = 20  # a chunk that is full ends at its last comma, if at most this many tokens follow the comma
+BACKTRACK = 20  # a full chunk ends at its last comma if at most this many tokens follow
 _PIECE = re.compile(r"\\[()\[\]\\]|\(|\[|\)|\]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\\()\[\]:]+|[\\:]")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
@@ -35,7 +35,7 @@ Token = tuple[int, float]  # its id and its weight
 
 
 def without_tags(prompt: str) -> tuple[str, list[Tag]]:
-    """The prompt without its `<lora:name:weight>` tags, and the tags; a weight left out is 1.
+    """Returns the prompt without its `<lora:name:weight>` tags, and the tags; the default weight is 1.
 
     Raises ValueError for a tag of another kind or a weight that is not a number.
     """
@@ -49,21 +49,21 @@ def without_tags(prompt: str) -> tuple[str, list[Tag]]:
 
 
 def check_no_tags(prompts: Sequence[str]) -> None:
-    """Raises ValueError for a prompt with a tag, whose LoRA must be loaded before prompts are encoded."""
+    """Raises ValueError if a prompt has a tag, because its LoRA must be loaded before prompts are encoded."""
     for prompt in prompts:
         for tag in without_tags(prompt)[1]:
             raise ValueError(f"the prompt names the LoRA {tag.name!r}, which is not loaded: load it, without the tag")
 
 
 def parse(prompt: str) -> list[list[Span]]:
-    """The sections between BREAKs, each as spans of one weight.
+    """Returns the sections between BREAKs, each as a list of spans with one weight.
 
     `(x)` multiplies the weight of x by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3; they nest, and a
-    backslash before a bracket makes it a character. A bracket that is never closed reaches to the end of the prompt,
-    and one that was never opened is a character.
+    backslash escapes a bracket. A bracket that is never closed extends to the end of the prompt, and one that was never
+    opened is a literal character.
     """
     pieces: list[tuple[str, float]] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # where the brackets that are not closed yet begin
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # positions of the brackets that are still open
 
     def multiply(begin: int, factor: float) -> None:
         pieces[begin:] = [(text, weight * factor) for text, weight in pieces[begin:]]
@@ -89,9 +89,9 @@ def parse(prompt: str) -> list[list[Span]]:
 def chunks_of(
     sections: Sequence[Sequence[Span]], tokenize: Callable[[str], list[int]], comma: int, room: int
 ) -> list[list[Token]]:
-    """Chunks of at most `room` tokens, at least one chunk; each section begins a new one.
+    """Returns chunks of at most `room` tokens, at least one; each section begins a new chunk.
 
-    A chunk that is full ends after its last comma if at most BACKTRACK tokens follow it, and they begin the next chunk.
+    A full chunk ends after its last comma if at most BACKTRACK tokens follow; they are moved to the next chunk.
     """
     chunks: list[list[Token]] = []
     for section in sections:
@@ -107,13 +107,13 @@ def chunks_of(
 
 
 def _end(chunk: Sequence[Token], comma: int) -> int:
-    """Where a full chunk ends."""
+    """Returns the position at which a full chunk ends."""
     after = next((k for k in range(len(chunk), 0, -1) if chunk[k - 1][0] == comma), 0)  # the place after the last comma
     return after if after and len(chunk) - after < BACKTRACK else len(chunk)
 
 
 def _sections(pieces: Sequence[tuple[str, float]]) -> list[list[Span]]:
-    """Splits at BREAK, and joins neighbours of equal weight."""
+    """Splits spans at BREAK, and joins neighbours of equal weight."""
     sections: list[list[Span]] = [[]]
     for text, weight in pieces:
         for k, part in enumerate(_BREAK.split(text)):
@@ -128,7 +128,7 @@ def _sections(pieces: Sequence[tuple[str, float]]) -> list[list[Span]]:
 
 
 def _number(weights: Sequence[str], tag: str) -> float:
-    """The weight of a tag, 1 if none is given."""
+    """Returns the weight of a tag, 1 by default."""
     try:
         (weight,) = map(float, weights or ["1"])
     except ValueError:

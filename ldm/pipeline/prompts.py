@@ -15,7 +15,7 @@ from ldm.pipeline.settings import Settings
 from ldm.sampling.thresholding import get_thresholding
 
 SYNTAXES = ("plain", "a1111")
-Pair = tuple[Conditioning, Conditioning]  # of the prompts and of the negative prompts
+Pair = tuple[Conditioning, Conditioning]  # conditioning of the prompts and of the negative prompts
 
 
 def prompt_encoder(

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
 
-MAX_PIXELS = 2**25  # of an image: 5792x5792
+MAX_PIXELS = 2**25  # maximum of an image: 5792x5792
 MAX_COUNT = 2**20
 MAX_NUMBER = 1e30  # NaN and infinity are not below it
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
@@ -99,14 +99,14 @@ class Settings:
         return replace(self, **given)
 
     def record(self, request: ImageRequest, strength: float | None) -> dict[str, Any]:
-        """Returns, as JSON data, all that determines an image up to rounding, except the model and source images."""
+        """Returns as JSON data everything that determines an image up to rounding, except model and source images."""
         own = {"prompt": as_json(request.prompt), "negative": request.negative, "seed": as_json(request.seed)}
         shared = asdict(self) | {"guidance": request.guidance, "size": list(self.size)}
         return own | shared | ({} if strength is None else {"strength": strength})
 
 
 def model_settings(model: Mapping[str, Any], source: object) -> Settings:
-    """Returns the settings that a model's file says to sample with. Raises ValueError for any that are no settings."""
+    """Returns the default sampling settings in a model's file. Raises ValueError if they are invalid."""
     sampling = model["sampling"]
     if unknown := sampling.keys() - {setting.name for setting in fields(Settings) if setting.name != "size"}:
         raise ValueError(
@@ -149,7 +149,7 @@ def batch_record(batch: Sequence[ImageRequest], position: int) -> dict[str, Any]
 
 
 def as_json(value: object) -> Any:
-    """Returns `value` as JSON can represent it."""
+    """Returns `value` in a form that JSON can represent."""
     return asdict(value) if isinstance(value, Between) else value
 
 

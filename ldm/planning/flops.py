@@ -64,7 +64,7 @@ def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True,
         with GPUEmulation(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
             out = forward()
         flops = counter.get_total_flops()
-        if backward and out.requires_grad:  # a block of which nothing is trained, nor before it, has none
+        if backward and out.requires_grad:  # false if neither the block nor anything before it is trained
             out.float().sum().backward()
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     return Cost(flops, counter.get_total_flops() - flops, kept)

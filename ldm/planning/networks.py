@@ -95,7 +95,7 @@ def diffusion_networks(
     if isinstance(text, TextTower) and trains_text(config):
         encoder = TextEncoder([text], [Tokenizer(context=text.context)])
         if text.known is not None:
-            text.known = torch.tensor(text.config["token_ids"])  # which have no values on the meta device
+            text.known = torch.tensor(text.config["token_ids"])  # buffers have no values on the meta device
         (train_all if adapter is None else adapter.adapt_text)(encoder)
         text.to("meta")
         conditioning.get("text").requires_grad_()
@@ -144,18 +144,18 @@ def image_batch(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtyp
 
 
 def has_text_states(config: dict[str, Any]) -> bool:
-    """Whether the data holds text states, the outputs of the text encoder."""
+    """Returns whether the data contains text states, the outputs of the text encoder."""
     return not trains_text(config) and find(config["data"]["module"]["train"], "text_encoder") is not None
 
 
 def trains_text(config: dict[str, Any]) -> bool:
-    """Whether the text encoder is trained: with a learning rate of its own, or by a new token's vectors."""
+    """Returns whether the text encoder is trained, by a separate learning rate or the vectors of a new token."""
     inversion = "ldm.adapters.text.TextualInversion" in targets(config.get("adapter"))
     return inversion or config["training"].get("text_encoder_lr") is not None
 
 
 def frozen_network(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
-    """Builds the network that its weights file or else the node's `config` describes; None, with a note, if neither."""
+    """Builds the network described by its weights file or else the node's `config`; without either, None and a note."""
     try:
         if not node["weights"]:
             raise FileNotFoundError("its weights are not given")

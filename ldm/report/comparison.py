@@ -12,14 +12,14 @@ from ldm.report.metric import Metric, metrics_of
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
 
-MIN_SEEDS = 3  # below which no difference is claimed: with two, the interval is ± 12.7 standard errors
+MIN_SEEDS = 3  # required to claim a difference: with two seeds, the interval is ± 12.7 standard errors
 
 
 @dataclass(frozen=True)
 class GroupPair:
-    """Two groups by position, the better one first; `reasons` says why they cannot be compared, if they cannot.
+    """Positions of two groups, the better one first; `reasons` lists why they cannot be compared.
 
-    `few` lists the numbers that are too low to claim a difference, in which case there is no p-value either.
+    `few` lists the counts that are too low to claim a difference, in which case there is no p-value.
     """
 
     metric: Metric
@@ -29,7 +29,7 @@ class GroupPair:
     p: float | None  # adjusted for the pairs of this metric
     reasons: list[str]
     few: list[str] = field(default_factory=list)
-    images: int | None = None  # that the metric was measured on, if it was
+    images: int | None = None  # the number that the metric was measured on
     warning: str | None = None  # about the number of images
 
     @property
@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """Conclusions on the best group against each other one, by headline metric; significant differences first."""
+        """Conclusions on the best group against each other one, by headline metric, significant differences first."""
         chosen = [pair for pair in self.pairs if pair.metric.headline and self._has_best(pair)]
         significant = [sentence(pair, self.groups) for pair in chosen if not pair.is_insignificant]
         insignificant = groupby((pair for pair in chosen if pair.is_insignificant), lambda pair: pair.metric)
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def coverage(self) -> str:
-        """What the intervals cover; "" if there are none."""
+        """A sentence on what the intervals cover, "" if there are none."""
         return coverage(self.groups)
 
     def warnings(self, metric: str, group: int) -> list[str]:
@@ -81,14 +81,14 @@ class Comparison:
 
 
 def compare(runs: list[Run]) -> Comparison:
-    """Compares runs by groups and pairs of groups. Raises ValueError if no run has anything to compare."""
+    """Compares groups and pairs of groups of runs. Raises ValueError if no run has a metric to compare."""
     comparison = means_of(runs)
     pairs = [pair for metric in comparison.metrics if metric.better for pair in _pairs(metric, comparison.groups)]
     return replace(comparison, pairs=pairs)
 
 
 def means_of(runs: list[Run]) -> Comparison:
-    """Compares runs by groups only, because many groups have very many pairs."""
+    """Compares groups without pairs, whose number grows with the square of the number of groups."""
     groups, differences = group_runs(runs)
     if not groups:
         raise ValueError(
@@ -138,7 +138,7 @@ def _pairs(metric: Metric, groups: list[Group]) -> list[GroupPair]:
 
 
 def _too_few(seeds: int, images: int | None) -> list[str]:
-    """Returns the numbers that are too low to claim a difference, each with the lowest that is enough."""
+    """Returns the counts that are too low to claim a difference, each with the required minimum."""
     few = [f"{seeds} seed{'s' if seeds > 1 else ''} of at least {MIN_SEEDS}"] if seeds < MIN_SEEDS else []
     return few + ([f"{images} images of at least {MIN_IMAGES}"] if images is not None and images < MIN_IMAGES else [])
 

@@ -1,4 +1,4 @@
-"""States what the intervals of a comparison cover: the seeds of training, or the noise of the evaluation."""
+"""Describes which randomness the intervals of a comparison cover: training seeds or evaluation noise."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ BOTH = "± is half the 95 % interval over seeds of training that were evaluated 
 
 
 def coverage(groups: Sequence[Group]) -> str:
-    """Returns a sentence on what the intervals cover; "" if every group has a single run, and so no interval."""
+    """Returns a sentence on what the intervals cover, or "" if no group has several runs and thus an interval."""
     repeated = [group for group in groups if len(group.runs) > 1]
     if not repeated:
         return ""
@@ -26,7 +26,7 @@ def coverage(groups: Sequence[Group]) -> str:
 
 
 def _differ(group: Group, key: str) -> bool:
-    """Returns whether the runs of a group have different values of an entry of their provenance."""
+    """Returns whether the runs of a group differ in an entry of their provenance."""
     values = []
     for run in group.runs:
         value = run.provenance

@@ -8,7 +8,7 @@ from ldm.report.runs import Run
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is named and formatted; `better` is +1 if higher is better, -1 if lower is, 0 if neither."""
+    """Name and format of a metric; `better` is +1 if higher is better, -1 if lower is better, 0 if neither."""
 
     key: str
     title: str
@@ -60,9 +60,9 @@ VALIDATION = {  # by the last part of val/SET/NAME: title, +1 if higher is bette
 
 
 def metrics_of(groups: list[list[Run]]) -> list[Metric]:
-    """Returns the metrics that any run has: known ones in their order, parts of accuracy, validation, then others.
+    """Returns the metrics that any run has: known metrics in their order, parts of accuracy, validation, then others.
 
-    Validation metrics are the headline if no two groups share a headline metric of generated images.
+    Validation metrics are headline metrics if no two groups share a headline metric of generated images.
     """
     names = dict.fromkeys(name for runs in groups for run in runs for name in run.metrics)
     known = [metric for metric in KNOWN if metric.key in names]

@@ -17,12 +17,13 @@ from ldm.sampling.grid import Grid, Point, Solver
 from ldm.sampling.spacing import get_spacing
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-12, 1e6
-MAX_FIRST_ALPHA = 0.01  # at the first time that is sampled, on a schedule that ends in pure noise
+MAX_FIRST_ALPHA = 0.01  # upper bound of alpha at the first sampled time on a schedule that ends in pure noise
 MAX_AMPLIFICATION = 100.0  # of the network's error in the state after the first step
-# The standard deviation of a sampler's output, relative to that of the data. The excess variance, width² - 1 of that of
-# the data, is noise in the images: at the first value it is half of the data's, at the second three times as much.
+# Limits of the standard deviation ("width") of a sampler's output, relative to that of the data. The excess variance,
+# width² - 1 times that of the data, is noise in the images: half the data's variance at the first limit, three times at
+# the second.
 VISIBLE_WIDTH, MAX_WIDTH = 1.25, 2.0
-TRIAL_SAMPLES = 4096  # which determine a standard deviation to 1 %
+TRIAL_SAMPLES = 4096  # determine a standard deviation to 1 %
 MAX_TRIAL_STEPS = 200  # trying a sampler in 200 steps takes 0.1 s; more steps are rarer and safer
 
 

@@ -78,7 +78,7 @@ class Grid:
         if final_sigma == "zero":
             return cls.of(schedule, times)
         first = torch.tensor([schedule.t_min], dtype=torch.float64)
-        slack = 1e-6 * (schedule.t_max - schedule.t_min)  # of the rounding of a spacing that ends at the first time
+        slack = 1e-6 * (schedule.t_max - schedule.t_min)  # rounding error of a spacing that ends at the first time
         times = times[times > first + slack] if len(times) > 1 else times
         return cls.of(schedule, torch.cat((times.double(), first)), clean=False)
 
@@ -102,7 +102,7 @@ def _points(schedule: Schedule, times: Tensor) -> tuple[Point, ...]:
 
 
 class State(NamedTuple):
-    """What a solver yields after each step: x at the next point, and the estimate of x0 that the step used."""
+    """The result of a solver's step: x at the next point, and the estimate of x0 that the step used."""
 
     step: int
     x: Tensor

@@ -38,9 +38,9 @@ from ldm.weights.parts import Frozen
 
 Batch = dict[str, Any]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-PREFIX = "backbone."  # of the network's weights in checkpoints
-TEXT_PREFIX = "trained_text."  # of the text encoder's weights, if it is trained
-OLD_PREFIX = "unet."  # the same in version 0.1
+PREFIX = "backbone."  # prefix of the network's weights in checkpoints
+TEXT_PREFIX = "trained_text."  # prefix of the text encoder's weights, if it is trained
+OLD_PREFIX = "unet."  # prefix of the network's weights in version 0.1
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class DiffusionTraining(LightningModule):
     """Encodes a batch to latents, adds noise, and trains the network on the prediction target.
 
     A batch contains "image" uint8 (b, 3, h, w) or cached "moments" (b, 2z, h, w), with "caption", "id" and "draw",
-    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), a "mask" uint8 (b, 1, h, w) of
-    the loss, and in training "stratum" (b, 2) and the "weight" (b,) of each sample's loss. All randomness is keyed by
+    optionally the captions' "tokens" (b, n) or the text encoder's "states" (b, n, d), a loss "mask" uint8 (b, 1, h, w),
+    and in training "stratum" (b, 2) and the "weight" (b,) of each sample's loss. All randomness is keyed by
     (seed, stream, id, draw). `adapter` is the adapter applied to the network, and `base` describes its starting weights
-    ("weights", "fingerprint"). With a `text_encoder_lr` the text encoder is trained at this learning rate, or those of
-    its weights that an adapter chose before. `compile` is one of COMPILE_MODES; `compute` is the dtype that
+    ("weights", "fingerprint"). With a `text_encoder_lr` the text encoder, or the subset of its weights that an adapter
+    selects, is trained at this learning rate. `compile` is one of COMPILE_MODES; `compute` is the dtype that
     strategy=fsdp casts float32 weights to; `times`, `weighting`, `stratified`, `offset_noise` and `huber` are passed to
     the Objective.
     """
@@ -158,7 +158,7 @@ class DiffusionTraining(LightningModule):
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check_sample(self, sample: dict[str, Any]) -> None:
-        """Raises ValueError for a sample that the network cannot be trained on."""
+        """Raises ValueError if the network cannot be trained on the sample."""
         if self.trains_text and "states" in sample:
             raise ValueError(
                 "the data set contains the text encoder's states, but the text encoder is trained: choose data=small, "
@@ -192,7 +192,7 @@ class DiffusionTraining(LightningModule):
 
     @cached_property
     def unconditional(self) -> Conditioning:
-        """The conditioning of the empty caption, for one sample."""
+        """The conditioning of the empty caption for a single sample."""
         with torch.inference_mode(False), torch.no_grad():  # validation may be the first caller
             return self.text_encoder.encode([""], device=self.device)
 
@@ -238,7 +238,7 @@ class DiffusionTraining(LightningModule):
 
     @contextmanager
     def _adapter_dropout(self, batch: Batch) -> Iterator[None]:
-        """Keys the random numbers of an adapter's dropout, which torch draws from its global state, by the batch."""
+        """Seeds torch's global random state, from which an adapter's dropout samples, with the batch's first sample."""
         if self.adapter is None or not self.adapter.config.get("dropout"):
             yield
             return
@@ -263,7 +263,7 @@ class DiffusionTraining(LightningModule):
 
     @property
     def validation_meaning(self) -> dict[str, Any]:
-        """What validation losses depend on besides the data: the objective, and the scale of the latents."""
+        """The settings besides the data on which validation losses depend: the objective and the latents' scale."""
         fingerprint = self.sources["first_stage"]["fingerprint"]
         path = {"schedule": self.schedule.config, "prediction": self.prediction.name}
         return {**path, **self.objective.about, "first_stage": fingerprint}
@@ -292,7 +292,7 @@ class DiffusionTraining(LightningModule):
         ]
 
     def _facts(self) -> dict[str, str]:
-        """What is known of the training, as kohya's trainer names it."""
+        """Returns training metadata under the names that kohya's trainer uses."""
         group = self.trainer.optimizers[0].param_groups[0]
         rate = {"ss_learning_rate": str(group["initial_lr"]), "ss_optimizer": type(self.trainer.optimizers[0]).__name__}
         return {"ss_steps": str(self.trainer.global_step), "ss_seed": str(self.seed), **rate}
@@ -336,7 +336,7 @@ class DiffusionTraining(LightningModule):
         checkpoint["state_dict"] = {name: own[name] for name in self._frozen()} | saved
 
     def _frozen(self) -> list[str]:
-        """Returns the names in the state dict of frozen weights, and of the text encoder's buffers."""
+        """Returns the state dict names of frozen weights and of the text encoder's buffers."""
         own = [PREFIX + name for name, weight in self.backbone.named_parameters() if not weight.requires_grad]
         text = self.text_encoder.state_dict(prefix=TEXT_PREFIX) if self.trains_text else {}
         return own + [name for name in text if name not in self.trainable_text()]
@@ -359,7 +359,7 @@ def _renamed(name: str) -> str:
 
 
 def _decisive(about: dict[str, Any]) -> dict[str, Any]:
-    """Returns what must not change when a run is resumed: the networks, the adapter, and the prediction."""
+    """Returns the settings that must not change when a run resumes: networks, adapter and prediction."""
     model = about["model"]
     parts = {name: model[name]["fingerprint"] for name in ("first_stage", "text_encoder")}
     diffusion = {name: model[name] for name in ("schedule", "prediction", "time")}

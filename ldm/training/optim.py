@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.execution.fsdp import distribute_state
 
 Curve = Callable[[int, int], float]  # (step, total steps) → factor
-Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of them with settings of their own
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of weights with their own settings
 MakeOptimizer = Callable[[Weights], Optimizer]
 REMEDY = "resume with the checkpoint's optimizer, or start a new run from its weights with training.start"
 

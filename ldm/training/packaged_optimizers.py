@@ -1,4 +1,4 @@
-"""Optimizers of packages that ldm does not require: 8-bit AdamW (bitsandbytes) and Prodigy (prodigyopt)."""
+"""Optimizers from optional packages: 8-bit AdamW (bitsandbytes) and Prodigy (prodigyopt)."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -7,21 +7,21 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-# What Prodigy learns of the step size, which it keeps with the hyperparameters of each parameter group.
+# Prodigy's state of the step size, which it stores among the hyperparameters of each parameter group.
 PRODIGY_STATE = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
 
 
 def adamw_8bit(params: Iterable[nn.Parameter], **settings: Any) -> Optimizer:
-    """AdamW whose moments take 8 bits each, in blocks of 256 with a scale of their own (Dettmers et al. 2022).
+    """Returns AdamW with 8-bit moments, in blocks of 256 that each have a scale (Dettmers et al. 2022).
 
-    The moments of weights with less than 4,096 elements stay in float32.
+    The moments of weights with fewer than 4,096 elements stay in float32.
     """
     module = _module("bitsandbytes.optim", "adamw_8bit", "bitsandbytes", "8bit")
     return _built(module.AdamW8bit, params, settings)
 
 
 def prodigy(params: Iterable[nn.Parameter], **settings: Any) -> Optimizer:
-    """Adam that estimates its own step size (Mishchenko & Defazio 2024), which `lr` multiplies.
+    """Returns Prodigy, an Adam that estimates its step size (Mishchenko & Defazio 2024), which `lr` multiplies.
 
     The optimizer's attribute `learned` lists the values in its parameter groups that are state, not hyperparameters.
     """

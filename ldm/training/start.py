@@ -15,11 +15,11 @@ from ldm.weights.parts import first_stage
 
 
 def start_from(backbone: Backbone, start: str) -> dict[str, str]:
-    """Loads the weights of the model at the path `start`, see `widened`.
+    """Loads the weights of the model at the path `start` into `backbone`, see `widened`.
 
     Returns {"weights": path, "fingerprint": hash}, and "licence" if it is known.
 
-    Raises FileNotFoundError if they do not exist, and ValueError if they do not fit or have another meaning.
+    Raises FileNotFoundError if the file does not exist, and ValueError if its weights do not fit the backbone.
     """
     found = open_contents(start).denoising
     if found.kind != backbone.kind:
@@ -36,7 +36,7 @@ def start_from(backbone: Backbone, start: str) -> dict[str, str]:
 
 
 def check_adaptable(backbone: Backbone, start: str) -> None:
-    """Raises ValueError for an adapter of a network that differs from the file it starts from by its input channels."""
+    """Raises ValueError if the input channels of an adapter's network differ from those of the starting weights."""
     stored = cast(Backbone, open_contents(start).denoising.blueprint)
     if (INPAINTING in backbone.reads) != (INPAINTING in stored.reads):
         raise ValueError(
@@ -46,9 +46,9 @@ def check_adaptable(backbone: Backbone, start: str) -> None:
 
 
 def widened(state: dict[str, Tensor], backbone: Backbone, stored: Backbone) -> dict[str, Tensor]:
-    """Returns the weights of `stored`, with zeros for the input channels of the hint that only `backbone` reads.
+    """Returns the weights of `stored`, with zeros for the hint's input channels that only `backbone` has.
 
-    An inpainting network that starts from them predicts what `stored` predicts, whatever its hint.
+    An inpainting network that starts from them initially ignores the hint and predicts the same as `stored`.
     """
     if INPAINTING not in backbone.reads or INPAINTING in stored.reads:
         return state
@@ -62,8 +62,7 @@ def widened(state: dict[str, Tensor], backbone: Backbone, stored: Backbone) -> d
 
 
 def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:
-    """Raises ValueError if weights of fitting shapes have another meaning, because the stored network has a different
-    number of groups or attention heads."""
+    """Raises ValueError if weights whose shapes fit belong to a network with other numbers of groups or heads."""
     kinds: dict[str, tuple[type[nn.Module], str]] = {
         "groups": (nn.GroupNorm, "num_groups"),
         "heads": (Attention, "heads"),

@@ -10,7 +10,7 @@ from ldm.weights.storage.tensors import Tensors
 Types = dict[str, type | tuple[type, ...]]
 ABOUT: Types = {
     **{"kind": str, "config": dict, "configs": dict, "model": dict, "pixels": dict, "pad": int, "base": dict},
-    "modules": list,  # the layers that an adapter in kohya's layout changes
+    "modules": list,  # layers that an adapter in kohya's layout changes
 }
 BASE: Types = {"weights": str, "fingerprint": str, "network": dict}  # the network that an adapter changes
 FROZEN: Types = {"weights": str, "fingerprint": str}  # a part that is not in the file
@@ -38,7 +38,7 @@ def about_of(tensors: Tensors) -> dict[str, Any]:
 
 
 def _wrong(name: str, values: Any, types: Types, required: bool = True) -> Iterator[str]:
-    """Yields the names of values that have another type, or are missing although `required`."""
+    """Yields the names of values that have the wrong type, or are missing although `required`."""
     members = values if isinstance(values, dict) else {}
     for key, kind in types.items():
         if (required or key in members) and not isinstance(members.get(key), kind):
@@ -64,7 +64,7 @@ def _wrong_inside(about: dict[str, Any]) -> Iterator[str]:
 
 
 def _are_pixels(values: dict[str, Any]) -> bool:
-    """Whether a mean and a standard deviation have a number for each of three channels."""
+    """Returns whether mean and standard deviation each have three numbers, one per channel."""
     stats = [values.get("mean"), values.get("std")]
     return len(values) == 2 and all(
         isinstance(each, list | tuple) and len(each) == 3 and all(isinstance(value, int | float) for value in each)

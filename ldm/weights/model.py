@@ -36,7 +36,7 @@ from ldm.weights.storage.tensors import refuse_mismatch
 from ldm.weights.storage.values import check_finite, in_memory
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
-PARTS = ("first_stage", "text_encoder")  # a file in ldm's own format names them, with their fingerprints
+PARTS = ("first_stage", "text_encoder")  # a file in ldm's own format stores their paths and fingerprints
 
 State = dict[str, Tensor]
 
@@ -94,7 +94,7 @@ def read_model(
 
 
 def model_fingerprint(path: str | Path = DEFAULT) -> str:
-    """Returns the SHA-256 of all that determines a model's samples: weights, architecture, schedule and prediction."""
+    """Returns the SHA-256 of everything that determines samples: weights, architecture, schedule and prediction."""
     contents = open_model(path)
     adapted = ADAPTER in contents.networks
     network, model = open_base(contents).denoising if adapted else contents.denoising, contents.model
@@ -119,7 +119,7 @@ def _identity(contents: Contents) -> list[Any]:
 
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:
-    """Raises ValueError if it is not a complete model or does not say how to sample.
+    """Raises ValueError if the model is incomplete or lacks sampling settings.
 
     A `native` file must also name its frozen parts.
     """
@@ -189,7 +189,7 @@ def text_changes(contents: Contents, tower: TextTower) -> dict[str, Change]:
 
 
 def with_trained(path: str | Path, trained: State) -> State:
-    """Returns the weights of a run's network with `trained` in place of those that it trained, such as an average.
+    """Returns the weights of a run's network with its trained weights replaced by `trained`, such as an average.
 
     For an adapter's run, `trained` holds the adapter's weights, and the result is the full network, merged.
     """
@@ -207,7 +207,7 @@ def names_frozen_parts(model: dict[str, Any]) -> bool:
 
 
 def load_frozen_parts(contents: Contents) -> tuple[Frozen[VAE], Frozen[TextEncoder]]:
-    """Loads the frozen parts of a model: those in its file, or those that it names, which must be unchanged."""
+    """Loads the frozen parts of a model, from its file or from the paths that it names, which must be unchanged."""
     if not names_frozen_parts(contents.model):
         return first_stage_in(contents), text_encoder_in(contents)
     stage_at, text_at = (open_frozen_part(contents, name) for name in PARTS)

@@ -21,7 +21,7 @@ from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors, locate, refuse_mismatch
 from ldm.weights.storage.values import check_finite, in_memory, raw_bytes, write_safetensors
 
-COUNTS = "blocks", "layers", "depth", "middle_depth"  # the settings of networks that count layers
+COUNTS = "blocks", "layers", "depth", "middle_depth"  # settings that count layers
 MAX_LAYERS, MAX_WIDTH = 500, 2**20  # SDXL has 60 layers, counted as below
 INITIALISERS = {function for function in vars(nn.init).values() if isfunction(function)}
 
@@ -86,10 +86,10 @@ def build(about: dict[str, Any], source: object) -> nn.Module:
 
 
 def check_counts(config: object, source: object) -> None:
-    """Raises ValueError for a network of so many layers or so wide that building it would take minutes or memory."""
+    """Raises ValueError if building a network of this depth or width would take minutes or too much memory."""
     values = config if isinstance(config, dict) else {}
     for section in values.values():
-        if isinstance(section, dict):  # of a tower in a CLIP
+        if isinstance(section, dict):  # the config of a tower in a CLIP
             check_counts(section, source)
     lists = {name: value for name, value in values.items() if isinstance(value, list | tuple) and name != "token_ids"}
     numbers = {name: [n for n in lists.get(name, [value]) if isinstance(n, int)] for name, value in values.items()}

@@ -17,7 +17,7 @@ READABLE = (
 )
 
 
-# Errors of code that reads settings of the wrong type or shape, of which not all can be foreseen.
+# Errors that settings of the wrong type or shape may raise where they are read.
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -75,7 +75,7 @@ def _folder(folder: Path, options: ReadOptions, variant: str | None) -> Contents
     ]
     for file, others in ((file, found[index + 1 :]) for index, file in enumerate(found)):
         contents = read_file(file, options)
-        if not (others and contents.model.get("text_encoder", {}).get("trained")):  # which only exported files contain
+        if not (others and contents.model.get("text_encoder", {}).get("trained")):  # only exported files contain it
             return contents
     raise FileNotFoundError(
         f"the folder {folder} contains none of checkpoints/last.ckpt, {', '.join(names)}, model_index.json and "

@@ -14,7 +14,7 @@ from tests.tiny import SAMPLING, save_tiny_model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Returns a folder with two runs, beside which there is another model."""
+    """Returns a folder with two runs, and another model beside the folder."""
     for name in ("models/first", "models/deeper/second", "outside"):
         (tmp_path / name).mkdir(parents=True)
         save_tiny_model(tmp_path / name)
@@ -37,7 +37,7 @@ def test_models_are_found_at_any_depth_and_named_by_path(folder: Path):
 
 def test_incomplete_models_are_skipped_with_a_reason(folder: Path):
     (folder / "broken.safetensors").write_bytes(b"no tensors")
-    save_tiny_model(folder)  # whose text encoder and first stage are not models
+    save_tiny_model(folder)  # its text encoder and first stage are not models
     models, skipped = find_models(str(folder))
     assert sorted(models) == ["deeper/second", "first", DEFAULT, "unet.safetensors"]
     assert len(skipped) == 3

@@ -227,7 +227,7 @@ def test_creating_the_environment_is_announced_and_failures_are_explained(
     assert f"needs its own environment: creating it in {tmp_path}/env" in output.out
     assert f"cannot create the environment {tmp_path}/env: ERROR: No matching distribution found for" in output.err
     assert REQUIREMENT in output.err and output.err.count("\n") == 1 and not (tmp_path / "env" / READY).exists()
-    assert run(source, tmp_path / "out", tmp_path / "env", "--python", str(python)) == 1  # which starts over
+    assert run(source, tmp_path / "out", tmp_path / "env", "--python", str(python)) == 1  # starts over
     assert capsys.readouterr().err == output.err
 
 

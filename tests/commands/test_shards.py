@@ -79,7 +79,7 @@ def test_images_of_the_same_name_get_different_keys(tmp_path: Path) -> None:
     assert {data[k]["caption"] for k in range(3)} == {"a photo of sks dog"}
 
 
-def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_images_are_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "in", {"a.png": image_file(), "a.txt": "x", "b.png": image_file(), "c.mp4": "", "d.json": "{}"})
     write(tmp_path / "in", {"d.png": image_file(), "e.png": b"<html>", "e.txt": "x"})
     assert shards(tmp_path / "in", tmp_path / "out") == 0
@@ -90,7 +90,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path, capsys: pytest.
     assert "wrote 1 images in 1 shards" in printed.out
 
 
-def test_names_that_are_not_utf8_or_span_lines_are_kept_apart(tmp_path: Path) -> None:
+def test_names_with_invalid_utf8_or_line_breaks_get_different_keys(tmp_path: Path) -> None:
     for name in (b"caf\xe9.png", b"a\nb.png"):
         write(tmp_path / "in", {name.decode("utf-8", "surrogateescape"): image_file()})
     assert shards(tmp_path / "in", tmp_path / "out", "--caption", "x") == 0

@@ -19,7 +19,7 @@ def jpeg(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
 
 
 def turned(orientation: int, form: str = "JPEG") -> bytes:
-    """Returns an image of four colours whose EXIF has the orientation."""
+    """Returns an image of four colours with this EXIF orientation."""
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -47,7 +47,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.respond(jpeg(seed=sum(self.path.encode())))
 
     def send_turned(self) -> None:
-        """Sends an image of the form and orientation in its path: /turned/PNG/6."""
+        """Sends an image with the format and orientation in its path: /turned/PNG/6."""
         _, _, form, orientation = self.path.split("/")
         self.respond(turned(int(orientation), form))
 

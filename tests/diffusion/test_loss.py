@@ -68,7 +68,7 @@ def test_a_mask_weights_the_mean_over_pixels():
     np.testing.assert_allclose(masked, expected, rtol=1e-12)
 
 
-def test_a_mask_of_ones_changes_nothing_and_pixels_of_weight_zero_do_not_count():
+def test_a_full_mask_has_no_effect_and_pixels_of_weight_zero_are_ignored():
     error, t = states(8), torch.full((8,), 0.5 * SCHEDULES[0].t_max, dtype=torch.float64)
     outside = torch.zeros(8, 1, *X0.shape[2:], dtype=torch.float64)
     outside[:, :, :1] = 1

@@ -54,7 +54,7 @@ def full_range(schedule):
 
 
 def invertible(name, alpha, sigma):
-    """Where the output determines both x0 and eps: eps does not at alpha = 0, nor x0 at sigma = 0."""
+    """Covers outputs that determine both x0 and eps: eps does not at alpha = 0, nor x0 at sigma = 0."""
     return {"eps": alpha > 0, "x0": sigma > 0}.get(name, alpha >= 0)
 
 

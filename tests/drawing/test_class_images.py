@@ -1,4 +1,4 @@
-"""Class images are sampled once for each model and setting, and continued where sampling was interrupted."""
+"""Class images are sampled once per model and settings, and interrupted sampling resumes."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
 
 
-def test_they_are_what_the_base_model_samples_with_consecutive_seeds(tiny: str, tmp_path: Path) -> None:
+def test_class_images_are_sampled_by_the_base_model_with_consecutive_seeds(tiny: str, tmp_path: Path) -> None:
     folder = sampled(tiny, tmp_path, seed=5)
     expected = Pipeline.load(tiny, "cpu")(["red circle"] * 2, seeds=[5, 6], batch_size=2, size=(16, 16)).images
     for index in range(2):
         assert (pixels(load_image(folder / f"{index:06}.png")).int() - expected[index].int()).abs().max() <= 1
 
 
-def test_a_second_run_samples_none_and_an_interrupted_one_continues_with_the_same(
+def test_class_images_are_sampled_once_and_resumed_after_an_interruption(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = sampled(tiny, tmp_path)

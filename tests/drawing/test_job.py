@@ -88,7 +88,9 @@ def test_several_processes_need_out(
     assert "give out=" in error(capsys, 2, "red", model)
 
 
-def test_files_of_others_are_never_overwritten(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_written_by_other_programs_are_never_overwritten(
+    model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out.mkdir()
     (out / "0001.png").write_bytes(b"mine")
     message = error(capsys, 1, "red", "blue", model, f"out={out}")
@@ -106,7 +108,7 @@ def test_only_gifs_written_by_ldm_are_overwritten(model: str, out: Path, capsys:
     (out / "0001.gif").unlink()
     assert sample.main(argv) == 0
     (out / "0001.png").unlink()
-    assert sample.main(argv) == 0  # which samples both again
+    assert sample.main(argv) == 0  # samples both again
 
 
 @pytest.mark.parametrize("name", ["0000.png", "grid.png"])

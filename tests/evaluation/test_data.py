@@ -10,7 +10,7 @@ from ldm.evaluation.data import split_hash_of
     [("data: {held_out_every: 16}", "crc32"), ("data: {split_hash: mixed}", "mixed"), ("seed: 0", "crc32")],
 )
 @pytest.mark.parametrize("model", ["run", "run/unet.safetensors", "run/checkpoints/last.ckpt"])
-def test_held_out_data_are_those_of_the_run_that_trained_the_model(
+def test_held_out_data_match_the_run_that_trained_the_model(
     model: str, config: str, expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

@@ -222,7 +222,7 @@ def test_rows_are_rejected_by_language_and_caption_patterns(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("chosen", "kept"), [("width", [0, 2]), ("WIDTH", [1, 3])])
 def test_a_column_is_chosen_among_names_that_differ_in_case(chosen: str, kept: list[int], tmp_path: Path) -> None:
-    """DuckDB ignores the case of names, in the first file of a group and in those that it reads with it."""
+    """DuckDB ignores the case of names, both in the first file of a group and in the other files."""
     widths = [{"WIDTH": 5, "width": 640}, {"WIDTH": 640, "width": 5}]
     table = rows(*[width | {"hash": i} for i, width in enumerate(widths)])
     pq.write_table(table, tmp_path / "a.parquet")
@@ -256,7 +256,7 @@ def test_a_column_of_an_unusable_type_is_refused(name: str, values: Any, kind: s
         filtered(tmp_path)
 
 
-def test_a_column_of_an_unusable_type_that_no_rule_needs_is_left_out(tmp_path: Path) -> None:
+def test_an_unneeded_column_of_an_unusable_type_is_skipped(tmp_path: Path) -> None:
     file = dump(tmp_path / "a.parquet", {"hash": [1, 2], "LICENSE": 1.5})
     assert filtered(file).kept[0].keys() & {"hash", "license"} == set()
 

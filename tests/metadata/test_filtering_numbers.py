@@ -115,7 +115,7 @@ def test_nan_is_rejected_even_if_the_footer_implies_that_all_values_pass(tmp_pat
     path = write(tmp_path / "a.parquet", {"WIDTH": pa.float64(), "HEIGHT": pa.float32()}, changes)
     for name in NUMBERS:
         ends = footer(path, name).min, footer(path, name).max
-        assert ends == pytest.approx(sorted((GOOD[name], OTHER[name])))  # which exclude NaN
+        assert ends == pytest.approx(sorted((GOOD[name], OTHER[name])))  # statistics exclude NaN
     result = filtered(path)
     assert result.rejected == {"aesthetic": 1, "similarity": 1, "side": 2, "watermark": 1, "unsafe": 1}
     assert [row["hash"] for row in result.kept] == [0, len(changes) - 1]

@@ -1,4 +1,4 @@
-"""Random files are filtered as by an implementation that reads one row at a time."""
+"""Compares the filter on random files with an implementation that reads one row at a time."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ def test_nan_in_a_footer_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.int16(), pa.decimal128(9, 2)], ids=str)
-def test_the_minimum_is_a_number_whatever_the_type(kind: pa.DataType, tmp_path: Path) -> None:
+def test_the_minimum_is_a_number_for_every_column_type(kind: pa.DataType, tmp_path: Path) -> None:
     table = rows({}, {}, {})
     values = [np.float16(v) if kind == pa.float16() else v for v in (640, 512, 1000)]
     pq.write_table(table.set_column(2, "WIDTH", pa.array(values, kind)), tmp_path / "a.parquet")

@@ -41,7 +41,7 @@ def test_files_and_globs_keep_the_given_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a [v2]", "what?", "5* images", "[]"])
 def test_a_folder_with_a_name_like_a_pattern_is_found(name: str, tmp_path: Path) -> None:
     dump(tmp_path / name / "a.parquet", {})
-    (tmp_path / "a v").mkdir()  # which the pattern "a [v2]" matches
+    (tmp_path / "a v").mkdir()  # matches the pattern "a [v2]"
     assert names(find([str(tmp_path / name)])) == ["a.parquet"]
 
 

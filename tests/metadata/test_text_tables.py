@@ -20,7 +20,7 @@ def opened(path: Path, header: list[str] | None = None) -> tuple[list[Source], l
 
 
 def content(path: Path, header: list[str] | None = None) -> list[dict[str, Any]]:
-    """Returns the rows of a file of which all are readable."""
+    """Returns the rows of a file, all of which must be readable."""
     (source,), damaged = opened(path, header)
     assert not damaged
     return rows_of(source)

@@ -1,4 +1,4 @@
-"""A metric that was measured on few images says so."""
+"""Metrics that were measured on few images have a warning."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_the_warnings_are_stored_beside_the_metrics() -> None:
     assert report(metrics, ABOUT | {"sets": None, "reference": {"count": 100}}, None)["warnings"] == {}
 
 
-def test_no_more_images_than_features_is_the_more_important_warning() -> None:
+def test_the_bias_of_fid_is_the_more_important_warning() -> None:
     assert "90 real and 300 generated images is strongly biased" in str(
         few_samples("fid", ABOUT | {"feature_width": 90})
     )

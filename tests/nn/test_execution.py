@@ -1,4 +1,4 @@
-"""How networks run: without copies between memory formats, without graph breaks, and built on the meta device."""
+"""Networks run without memory format copies and graph breaks, and can be built on the meta device."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tables of the fields of configs, against the libraries that write them."""
+"""Checks the tables of config fields against the libraries that write the configs."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ def known(fields: Fields) -> set[str]:
 
 
 def parameters_of(kind: str) -> set[str]:
-    """Returns the fields of a scheduler in diffusers' source, which needs none of its optional packages."""
+    """Reads the fields of a scheduler from diffusers' source, which works without its optional packages."""
     for file in Path(diffusers.__file__).parent.glob("schedulers/scheduling_*.py"):
         if f"class {kind}(" not in file.read_text():
             continue

@@ -1,4 +1,4 @@
-"""dpmpp_3m_sde against k-diffusion's rule and diffusers' on normal data, whose exact samples have a known deviation."""
+"""Compares dpmpp_3m_sde with k-diffusion's and diffusers' rules on normal data of known standard deviation."""
 
 from itertools import pairwise
 from math import exp, expm1
@@ -17,12 +17,12 @@ from ldm.sampling.spacing import get_spacing
 from tests.parity.trajectories import SD
 
 SCHEDULE = scaled_linear()
-SPREAD = 1.0  # of the data, as of Stable Diffusion's latents
-SHAPE = (1, 1, 128, 128)  # 16,384 numbers, whose deviation is known to 0.6 %
+SPREAD = 1.0  # standard deviation of the data, as of Stable Diffusion's latents
+SHAPE = (1, 1, 128, 128)  # 16,384 numbers, whose standard deviation has an error of 0.6 %
 
 
 def denoised(x: Tensor, sigma: float) -> Tensor:
-    """The exact denoiser in the scaling of k-diffusion, x0 + sigma·eps."""
+    """Returns the exact denoiser's output in the scaling of k-diffusion, x0 + sigma·eps."""
     return x * (SPREAD**2 / (SPREAD**2 + sigma**2))
 
 
@@ -91,24 +91,24 @@ SPACED = [(spacing, steps) for spacing in ("leading", "linspace") for steps in (
 
 
 @pytest.mark.parametrize(("spacing", "steps"), SPACED)
-def test_the_default_rule_is_nearer_to_the_data_than_that_of_k_diffusion(spacing, steps):
+def test_the_default_rule_is_more_accurate_than_that_of_k_diffusion(spacing, steps):
     assert 0 < width_of_ldm(spacing, steps) - 1 < 0.75 * (width_of_k_diffusion(spacing, steps) - 1)
 
 
 @pytest.mark.parametrize(("spacing", "steps"), SPACED)
-def test_the_default_rule_is_nearer_to_the_data_than_that_of_diffusers(spacing, steps, monkeypatch):
-    """On diffusers' grid, whose last call is at index 1000 / (steps + 1), where all rules are nearly exact."""
+def test_the_default_rule_is_more_accurate_than_that_of_diffusers(spacing, steps, monkeypatch):
+    """Uses diffusers' grid, whose last call is at index 1000 / (steps + 1), where all rules are nearly exact."""
     theirs = width_of_diffusers(spacing, steps, monkeypatch)
     assert abs(width_of_ldm(spacing, steps, extra=True) - 1) < 0.75 * abs(theirs - 1)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_one_more_step_never_makes_samples_worse(spacing):
+def test_an_additional_step_never_makes_samples_worse(spacing):
     widths = [width_of_ldm(spacing, steps) for steps in range(11, 24)]
-    assert all(more <= less + 0.02 for less, more in pairwise(widths))  # 0.02 is chance
+    assert all(more <= less + 0.02 for less, more in pairwise(widths))  # 0.02 allows for sampling error
 
 
-def test_other_rules_are_refused_or_warned_about_from_the_width_that_people_see():
+def test_other_rules_are_refused_or_warned_about_when_their_error_is_visible():
     def setup(steps: int, **options: object) -> Setup:
         sampling = {"sampler": "dpmpp_3m_sde", "spacing": "leading", "steps": steps, "sampler_options": options}
         return Setup(SCHEDULE, Prediction("eps"), sampling=sampling)

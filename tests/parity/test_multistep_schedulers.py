@@ -71,7 +71,7 @@ def test_dpmpp_multistep_solvers_match_diffusers(monkeypatch, spacing, steps, se
 
 @every_spacing
 def test_dpmpp_3m_sde_with_the_curvature_of_diffusers_matches_it(monkeypatch, spacing, steps, settings):
-    """ldm lowers the order towards the end of any number of steps, diffusers only of fewer than 15."""
+    """ldm lowers the order in the last steps for any number of steps, diffusers only for fewer than 15."""
     solver = partial(dpmpp_3m_sde, curvature="diffusers", lower_order_final=steps < 15)
     more = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}
     test_dpmpp_multistep_solvers_match_diffusers(monkeypatch, spacing, steps, settings, solver, more)

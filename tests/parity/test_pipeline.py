@@ -1,4 +1,4 @@
-"""Whole pipelines, ours and diffusers', on tiny random networks and the same noise: latents to 60 dB in float32."""
+"""Compares complete pipelines of ldm and diffusers on tiny random networks and equal noise: 60 dB in float32."""
 
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def latents(pipeline: Pipeline, **call: Any) -> Tensor:
-    """What the first stage decodes."""
+    """Returns the latents that the first stage decodes."""
     seen, scale = [], pipeline.first_stage.scale
     hook = pipeline.first_stage.post_quant.register_forward_pre_hook(lambda module, args: seen.append(args[0] * scale))
     pipeline("a red circle", seeds=5, size=(16, 16), guidance=3.0, negative="blue", **call)
@@ -131,7 +131,7 @@ def test_text_to_image_by_the_seed_of_diffusers(folder: Path) -> None:
 
 
 def changing(kind: type, model: Path, monkeypatch: pytest.MonkeyPatch, eps: Tensor) -> Any:
-    """A pipeline of diffusers that draws `eps` as its noise."""
+    """A diffusers pipeline that uses `eps` as its noise."""
     pipe = kind.from_pretrained(model, local_files_only=True)  # type: ignore[attr-defined]
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True, timestep_spacing="leading")
     monkeypatch.setattr(sys.modules[kind.__module__], "randn_tensor", lambda shape, **_: eps.expand(shape))

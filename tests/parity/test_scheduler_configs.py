@@ -1,4 +1,4 @@
-"""Whole trajectories of scheduler_config.json files, as ldm reads them and as diffusers does.
+"""Compares complete trajectories of scheduler_config.json files in ldm and in diffusers.
 
 diffusers' tables and sigmas are float32, with few correct digits at the first indices, which bounds the agreement.
 """
@@ -18,7 +18,7 @@ from ldm.weights.diffusers.scheduler import scheduler_from
 from tests.parity.trajectories import EPS, SD, at_integer_times, fixed_noise, network, noise_queue, ours, theirs
 
 PER_ALPHA = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"
-# As published with Stable Diffusion 1.x: every field that pipelines of that time wrote.
+# As published with Stable Diffusion 1.x, with every field that pipelines wrote at that time.
 SD1 = {"_class_name": "PNDMScheduler", "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
 DPM = "DPMSolverMultistepScheduler"
 SDE = {"_class_name": DPM, "algorithm_type": "sde-dpmsolver++"}
@@ -66,7 +66,7 @@ def test_a_scheduler_config_is_sampled_as_diffusers_does(config: dict[str, Any],
     table = from_config(schedule)
     times = get_spacing(sampling["spacing"], sampling.get("spacing_options"))(table, steps)
     grid = Grid.to_final(table, times, sampling.get("final_sigma", "zero"))
-    # the pipelines of Stable Diffusion set these two, whatever the file says
+    # the Stable Diffusion pipelines always set these two, regardless of the file
     reference = getattr(diffusers, config["_class_name"]).from_config(config, steps_offset=1, clip_sample=False)
     module = __import__(type(reference).__module__, fromlist=["randn_tensor"])
     if hasattr(module, "randn_tensor"):
@@ -88,6 +88,6 @@ def test_a_scheduler_config_is_sampled_as_diffusers_does(config: dict[str, Any],
     expected = theirs(reference, EPS * (first.ratio if scaled else first.sigma))[-1]
     if scaled:
         mine = mine / grid.points[-1].alpha
-    repeated = bool(reference.timesteps[-1] == 0) and sampling.get("final_sigma") == "min"  # a step of no length
+    repeated = bool(reference.timesteps[-1] == 0) and sampling.get("final_sigma") == "min"  # a step of length zero
     assert calls == len(reference.timesteps) - repeated
     torch.testing.assert_close(mine, expected, rtol=0, atol=3e-4 * float(expected.abs().max()))

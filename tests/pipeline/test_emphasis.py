@@ -9,11 +9,11 @@ from ldm.pipeline.emphasis import chunk_count, encode_emphasis
 from ldm.pipeline.pipeline import Pipeline
 from tests.tiny import tiny_text_encoder, tiny_text_tower
 
-LONG = "red blue white square circle on background a " * 3  # 24 tokens, where a chunk has room for 14
+LONG = "red blue white square circle on background a " * 3  # 24 tokens; a chunk has room for 14
 SYNTAX: dict[str, Any] = {"prompt_syntax": "a1111"}
 
 
-def test_a_prompt_without_brackets_is_encoded_as_a_plain_one_to_the_bit() -> None:
+def test_a_prompt_without_brackets_is_encoded_bit_for_bit_like_a_plain_one() -> None:
     encoder, prompts = tiny_text_encoder(), ["a red circle", "blue square"]
     assert torch.equal(encode_emphasis(encoder, prompts, 1).get("text"), encoder.encode(prompts).get("text"))
     assert torch.equal(encode_emphasis(encoder, [LONG], 2).get("text"), encoder.encode([LONG], 2).get("text"))
@@ -51,7 +51,7 @@ def test_shorter_prompts_are_padded_with_empty_chunks() -> None:
     torch.testing.assert_close(text, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_call_has_room_for_its_longest_prompt_and_records_it(pipeline: Pipeline) -> None:
+def test_a_call_uses_and_records_the_chunks_of_its_longest_prompt(pipeline: Pipeline) -> None:
     result = pipeline([LONG, "red"], **SYNTAX)
     assert [(one["chunks"], one["prompt_syntax"]) for one in result.settings] == [(2, "a1111")] * 2
     again = pipeline("red", seeds=1, **SYNTAX | {"chunks": result.settings[1]["chunks"]})

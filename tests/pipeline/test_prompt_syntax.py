@@ -8,7 +8,7 @@ def spans(prompt: str) -> list[tuple[str, float]]:
     return [(span.text, span.weight) for span in section]
 
 
-# The rules as the web UI documents them, and the examples in its own parser's documentation.
+# The rules in the web UI's documentation, and the examples in that of its parser.
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
@@ -88,7 +88,7 @@ def test_tokens_carry_the_weight_of_their_span() -> None:
     assert chunks_of(parse("a(b:2)"), characters, comma=0, room=75) == [[(ord("a"), 1.0), (ord("b"), 2.0)]]
 
 
-def test_tags_are_taken_out_of_the_prompt() -> None:
+def test_tags_are_removed_from_the_prompt() -> None:
     assert without_tags("a cat<lora:ink:0.8>, <lora:v2.1 x>") == ("a cat, ", [Tag("ink", 0.8), Tag("v2.1 x", 1.0)])
     assert without_tags("1 < 2 > 0") == ("1 < 2 > 0", [])
 

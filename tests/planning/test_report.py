@@ -214,7 +214,7 @@ def test_an_adapter_is_planned_with_its_trainable_weights():
 
 
 def test_a_lora_on_checkpointed_blocks_is_planned():
-    """Of which some, without attention, train nothing and pass gradients on."""
+    """Blocks without attention train nothing but propagate gradients."""
     setting = config({**UNET, "checkpointing": True}, devices=1)
     lora = setting | {"adapter": {"_target_": "ldm.adapters.lora.LoRA", "rank": 2}}
     assert rows(lora)["gradients"] < rows(setting)["gradients"]

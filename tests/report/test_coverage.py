@@ -1,4 +1,4 @@
-"""The report says which seeds its intervals cover."""
+"""The report states which seeds its intervals cover."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs `python train.py` in a process of its own."""
+"""Runs `python train.py` in a separate process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Training on several processes."""
+"""Tests training on several processes."""
 
 from pathlib import Path
 

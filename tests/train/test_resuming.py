@@ -1,4 +1,4 @@
-"""Resuming a run in this process."""
+"""Tests that resume a run in this process."""
 
 import shutil
 from pathlib import Path

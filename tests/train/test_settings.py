@@ -1,4 +1,4 @@
-"""Settings that are refused, and those that reach Lightning."""
+"""Invalid settings are refused, and valid ones reach Lightning."""
 
 import re
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_trainer_settings_reach_lightning(here: Any, tmp_path: Path) -> None
 
 
 class Spy(Callback):
-    """Stores the Trainer of the last run in this process, and whether it validated in inference mode."""
+    """Records the Trainer of the last run in this process, and whether it validated in inference mode."""
 
     trainer: Any = None
     inference: Any = None

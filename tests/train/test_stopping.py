@@ -1,4 +1,4 @@
-"""A run that Ctrl-C stops, the same run resumed, and an uninterrupted one."""
+"""Compares a run that is stopped by Ctrl-C and resumed with an uninterrupted run."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Optimizers of other packages: refused without their package, and resumed bit for bit with it."""
+"""Optimizers from optional packages are refused without the package and resume bit for bit with it."""
 
 import sys
 from functools import partial
@@ -20,7 +20,7 @@ MAKE = {"adamw_8bit": (adamw_8bit, "bitsandbytes"), "prodigy": (prodigy, "prodig
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_it_is_refused_in_a_sentence_without_its_package(
+def test_an_optimizer_without_its_package_is_refused_in_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = MAKE[name][1]
@@ -50,7 +50,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_the_plan_counts_the_state_that_it_keeps(name: str) -> None:
+def test_the_plan_counts_the_optimizer_state(name: str) -> None:
     make, package = MAKE[name]
     pytest.importorskip(package)
     weights = [nn.Parameter(torch.randn(shape)) for shape in ((64, 100), (10,))]
@@ -63,7 +63,7 @@ def test_the_plan_counts_the_state_that_it_keeps(name: str) -> None:
     assert optimizer_state({"_target_": f"ldm.training.packaged_optimizers.{name}"}, weights) == held
 
 
-def test_prodigy_refuses_a_rate_of_its_own_for_the_text_encoder() -> None:
+def test_prodigy_refuses_a_separate_learning_rate_for_the_text_encoder() -> None:
     pytest.importorskip("prodigyopt")
     groups: Any = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in (1.0, 0.5)]
     with pytest.raises(ValueError, match="optimizer=prodigy has one step size for all weights"):

@@ -64,7 +64,7 @@ def test_decoder_only_requires_start_weights() -> None:
         first_stage_from(tiny_vae(), None, decoder_only=True)
 
 
-def test_an_inpainting_network_starts_as_the_network_without_masks_whatever_its_hint(tmp_path: Path) -> None:
+def test_an_inpainting_network_initially_predicts_like_the_network_without_masks(tmp_path: Path) -> None:
     inpainting, plain = tiny_inpainting_unet(), tiny_unet()
     start_from(inpainting, str(save_tiny_model(tmp_path)))
     x, time, text = torch.randn(2, 4, 8, 8), torch.rand(2), torch.randn(2, 5, 16)

@@ -45,7 +45,7 @@ SD2 = {
         "skip": 1,
     },
 }
-ODD: dict[str, dict[str, Any]] = {  # differs from Stable Diffusion in every setting
+ODD: dict[str, dict[str, Any]] = {  # every setting differs from Stable Diffusion
     "unet": {
         "width": 8,
         "multipliers": (1, 2, 3),

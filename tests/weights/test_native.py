@@ -112,6 +112,6 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     "config", [{"blocks": 10**9}, {"multipliers": [1] * 10**5}, {"width": 2**40}, {"depth": [999] * 99}]
 )
-def test_a_network_too_large_to_build_is_refused_at_once(config: dict[str, Any]):
+def test_a_network_too_large_to_build_is_refused_immediately(config: dict[str, Any]):
     with pytest.raises(ValueError, match="which no model has"):
         build({"kind": "unet", "config": config}, "m.safetensors")

@@ -25,13 +25,13 @@ from ldm.metadata.rules import Thresholds, rules
 from ldm.metadata.tables import find, open_sources
 
 SUFFIXES = (*[".parquet"] * 7, ".csv", ".tsv", ".jsonl")
-FOLDERS = ("a [v2]", "WIDTH=5", "aesthetic=5", "what?", "an apostrophe's")  # names that mean more to some readers
+FOLDERS = ("a [v2]", "WIDTH=5", "aesthetic=5", "what?", "an apostrophe's")  # names that some readers interpret
 RECIPE = Thresholds(6.5, 0.28, 512, 0.5, 2.0, 0.5, "UNLIKELY", 0.5, None, 20, 300, None, None, True)
 
 
 @dataclass
 class Trial:
-    """The random files of a seed and how to filter them."""
+    """The random files of a seed, and the arguments to filter them."""
 
     cuts: Thresholds
     has_nsfw: bool
@@ -62,7 +62,7 @@ def prepare(rng: random.Random, folder: Path) -> Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The number of rows that were filtered, what is wrong, and whether the files were refused with a message."""
+    """The number of filtered rows, the discrepancy if any, and whether the files were refused with a message."""
 
     rows: int
     wrong: str | None
@@ -77,7 +77,7 @@ def trial(seed: int, folder: Path) -> Outcome:
 
 
 def corrupt_trial(seed: int, folder: Path) -> Outcome:
-    """Filters the files of a seed after changing bytes, and checks that every row is accounted for."""
+    """Filters the files of a seed after changing bytes, and checks that the counts cover every row."""
     rng = random.Random(seed)
     given = prepare(rng, folder)
     for path in given.paths:
@@ -93,7 +93,7 @@ def corrupt_trial(seed: int, folder: Path) -> Outcome:
 
 
 def corrupted(rng: random.Random, data: bytes) -> bytes:
-    """Returns the bytes cut, zeroed in part, or changed anywhere or at the end, where parquet has its footer."""
+    """Returns the bytes truncated, partly zeroed, or changed anywhere or at the end, where parquet has its footer."""
     if not data or (kind := rng.random()) < 0.2:
         return data[: rng.randrange(len(data) + 1)]
     changed = bytearray(data)
@@ -107,7 +107,7 @@ def corrupted(rng: random.Random, data: bytes) -> bytes:
 
 
 def _thresholds(rng: random.Random) -> Thresholds:
-    """Returns the recipe with some rules off."""
+    """Returns a random recipe, in which some rules are disabled."""
     off = [name for name in ("min_aesthetic", "min_similarity", "min_side", "min_aspect", "max_aspect", "max_watermark",
                              "nsfw", "min_caption", "max_caption") if rng.random() < 0.15]  # fmt: skip
     language = rng.choice([None, "en"])
@@ -115,7 +115,7 @@ def _thresholds(rng: random.Random) -> Thresholds:
 
 
 def _filtered(given: Trial, folder: Path) -> tuple[list[int], Filter]:
-    """Returns the hashes of the kept rows, which are their positions."""
+    """Returns the hashes of the kept rows, which equal their positions."""
     work_folder = folder / "work"
     work_folder.mkdir()
     cuts = given.cuts
@@ -139,7 +139,7 @@ def _filtered(given: Trial, folder: Path) -> tuple[list[int], Filter]:
 
 
 def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None:
-    """Returns what differs, None if nothing does."""
+    """Returns a description of the difference, or None if there is none."""
     tally = work.tally
     if work.damaged:
         return f"unreadable: {work.damaged[0]}"
@@ -157,7 +157,7 @@ def _difference(expected: Expected, kept: list[int], work: Filter) -> str | None
 
 
 def run(seeds: range, seconds: float, corrupt: bool) -> dict[str, Any]:
-    """Runs the trials of the seeds until the time is over; returns counts and the seeds that differ."""
+    """Runs trials of consecutive seeds until the time is over; returns the counts and the seeds with a difference."""
     start, counts, wrong = time.monotonic(), Counter[str](), {}
     for seed in seeds:
         if time.monotonic() - start > seconds:
@@ -165,7 +165,7 @@ def run(seeds: range, seconds: float, corrupt: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="ldm.") as folder:
             try:
                 outcome = (corrupt_trial if corrupt else trial)(seed, Path(folder))
-            except Exception as error:  # whatever it is, the row-by-row implementation did not raise it
+            except Exception as error:  # any error counts, because the row-by-row implementation raised none
                 outcome = Outcome(0, f"{type(error).__name__}: {' '.join(str(error).split())}")
         counts.update(trials=1, rows=outcome.rows, refused=outcome.refused)
         if outcome.wrong:

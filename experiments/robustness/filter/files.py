@@ -1,4 +1,4 @@
-"""Writes random parquet metadata in many types, encodings and layouts, and returns the values that it holds."""
+"""Writes random metadata files in many types, encodings and layouts, and returns their values."""
 
 import math
 import random
@@ -108,7 +108,7 @@ LANGUAGES = (b"en", b"EN ", b" en", b"fr", b"", b"\xe9n", b"en-us")
 SPECIAL_TEXTS = {"url": URLS, "caption": CAPTIONS, "nsfw": LABELS, "language": LANGUAGES}
 INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 FLOATS = (pa.float16(), pa.float32(), pa.float64())
-# pyarrow below 21 cannot write the types of views.
+# pyarrow below 21 cannot write view types.
 VIEWS = (pa.string_view(), pa.binary_view()) if int(pa.__version__.split(".")[0]) >= 21 else ()
 STRINGS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), *VIEWS)
 DECIMALS = (pa.decimal128(9, 4), pa.decimal128(18, 6), pa.decimal128(38, 10))
@@ -117,10 +117,10 @@ DECIMALS = (pa.decimal128(9, 4), pa.decimal128(18, 6), pa.decimal128(38, 10))
 def write(
     rng: random.Random, path: Path, rows: int, names: dict[str, str], first: int, twins: bool
 ) -> list[dict[str, Any]]:
-    """Writes a file of the kind that the suffix says; returns its rows by standard names.
+    """Writes a file in the format of the path's suffix; returns its rows as dicts of standard names.
 
     The hash of a row is its position, counted from `first`. With `twins`, a parquet file also has columns whose names
-    differ in case only.
+    differ only in case.
     """
     trouble = rng.choice([0.0, 0.02, 0.3])
     columns: dict[str, list[Any]] = {}
@@ -142,7 +142,7 @@ def write(
 
 
 def _spelled(value: Any, suffix: str) -> bytes | None:
-    """Returns the value as text that the kind of file can hold."""
+    """Returns the value as text that the file format can represent."""
     if value is None:
         return None
     text = value if isinstance(value, bytes) else repr(value).encode()
@@ -190,7 +190,7 @@ def _text(rng: random.Random, name: str, kind: pa.DataType, trouble: float) -> b
 
 
 def _number(rng: random.Random, name: str, kind: pa.DataType, trouble: float) -> Any:
-    """Returns a number, or its spelling, that a column of this type can hold exactly."""
+    """Returns a number, or its text, that a column of this type represents exactly."""
     special = rng.random() < trouble
     value = rng.choice(SPECIAL) if special else rng.uniform(*RANGES[name])
     if kind in STRINGS:
@@ -229,7 +229,7 @@ def _array(rng: random.Random, values: list[Any], kind: pa.DataType) -> pa.Array
 
 
 def _layout(rng: random.Random, table: pa.Table, rows: int) -> dict[str, Any]:
-    """Returns options of the writer: encodings, compression, pages and statistics."""
+    """Returns random options of the parquet writer: encodings, compression, pages and statistics."""
     layout: dict[str, Any] = {
         "row_group_size": rng.choice([max(1, rows // 7), rows or 1, rows or 1]),
         "compression": rng.choice(["none", "snappy", "gzip", "zstd", "brotli", "lz4"]),

@@ -1,6 +1,6 @@
-"""Filters rows in plain Python, one at a time: what `ldm filter` must do, written without a database or Arrow.
+"""Filters rows in plain Python, one at a time, as a reference for `ldm filter` without a database or Arrow.
 
-A value is what a reader of the file sees: None, a number, or bytes for text.
+Values are None, numbers, or bytes for text.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from ldm.metadata.rules import Thresholds
 
 SIDES = ("width", "height")
-Row = Mapping[str, Any]  # a value for each standard column that the file has
+Row = Mapping[str, Any]  # maps the standard columns of the file to values
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Expected:
 
 
 def expect(rows: Sequence[Row], cuts: Thresholds, has_nsfw: bool) -> Expected:
-    """Returns what the filter must do with the rows."""
+    """Returns the result that the filter must have for the rows."""
     found, urls, normalised = Expected(), set(), set()
     for i, row in enumerate(rows):
         for name in _numeric(cuts, has_nsfw):
@@ -50,7 +50,7 @@ def expect(rows: Sequence[Row], cuts: Thresholds, has_nsfw: bool) -> Expected:
 
 
 def number(name: str, value: Any) -> float | None:
-    """Returns the value as pixels within 32 bits or as a finite float32 score, else None."""
+    """Returns the value as a 32-bit pixel count or a finite float32 score, or None if it is neither."""
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -69,7 +69,7 @@ def number(name: str, value: Any) -> float | None:
 
 
 def text(value: Any) -> str | None:
-    """Returns the value as text, None for bytes that are not UTF-8."""
+    """Returns the value as text, or None if its bytes are not UTF-8."""
     if value is None:
         return None
     if not isinstance(value, bytes):
@@ -93,7 +93,7 @@ def _numeric(cuts: Thresholds, has_nsfw: bool) -> list[str]:
 
 
 def _reason(row: Row, cuts: Thresholds, has_nsfw: bool) -> str | None:
-    """Returns the first rule that rejects the row, None if it passes."""
+    """Returns the first rule that rejects the row, or None if it passes."""
     tests: dict[str, Callable[[], Any]] = {
         "aesthetic": lambda: _least(row, "aesthetic", cuts.min_aesthetic),
         "similarity": lambda: _least(row, "similarity", cuts.min_similarity),

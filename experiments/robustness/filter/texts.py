@@ -1,15 +1,15 @@
-"""Writes csv, tsv and jsonl files byte by byte, so that any bytes can be in them."""
+"""Writes csv, tsv and jsonl files as bytes, so that they can contain invalid text."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-NULLS = (b"", b"NULL", b"null", b"None", rb"\N")  # which mean a missing value in a csv or tsv
+NULLS = (b"", b"NULL", b"null", b"None", rb"\N")  # represent a missing value in a csv or tsv
 Columns = Mapping[str, Sequence[bytes | None]]
 
 
 def write(path: Path, columns: Columns) -> None:
-    """Writes the columns as the suffix says: .csv, .tsv or .jsonl."""
+    """Writes the columns in the format of the path's suffix: .csv, .tsv or .jsonl."""
     rows = zip(*columns.values(), strict=True)
     if path.suffix == ".jsonl":
         lines = [_object(dict(zip(columns, row, strict=True))) for row in rows]

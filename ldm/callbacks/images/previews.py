@@ -12,8 +12,8 @@ from ldm.callbacks.images.sampling import image_sampler
 from ldm.callbacks.steps import stepped
 from ldm.image import grid, pixels, save_png, to_pil
 
-COUNT = 4  # prompts that are taken from the validation set
-SEARCHED = 64  # samples among which they are chosen
+COUNT = 4  # number of prompts taken from the validation set
+SEARCHED = 64  # number of samples among which they are chosen
 
 
 class Previews(Callback):

@@ -23,7 +23,7 @@ SampleImages = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → 
 
 
 class SampledModule(Protocol):
-    """What a LightningModule needs for sampling with it; `sampling` holds its Settings except the size."""
+    """The attributes that sampling needs from a LightningModule; `sampling` holds its Settings except the size."""
 
     backbone: Backbone
     schedule: Schedule

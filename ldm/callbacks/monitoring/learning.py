@@ -1,4 +1,4 @@
-"""Ends a run in which a part that is meant to be trained does not change."""
+"""Ends a run if a part that should be trained does not change."""
 
 from collections.abc import Iterator
 from typing import Any

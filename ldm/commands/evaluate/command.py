@@ -130,7 +130,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     files = [args.out, args.out.with_suffix(".png"), args.out.with_suffix(".md")]
     if args.reference and args.reference.resolve() in [file.resolve() for file in files]:
         raise UsageError(f"--reference {args.reference} is a file that --out {args.out} writes; give another")
-    if not args.out.exists():  # which is written before the others
+    if not args.out.exists():  # it is written before the others
         grid = [path for path in files[1:2] if path.exists()]
         refuse(grid + beside(args.out), "ldm evaluate", "move it away, or give another --out")
 
@@ -235,7 +235,7 @@ def cells_of(
 
 
 def is_done(out: Path, cells: list[Cell]) -> bool:
-    """Whether `out` holds these evaluations. Raises ValueError if it holds anything else."""
+    """Returns whether `out` contains these evaluations. Raises ValueError if it contains anything else."""
     if not out.exists():
         return False
     try:

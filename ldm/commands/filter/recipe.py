@@ -28,7 +28,7 @@ OPTIONAL = ("columns", "header", "known_by")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a preset, or a file like it, says about metadata."""
+    """The rules and column names of a preset, or of a file in the same format."""
 
     thresholds: Thresholds
     columns: dict[str, str]
@@ -44,7 +44,7 @@ def path_of(preset: str) -> Path:
 
 
 def recognised(found: Collection[str]) -> str | None:
-    """Returns the preset of the data set whose files have these columns, the one with most of them."""
+    """Returns the preset that recognises these columns, the one with the most columns."""
     known = {preset: _mapping(path_of(preset)).get("known_by", ()) for preset in presets()}
     matches = [preset for preset, columns in known.items() if columns and {*columns} <= {*found}]
     return max(matches, key=lambda preset: len(known[preset]), default=None)

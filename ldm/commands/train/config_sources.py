@@ -1,4 +1,4 @@
-"""Asks Hydra for the config groups and options that a command line can choose, from all folders that it names."""
+"""Lists the config groups and options that a command line can choose, from all folders in Hydra's search path."""
 
 import argparse
 import warnings

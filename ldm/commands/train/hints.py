@@ -1,9 +1,9 @@
-"""Explains settings that train.py does not have, or not in the form that was given, by naming what to set instead."""
+"""Suggests what to set in place of settings that train.py lacks or expects in another form."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# The setting that holds the number which is often given for a group.
+# Settings for numbers that are often given for a group instead.
 NUMBERS = {"lr": "optimizer.lr", "optimizer": "optimizer.lr", "ema": "ema.decay", "guidance": "guidance.scale"}
 SIZE = "the size of images is training.size=[HEIGHT,WIDTH]; model.width is the network's width"
 # Names of other commands or programs → what to do instead.
@@ -20,7 +20,7 @@ ELSEWHERE = {
     "n": "set evaluation.prompts, the number of images that are sampled at the end",
 }
 EVALUATION = "a run without evaluation has metrics=none, or evaluation.prompts=0, which keeps the settings"
-NUMERIC = ("seed", "data", "lr", "model")  # whose numbers have no meaning for null
+NUMERIC = ("seed", "data", "lr", "model")  # null is not valid for these
 OPTIONAL = ("data.global_batch", "data.limit")
 
 

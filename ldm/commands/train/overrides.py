@@ -18,7 +18,7 @@ from ldm.commands.train.messages import first_line
 from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
-OPEN = ("sampler.options.", "sampler.spacing_options.")  # their keys are function arguments that no config lists
+OPEN = ("sampler.options.", "sampler.spacing_options.")  # keys below these are function arguments that no config lists
 UNTRAINED = "untrained"  # in place of a path to frozen weights; only then `config` is used (see ldm.weights.parts)
 # Settings that would be ignored in a sweep → what to set instead.
 SET_BY_SWEEPS = {
@@ -86,7 +86,7 @@ def _check_names(overrides: list[Override], sources: ConfigSources) -> None:
 
 
 def _options_of(name: str, sources: ConfigSources) -> list[str]:
-    """Returns the options of a group of ours or of the user's; none for a key, and for Hydra's own groups."""
+    """Returns the options of a group of ldm or the user; empty for a key and for Hydra's own groups."""
     return [] if "." in name or name.split("/")[0] == "hydra" else sources.options(name)
 
 

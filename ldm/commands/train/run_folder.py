@@ -48,7 +48,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path) -> str | None:
 
 
 def keep_earlier_settings(config: DictConfig, checkpoint: str) -> None:
-    """Sets what an earlier version of ldm did differently, for a run that it started, to what that version did."""
+    """Restores the behaviour of the ldm version that started a run, where the current version differs."""
     from ldm.callbacks.checkpointing.checkpoint_file import read_settings
     from ldm.callbacks.checkpointing.settings_check import BEFORE
 

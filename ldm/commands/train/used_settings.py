@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What train.py reads or builds; other settings matter only if one of these refers to them.
+# Settings that train.py reads or builds; others matter only if one of these refers to them.
 ROOTS = (
     *("accept_changes", "name", "plan", "resume", "run_dir", "seed"),
     *("callbacks", "data.module", "ema", "evaluation", "logger", "precision", "trainer", "training"),

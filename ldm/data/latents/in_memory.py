@@ -20,13 +20,13 @@ class InMemory(Dataset[Sample]):
     """The first `count` samples of `dataset` (None: all), with "moments" in place of "image".
 
     `encode` maps uint8 images (b, 3, h, w) to moments (b, 2z, h / f, w / f); without it, samples keep their images.
-    `encode_captions` maps captions to text states (b, n, d), which samples then have as "states". If random crops,
-    flips or captions differ from draw to draw, the first `draws` of them are kept and repeat in this order. Images may
-    have several sizes, see `buckets`.
+    `encode_captions` maps captions to text states (b, n, d), which are stored in samples as "states". If random crops,
+    flips or captions differ between draws, the first `draws` are kept and repeat in this order. Images may have several
+    sizes, see `buckets`.
 
-    A data set with an identity is encoded when `load` is called or a sample is read, so that a run can be refused
-    before; other data sets are encoded at once. `store` is the folder that keeps the encoded data set for later runs if
-    `dataset` and `encode` have an identity; "auto" is `ldm.files.cache_home`, None keeps nothing.
+    A data set with an identity is encoded when `load` is called or a sample is read, so that invalid runs are refused
+    before the encoding; others are encoded immediately. If `dataset` and `encode` have an identity, the encoded data
+    set is kept for later runs in the folder `store`; "auto" is `ldm.files.cache_home`, None keeps nothing.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class InMemory(Dataset[Sample]):
         return np.asarray(self.dataset.buckets)[: self.count]  # type: ignore[attr-defined]
 
     def _read(self) -> bool:
-        """Reads all samples from the store, and returns whether they were there."""
+        """Reads all samples from the store, and returns whether they were stored."""
         stored = None if self.store is None else self.store.read()
         if stored is None:
             return False
@@ -106,7 +106,7 @@ class InMemory(Dataset[Sample]):
         return place if self.draws == 1 else divmod(place, self.count)
 
     def _add_states(self, samples: list[Sample], encode_captions: EncodeCaptions) -> None:
-        """Encodes each different caption once; samples of the same caption share its states."""
+        """Encodes each distinct caption once; samples with the same caption share its states."""
         new = [caption for caption in dict.fromkeys(s["caption"] for s in samples) if caption not in self.states]
         if new:
             self.states |= zip(new, encode_captions(new), strict=True)

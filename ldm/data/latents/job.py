@@ -1,4 +1,4 @@
-"""Describes the encoding of shards into a cache, and finds the shards that are still to be encoded.
+"""Plans the encoding of shards into a cache, and finds the shards that are not encoded yet.
 
 An encoded shard whose bytes do not match their checksum is encoded again.
 """
@@ -19,16 +19,16 @@ from ldm.data.sources.storage import File
 from ldm.ownership import refuse
 from ldm.progress import Progress
 
-ENTRY = ("name", "source", "samples", "quarantined", "sha256", "size")  # of a shard, in the manifest
+ENTRY = ("name", "source", "samples", "quarantined", "sha256", "size")  # fields of a shard in the manifest
 
 
 @dataclass(frozen=True)
 class EncodingJob:
     """The encoding of this rank's `shards`, a part of the `files` of all ranks, into `out`.
 
-    `settings` determine the latents and are stored in the manifest. Each shard gives one file per bucket, which may be
-    empty. Raises ValueError if two files have the same name or if `out` holds a cache of other settings or files, and
-    FileExistsError if an output would replace a file that is not part of a cache.
+    `settings` determine the latents and are stored in the manifest. Each shard produces one file per bucket, which may
+    be empty. Raises ValueError if two files have the same name or if `out` contains a cache of other settings or files,
+    and FileExistsError if an output would replace a file that is not part of a cache.
     """
 
     files: Sequence[File]
@@ -51,7 +51,7 @@ class EncodingJob:
         refuse(self._foreign(), "ldm encode", "move it away, or give another --out")
 
     def _foreign(self) -> list[Path]:
-        """Returns the existing files in place of this rank's outputs that ldm encode did not write."""
+        """Returns the existing files at the paths of this rank's outputs that `ldm encode` did not write."""
         listed = _manifest_entries(self.out).keys()
         targets = [path for file in self.shards.files for path in self.targets(file).values()]
         found = [path for path in targets if path.exists() and path.stem not in listed and not is_latents(path)]
@@ -63,18 +63,18 @@ class EncodingJob:
         return found + ([hashes] if hashes.exists() and not is_cache else [])
 
     def quarantine(self, file: File) -> Path:
-        """Returns the path of the list of a tar's unusable samples."""
+        """Returns the path of the list of unusable samples in a tar."""
         return self.out / f"{file.stem}.quarantine.jsonl"
 
     def targets(self, file: File) -> dict[Size, Path]:
-        """Returns the file of latents of a tar for each image size."""
+        """Returns the path of a tar's latents for each image size."""
         framing = self.shards.framing
         if not framing.buckets:
             return {(framing.size, framing.size): self.out / f"{file.stem}.safetensors"}
         return {(h, w): self.out / f"{file.stem}.{h}x{w}.safetensors" for h, w in framing.buckets}
 
     def source(self, shard: int) -> dict[str, Any]:
-        """Returns what identifies the encoded tar: name, size and a digest of its samples' keys and byte ranges."""
+        """Returns the identity of a tar: name, size and a digest of its samples' keys and byte ranges."""
         index, rows = self.shards.index, self.shards.rows(shard)
         in_shard = slice(rows.start, rows.stop)
         digest = hashlib.sha256(index.hashes[in_shard].tobytes() + index.spans[in_shard].tobytes()).hexdigest()
@@ -123,7 +123,7 @@ class EncodingJob:
         for path, record in zip(paths, records, strict=True):
             entry = entries.get(path.stem, {})
             if entry.get("source") == source and not entry.items() <= _entry(path.stem, record).items():
-                return "damaged"  # in its header, which the checksum does not cover
+                return "damaged"  # the header is damaged, which the checksum does not cover
         listed = _line_count(self.quarantine(file))
         if listed is not None and listed != sum(record["quarantined"] for record in records):
             return "damaged"
@@ -132,14 +132,14 @@ class EncodingJob:
 
 @dataclass(frozen=True)
 class Pending:
-    """The positions of the shards to encode, and of those among them whose files are damaged."""
+    """The positions of the shards to encode, and the subset whose files are damaged."""
 
     shards: list[int]
     damaged: list[int]
 
 
 def _entry(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a manifest and a record say about a shard, except for the version of ldm."""
+    """Returns a shard's entry of the manifest, without the version of ldm."""
     return {"name": name, **record, "settings": {**record["settings"], "version": None}}
 
 

@@ -1,4 +1,4 @@
-"""Recognises the files that `ldm encode` writes, also if they are damaged, so that it replaces no others."""
+"""Recognises files written by `ldm encode`, even if damaged, so that it never replaces other files."""
 
 import json
 from pathlib import Path

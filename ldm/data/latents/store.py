@@ -1,7 +1,7 @@
-"""Keeps encoded data sets on disk between runs: one file each, named by a hash of everything that determines it.
+"""Caches encoded data sets on disk, one file each, named by a hash of everything that determines it.
 
-A file is written atomically and verified when it is read, so that runs may share the folder and may be killed. The
-least recently used files are removed when all of them take more than `LIMIT` bytes.
+A file is written atomically and verified when it is read, so that runs may share the folder and may be killed. If the
+files take more than `LIMIT` bytes in total, the least recently used ones are removed.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from ldm.data.mapped import map_arrays, write_arrays
 from ldm.files import cache_home, leftovers, try_lock
 
 LIMIT = 4 << 30  # bytes
-CODE = ("data", "nn", "device.py", "image.py", "random.py", "weights/parts.py")  # determines samples and their encoding
+CODE = ("data", "nn", "device.py", "image.py", "random.py", "weights/parts.py")  # determines the encoded samples
 Sample = dict[str, Any]
 
 
 @runtime_checkable
 class Identified(Protocol):
-    """A data set or an encoder that a few plain values determine completely, together with its code."""
+    """A data set or encoder that is completely determined by its code and a few plain values."""
 
     @property
     def identity(self) -> dict[str, Any]: ...
@@ -71,13 +71,13 @@ class LatentStore:
             arrays = {name: np.array(array) for name, array in mapped.items()}
             if record["identity"] != self.identity or record["sha256"] != digest(arrays):
                 return None
-            os.utime(self.path)  # as the time of its last use
+            os.utime(self.path)  # records the time of the last use
             return torch.from_numpy(arrays["moments"]), json.loads(arrays["samples"].tobytes())
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, moments: Tensor, samples: Sequence[Sample]) -> None:
-        """Stores them, unless another process is writing to the folder; a failure only causes a warning."""
+        """Stores the data unless another process is writing to the folder; a failure only causes a warning."""
         text = json.dumps(samples).encode()
         arrays = {"moments": moments.numpy(), "samples": np.frombuffer(text, np.uint8)}
         size = sum(array.nbytes for array in arrays.values())
@@ -100,7 +100,7 @@ class LatentStore:
             )
 
     def _tidy(self, limit: int) -> None:
-        """Removes what killed processes left, and the least recently used files beyond `limit` bytes in total."""
+        """Removes files left by killed processes, and the least recently used files beyond `limit` bytes in total."""
         for path in leftovers(self.folder, lambda name: name.endswith(".safetensors")):
             path.unlink(missing_ok=True)
         total = 0
@@ -111,7 +111,7 @@ class LatentStore:
 
 
 def machine() -> Mapping[str, Any]:
-    """Returns what determines the rounding of an encoding besides its weights."""
+    """Returns the hardware, versions and settings that determine the rounding of an encoding."""
     return {
         "torch": torch.__version__,
         "numpy": version("numpy"),

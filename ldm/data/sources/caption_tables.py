@@ -13,16 +13,16 @@ from typing import Any
 from ldm.data.sources.captions import Captions, decode_utf8
 from ldm.data.sources.parquet import parquet_rows
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's imagefolder
-ANNOTATIONS = "annotations"  # the folder of COCO's
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the names that Hugging Face's imagefolder reads
+ANNOTATIONS = "annotations"  # the folder of COCO's annotation files
 Listed = dict[str, list[str]]  # captions by the path of an image, relative to the root
 
 
 def captions_in_tables(root: Path, files: list[str], captions: Captions) -> Listed:
-    """Returns the captions in all tables among `files`; those of COCO may also be beside the root.
+    """Returns the captions in all tables among `files`; COCO's annotations may also be beside the root.
 
-    An image in a table may have no caption there. Warns about rows of images that do not exist. Raises ValueError for
-    a table that cannot be read.
+    An image may be listed without a caption. Warns about rows whose image does not exist. Raises ValueError if a table
+    cannot be read.
     """
     listed: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -85,15 +85,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _coco(root: Path, files: list[str], captions: Captions) -> Iterator[tuple[str, list[str]]]:
-    """Yields the captions of COCO's annotations of the images among `files`."""
+    """Yields the captions in COCO's annotations for the images among `files`."""
     tables = [root / file for file in files if file.endswith(".json") and ANNOTATIONS in Path(file).parts[:-1]]
     tables += sorted((root.resolve().parent / ANNOTATIONS).glob(f"*_{root.resolve().name}.json"))
-    named = [table for table in tables if "caption" in table.name]  # the others are large, and hold boxes
+    named = [table for table in tables if "caption" in table.name]  # the other files are large and contain boxes
     by_name: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
         by_name[PurePosixPath(file).name].append(file)
     for table in named or tables:
-        split = table.stem.rpartition("_")[2]  # captions_train2017.json is of the images in train2017
+        split = table.stem.rpartition("_")[2]  # captions_train2017.json describes the images in train2017
         for name, found in _coco_rows(table, captions):
             keys = by_name.get(name.rpartition("/")[2], [])
             for key in [key for key in keys if split in key.split("/")[:-1]] or keys:

@@ -1,4 +1,4 @@
-"""Finds the images in a folder and their captions, in the layouts that people use."""
+"""Finds the images in a folder and their captions, in the common layouts."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from ldm.data.sources.image import EXTENSIONS
 from ldm.data.sources.masks import is_mask
 
 PLACES = ("txt", "json", "caption")
-MAX_REPEATS = 1000  # a larger number in the name of a folder is no repeat, but a year or an identifier
+MAX_REPEATS = 1000  # a larger number in a folder's name is a year or an identifier, not a repeat count
 _KOHYA = re.compile(r"(\d{1,9})_.+")
 _ABOUT = ("readme", "license", "copying", "notice", "dataset_infos")
 
@@ -22,11 +22,11 @@ _ABOUT = ("readme", "license", "copying", "notice", "dataset_infos")
 class CaptionedImages:
     """The images with captions in `root` and its subfolders, sorted by path; `keys` are the paths relative to `root`.
 
-    Captions are in files beside an image (.txt, or else .json, or else .caption), in Hugging Face's metadata.jsonl,
-    .csv or .parquet, or in COCO's annotations. `captions` gives other places, see `Captions`; rows of metadata count as
-    JSON. An image without a caption gets `caption`, or else the name of a kohya folder such as `10_sks dog`, or else is
-    left out. NAME.mask.png is a mask, left out unless `masks` are read. Warns with the number of files that are left
-    out. Raises ValueError if there are no images or no captions.
+    Captions are read from files beside an image (.txt, else .json, else .caption), from Hugging Face's metadata.jsonl,
+    .csv or .parquet, or from COCO's annotations. `captions` selects other places, see `Captions`; rows of metadata
+    count as JSON. An image without a caption gets `caption`, else the name of a kohya folder such as `10_sks dog`, else
+    it is skipped. NAME.mask.png is a mask and skipped unless `masks` is true. Warns with the number of skipped files.
+    Raises ValueError if there are no images or no captions.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class CaptionedImages:
         return self.captions.without_blank(found, str(self.root / key))
 
     def repeats(self, key: str) -> int:
-        """Returns how often kohya's scripts use the image per epoch: the number before the _ of its folder's name.
+        """Returns how often kohya's scripts repeat the image per epoch: the number before the _ in its folder's name.
 
-        It is 1 unless all images are in folders with such names.
+        Returns 1 unless all images are in folders with such names.
         """
         return _number(self._folder(key)) if self.kohya else 1
 
@@ -76,7 +76,7 @@ class CaptionedImages:
         return self._folder(key).partition("_")[2] if self.caption is None and self.kohya else self.caption
 
     def _folder(self, key: str) -> str:
-        """Returns the name of the folder in the root that contains the image, or of the root."""
+        """Returns the name of the top-level folder that contains the image, or of the root."""
         return key.partition("/")[0] if "/" in key else self.root.resolve().name
 
     def _is_captioned(self, key: str) -> bool:
@@ -115,7 +115,7 @@ def _files(root: Path) -> list[str]:
 
 
 def _expected(files: list[str], root: Path) -> str:
-    """Returns what to do with a folder that has no images, which may hold them in other files."""
+    """Returns a hint for a folder without image files, which may contain images in other formats."""
     present = {_extension(file) for file in files}
     if "parquet" in present:
         return f"run ldm shards {root} --out DIR to read its .parquet files, and train with data=shards data.shards=DIR"
@@ -125,7 +125,7 @@ def _expected(files: list[str], root: Path) -> str:
 
 
 def _number(folder: str) -> int:
-    """Returns the number in a name such as `10_sks dog`, 0 for other names."""
+    """Returns the number in a name such as `10_sks dog`, or 0 for other names."""
     match = _KOHYA.fullmatch(folder)
     return int(match[1]) if match else 0
 
@@ -140,13 +140,13 @@ def _stem(key: str) -> str:
 
 
 def _is_about(file: str) -> bool:
-    """Returns whether a file is no data, or is a table of captions."""
+    """Returns whether a file is not data, or is a table of captions."""
     path = PurePosixPath(file)
     return path.name in METADATA or ANNOTATIONS in path.parts or path.name.lower().startswith(_ABOUT)
 
 
 def _extensions_beside(keys: list[str], files: list[str], captions: Captions) -> dict[str, list[str]]:
-    """Maps each image that has caption files of the same name beside it to the extensions of those to read."""
+    """Maps each image with caption files of the same name to the extensions of those to read."""
     present = set(files)
     found = {key: [e for e in captions.extensions if f"{_stem(key)}.{e}" in present] for key in keys}
     return {key: list(captions.needed(extensions)) for key, extensions in found.items() if extensions}

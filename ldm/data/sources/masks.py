@@ -1,4 +1,4 @@
-"""Reads masks, the weights of an image's pixels in the loss, from a file beside the image or its alpha channel."""
+"""Reads loss masks, which weight each pixel, from a file beside the image or from its alpha channel."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,14 +18,14 @@ def is_mask(key: str) -> bool:
 
 
 def mask_path(image: Path) -> Path:
-    """Returns NAME.mask.png beside the image NAME.EXTENSION."""
+    """Returns the path NAME.mask.png for the image NAME.EXTENSION."""
     return image.with_name(image.stem + SUFFIX)
 
 
 def framed_mask(image: Path, shape: torch.Size, framing: Framing, caption: str, id: int, draw: int) -> Tensor:
-    """Returns uint8 (1, h, w): NAME.mask.png (255 is trained, 0 is not), else the image's opacity, else all 255.
+    """Returns the mask, uint8 (1, h, w): NAME.mask.png (255 trains, 0 does not), else the image's alpha, else all 255.
 
-    Raises ValueError for a mask of another size than the image, and for a mask that is black.
+    Raises ValueError if the mask's size differs from the image's or the mask is completely black.
     """
     full = _mask(image)
     if full is None:

@@ -1,4 +1,4 @@
-"""Reads Parquet files row by row: tables of captions, and Hugging Face's data sets with the bytes of images."""
+"""Reads Parquet files row by row: caption tables, and Hugging Face data sets with encoded images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ BATCH = 64  # rows in memory at a time, since each may hold an image
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields each row as a dict. Raises ValueError if the file cannot be read, or pyarrow is not installed."""
+    """Yields each row as a dict. Raises ValueError if the file cannot be read or pyarrow is not installed."""
     with _opened(path) as file:
         for batch in file.iter_batches(BATCH):
             yield from batch.to_pylist()
@@ -21,14 +21,14 @@ def row_count(path: Path) -> int:
 
 
 def image_column(path: Path) -> str | None:
-    """Returns the column with images as {"bytes": …} or as bytes, None if the file has no such column."""
+    """Returns the column that has images as {"bytes": …} or as bytes, or None if there is none."""
     with _opened(path) as file:
         names = [field.name for field in file.schema_arrow if _holds_bytes(field.type)]
     return next((name for name in ("image", "jpg", "png", "img") if name in names), names[0] if names else None)
 
 
 def image_bytes(value: Any) -> bytes | None:
-    """Returns the bytes of an image in an `image_column`, None for a null or a mere path."""
+    """Returns the encoded image in a cell of the `image_column`, or None for null or a path without bytes."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) and content else None
 

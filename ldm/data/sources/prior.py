@@ -1,7 +1,7 @@
-"""Prior preservation: images of the class that the base model sampled, mixed with those of the subject.
+"""Mixes a subject's images with class images sampled from the base model, for prior preservation.
 
-DreamBooth (Ruiz et al. 2023), equation 2: the loss is that of the subject's images plus a weight times that of the
-class images.
+The loss is that of the subject's images plus a weight times that of the class images (DreamBooth, Ruiz et al. 2023,
+equation 2).
 """
 
 from typing import Any
@@ -13,11 +13,12 @@ Sample = dict[str, Any]
 
 
 class WithPrior(Dataset[Sample]):
-    """Alternates between `images` and `class_images`: each pair of consecutive samples has one of either.
+    """Alternates between `images` and `class_images`: each pair of consecutive samples has one of each.
 
-    With data.run=2 and an even batch size, half of every batch are class images. A sample's "weight" is 2 or 2 ·
-    `prior_weight`, so that the mean over a batch of such halves is the sum of the two mean losses. The shorter set
-    repeats, each time as another draw. If images have a "mask", class images count in full.
+    With data.run=2 and an even batch size, half of every batch are class images. The "weight" is 2 for a subject's
+    image and 2 · `prior_weight` for a class image, so that the mean over such a batch is the weighted sum of the two
+    mean losses. The shorter set repeats, each time as another draw. If images have a "mask", that of class images is
+    255 everywhere.
     """
 
     def __init__(self, images: Dataset[Sample], class_images: Dataset[Sample], prior_weight: float = 1.0) -> None:

@@ -220,7 +220,7 @@ class Shapes(Dataset[dict[str, Any]]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines every sample, besides the code."""
+        """The settings that determine every sample, besides the code."""
         return {"shapes": self.seed, "split": self.split, "size": self.size, "variants": self.variants}
 
     def __len__(self) -> int:

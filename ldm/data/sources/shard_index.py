@@ -52,7 +52,7 @@ class Index:
 
     @property
     def present(self) -> np.ndarray:
-        """Whether any sample has an image, and a text with each extension, (1 + t,) bool."""
+        """Returns whether any sample has an image, and a text with each extension, (1 + t,) bool."""
         return np.any(self.spans[..., 0] >= 0, axis=0)
 
     def texts(self, row: int, captions: Captions) -> Sequence[tuple[str, tuple[int, int]]]:

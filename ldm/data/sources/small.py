@@ -1,4 +1,4 @@
-"""Small sets of images: a held-out part or, with too few images, validation on the training images at other noise."""
+"""Splits and repeats small data sets, and validates on the training images if there are too few to hold any out."""
 
 from typing import Any, Literal
 
@@ -8,14 +8,14 @@ from torch.utils.data import Dataset
 from ldm.data.sources.split import Keyed
 
 Sample = dict[str, Any]
-OTHER = 1 << 40  # added to sample ids, which key the noise; above every id of a training sample
+OTHER = 1 << 40  # added to sample ids, which key the noise; larger than the id of any training sample
 
 
 class SmallSplit(Dataset[Sample]):
-    """The samples of `part`, "train" or "held_out", of which the latter has every `every`-th of n, rounded down.
+    """The samples of `part`, "train" or "held_out"; n // `every` of n samples are held out.
 
-    The samples with the smallest hashes of their keys are held out. With fewer than `every` samples none is, and both
-    parts are all samples. Unlike in Split, the size of the parts is exact.
+    The samples with the smallest key hashes are held out. With fewer than `every` samples, none is held out and both
+    parts contain all samples. Unlike in Split, the sizes of the parts are exact.
     """
 
     def __init__(self, dataset: Keyed, part: Literal["train", "held_out"], every: int = 16) -> None:
@@ -41,16 +41,16 @@ class SmallSplit(Dataset[Sample]):
 
     @property
     def note(self) -> str:
-        """How the part is related to the training images, for people."""
+        """A human-readable note on how the part relates to the training images."""
         if self.apart:
             return f"{len(self)} of {self.total} images, held out from training"
         return f"all {self.total} images, which are also trained on, at other noise"
 
 
 class Noises(Dataset[Sample]):
-    """Every sample `count` times, with an id of its own each time, so that a validation loss averages over more noise.
+    """Repeats every sample `count` times under different ids, so that a validation loss averages over more noise.
 
-    No training sample has such an id, so that validation never uses the noise of a training step.
+    The ids differ from those of training samples, so that validation never uses the noise of a training step.
     """
 
     def __init__(self, dataset: Dataset[Sample], count: int) -> None:
@@ -73,7 +73,7 @@ class Noises(Dataset[Sample]):
 
 
 class Repeated(Dataset[Sample]):
-    """The samples repeated in full until an epoch has `at_least` samples, each time as another draw."""
+    """Repeats the complete data set, each time as another draw, until an epoch has at least `at_least` samples."""
 
     def __init__(self, dataset: Dataset[Sample], at_least: int) -> None:
         self.dataset, self.size = dataset, len(dataset)  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ class Repeated(Dataset[Sample]):
 
 
 def note_of(dataset: object) -> str | None:
-    """Returns the note of the SmallSplit that a data set wraps, if any."""
+    """Returns the note of the SmallSplit inside a data set, if there is one."""
     while dataset is not None and not isinstance(dataset, SmallSplit):
         dataset = vars(dataset).get("dataset")
     return None if dataset is None else dataset.note

@@ -20,18 +20,18 @@ class Keyed(Protocol):
 
     @property
     def split_hash(self) -> SplitHash:
-        """How this data has to be split: "crc32" for a cache that was made before "mixed" existed."""
+        """The hash by which this data must be split: "crc32" for a cache older than "mixed"."""
 
     def key(self, index: int) -> str: ...
 
 
 class Split(Dataset[Sample]):
-    """The samples of `part`, "train" or "held_out", of which the latter has about one in `every` samples.
+    """The samples of `part`, "train" or "held_out"; about one in `every` samples is held out.
 
-    A hash of the key decides, so samples keep their part when shards are added or reordered. If it holds out no sample,
-    the one with the smallest hash is held out, and if it holds out all, the one with the largest is not. `split_hash`
-    is "mixed", or "crc32" as in earlier runs and caches, which distributes numbered keys unevenly. Takes 8 bytes of
-    memory per sample. Raises ValueError for invalid settings and for a single sample, which cannot be split.
+    A hash of the key decides, so that samples keep their part when shards are added or reordered. If this would hold
+    out no sample, the one with the smallest hash is held out; if it would hold out all, the one with the largest is
+    not. `split_hash` is "mixed", or "crc32" as in earlier runs and caches, which distributes numbered keys unevenly.
+    Uses 8 bytes of memory per sample. Raises ValueError for invalid settings and for a single sample.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Split(Dataset[Sample]):
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
-    """Mixes the bits of each hash (n,) uint32, as the finalizer of MurmurHash3 (Appleby 2011) does.
+    """Mixes the bits of each hash, (n,) uint32, with the finalizer of MurmurHash3 (Appleby 2011).
 
-    A CRC is linear, so that the low bits of the CRCs of numbered keys are few or follow a pattern.
+    Because a CRC is linear, the low bits of the CRCs of numbered keys take few values or follow a pattern.
     """
     x = np.array(hashes, np.uint32)
     x ^= x >> np.uint32(16)
@@ -92,7 +92,7 @@ def mix(hashes: np.ndarray) -> np.ndarray:
 def _held_out(hashes: np.ndarray, every: int) -> np.ndarray:
     """Returns whether each sample is held out, (n,) bool; at least one is, and at least one is not.
 
-    Samples with the same key stay together, unless all have the same.
+    Samples with equal keys stay together, unless all keys are equal.
     """
     chosen = hashes % np.uint32(every) == 0
     if not chosen.any():

@@ -29,7 +29,7 @@ SIGNATURES = {  # a tensor that only this network has, and only in this layout
     ("text_tower", "openclip"): "transformer.resblocks.0.ln_1.weight",
     ("image_tower", "transformers"): "vision_model.embeddings.class_embedding",
 }
-UNSUPPORTED = {  # a model is refused as the first of these whose pattern matches any tensor's name
+UNSUPPORTED = {  # the first pattern that matches a tensor's name determines the error
     "a LoRA": r".*(\.lora[._]|lora_(up|down|unet|te|A|B)).*",
     "a ControlNet": r"control_model\..*|controlnet_cond_embedding\..*",
     "a textual inversion": r"emb_params|string_to_param.*|<.*>",
@@ -42,8 +42,8 @@ ADDED = {  # files that are not models, and how to use them
     "a textual inversion": " as a model: it is added to one, as embedding=FILE",
 }
 EMA_PREFIX = "model_ema."
-TRAINED_TEXT = "trained_text."  # of the text encoder in checkpoints of runs that train it
-RUN_PREFIXES = "backbone.", "unet."  # of the denoising network in checkpoints of runs; the second up to version 0.1
+TRAINED_TEXT = "trained_text."  # prefix of the text encoder in checkpoints of runs that train it
+RUN_PREFIXES = "backbone.", "unet."  # prefixes of the denoising network in checkpoints; the second in version 0.1
 # Other tensors in complete models: tables of the schedule, and those that only training used.
 UNUSED = re.compile(
     r"model_ema\..*|alphas_cumprod.*|betas|log_one_minus_.*|logvar|posterior_.*|sqrt_.*|lvlb_weights|"
@@ -57,7 +57,7 @@ SAMPLING = {"sampler": "ddim", "spacing": "leading", "steps": 50, "guidance": 7.
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a file leaves open: whether to read its moving average, if it has one, and what an SD 2.x model predicts."""
+    """Choices that a file leaves open: whether to read its moving average, and what an SD 2.x model predicts."""
 
     ema: bool = True
     prediction: str | None = None  # "eps" or "v"; None guesses it and adds a note
@@ -189,7 +189,7 @@ def _averages(tensors: Tensors, unet: Tensors) -> dict[str, str]:
 def _model(
     path: Path, tensors: Tensors, about: dict[str, Any], unet: dict[str, Any], options: ReadOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns how to sample, and a note on what is a guess. Notes are part of the provenance of evaluations."""
+    """Returns the sampling settings and notes on guessed ones. Notes are part of the provenance of evaluations."""
     if about.get("model"):
         model = dict(about["model"])
         return model | ({"prediction": options.prediction} if options.prediction else {}), []

@@ -1,4 +1,4 @@
-"""Reads the fields of a config of diffusers or transformers, each of which ldm honours, ignores or refuses by name."""
+"""Reads and validates the fields of diffusers and transformers configs; unsupported fields are refused by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
-MAX_COUNT = 2**20  # of any integer in a config: no width, number of tokens or of training steps comes near it
+MAX_COUNT = 2**20  # upper bound of integers in a config, far above any width, token count or number of training steps
 MAX_NUMBER = 1e30
-MAX_LIST = 64  # levels of a network
+MAX_LIST = 64  # upper bound on the length of a list, which has one value per level of a network
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What ldm does with each field of a config; a field that is nowhere here is refused by name.
+    """Lists how ldm treats each field of a config; fields that are not listed are refused by name.
 
-    `honoured` fields change what is built, `fixed` ones must have the value given here (of a tuple, one of
-    its values), because ldm has no other, and `ignored` ones have no effect on samples.
+    `honoured` fields change what is built. `fixed` fields must have the given value, or one of those in a tuple,
+    because ldm supports no other. `ignored` fields have no effect on samples.
     """
 
     honoured: frozenset[str]
@@ -24,7 +24,7 @@ class Fields:
     ignored: frozenset[str] = frozenset()
 
     def check(self, given: Mapping[str, Any], source: Path) -> None:
-        """Raises ValueError for fields with another value than the fixed one, and for unknown fields that are set."""
+        """Raises ValueError if a fixed field has another value, or if an unknown field is set."""
         other = [
             f"{name}={given[name]}"
             for name, value in self.fixed.items()
@@ -40,19 +40,19 @@ class Fields:
 
 
 def _is(given: Any, value: Any) -> bool:
-    """A tuple lists alternatives, which no JSON file contains; true is not 1."""
+    """Returns whether a value equals the given one, or an alternative in its tuple; true does not equal 1."""
     alternatives = value if isinstance(value, tuple) else (value,)
     return any(given == item and isinstance(given, bool) == isinstance(item, bool) for item in alternatives)
 
 
 def _unknown(name: str, value: Any, known: frozenset[str]) -> bool:
-    """Names with an underscore in front, such as _diffusers_version, are about the file; null is a field left unset."""
+    """Returns whether a field is unknown and set; names with a leading underscore describe the file and are ignored."""
     return name not in known and not name.startswith("_") and value is not None
 
 
 @dataclass(frozen=True)
 class Given:
-    """The fields of a config, each checked for its type and range when it is read; null is a field left unset."""
+    """Reads the fields of a config and checks their types and ranges; null counts as unset."""
 
     config: Mapping[str, Any]
     source: Path
@@ -61,7 +61,7 @@ class Given:
         return self._checked(name, self._value(name, default), least, most)
 
     def integers(self, name: str, default: Sequence[int]) -> list[int]:
-        """A list of positive integers, of which a single one is a list of one."""
+        """Returns a list of positive integers; a single integer counts as a list of one."""
         values = self._value(name, default)
         listed = list(values) if isinstance(values, list | tuple) else [values]
         if not 1 <= len(listed) <= MAX_LIST:

@@ -1,11 +1,11 @@
-"""Lists what ldm does with every field of the configs of diffusers' UNet and VAE and of transformers' CLIP towers.
+"""Lists how ldm treats each config field of diffusers' UNet and VAE and of transformers' CLIP towers.
 
-Their versions are diffusers 0.42.1 and transformers 5.24, and earlier ones, whose files have more fields.
+Covers diffusers 0.42.1, transformers 5.24 and earlier versions, whose files have more fields.
 """
 
 from ldm.weights.diffusers.fields import Config, Fields
 
-# Settings that ldm's networks do not have, with the value that disables them; so does leaving them out.
+# Settings that ldm's networks lack, with the value that disables each. A missing field is disabled too.
 UNET_FIXED: Config = {
     "act_fn": "silu",
     "addition_embed_type": None,
@@ -25,7 +25,7 @@ UNET_FIXED: Config = {
     "conv_out_kernel": 3,
     "downsample_padding": 1,
 }
-UNET_RARE: Config = {  # the same, but so rarely set that ldm does not write them
+UNET_RARE: Config = {  # as above, but ldm does not write these because they are rarely set
     "attention_type": "default",
     "cross_attention_norm": None,
     "dropout": 0.0,
@@ -51,9 +51,9 @@ UNET = Fields(
     fixed=UNET_FIXED | UNET_RARE,
     ignored=frozenset(
         {
-            "upcast_attention",  # chooses a dtype, as precision= does
-            "addition_embed_type_num_heads", "addition_time_embed_dim",  # only with addition_embed_type
-            "class_embeddings_concat", "projection_class_embeddings_input_dim",  # only with class_embed_type
+            "upcast_attention",  # selects a dtype, as precision= does
+            "addition_embed_type_num_heads", "addition_time_embed_dim",  # used only with addition_embed_type
+            "class_embeddings_concat", "projection_class_embeddings_input_dim",  # used only with class_embed_type
         }
     ),
 )  # fmt: skip
@@ -76,10 +76,10 @@ VAE = Fields(
         }
     ),
     fixed=VAE_FIXED,
-    ignored=frozenset({"sample_size", "force_upcast"}),  # of tiles, and of float16, in which ldm's VAE never runs
+    ignored=frozenset({"sample_size", "force_upcast"}),  # of tiling, and of float16, which ldm's VAE never uses
 )  # fmt: skip
 
-# What transformers writes into every config: names, the outputs of its API, and settings of generating text.
+# Fields that transformers writes into every config: names, outputs of its API, and settings of text generation.
 OF_TRANSFORMERS = frozenset(
     {
         "add_cross_attention", "architectures", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
@@ -97,15 +97,15 @@ OF_TRANSFORMERS = frozenset(
 )  # fmt: skip
 TOWER = frozenset({"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"})
 TOWER_FIXED: Config = {"layer_norm_eps": 1e-5, "pruned_heads": (None, {})}
-# Initialisation and dropout are of training; the width of a projection is that of its tensor; the tokenizer says what
-# captions begin and are padded with.
+# Initialisation and dropout affect only training, the width of a projection is read from its tensor, and the tokenizer
+# defines the start and padding tokens.
 TOWER_IGNORED = OF_TRANSFORMERS | {
     "attention_dropout", "dropout", "initializer_factor", "initializer_range", "projection_dim", "bos_token_id",
     "pad_token_id", "logit_scale_init_value",
 }  # fmt: skip
 TEXT = Fields(
     honoured=TOWER | {"vocab_size", "max_position_embeddings"},
-    fixed=TOWER_FIXED | {"eos_token_id": (49407, 2)},  # of the pooled state; early files have 2 and mean 49407
+    fixed=TOWER_FIXED | {"eos_token_id": (49407, 2)},  # position of the pooled state; early files have 2 but mean 49407
     ignored=TOWER_IGNORED,
 )
 IMAGE = Fields(

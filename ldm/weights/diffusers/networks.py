@@ -6,13 +6,13 @@ from ldm.weights.diffusers import network_fields
 from ldm.weights.diffusers.fields import MAX_NUMBER, Config, Given
 from ldm.weights.diffusers.network_fields import UNET_FIXED, VAE_FIXED
 
-WIDTHS = (320, 640, 1280, 1280)  # these and the other defaults of fields that a file leaves out are diffusers'
+WIDTHS = (320, 640, 1280, 1280)  # defaults of missing fields are those of diffusers
 MAX_LAYERS = 1000
 DOWNS = "CrossAttnDownBlock2D", "DownBlock2D"
 
 
 def unet_from(config: Config, source: Path) -> Config:
-    """Converts the config of a UNet2DConditionModel to ldm's. Raises ValueError for one that ldm cannot build."""
+    """Converts the config of a UNet2DConditionModel to ldm's. Raises ValueError if ldm cannot build it."""
     network_fields.UNET.check(config, source)
     given = Given(config, source)
     widths = given.integers("block_out_channels", WIDTHS)
@@ -31,7 +31,7 @@ def unet_from(config: Config, source: Path) -> Config:
             f"{source} has levels of widths {widths}, but ldm needs multiples of the first; give another UNet"
         )
     context = given.integers("cross_attention_dim", (1280,))
-    # diffusers names the number of heads attention_head_dim, and still does so in old files
+    # old files of diffusers store the number of heads in attention_head_dim
     heads = "num_attention_heads" if given.has("num_attention_heads") else "attention_head_dim"
     return {
         "in_channels": given.integer("in_channels", 4),
@@ -49,10 +49,10 @@ def unet_from(config: Config, source: Path) -> Config:
 
 
 def unet_to(config: Config, sample_size: int, source: Path) -> Config:
-    """Converts a UNet's config to config.json. Raises ValueError for one that diffusers cannot build."""
+    """Converts ldm's UNet config to config.json. Raises ValueError if diffusers cannot build it."""
     widths = [config["width"] * multiplier for multiplier in config["multipliers"]]
     depth, head_width = config["depth"], config["head_width"]
-    # the middle in diffusers has the last level's number of layers, even if that level itself has none
+    # in diffusers the middle has the last level's layer count, even if that level has no transformer layers
     layers = [*(d or 1 for d in depth[:-1]), config["middle_depth"]]
     if config["multipliers"][0] != 1 or config["middle_depth"] == 0 or depth[-1] not in (0, config["middle_depth"]):
         raise ValueError(
@@ -99,7 +99,7 @@ def vae_from(config: Config, source: Path) -> Config:
 
 
 def vae_to(config: Config, sample_size: int, source: Path) -> Config:
-    """Converts an autoencoder's config to config.json. Raises ValueError for one that no other tool can build."""
+    """Converts ldm's autoencoder config to config.json. Raises ValueError if no other tool can build it."""
     if (
         config["groups"] == 0
         or config["patch"] != 1
@@ -127,7 +127,7 @@ def vae_to(config: Config, sample_size: int, source: Path) -> Config:
 
 
 def text_from(config: Config, source: Path) -> Config:
-    """Converts a CLIPTextConfig to ldm's config, without the projection, whose width is that of the tensor."""
+    """Converts a CLIPTextConfig to ldm's config without the projection, whose width is read from its tensor."""
     network_fields.TEXT.check(config, source)
     given = Given(config, source)
     return {

@@ -1,4 +1,4 @@
-"""Reads folders of diffusers and transformers: a complete pipeline, or one network with its config.json."""
+"""Reads diffusers and transformers folders: a complete pipeline, or a single network with its config.json."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def read_folder(folder: Path, variant: str | None = None) -> ContentsInfo:
 
 
 def part_contents(source: Path, networks: dict[str, NetworkInfo]) -> ContentsInfo:
-    """Describes standalone networks; a text tower's tokenizer is in the same folder, or in the one beside it."""
+    """Describes standalone networks; a text tower's tokenizer is in the same folder or in one beside it."""
     folder = source if source.is_dir() else source.parent
     tokenizers = [path for path in (folder, folder.parent / "tokenizer") if (path / "tokenizer_config.json").is_file()]
     pad = tokenizer_pad(tokenizers[0]) if tokenizers and "text_tower" in networks else PAD
@@ -73,8 +73,8 @@ def _pixels(folder: Path) -> PixelStats:
 def weights_file(folder: Path, variant: str | None = None) -> Path:
     """Returns the weights file in a folder.
 
-    It prefers the plain variant to others, safetensors to .bin, and a single file to shards. Raises FileNotFoundError
-    if there is none, or none of the given `variant`.
+    Prefers files without a variant, safetensors over .bin, and a single file over shards. Raises FileNotFoundError if
+    there is none, or none of the given `variant`.
     """
     stem = rf"({'|'.join(STEMS)})"
     ranked = []
@@ -101,7 +101,7 @@ def weights_file(folder: Path, variant: str | None = None) -> Path:
 
 
 def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
-    """Describes the networks of a config.json: one, or both towers of a CLIPModel. Raises ValueError for any other."""
+    """Describes the network of a config.json, or both towers of a CLIPModel. Raises ValueError for other classes."""
     config = read_config(config_file)
     name = config.get("_class_name") or config.get("model_type")
     readers: dict[Any, dict[str, tuple[str, Callable[[Config, Path], Config], Config]]] = {
@@ -130,7 +130,7 @@ def networks_of(config_file: Path, weights: Path) -> dict[str, NetworkInfo]:
 
 
 def _section(config: Config, name: str, source: Path) -> Config:
-    """Returns the config of a tower in that of a CLIP; as in transformers, NAME_dict of old files overrides it."""
+    """Returns a tower's config from a CLIP config; as in transformers, NAME_dict in old files overrides it."""
     sections = [config.get(name) or {}, config.get(f"{name}_dict") or {}]
     if not all(isinstance(section, dict) for section in sections):
         raise ValueError(f"{source} has a {name} that is not an object of settings; download it again")
@@ -147,9 +147,9 @@ def _projection(kind: str, tensors: Tensors) -> Config:
 
 
 def _model(folder: Path, networks: dict[str, NetworkInfo], pipeline: str) -> Config:
-    """Returns how to sample. The configs, which a user may have edited, override what ldm wrote beside the weights."""
+    """Returns the sampling settings. The configs override ldm's own metadata, because a user may have edited them."""
     source = folder / "scheduler" / "scheduler_config.json"
-    # the pipelines for inpainting set skip_prk_steps, whatever the file says
+    # inpainting pipelines always set skip_prk_steps, regardless of the file
     config = read_config(source) | ({"skip_prk_steps": True} if "Inpaint" in pipeline else {})
     schedule, prediction, sampler = scheduler_from(config, source)
     diffusion = {
@@ -169,7 +169,7 @@ def _model(folder: Path, networks: dict[str, NetworkInfo], pipeline: str) -> Con
 
 
 def _own(unet: Tensors) -> Config:
-    """Returns the size and sampling settings that ldm wrote beside the weights, empty for a file of another tool."""
+    """Returns the size and sampling settings that ldm stored with the weights; empty for files from other tools."""
     try:
         own = json.loads(unet.metadata.get("ldm_sampling", "{}"))
     except (ValueError, TypeError, RecursionError) as error:
@@ -183,7 +183,7 @@ def _own(unet: Tensors) -> Config:
 
 
 def _is_unedited(model: Config, config: Path) -> bool:
-    """Returns whether the scheduler's config is the one that ldm wrote for these settings, which it cannot all hold."""
+    """Returns whether the scheduler config is the one that ldm writes for these settings."""
     try:
         return scheduler_to(model, config) == read_config(config)
     except (ValueError, LookupError, TypeError, AttributeError):

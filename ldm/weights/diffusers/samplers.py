@@ -1,4 +1,4 @@
-"""Converts between the schedulers of diffusers, each with its settings, and ldm's samplers with their options.
+"""Converts between diffusers' schedulers with their settings and ldm's samplers with their options.
 
 Options with ldm's default values are left out.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.weights.diffusers.fields import Config, Given
 
-# Maps ldm's samplers to the class in diffusers and the settings that distinguish them from others of the class.
+# Maps ldm's samplers to the diffusers class and the settings that distinguish samplers of the same class.
 SAMPLERS: dict[str, tuple[str, Config]] = {
     "pndm": ("PNDMScheduler", {}),
     "ddim": ("DDIMScheduler", {}),
@@ -30,14 +30,14 @@ SAMPLERS: dict[str, tuple[str, Config]] = {
 PLAIN = {kind: ours for ours, (kind, own) in reversed(SAMPLERS.items()) if not own}  # without edm
 MULTISTEP, SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 SDE = "sde-dpmsolver++"
-MIDPOINT = "midpoint", "logrho", "bh1", "bh2"  # diffusers replaces the last three, of other classes, by the first
-BH2 = "bh2", "midpoint", "heun", "logrho"  # and these by the first, in UniPC
-# diffusers adds the noise of fixed_large in the last step too, which leaves it in the image; ldm does not.
+MIDPOINT = "midpoint", "logrho", "bh1", "bh2"  # diffusers replaces the others, of other classes, by the first
+BH2 = "bh2", "midpoint", "heun", "logrho"  # in UniPC, the others are replaced by the first
+# With fixed_large, diffusers also adds noise in the last step, so that it remains in the image; ldm does not.
 FIXED_VARIANCE = {"fixed_small": "posterior", "fixed_small_log": "posterior", "fixed_large": "beta"}
 
 
 def sampler_from(name: str, given: Given) -> Config:
-    """Returns the sampler, and its options, of a scheduler of the class `name`. Raises ValueError for one ldm lacks."""
+    """Returns the sampler and options for the scheduler class `name`. Raises ValueError if ldm has no such sampler."""
     if name in (MULTISTEP, SINGLESTEP):
         return _dpm_solver(name, given)
     options: Config = {}
@@ -58,11 +58,11 @@ def sampler_from(name: str, given: Given) -> Config:
 
 
 def _dpm_solver(name: str, given: Given) -> Config:
-    """DPM-Solver++; its first order is DDIM, and that of the SDE is DDIM with eta=1."""
+    """Converts DPM-Solver++; order 1 is DDIM, and order 1 of the SDE is DDIM with eta=1."""
     order = given.integer("solver_order", 2, most=3 if name == MULTISTEP else 2)
     algorithms = ("dpmsolver++", "deis", SDE) if name == MULTISTEP else ("dpmsolver++", "deis")
     sde = given.choice("algorithm_type", "dpmsolver++", *algorithms) == SDE
-    given.choice("variance_type", "fixed_small", *FIXED_VARIANCE, "fixed_large_log")  # of a network that predicts none
+    given.choice("variance_type", "fixed_small", *FIXED_VARIANCE, "fixed_large_log")  # the network predicts none
     heun = ("heun",) if name == MULTISTEP else ()
     rule = "heun" if given.choice("solver_type", "midpoint", *MIDPOINT, *heun) == "heun" else "midpoint"
     if order == 1:
@@ -70,7 +70,7 @@ def _dpm_solver(name: str, given: Given) -> Config:
     if name == SINGLESTEP:
         return {"sampler": "dpmpp_2s", "sampler_options": {"on_grid": True}}
     sampler = f"dpmpp_{order}m{'_sde' if sde else ''}"
-    if sampler == "dpmpp_3m_sde":  # with ldm's own rule: diffusers' has a wrong sign
+    if sampler == "dpmpp_3m_sde":  # ldm uses its own rule because that of diffusers has a wrong sign
         return {"sampler": sampler}
     default = "midpoint" if order == 2 else "heun"
     options = ({} if rule == default else {"rule": rule}) | _lower_order(given)
@@ -83,7 +83,7 @@ def _lower_order(given: Given) -> Config:
 
 
 def sampler_to(sampler: str, options: Mapping[str, Any]) -> tuple[str, Config]:
-    """Returns the class of the scheduler nearest to a sampler, and its settings; the class is "" if there is none."""
+    """Returns the closest scheduler class for a sampler, and its settings; the class is "" if there is none."""
     kind, own = SAMPLERS.get(sampler, ("", {}))
     settings = dict(own)
     if sampler == "pndm":

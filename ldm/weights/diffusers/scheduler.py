@@ -1,4 +1,4 @@
-"""Converts between scheduler_config.json of diffusers and ldm's schedule, prediction and sampler."""
+"""Converts between diffusers' scheduler_config.json and ldm's schedule, prediction and sampler."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ EXTRA = (
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
 )
-ROUNDED = (*LEADING, *EXTRA)  # round the times of timestep_spacing="linspace" to integers
+ROUNDED = (*LEADING, *EXTRA)  # classes that round the timesteps of timestep_spacing="linspace" to integers
 BETA_ENDS = {"HeunDiscreteScheduler": (0.00085, 0.012), "DPMSolverSDEScheduler": (0.00085, 0.012)}  # by default
 SPACINGS = "leading", "linspace", "trailing"
 FINAL = {"zero": "zero", "sigma_min": "min"}
@@ -32,9 +32,9 @@ COSINE = {"offset": 0.008, "beta_max": 0.999}  # the only cosine schedule in dif
 
 
 def scheduler_from(config: Config, source: Path) -> tuple[Config, str, Config]:
-    """Returns schedule, prediction and sampling settings of a scheduler_config.json: its sampler and where it samples.
+    """Returns the schedule, prediction and sampling settings (sampler, spacing, end) of a scheduler_config.json.
 
-    Raises ValueError for settings that ldm does not have, see `scheduler_fields`, and for those of the wrong type.
+    Raises ValueError for settings of the wrong type and those that ldm does not support, see `scheduler_fields`.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in FIELDS:
@@ -61,7 +61,7 @@ def _schedule(name: str, given: Given) -> Config:
 
 
 def _spacing(name: str, given: Given) -> Config:
-    """Returns the spacing and those of its options that differ from ldm's defaults."""
+    """Returns the spacing and its options that differ from ldm's defaults."""
     for flag, ours in SPACING_FLAGS.items():
         if flag in FIELDS[name].honoured and given.flag(flag, False):
             bounds = [bound for bound in ("sigma_min", "sigma_max") if bound in FIELDS[name].honoured]
@@ -76,7 +76,7 @@ def _spacing(name: str, given: Given) -> Config:
 
 
 def _final(name: str, given: Given) -> Config:
-    """Returns the end of sampling: the clean image, or the noise that the schedule's first time has."""
+    """Returns the end of sampling: the clean image, or the noise level of the schedule's first timestep."""
     honoured = FIELDS[name].honoured
     if "set_alpha_to_one" in honoured:
         minimum = not given.flag("set_alpha_to_one", name == "DDIMScheduler")
@@ -97,7 +97,7 @@ def _with_options(kind: str, name: str, options: Config) -> Config:
 
 
 def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
-    """Returns the scheduler_config.json of ldm's settings. Raises ValueError for those that diffusers does not have."""
+    """Returns the scheduler_config.json for ldm's settings. Raises ValueError for settings that diffusers lacks."""
     schedule, prediction, sampling = dict(model["schedule"]), model["prediction"], model["sampling"]
     zero_snr = schedule["name"] == ZERO_SNR
     schedule = dict(schedule["schedule"]) if zero_snr else schedule

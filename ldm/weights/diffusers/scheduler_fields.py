@@ -1,8 +1,7 @@
-"""Lists what ldm does with every field of the configs of diffusers' schedulers (version 0.42.1), by their class.
+"""Lists how ldm treats each config field of diffusers' schedulers (version 0.42.1), by class.
 
-A field of another class has no effect on this one: diffusers keeps the fields of the scheduler before when the class is
-changed. `steps_offset` and `clip_sample` have none either, because the pipelines of Stable Diffusion set them to 1 and
-to false, whatever the file says.
+Fields of other classes have no effect: diffusers keeps the fields of the previous scheduler when the class changes.
+`steps_offset` and `clip_sample` have no effect because the Stable Diffusion pipelines always set them to 1 and false.
 """
 
 from math import inf
@@ -22,7 +21,7 @@ FLOW_FIXED: Config = {
     "stochastic_sampling": False, "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
 }  # fmt: skip
 
-# The honoured fields of each class, and the values that others must have.
+# The honoured fields of each class, and the values that its fixed fields must have.
 OWN: dict[str, tuple[tuple[str, ...], Config]] = {
     "PNDMScheduler": ((*TABLE, "timestep_spacing", "skip_prk_steps", "set_alpha_to_one"), NO_TABLE),
     "DDIMScheduler": (
@@ -74,12 +73,12 @@ OWN: dict[str, tuple[tuple[str, ...], Config]] = {
 WITHOUT_EFFECT = frozenset(
     {
         "steps_offset", "clip_sample", "clip_sample_range",
-        "dynamic_thresholding_ratio", "sample_max_value",  # only with thresholding
+        "dynamic_thresholding_ratio", "sample_max_value",  # used only with thresholding
         "flow_shift", "time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
     }
 )  # fmt: skip
 OF_ANY_CLASS = frozenset(name for honoured, fixed in OWN.values() for name in (*honoured, *fixed)) | WITHOUT_EFFECT
-NO_ZERO_SNR: Config = {"rescale_betas_zero_snr": False}  # classes without this field would sample another schedule
+NO_ZERO_SNR: Config = {"rescale_betas_zero_snr": False}  # for classes that would ignore this field
 FIELDS = {
     kind: Fields(
         frozenset(honoured),

@@ -1,4 +1,4 @@
-"""Reads and writes tokenizer folders of transformers, whose vocabulary must be CLIP's."""
+"""Reads and writes transformers tokenizer folders with CLIP's vocabulary."""
 
 import filecmp
 import json
@@ -20,9 +20,8 @@ Config = dict[str, Any]
 def tokenizer_pad(folder: Path) -> int:
     """Returns the padding token of the tokenizer in a folder.
 
-    Raises ValueError unless the vocabulary, the merges and the two special tokens are CLIP's. Where captions are padded
-    with "!", transformers also reads every "!" in a caption as padding; ldm reads it as the word that it was in
-    training, as OpenCLIP does.
+    Raises ValueError unless the vocabulary, the merges and the two special tokens are CLIP's. If the padding token is
+    "!", transformers also reads every "!" in a caption as padding; ldm reads it as a word, as OpenCLIP did in training.
     """
     vocabulary = _vocabulary(folder)
     if vocabulary != json.loads((CLIP_BPE / "vocab.json").read_text()):
@@ -69,7 +68,7 @@ def _special(folder: Path) -> dict[str, str]:
 
 
 def _added(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the tokens that were added to the vocabulary, with their numbers, from any of the files that list them."""
+    """Yields the tokens added to the vocabulary and their ids, from every file that may list them."""
     files = "added_tokens.json", "tokenizer_config.json", "tokenizer.json"
     plain, config, fast = (read_config(folder / name) if (folder / name).is_file() else {} for name in files)
     try:
@@ -96,7 +95,7 @@ def write_tokenizer(folder: Path, context: int, pad: int) -> None:
 
 
 def read_config(file: Path) -> Config:
-    """Returns the object in a JSON file. Raises FileNotFoundError or ValueError with its name."""
+    """Returns the object in a JSON file. Raises FileNotFoundError, or ValueError with the file's name."""
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} has no {file.name}; download the folder again")
     if file.stat().st_size > MAX_JSON:
@@ -124,7 +123,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 
 def _merges(folder: Path) -> list[str] | None:
-    """Returns the merges of two parts, the most frequent first, or None for a folder that lists none."""
+    """Returns the merges, most frequent first, or None if the folder lists none."""
     if (folder / "merges.txt").is_file():
         return _merges_in(folder / "merges.txt")
     if not (folder / "tokenizer.json").is_file():

@@ -37,7 +37,7 @@ def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> 
     text = for_diffusers(contents.network("text_tower"))
     scheduler = scheduler_to(contents.model, source)
     parts = {"unet": contents.network("unet"), "vae": contents.network("vae"), "text_encoder": text}
-    own = {key: contents.model[key] for key in ("size", "sampling")}  # no config of diffusers has these
+    own = {key: contents.model[key] for key in ("size", "sampling")}  # no diffusers config has fields for these
     for part, network in parts.items():
         _write_network(
             folder / part, network, shard, _sample_size(contents), contents.pad, {"ldm_sampling": json.dumps(own)}
@@ -49,7 +49,7 @@ def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> 
 
 
 def for_diffusers(text: StoredNetwork) -> StoredNetwork:
-    """Returns the tower without its skipped layers and its projection, for which diffusers has no setting."""
+    """Returns the tower without its skipped layers and projection, because diffusers has no setting for them."""
     config = text.full_config
     return text.with_config(layers=config["layers"] - config["skip"], skip=0, projection=None)
 
@@ -65,7 +65,7 @@ def _preprocessor(size: int, pixels: PixelStats) -> Config:
 
 
 def _sample_size(contents: Contents) -> int:
-    """Returns the side of the latents, or that of the images for a standalone VAE."""
+    """Returns the side length of the latents, or of the images for a standalone VAE."""
     if not contents.model:
         return 512 if "vae" in contents.networks else 64
     return int(contents.model["size"][0]) // factor_of(contents.network("vae"))
@@ -95,7 +95,7 @@ def _write_network(
 
 
 def write_shards(folder: Path, stem: str, tensors: Tensors, metadata: dict[str, str], shard: int | None) -> None:
-    """Writes one .safetensors, or several of at most `shard` bytes (unless one tensor is larger) and their index."""
+    """Writes one .safetensors file, or shards of at most `shard` bytes (unless a tensor is larger) and their index."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

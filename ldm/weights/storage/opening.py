@@ -37,7 +37,7 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _refuse_placeholder(path: Path) -> None:
-    """Raises ValueError for what is often stored under the name of weights instead of them."""
+    """Raises ValueError if the file is something else that is often found in place of weights."""
     with path.open("rb") as file:
         start = file.read(200).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

@@ -63,7 +63,7 @@ def read_pickled(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, zipped)) from error
     except (*CORRUPT, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of mapping what lies beyond the file's end
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # from mapping beyond the file's end
             raise
         raise ValueError(f"{path} is not a checkpoint, or is truncated; download or export it again") from error
 

@@ -133,7 +133,7 @@ def check_finite(name: str, tensor: Tensor, source: object) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """In one pass over its memory unless the sum overflows; numbers beyond float32 count as infinite."""
+    """Returns whether all values are finite in float32, in one pass unless the sum overflows."""
     if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32)):
         return True
     return bool(tensor.float().isfinite().all())

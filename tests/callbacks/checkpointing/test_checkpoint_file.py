@@ -64,7 +64,7 @@ def test_the_newest_checkpoint_is_last_ckpt(tmp_path: Path) -> None:
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
 
 
-def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_times_of_the_files(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_has_the_last_step_regardless_of_file_times(tmp_path: Path) -> None:
     files = write_three(tmp_path)
     os.utime(files[0], (9e9, 9e9))  # a copy, a restore, or a clock that is ahead
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"

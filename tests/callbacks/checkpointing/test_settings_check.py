@@ -126,7 +126,7 @@ def test_a_new_interpolation_of_a_given_setting_is_a_change() -> None:
     assert differences({}, now, now) == ["adapter._target_ None → ldm.adapters.train_only.TrainOnly"]
 
 
-def test_a_checkpoint_that_records_no_split_has_the_earlier_one() -> None:
+def test_a_checkpoint_without_a_recorded_split_uses_the_earlier_split() -> None:
     for now, expected in (("crc32", []), ("mixed", ["data.split_hash crc32 → mixed"])):
         settings = {"data": {"split_hash": now}}
         assert differences({"data": {}}, settings, settings) == expected

@@ -1,4 +1,4 @@
-"""A run ends with the reason if a part that is meant to be trained does not change."""
+"""A run ends with an error if a part that should be trained does not change."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def test_a_run_that_learns_is_not_interrupted(make: Any, tmp_path: Path) -> None
     assert fit(tmp_path, make(), 3, callbacks=[Learning(2)]).global_step == 3
 
 
-def test_a_low_rank_change_that_stays_zero_ends_the_run_with_the_name_of_the_layer(tmp_path: Path) -> None:
+def test_a_run_whose_low_rank_weights_stay_zero_ends_and_names_the_layer(tmp_path: Path) -> None:
     module = lora()
     name, layer = list(low_rank_layers(module.backbone).items())[1]
     torch.nn.init.zeros_(layer.down)

@@ -60,7 +60,7 @@ def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
     assert training_of(run)["steps"] == 12
     (run / "checkpoints").mkdir()
-    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # which holds the weights
+    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # the file with the weights
     assert training_of(run)["steps"] == 7
 
 
@@ -93,7 +93,7 @@ def test_a_stopped_evaluation_resumes_with_the_same_results(
 
 
 def same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 0.0) -> bool:
-    """Whether all metrics except the time are equal."""
+    """Returns whether all metrics except the time are equal."""
     names = a["metrics"].keys() - {"sampling_seconds"}
     assert names == b["metrics"].keys() - {"sampling_seconds"}
     return all(a["metrics"][name] == pytest.approx(b["metrics"][name], rel=tolerance, abs=0) for name in names)
@@ -165,7 +165,7 @@ def test_invalid_arguments_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.md", "a_fid_by_nfe.svg"])
-def test_files_of_others_are_not_overwritten(
+def test_files_written_by_other_programs_are_not_overwritten(
     name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("theirs")
@@ -189,7 +189,7 @@ def test_the_reference_file_must_differ_from_the_output(
     assert f"is a file that --out {out} writes; give another" in capsys.readouterr().err
 
 
-def test_files_of_others_beside_partial_results_are_kept(given: list[str], tmp_path: Path) -> None:
+def test_other_files_beside_partial_results_are_kept(given: list[str], tmp_path: Path) -> None:
     (tmp_path / ".a.json.parts").mkdir()
     (tmp_path / ".a.json.parts" / "notes.txt").touch()
     assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1", "--validation", "0"]) == 0

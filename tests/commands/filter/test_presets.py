@@ -1,4 +1,4 @@
-"""Each preset filters a file with the columns and types of its data set."""
+"""Tests each preset on a file with the columns and types of its data set."""
 
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def test_conceptual_12m_is_a_tsv_without_a_header(tmp_path: Path, capsys: pytest
     assert "cc12m.tsv has no header row" in (error := capsys.readouterr().err) and "--preset cc12m" in error
 
 
-def test_a_header_added_to_a_file_without_one_is_no_row(tmp_path: Path) -> None:
+def test_an_added_header_is_not_read_as_a_row(tmp_path: Path) -> None:
     (tmp_path / "cc12m.tsv").write_text(f"url\tcaption\nhttps://a.org/0.jpg\t{CAPTION}\n")
     run(tmp_path / "cc12m.tsv", tmp_path / "out", "--preset", "cc12m")
     assert len(kept(tmp_path / "out")) == 1 and rejected(tmp_path / "out") == {}

@@ -149,6 +149,6 @@ def test_an_argument_that_is_not_utf_8_is_refused_before_the_model_is_loaded(tex
         parse(["a cat", text])
 
 
-def test_a_size_beyond_what_can_be_drawn_is_refused_before_the_model_is_loaded():
+def test_a_size_that_is_too_large_is_refused_before_the_model_is_loaded():
     with pytest.raises(UsageError, match=r"size=96000x96000 was given, but size must be .* at most 33,554,432 pixels"):
         parse(["a cat", "size=96000x96000"])

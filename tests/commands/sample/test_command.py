@@ -184,7 +184,7 @@ def test_the_script_runs_without_importing_training_libraries(model: str, out: P
 
 
 @pytest.mark.slow
-def test_a_guessed_prediction_is_warned_about_and_recorded(
+def test_a_guessed_prediction_causes_a_warning_and_is_recorded(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unet = SD2["unet"] | {"context_width": 768, "head_width": None}

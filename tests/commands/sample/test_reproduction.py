@@ -45,7 +45,7 @@ def test_an_inpainted_image_records_its_sources_and_is_reproduced(model: str, ou
     assert (tmp_path / "reproduced" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
-def test_an_image_without_newer_settings_is_reproduced(model: str, out: Path, tmp_path: Path) -> None:
+def test_an_image_of_an_earlier_version_is_reproduced(model: str, out: Path, tmp_path: Path) -> None:
     assert sample.main(["red", "steps=2", "device=cpu", model, f"out={out}"]) == 0
     old = {name: value for name, value in read_metadata(out / "0000.png").items() if name not in LEGACY_SETTINGS}
     save_png(Image.open(out / "0000.png"), tmp_path / "old.png", old)

@@ -13,7 +13,7 @@ from ldm.commands.train.run_folder import keep_earlier_settings
     [
         ({"settings": {"data": {"root": "x"}}}, "crc32"),
         ({"settings": {"data": {"split_hash": "mixed"}}}, "mixed"),
-        ({"settings": {"data": {"split_hash": "crc32"}}}, "crc32"),  # was resumed before
+        ({"settings": {"data": {"split_hash": "crc32"}}}, "crc32"),  # resumed before
         ({}, "crc32"),
     ],
 )
@@ -26,7 +26,7 @@ def test_a_run_resumed_from_an_earlier_checkpoint_keeps_its_split(
     assert config.data.module.split_hash == expected
 
 
-def test_data_without_a_split_stay_as_they_are(tmp_path: Path) -> None:
+def test_data_without_a_split_are_unchanged(tmp_path: Path) -> None:
     write(tmp_path / "last.ckpt", {"settings": {}})
     config = OmegaConf.create({"data": {"count": 3}})
     keep_earlier_settings(config, str(tmp_path / "last.ckpt"))

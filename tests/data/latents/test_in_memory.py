@@ -1,4 +1,4 @@
-"""Latents in memory are the same moments as encoding each image individually, also if they come from the disk."""
+"""Latents in memory, also if read from the disk, equal those of encoding each image individually."""
 
 import multiprocessing
 import os
@@ -88,13 +88,13 @@ def test_a_real_first_stage_gives_the_same_bits_from_the_disk(tmp_path: Path) ->
     assert all(torch.equal(runs[0][k]["moments"], runs[1][k]["moments"]) for k in range(6))
 
 
-def test_everything_that_determines_the_encoding_gives_a_file_of_its_own(
+def test_a_change_of_anything_that_determines_the_encoding_changes_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variants = [{}, {"seed": 2}, {"split": "held_out"}, {"size": 32}, {"variants": 2}, {"count": 9}]
     for number, settings in enumerate([*variants, {"encode": Counting("b")}], 1):
         shapes(tmp_path, **settings).load()  # type: ignore[arg-type]
-        assert len(files(tmp_path)) == number + 1  # and the lock
+        assert len(files(tmp_path)) == number + 1  # plus the lock file
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     shapes(tmp_path).load()
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_encoded_again(tmp_path: Path, length: int | None) -> 
 
 
 def _load(folder: Path, moment: int | None) -> None:
-    """Loads in a process of its own, which kills itself instead of the rename number `moment`."""
+    """Loads in a separate process, which kills itself instead of calling the rename number `moment`."""
     replace = os.replace
 
     def killed(*paths: Any) -> None:
@@ -138,7 +138,7 @@ def test_processes_that_run_at_once_or_are_killed_leave_one_complete_file(tmp_pa
     last = shapes(tmp_path, count=40)
     last.load()
     assert samples(last) == samples(shapes(None, count=40))
-    shapes(tmp_path, count=39).load()  # removes what killed processes left
+    shapes(tmp_path, count=39).load()  # removes files left by killed processes
     assert [name for name in files(tmp_path) if name.endswith(".tmp")] == []
 
 
@@ -153,7 +153,7 @@ def test_the_least_recently_used_files_make_room(tmp_path: Path, monkeypatch: py
     (path,) = {*tmp_path.glob("*.safetensors")} - {*by_age}
     size = path.stat().st_size
     path.unlink()
-    monkeypatch.setattr(store, "LIMIT", 2 * size)  # its header does not count
+    monkeypatch.setattr(store, "LIMIT", 2 * size)  # the header is not counted
     shapes(tmp_path, 10).load()
     left = {path for path in by_age if path.exists()}
     assert left == {by_age[0]} and len(list(tmp_path.glob("*.safetensors"))) == 2
@@ -178,7 +178,7 @@ def average(images: torch.Tensor) -> torch.Tensor:
 
 
 class Drawn(Images):
-    """Images whose pixels and captions are those of (draw, index), in two sizes."""
+    """Images in two sizes, whose pixels and captions are determined by (draw, index)."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
         draw, index = key if isinstance(key, tuple) else (0, key)

@@ -14,7 +14,7 @@ IMAGE = image_file()
 
 
 def write(root: Path, *images: str, **texts: Any) -> Path:
-    """Writes images, and files with the given text, or with JSON of anything else."""
+    """Writes images, and files with the given text or other values as JSON."""
     contents = {name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()}
     for file, data in [*dict.fromkeys(images, IMAGE).items(), *((n, t.encode()) for n, t in contents.items())]:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def captions(images: CaptionedImages) -> dict[str, list[str]]:
 
 
 def coco(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """Returns COCO's annotations of (file name, caption)."""
+    """Returns COCO annotations for pairs (file name, caption)."""
     names = list(dict.fromkeys(name for name, _ in pairs))
     return {
         "info": {},
@@ -98,7 +98,7 @@ def test_caption_files_are_read_where_there_is_no_txt_or_json(tmp_path: Path) ->
     assert captions(CaptionedImages(tmp_path)) == {"a.png": ["from caption"], "b.png": ["from txt"]}
 
 
-def test_one_caption_can_be_given_for_all_images_without_one(tmp_path: Path) -> None:
+def test_one_caption_can_be_given_for_all_images_without_captions(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "10_cat/b.png", **{"a.txt": "own"})
     images = CaptionedImages(tmp_path, caption="a photo of sks dog")
     assert captions(images) == {"10_cat/b.png": ["a photo of sks dog"], "a.png": ["own"]}
@@ -125,7 +125,7 @@ def test_images_of_every_extension_that_pillow_decodes_are_found(extension: str,
     assert CaptionedImages(write(tmp_path, f"a.{extension}"), caption="x").keys == [f"a.{extension}"]
 
 
-def test_files_that_are_left_out_are_counted_by_extension(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_extension(tmp_path: Path) -> None:
     write(tmp_path, "a.png", **{"a.txt": "x", "b.mp4": "", "c.mp4": "", "orphan.txt": "", "README.md": ""})
     with pytest.warns(UserWarning, match=r"left out of .* neither images nor their captions: 2 \.mp4, 1 \.txt$"):
         CaptionedImages(tmp_path)
@@ -146,7 +146,7 @@ def test_a_complete_folder_gives_no_warning(tmp_path: Path) -> None:
         ("notes.md", r"expected \.png"),
     ],
 )
-def test_a_folder_without_images_is_refused_with_what_to_do(file: str, remedy: str, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_with_a_remedy(file: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
     with pytest.raises(ValueError, match=f"{tmp_path} has no images: .*({remedy})"):

@@ -108,7 +108,7 @@ def test_a_folder_without_any_captions_is_refused(tmp_path: Path) -> None:
         Folder(write(tmp_path, {"a.png": image_file(), "b.txt": "of no image"}), 8)
 
 
-def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_images_without_a_caption_are_skipped_and_counted(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": image_file(), "a.txt": "x", "b.png": image_file(), "c.png": image_file()})
     with pytest.warns(
         UserWarning, match=f"^2 of 3 images in {tmp_path} have no caption and are left out, such as b.png"
@@ -119,7 +119,7 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("row", ['{"file_name": "b.png", "text": null}', '{"file_name": "b.png"}'])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_row_without_a_caption_leaves_out_only_its_image(row: str, tmp_path: Path) -> None:
+def test_a_row_without_a_caption_skips_only_its_image(row: str, tmp_path: Path) -> None:
     write(tmp_path, {"a.png": image_file(), "b.png": image_file(), "metadata.jsonl": rows(("a.png", "x")) + row})
     assert Folder(tmp_path, 8).keys == ["a.png"]
     assert Folder(tmp_path, 8, caption="y")[1]["caption"] == "y"
@@ -151,7 +151,7 @@ def test_invalid_metadata_is_refused_with_its_line(metadata: str | bytes, reason
         Folder(write(tmp_path, {"a.png": image_file(), "metadata.jsonl": metadata}), 8)
 
 
-def test_images_of_kohyas_folders_occur_as_often_as_their_names_say(tmp_path: Path) -> None:
+def test_images_in_kohya_folders_are_repeated_as_their_names_specify(tmp_path: Path) -> None:
     write(tmp_path, {"3_sks dog/a.png": image_file(1), "1_cat/b.png": image_file(2)})
     with pytest.warns(UserWarning, match=r"that many times per epoch \(1, 3\); data.repeats=false"):
         folder = Folder(tmp_path, 8, repeats=True)

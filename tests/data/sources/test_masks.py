@@ -1,4 +1,4 @@
-"""Masks of the loss come from a file or the alpha channel, and follow the image's crop and flip."""
+"""Loss masks come from a file or the alpha channel, and are cropped and flipped like the image."""
 
 from pathlib import Path
 

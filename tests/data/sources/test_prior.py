@@ -1,4 +1,4 @@
-"""Class images are mixed with those of the subject, half and half in every batch, with a weight of their own."""
+"""Half of every batch are class images, with a separate loss weight."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def mixed(subject: int = 5, others: int = 7, weight: float = 0.5) -> WithPrior:
     return WithPrior(Images(subject), Images(others, seed=1), weight)
 
 
-def test_every_batch_has_as_many_class_images_as_images_of_the_subject() -> None:
+def test_half_of_every_batch_are_class_images() -> None:
     data = mixed()
     for batch in Order(len(data), batch_size=4, run=2):
         assert sorted(data[key]["weight"] for key in batch) == [1.0, 1.0, 2.0, 2.0]

@@ -1,4 +1,4 @@
-"""Small sets: how they are split, repeated and validated."""
+"""Tests how small data sets are split, repeated and validated."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_one_in_sixteen_images_is_held_out_exactly(count: int, held_out: int, tm
     assert note_of(Noises(val, 4)) == f"{held_out} of {count} images, held out from training"
 
 
-def test_five_images_are_all_trained_on_and_validated_at_other_noise(tmp_path: Path) -> None:
+def test_with_five_images_validation_uses_the_training_images_at_other_noise(tmp_path: Path) -> None:
     data = folder(tmp_path, 5)
     train, val = (SmallSplit(data, part) for part in ("train", "held_out"))  # type: ignore[arg-type]
     assert keys(train) == keys(val) and len(train) == 5
@@ -62,7 +62,7 @@ def test_images_of_any_size_train_in_buckets_of_their_aspect_ratio(tmp_path: Pat
     assert all(len({shapes[k] for _, k in batch}) == 1 for batch in BucketOrder(data.buckets, batch_size=2))
 
 
-def test_a_caption_for_all_leaves_own_captions(tmp_path: Path) -> None:
+def test_a_caption_for_all_images_keeps_existing_captions(tmp_path: Path) -> None:
     data = folder(tmp_path, 2)
     (tmp_path / "00.txt").write_text("a cat")
     captions = [sample["caption"] for sample in (Folder(tmp_path, 16, caption="a photo of sks dog")[k] for k in (0, 1))]

@@ -73,8 +73,8 @@ SETS = {
 
 @pytest.mark.parametrize("pattern", SETS)
 @pytest.mark.parametrize("every", [2, 5, 16, 64])
-def test_numbered_files_are_held_out_like_draws_of_a_coin(pattern: str, every: int) -> None:
-    """Their number is within four standard deviations of a binomial one, and so is the number of neighbours."""
+def test_numbered_files_are_held_out_independently_of_each_other(pattern: str, every: int) -> None:
+    """The numbers of held-out samples and of held-out neighbours are within four standard deviations of binomials."""
     names = [pattern.format(k) for k in range(SETS[pattern])]
     chosen = np.isin(names, held_out(names, every))
     for found, share in ((chosen, 1 / every), (chosen[1:] & chosen[:-1], 1 / every**2)):
@@ -84,7 +84,7 @@ def test_numbered_files_are_held_out_like_draws_of_a_coin(pattern: str, every: i
 
 @pytest.mark.parametrize("pattern", ["10_{} dog/{}.jpg", "{}/{:04}.png", "x{}_{}.webp"])
 def test_the_held_out_counts_of_many_folders_have_a_binomial_mean_and_variance(pattern: str) -> None:
-    """Of 80 samples at 1/16: 5 and 4.69. The bounds are four standard deviations of the two over 1000 folders."""
+    """Mean and variance are 5 and 4.69 for 80 samples at 1/16; the bounds are four standard deviations."""
     folders = [[zlib.crc32(pattern.format(k, j).encode()) for j in range(80)] for k in range(1000)]
     counts = (mix(np.array(folders, np.uint32)) % 16 == 0).sum(1)
     assert abs(counts.mean() - 5) < 4 * (4.69 / 1000) ** 0.5
@@ -92,7 +92,7 @@ def test_the_held_out_counts_of_many_folders_have_a_binomial_mean_and_variance(p
 
 
 def test_hashes_are_mixed_as_in_murmurhash3() -> None:
-    """The reference is the algorithm in Python's integers, which do not overflow."""
+    """The reference implementation uses Python's integers, which do not overflow."""
 
     def reference(x: int) -> int:
         x = ((x ^ x >> 16) * 0x85EBCA6B) % 2**32
@@ -107,7 +107,7 @@ def test_hashes_are_mixed_as_in_murmurhash3() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
 @pytest.mark.parametrize("every", [2, 16, 1_000_000])
-def test_any_set_has_a_held_out_sample_and_one_for_training(count: int, every: int) -> None:
+def test_every_data_set_has_a_held_out_and_a_training_sample(count: int, every: int) -> None:
     for first in range(0, 400, count):
         names = [f"{k}.png" for k in range(first, first + count)]
         assert 0 < len(held_out(names, every)) < count

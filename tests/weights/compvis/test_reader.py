@@ -135,14 +135,14 @@ def test_the_prediction_of_sd2_follows_from_metadata_or_name_and_is_noted(
 
 
 @pytest.mark.parametrize("name", ["v2-1_512-ema-pruned", "v2-1_768-ema-pruned"])
-def test_a_prediction_guessed_from_the_file_s_name_is_warned_about_when_it_is_loaded(tmp_path: Path, name: str) -> None:
+def test_loading_a_file_whose_name_suggests_the_prediction_causes_a_warning(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path / f"{name}.safetensors", SD2)
     with pytest.warns(UserWarning, match="prediction=.*tensors do not tell, so convert with --prediction"):
         read_model(without_metadata(path))
 
 
 @pytest.mark.parametrize("configs", [SD1, SD2])
-def test_a_prediction_that_the_metadata_states_is_no_guess(tmp_path: Path, configs: dict[str, Any]) -> None:
+def test_a_prediction_in_the_metadata_causes_no_warning(tmp_path: Path, configs: dict[str, Any]) -> None:
     path = saved(tmp_path / "m.safetensors", configs)
     save_file(load_file(path), path, {"modelspec.prediction_type": "v"})
     assert open_contents(path).guesses == ()
@@ -165,7 +165,7 @@ def test_metadata_that_ldm_does_not_understand_is_refused(tmp_path: Path, metada
         (SD1, {"modelspec.resolution": "768"}, [768, 768]),
     ],
 )
-def test_the_size_is_that_of_the_metadata_else_that_of_the_generation(
+def test_the_size_comes_from_the_metadata_or_else_the_model_generation(
     tmp_path: Path, configs: dict[str, Any], metadata: dict[str, str], size: list[int]
 ) -> None:
     path = saved(tmp_path / "m.safetensors", configs)

@@ -17,7 +17,7 @@ PNDM = {
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
 
 
-def test_the_scheduler_of_sd15_is_plms_that_leaves_the_noise_of_the_first_time() -> None:
+def test_the_scheduler_of_sd15_is_plms_ending_at_the_noise_of_the_first_time() -> None:
     sampling = {"sampler": "pndm", "spacing": "leading", "sampler_options": {"prk": False}, "final_sigma": "min"}
     assert scheduler_from(PNDM, HERE) == (SCHEDULE, "eps", sampling)
 

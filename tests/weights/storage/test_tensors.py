@@ -172,7 +172,7 @@ def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.bin", "w.safetensors.index.json"])
-def test_what_is_often_stored_in_place_of_weights_is_named(tmp_path, name, content, words):
+def test_a_file_often_found_in_place_of_weights_is_identified(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
         open_tensors(tmp_path / name)
