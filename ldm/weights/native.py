@@ -6,7 +6,7 @@ Opening a file builds the class that its `kind` names in a closed list; nothing 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from inspect import isfunction
+from inspect import isfunction, signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.weights.about import about_of
-from ldm.weights.kinds import constructor
+from ldm.weights.kinds import KINDS, constructor
 from ldm.weights.storage.opening import open_tensors
 from ldm.weights.storage.tensors import Tensors, locate, refuse_mismatch
 from ldm.weights.storage.values import check_finite, in_memory, raw_bytes, write_safetensors
@@ -75,6 +75,7 @@ class SkipInitialisation(TorchFunctionMode):
 def build(about: dict[str, Any], source: object) -> nn.Module:
     """Builds the network that `about` describes, on the meta device. Raises ValueError for invalid settings."""
     check_counts(about.get("config"), source)
+    check_booleans(about["kind"], about.get("config"), source)
     try:
         with torch.device("meta"), SkipInitialisation():
             network: nn.Module = constructor(about["kind"])(**about["config"])
@@ -83,6 +84,18 @@ def build(about: dict[str, Any], source: object) -> nn.Module:
         raise ValueError(
             f"{source} describes no network that this version of ldm can build ({error}); export it again"
         ) from error
+
+
+def check_booleans(kind: str, config: object, source: object) -> None:
+    """Raises ValueError for true or false in place of a number, which Python would take for 1 or 0."""
+    parameters = signature(constructor(kind)).parameters if kind in KINDS else {}
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):  # the config of a tower in a CLIP
+            check_booleans(f"{name}_tower", value, source)
+        values = value if isinstance(value, list | tuple) else [value]
+        allowed = name in parameters and isinstance(parameters[name].default, bool)
+        if not allowed and any(isinstance(one, bool) for one in values):
+            raise ValueError(f"{source} describes a {kind} whose {name} is {value}; download or export it again")
 
 
 def check_counts(config: object, source: object) -> None:

@@ -115,3 +115,17 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence() -> None:
 def test_a_network_too_large_to_build_is_refused_immediately(config: dict[str, Any]):
     with pytest.raises(ValueError, match="which no model has"):
         build({"kind": "unet", "config": config}, "m.safetensors")
+
+
+@pytest.mark.parametrize("change", [{"heads": True}, {"multipliers": [True, 2]}, {"width": False}])
+def test_a_boolean_in_place_of_a_number_is_refused(change: dict[str, Any]) -> None:
+    config = tiny_unet().config
+    build({"kind": "unet", "config": config | {"checkpointing": True}}, "a file")
+    with pytest.raises(ValueError, match=f"a file describes a unet whose {next(iter(change))} is "):
+        build({"kind": "unet", "config": config | change}, "a file")
+
+
+def test_a_boolean_in_a_tower_of_clip_is_refused() -> None:
+    config = {"text": tiny_text_tower().config | {"heads": True}, "image": {}}
+    with pytest.raises(ValueError, match="a file describes a text_tower whose heads is True"):
+        build({"kind": "clip", "config": config}, "a file")

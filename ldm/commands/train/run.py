@@ -49,7 +49,6 @@ def train(config: DictConfig) -> None:
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
-    resumed = checkpoint_to_resume(config.resume, run_dir)
     module = build_training(config.training)
     data = build(config.data.module)
 
