@@ -1,10 +1,13 @@
-"""Draw pictures from prompts: `python sample.py --help`."""
+"""Generates images from prompts: see `python sample.py --help`."""
 
 import sys
 
+from ldm.errors import end_quietly_on_closed_pipes
+
 if __name__ == "__main__":
+    end_quietly_on_closed_pipes()
     try:
         from ldm.commands.sample.command import main
-    except KeyboardInterrupt:  # which takes seconds
+    except KeyboardInterrupt:  # the import takes seconds
         sys.exit(130)
     sys.exit(main(sys.argv[1:]))

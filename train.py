@@ -1,4 +1,4 @@
-"""Train a model: python train.py [experiment=NAME] [group=option …] [key=value …]; -m sweeps, --help lists groups."""
+"""Trains a model: python train.py [experiment=NAME] [group=option …] [key=value …]; -m sweeps, --help lists groups."""
 
 import os
 import re
@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from ldm.callbacks.checkpointing.interruption import TIMEOUT
 from ldm.commands.train.messages import is_refusal, sentence
-from ldm.commands.train.overrides import checked
+from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
-from ldm.commands.train.sweep import forget_ranks, in_sweep, waiting
+from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
+from ldm.errors import end_quietly_on_closed_pipes
 from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"
@@ -26,35 +27,38 @@ CONF = Path(__file__).parent / "conf"
 def main(config: DictConfig) -> None:
     sweep, environment = HydraConfig.get().mode == RunMode.MULTIRUN, dict(os.environ)
     try:
-        if sweep and is_finished(in_sweep(config, Path(__file__))):
-            return print(f"{config.run_dir} is finished, and not run again")
+        if sweep and is_finished(set_sweep_folder(config, Path(__file__))):
+            return print(f"{config.run_dir} is already finished: skipped")
         train(config)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as stop:
         if not sweep or stop.code != TIMEOUT:
             raise
-        raise CompactHydraException(f"{config.run_dir}: stopped by trainer.max_time; the same sweep goes on") from None
+        raise CompactHydraException(
+            f"{config.run_dir}: stopped by trainer.max_time: run the same command to continue the sweep"
+        ) from None
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()
-        told = f"error: {config.run_dir + ': ' if sweep else ''}{sentence(error)}"
-        if sweep:  # Hydra runs the other jobs, then tells once more of the first that failed, and exits with 1
-            print(told, file=sys.stderr, flush=True)
-            raise CompactHydraException(told) from None
-        sys.exit(told)
+        message = f"error: {config.run_dir + ': ' if sweep else ''}{sentence(error)}"
+        if sweep:  # Hydra runs the other jobs, then repeats the first failure and exits with 1
+            print(message, file=sys.stderr, flush=True)
+            raise CompactHydraException(message) from None
+        sys.exit(message)
     finally:
         if sweep:
-            waiting(Path(config.run_dir)).unlink(missing_ok=True)
-            forget_ranks(environment)
+            waiting_mark(Path(config.run_dir)).unlink(missing_ok=True)
+            reset_ranks(environment)
 
 
 if __name__ == "__main__":
-    # to Hydra a number is no name of an option
+    end_quietly_on_closed_pipes()
+    # Hydra does not accept a number as the name of an option.
     sys.argv[1:] = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in sys.argv[1:]]
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it at an end
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra needs it first
     try:
-        sys.argv[1:] = checked(sys.argv[1:], CONF)
+        sys.argv[1:] = check_overrides(sys.argv[1:], CONF)
     except (ValueError, HydraException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)

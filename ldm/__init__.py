@@ -1,4 +1,4 @@
-"""Latent diffusion from the ground up."""
+"""Latent diffusion models: training, sampling and evaluation."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`ldm.Pipeline`, imported when it is asked for: torch takes seconds, which `ldm info` need not wait."""
+    """Imports `ldm.Pipeline` on first use, because importing torch takes seconds that `ldm info` does not need."""
     if name == "Pipeline":
         from ldm.pipeline.pipeline import Pipeline
 

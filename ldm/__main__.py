@@ -1,4 +1,4 @@
-"""The `ldm` command: one module of ldm/commands a subcommand, imported only when it is asked for."""
+"""The `ldm` command, which imports one module of ldm/commands per subcommand, on demand."""
 
 import argparse
 import re
@@ -9,39 +9,44 @@ from importlib import import_module
 from ldm import errors
 
 COMMANDS = {
-    "app": "draw in a browser",
-    "bench": "measure something next to its peers, from the checkout",
-    "compare": "compare runs: a report with error bars, curves and pictures",
-    "download": "fetch the pictures of filtered metadata into shards, with img2dataset",
-    "encode": "the pictures of shards as latents, once, for training",
-    "ema": "averages of a run's weights of any length, from its snapshots",
-    "emoji": "make the emoji data set from its npm package",
-    "convert": "weights from any format to any other",
-    "evaluate": "a model on data: pictures drawn and measured, for one setting or a sweep of many",
-    "filter": "keep the rows of metadata that are worth downloading, and say why the others went",
-    "info": "say what a model, a checkpoint, a run or a cache is",
-    "status": "what runs are doing: steps, rate, time left, latest numbers, live",
-    "verify": "check a cache of latents or shards of pictures",
+    "app": "generate images in a web browser",
+    "bench": "run a benchmark against its peers, from the checkout",
+    "compare": "compare runs in a report with error bars, curves and images",
+    "download": "download the images of filtered metadata into shards, with img2dataset",
+    "encode": "encode the images of shards into a cache of latents for training",
+    "ema": "compute averages of a run's weights, of any length, from its snapshots",
+    "emoji": "build the emoji data set from its npm package",
+    "convert": "convert weights between formats",
+    "evaluate": "evaluate a model on data, at one setting or in a sweep over many",
+    "extract": "write the difference of two models as a LoRA",
+    "filter": "keep the rows of metadata that are worth downloading, and count the rejected ones by reason",
+    "info": "describe a model, a checkpoint, a run or a cache of latents",
+    "merge": "merge adapters into a model, and write it",
+    "shards": "write a folder of images with captions to shards",
+    "status": "show the steps, speed, remaining time and latest metrics of runs, live",
+    "verify": "check a cache of latents or shards of images",
 }
-PACKAGES = ("evaluate", "filter", "info")  # commands of several modules
+PACKAGES = ("evaluate", "filter", "info")  # commands that consist of several modules
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand and returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        errors.end_quietly_on_closed_pipes()
+        argv = sys.argv[1:]
     listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="ldm",
         usage="ldm COMMAND …",
-        description=f"Tools around latent diffusion models.\n\ncommands:\n{listing}",
-        epilog="`ldm COMMAND --help` says more.",
+        description=f"Tools for latent diffusion models.\n\ncommands:\n{listing}",
+        epilog="`ldm COMMAND --help` describes a command and its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1]).command
     try:
         command = import_module(f"ldm.commands.{name}.command" if name in PACKAGES else f"ldm.commands.{name}")
-    except KeyboardInterrupt:  # which takes seconds
+    except KeyboardInterrupt:  # the import takes seconds
         return 130
     parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)

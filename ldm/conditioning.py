@@ -1,4 +1,4 @@
-"""Every input of a denoising network besides the noisy latents and the time, as one value."""
+"""The conditioning: all inputs of a denoising network besides the noisy latents and the time, as one value."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,51 +31,53 @@ class Conditioning:
     hints: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """The number of samples; 0 if there is no conditioning at all."""
+        """Returns the number of samples; 0 if there is no conditioning."""
         return max((len(tensor) for _, tensor in self.named()), default=0)
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """The names and tensors of the fields and hints that are there."""
+        """Yields the names and tensors of the fields that are set, and of the hints."""
         for name in FIELDS:
             if (tensor := getattr(self, name)) is not None:
                 yield name, tensor
         yield from self.hints.items()
 
     def get(self, name: str) -> Tensor:
-        """The field or hint of this name. Raises ValueError where there is none."""
+        """Returns the field or hint of this name. Raises ValueError if it is not set."""
         named = dict(self.named())
         if name not in named:
-            raise ValueError(f"the network reads {name}, but the conditioning has only {', '.join(named) or 'nothing'}")
+            raise ValueError(f"the network reads {name}, but the conditioning has {', '.join(named) or 'no fields'}")
         return named[name]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        """The conditioning with every tensor changed in the same way."""
+        """Applies `change` to every tensor."""
         return _from(self.hints, {name: change(tensor) for name, tensor in self.named()})
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> "Conditioning":
-        """The chosen samples, in that order."""
+        """Returns the selected samples, in the given order."""
         return self.map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
-        """Moved to a device; floating-point tensors cast to `dtype`."""
+        """Moves the tensors to `device` and casts floating-point ones to `dtype`."""
         return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def repeated(self, times: int) -> "Conditioning":
-        """The batch `times` in a row: sample i becomes samples i, b + i, 2b + i, …"""
+        """Repeats the batch `times` times: sample i becomes samples i, b + i, 2b + i, …"""
         return self.map(lambda tensor: torch.cat([tensor] * times))
 
     def dropped(self, rows: Tensor, unconditional: "Conditioning") -> "Conditioning":
-        """The samples where `rows` (b,) is True get the `unconditional` value (of one sample); sizes, guidance scale
-        and hints stay."""
+        """Replaces captions and labels by those of `unconditional` (one sample) where `rows` (b,) is True.
+
+        Sizes, guidance scale and hints stay.
+        """
 
         def choose(own: Tensor, empty: Tensor) -> Tensor:
             return torch.where(_column(rows, own), empty.to(own), own)
 
         return self._with(unconditional, DROPPED, choose)
 
-    def lerp(self, other: "Conditioning", share: Tensor) -> "Conditioning":
-        """The captions the `share` (b,) of the way from these samples' to the `other` ones'."""
-        return self._with(other, CAPTION, lambda a, b: torch.lerp(a, b, _column(share, a).to(a.dtype)))
+    def lerp(self, other: "Conditioning", weight: Tensor) -> "Conditioning":
+        """Interpolates captions linearly towards those of `other`, by the fraction `weight` (b,)."""
+        return self._with(other, CAPTION, lambda a, b: torch.lerp(a, b, _column(weight, a).to(a.dtype)))
 
     def with_hint(self, name: str, hint: Tensor) -> "Conditioning":
         return replace(self, hints={**self.hints, name: hint})
@@ -83,7 +85,7 @@ class Conditioning:
     def _with(
         self, other: "Conditioning", names: Sequence[str], combine: Callable[[Tensor, Tensor], Tensor]
     ) -> "Conditioning":
-        """These fields combined with those of another conditioning that has them too."""
+        """Combines the named fields that are set with those of `other`, in which they must be set too."""
         combined: dict[str, Any] = {
             name: combine(tensor, getattr(other, name)) for name in names if (tensor := getattr(self, name)) is not None
         }
@@ -91,9 +93,10 @@ class Conditioning:
 
 
 def cat(parts: Sequence[Conditioning]) -> Conditioning:
-    """The samples of all parts, in order; a hint that the parts share is kept once, for the samples of each part.
+    """Concatenates the samples of all parts.
 
-    Raises ValueError where the parts have different fields or shapes.
+    A hint that is the same tensor in all parts is kept once and applies to the samples of each part. Raises ValueError
+    if the parts have different fields or shapes.
     """
     named = [dict(part.named()) for part in parts]
     shapes = [{name: tuple(tensor.shape[1:]) for name, tensor in part.items()} for part in named]
@@ -102,19 +105,20 @@ def cat(parts: Sequence[Conditioning]) -> Conditioning:
     hints = parts[0].hints
     shared = {name for name in hints if all(part[name] is named[0][name] for part in named)}
     joined = {
-        name: one if name in shared else torch.cat([part[name] for part in named]) for name, one in named[0].items()
+        name: tensor if name in shared else torch.cat([part[name] for part in named])
+        for name, tensor in named[0].items()
     }
     return _from(hints, joined)
 
 
 def _from(hints: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Conditioning:
-    """The conditioning of these tensors, those named in `hints` as hints."""
+    """Builds a conditioning from tensors, of which those named in `hints` are hints."""
     fields: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in hints}
     return Conditioning(**fields, hints={name: tensors[name] for name in hints})
 
 
 def _column(rows: Tensor, like: Tensor) -> Tensor:
-    """(b,) → (b, 1, …), to broadcast with `like`."""
+    """Reshapes (b,) to (b, 1, …) to broadcast with `like`."""
     return rows.view(-1, *[1] * (like.ndim - 1))
 
 

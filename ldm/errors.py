@@ -1,28 +1,35 @@
-"""The edge of every command: errors become one sentence and an exit code."""
+"""Turns errors and warnings of a command into single lines on stderr, and errors into an exit code."""
 
+import atexit
+import io
+import os
+import stat
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from ldm.progress import clear
 
-EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # whose message is written for people
+EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages are human-readable
+
+
+CLOSED_PIPE = 141  # the shell's exit code of a process that SIGPIPE ended
 
 
 class UsageError(ValueError):
-    """The command line itself is wrong, rather than the work."""
+    """The command line is invalid, as opposed to a failure of the work that it asks for."""
 
 
 def run(work: Callable[[], object], debug: bool = False) -> int:
-    """The exit code of `work`: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
+    """Runs `work` and returns the exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
     try:
         work()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # nothing is swallowed: it is told, and ends the process
+    except Exception as error:  # not swallowed: it is printed and determines the exit code
         if debug:
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr)
@@ -31,7 +38,7 @@ def run(work: Callable[[], object], debug: bool = False) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Returns the message of `error` on one line, with its type if the message alone is not meant for the user."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
@@ -41,13 +48,13 @@ def sentence(error: Exception) -> str:
 
 
 @contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Each different warning of ours once, as one line on stderr."""
+def warnings_on_stderr() -> Iterator[None]:
+    """Prints each distinct UserWarning raised in the block once, as one line on stderr."""
 
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in seen:  # Python forgets what it has shown when a library changes the filters
+        if str(message) not in seen:  # Python's own record is reset whenever a library changes the filters
             seen.add(str(message))
             clear()
             print(f"warning: {message}", file=sys.stderr)
@@ -56,3 +63,47 @@ def shown_warnings() -> Iterator[None]:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         yield
+
+
+class _Pipe(io.FileIO):
+    """Ends the program quietly when its reader, such as `head`, has closed the pipe."""
+
+    lost = False  # whether any pipe was closed
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _Pipe.lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # discards the data that is still buffered
+            raise SystemExit(CLOSED_PIPE) from None
+
+
+def end_quietly_on_closed_pipes() -> None:
+    """Makes the program exit with 141 when the reader of its output is gone, like most programs in a pipeline.
+
+    Restoring the default action of SIGPIPE instead would also kill a run whose connection to a logger breaks.
+    """
+    sys.stdout, sys.stderr = (_piped(stream) for stream in (sys.stdout, sys.stderr))
+    atexit.register(_flush)
+
+
+def _piped(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper) or not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False)),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _flush() -> None:
+    """Flushes stdout at exit, because Python itself would report a closed pipe with a traceback."""
+    with suppress(SystemExit):
+        sys.stdout.flush()
+    if _Pipe.lost:  # an exit handler, such as this one, cannot change the exit code otherwise
+        os._exit(CLOSED_PIPE)

@@ -1,4 +1,4 @@
-"""Files and folders that are either there in full or not there at all, and locks on folders."""
+"""Atomic writing of files and folders, and locks on folders."""
 
 import errno
 import fcntl
@@ -13,19 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LOCK = ".lock"  # in a folder: who works in it holds a lock on this file
+LOCK = ".lock"  # the file in a folder that a process locks while it works there
 ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
-    errno.EFBIG: "no file may be as large there; give another disk, or raise ulimit -f",
+    errno.EFBIG: "the file exceeds the size limit there; give another disk, or raise ulimit -f",
 }
+# Errors of flock on Lustre mounted without -o flock, on NFS without its lock service, and on some FUSE file systems.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Give `write` a temporary file beside `path`; flush, fsync and rename it to `path` once it returns.
+    """Calls `write` with a temporary file beside `path`, then flushes, fsyncs and renames it to `path`.
 
-    Missing parent folders are made. On any failure the old file at `path` stays and the temporary one goes.
-    Raises OSError in one sentence when the disk is full or the folder cannot be written.
+    Missing parent folders are created. On any failure the old file at `path` stays and the temporary one is removed.
+    Raises OSError with a one-sentence message if the disk is full or the folder cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,9 +35,9 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors of `write` are told apart
+        file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors raised by `write` are handled apart
     except OSError as error:
-        raise named(error, path) from error
+        raise write_error(error, path) from error
     try:
         with file:
             write(file)
@@ -44,7 +46,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in ADVICE:
-            raise named(error, path) from error
+            raise write_error(error, path) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,17 +54,17 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once the block ends.
+    """Yields a temporary folder beside `path` that replaces `path` when the block ends.
 
-    A folder at `path` is renamed first and removed last, so that one of the two is in place or can be put there,
-    whatever fails; a warning says where the old one is if it cannot be removed. What a process leaves that is killed
-    in between is for `settle`. Raises OSError as `atomic_write` does.
+    An existing folder at `path` is renamed first and removed last, so that a complete folder is always in place or can
+    be restored; if the old one cannot be removed, a warning says where it is. `recover_folder` cleans up after a
+    process that was killed in between. Raises OSError as `atomic_write` does.
     """
     new = _beside(path, "tmp")
     old, mark = new.with_suffix(".old"), new.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = _lock(mark)
+        descriptor = _lock(mark)
         try:
             new.mkdir()
             yield new
@@ -72,17 +74,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         finally:
             _tidy(path, new, old)
             mark.unlink(missing_ok=True)
-            os.close(held)
+            os.close(descriptor)
     except OSError as error:
         if error.errno in ADVICE:
-            raise named(error, path) from error
+            raise write_error(error, path) from error
         raise
 
 
-def settle(path: Path) -> None:
-    """Tidy up after processes that were killed while they wrote a folder at `path`.
+def recover_folder(path: Path) -> None:
+    """Cleans up after processes that were killed while they wrote a folder at `path`.
 
-    The old folder is put back where the new one had not taken its place; all else that they left is removed.
+    The old folder is restored if the new one had not replaced it yet; everything else that they left is removed.
     """
     for mark in leftovers(path.parent, path.name[:200].__eq__, "lock"):
         if not _is_locked(mark):
@@ -91,11 +93,14 @@ def settle(path: Path) -> None:
 
 
 def _tidy(path: Path, new: Path, old: Path) -> None:
-    """Keep the one complete folder, whichever step between writing `new` and removing `old` was the last."""
+    """Keeps the one complete folder, whichever step between writing `new` and removing `old` was reached."""
     if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
     elif os.path.lexists(old) and new.exists():
-        warnings.warn(f"{path} was taken while it was replaced; what was there before is in {old}", stacklevel=2)
+        warnings.warn(
+            f"something else was created at {path} while it was being replaced; its former content is in {old}",
+            stacklevel=2,
+        )
     elif os.path.lexists(old):
         _remove(old, path)
     shutil.rmtree(new, ignore_errors=True)
@@ -106,8 +111,8 @@ def _remove(old: Path, path: Path) -> None:
         shutil.rmtree(old)
     except OSError as error:
         warnings.warn(
-            f"the new {path} is complete, but of the old one {error.filename} could not be removed "
-            f"({error.strerror}): what is left of it is in {old}; delete that folder yourself",
+            f"the new {path} is complete, but {error.filename} of the old one could not be removed "
+            f"({error.strerror}): its remains are in {old}; delete that folder yourself",
             stacklevel=2,
         )
 
@@ -117,9 +122,9 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp") -> list[Path]:
-    """The temporary files and folders in `folder` for what has a name that `is_ours`, cut to 200 characters.
+    """Returns the temporary files and folders in `folder` whose final name, cut to 200 characters, satisfies `is_ours`.
 
-    A process is writing them, or was killed while it did.
+    Each is being written by a process, or was left behind by one that was killed.
     """
     pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.{ending}")
     matches = ((path, pattern.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
@@ -127,43 +132,56 @@ def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` atomically."""
+    """Writes `data` atomically."""
     atomic_write(path, lambda file: file.write(data))
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Writes `text` as UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; ValueError for NaN and infinity, which JSON does not have."""
+    """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def cache_home() -> Path:
+    """Returns the folder for files that can be created again: ldm in $XDG_CACHE_HOME or else in ~/.cache.
+
+    Raises RuntimeError if there is no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification ignores relative paths
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ldm"
+
+
 def check_writable(folder: str | Path) -> None:
-    """Before hours of work: raises OSError where files cannot be written into a folder, which may not be there yet."""
+    """Raises OSError if files cannot be written into `folder`, which need not exist yet.
+
+    Call it before long work, whose result would be lost otherwise.
+    """
     given = Path(folder).absolute()
-    there = next(path for path in (given, *given.parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"cannot write into {folder}: {there} is no folder; give another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write into {folder}: {there} is read-only here; give another folder")
+    existing = next(path for path in (given, *given.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"cannot write into {folder}: {existing} is not a folder; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into {folder}: {existing} is not writable; give another folder")
 
 
 def lock(folder: str | Path, shared: bool = False) -> int:
-    """Takes the lock of a folder, once no other process has it, or only shares it; gives what `os.close` lets go of it.
+    """Waits for the lock of a folder, exclusive or shared, and returns the file descriptor to `os.close` to release it.
 
-    The system lets go of it however the process ends, kill -9 included.
+    The operating system releases the lock however the process ends, kill -9 included.
     """
     return _lock(Path(folder) / LOCK, shared)
 
 
 def try_lock(folder: str | Path) -> int | None:
-    """As `lock`, but returns None at once if another process holds the lock."""
-    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    """Like `lock`, but returns None at once if another process holds the lock."""
+    path = Path(folder) / LOCK
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
     except BlockingIOError:
         os.close(file)
         return None
@@ -172,28 +190,47 @@ def try_lock(folder: str | Path) -> int | None:
 
 def _lock(path: Path, shared: bool = False) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    _flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path)
     return file
 
 
+def _flock(file: int, operation: int, path: Path) -> None:
+    """Calls `flock`. Raises OSError that names `path` and the remedy if the file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        os.close(file)
+        raise OSError(
+            f"cannot lock {path} ({error.strerror}): its file system has no file locks; mount it with them (Lustre: "
+            "-o flock, NFS: without -o nolock and with its lock service), or choose a folder on another file system"
+        ) from error
+
+
 def is_locked(folder: str | Path) -> bool:
-    """Whether a process works in the folder now; the lock of one that died is gone with it."""
+    """Returns whether a process is working in the folder; the lock of one that died does not count."""
     return _is_locked(Path(folder) / LOCK)
 
 
 def _is_locked(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file, operation = os.open(path, os.O_RDWR), fcntl.LOCK_EX  # NFS locks exclusively only what may be written
     except FileNotFoundError:
         return False
+    except OSError:  # a file of another user, or on a read-only file system
+        file, operation = os.open(path, os.O_RDONLY), fcntl.LOCK_SH
+    try:
+        _flock(file, operation | fcntl.LOCK_NB, path)
     except BlockingIOError:
+        os.close(file)
         return True
+    os.close(file)
     return False
 
 
-def named(error: OSError, path: Path) -> OSError:
-    """The same kind of error as one sentence that names the file asked for, not the temporary one."""
-    told = type(error)(f"cannot write {path}: {ADVICE.get(error.errno or 0, error.strerror)}")
-    told.errno = error.errno
-    return told
+def write_error(error: OSError, path: Path) -> OSError:
+    """Returns an error of the same type with a one-sentence message that names `path`, not the temporary file."""
+    renamed = type(error)(f"cannot write {path}: {ADVICE.get(error.errno or 0, error.strerror)}")
+    renamed.errno = error.errno
+    return renamed

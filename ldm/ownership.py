@@ -1,4 +1,4 @@
-"""What a command may write over: files that it wrote itself and nobody changed since, and never its input."""
+"""Keeps commands from overwriting their input, and any file that they did not write or that was changed since."""
 
 import hashlib
 import json
@@ -10,30 +10,31 @@ from ldm.files import write_bytes, write_json
 
 
 def is_within(path: Path, place: Path) -> bool:
-    """Whether `path`, which need not exist, is `place` or below it, whatever links, letter case or `..` it is given by.
+    """Returns whether `path`, which need not exist, is `place` or below it; links, letter case and `..` are resolved.
 
-    False where there is nothing at `place`.
+    False if nothing exists at `place`.
     """
-    return place.exists() and any(one.exists() and one.samefile(place) for one in _places(path.expanduser()))
+    candidates = _self_and_parents(path.expanduser())
+    return place.exists() and any(candidate.exists() and candidate.samefile(place) for candidate in candidates)
 
 
-def _places(path: Path) -> Iterable[Path]:
-    """The path itself, what it links to, and every folder above either."""
+def _self_and_parents(path: Path) -> Iterable[Path]:
+    """Returns the path itself, the target of its link, and all folders above either."""
     target, entry = path.resolve(), path.parent.resolve() / path.name
     return dict.fromkeys([target, *target.parents, *(() if path.name == ".." else (entry, *entry.parents))])
 
 
 def check_outside(path: Path, place: str | Path, output: str, given: str) -> None:
-    """Raises ValueError where `path`, which the option `output` names, is the input `place`, or in it."""
+    """Raises ValueError if `path`, given by the option `output`, is the input `place` or is in it."""
     if is_within(path, Path(place)):
         raise ValueError(
-            f"{output} {path} is in the {given} {place}, so that what is written there would be read as input: give "
-            f"{output} a place outside of it"
+            f"{output} {path} is in the {given} {place}, so that its files would be read as input: give "
+            f"{output} a path outside of it"
         )
 
 
 def refuse(foreign: list[Path], written_by: str, remedy: str) -> None:
-    """Raises FileExistsError that names the first of the `foreign` files, if there are any."""
+    """Raises a FileExistsError that names the first of the `foreign` files, if there are any."""
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise FileExistsError(
@@ -42,22 +43,22 @@ def refuse(foreign: list[Path], written_by: str, remedy: str) -> None:
 
 
 class Record:
-    """The files that a command wrote into `folder`: their SHA-256 by path below it, kept in a hidden file there."""
+    """Records the SHA-256 of the files that a command wrote into `folder`, in a hidden file there, by relative path."""
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.command = folder, command
         self.file = folder / f".ldm_{command}.json"
 
     def read(self) -> dict[str, list[str]]:
-        """The digests that each file may have; nothing where there is no record, or a damaged one."""
+        """Returns the digests that each file may have; empty if the record is missing or corrupt."""
         try:
             files = json.loads(self.file.read_text())["files"]
-            return {str(name): [str(one) for one in digests] for name, digests in files.items()}
+            return {str(name): [str(digest) for digest in digests] for name, digests in files.items()}
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def foreign(self, paths: Iterable[Path]) -> list[Path]:
-        """Those of the paths, all below the folder, at which there is anything but a file as the command wrote it."""
+        """Returns those of `paths`, all below the folder, that exist but are not files as the command wrote them."""
         known = self.read()
         return [path for path in paths if os.path.lexists(path) and not self._holds(path, known)]
 
@@ -66,14 +67,14 @@ class Record:
         return bool(digests) and path.is_file() and not path.is_symlink() and digest(path) in digests
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises FileExistsError where one of the names is taken by what the command did not write."""
+        """Raises FileExistsError if one of the names exists and was not written by the command."""
         foreign = self.foreign(self.folder / name for name in names)
         refuse(foreign, f"ldm {self.command}", "move it away, or give another folder")
 
     def write(self, contents: Mapping[str, bytes]) -> None:
-        """Write files by name. Raises FileExistsError as `check` does.
+        """Writes files by name. Raises FileExistsError as `check` does.
 
-        The record comes first and allows for the old content, too, so that a kill in between makes no file foreign.
+        The record is written first and lists the old content too, so that files stay known if the process is killed.
         """
         self.check(contents)
         paths = {self.folder / name: data for name, data in contents.items()}
@@ -85,7 +86,7 @@ class Record:
             write_bytes(path, data)
 
     def write_all(self) -> None:
-        """Record every file that is below the folder now."""
+        """Records every file that is below the folder now."""
         files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
         self._save(self._by_name({path: [digest(path)] for path in files}))
 
@@ -97,6 +98,6 @@ class Record:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Returns the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

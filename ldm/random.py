@@ -1,7 +1,7 @@
 """Random numbers keyed by (seed, stream, sample id, draw).
 
-The same key gives the same numbers at any batch size, rank count or order, because they come from a counter
-and not from a generator's state: Philox-4x32-10 (Salmon et al., SC 2011).
+The same key gives the same numbers for any batch size, order or number of ranks, because the generator,
+Philox-4x32-10 (Salmon et al., SC 2011), is a function of a counter and has no state.
 """
 
 import math
@@ -18,11 +18,11 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox(counter: Words, key: tuple[int, int]) -> Words:
-    """Ten Philox rounds on 32-bit words held in int64 tensors, which may broadcast against one another."""
+    """Applies ten Philox rounds to 32-bit words, stored in int64 tensors that may broadcast with each other."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The products are unsigned: wrap-around keeps their 64 bits, the mask undoes the sign extension.
+        # The products are unsigned: int64 overflow keeps all 64 bits, and the mask removes the sign extension.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0 = ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(WORD)
         c2 = ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(WORD)
@@ -32,9 +32,9 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _words(seed: int, stream: str, ids: Tensor, draw: int | Tensor, count: int) -> Words:
-    """At least `count` words a sample, as four tensors (b, ceil(count / 4)) on the device of `ids`."""
+    """Returns at least `count` words per sample, as four tensors (b, ceil(count / 4)) on the device of `ids`."""
     if not 0 <= seed <= WORD:
-        raise ValueError(f"the seed is {seed}, but must lie between 0 and {WORD}")
+        raise ValueError(f"the seed is {seed}, but must be between 0 and {WORD}")
     blocks = torch.arange(-(-count // 4), device=ids.device)[None, :]
     draws = torch.as_tensor(draw, device=ids.device).expand_as(ids)[:, None]
     column = ids[:, None]
@@ -43,17 +43,17 @@ def _words(seed: int, stream: str, ids: Tensor, draw: int | Tensor, count: int) 
 
 
 def uniform(seed: int, stream: str, ids: Tensor, draw: int | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1), float64 (b, *shape), for sample ids (b,) int64; `draw` is an int or (b,)."""
+    """Returns uniform numbers in [0, 1), float64 (b, *shape), for sample ids (b,) int64; `draw` is an int or (b,)."""
     count = math.prod(shape)
     words = torch.stack(_words(seed, stream, ids, draw, count), dim=-1).flatten(1)  # (b, 4·blocks)
     return (words[:, :count].double() * 2.0**-32).view(len(ids), *shape)
 
 
 def normal(seed: int, stream: str, ids: Tensor, draw: int | Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, float32 (b, *shape), for sample ids (b,) int64; `draw` is an int or (b,).
+    """Returns standard normal numbers, float32 (b, *shape), for sample ids (b,) int64; `draw` is an int or (b,).
 
-    Box-Muller runs in float64 and is rounded once, so that devices whose logarithms differ in the last bit
-    agree, but for about one number in 10⁸ that such a bit tips over.
+    Box-Muller is computed in float64 and rounded once, so that devices whose logarithms differ in the last bit agree,
+    except for about one number in 10⁸, which is rounded differently.
     """
     count = math.prod(shape)
     w0, w1, w2, w3 = _words(seed, stream, ids, draw, count)

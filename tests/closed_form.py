@@ -1,4 +1,4 @@
-"""Data whose best denoiser is known in closed form, and noise levels to walk along."""
+"""Data whose optimal denoiser is known in closed form, with schedules and grids to sample them on."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ EVERY_SCHEDULE = [
 
 
 def schedule_name(schedule: Schedule) -> str:
-    """Told by its config: its name, and what it changes if it changes another."""
+    """A test id: the name, the shift if there is one, and the name of the inner schedule if it has one."""
     config = schedule.config
     inner = f" of {config['schedule']['name']}" if "schedule" in config else ""
     return f"{schedule.name}{config.get('shift', '')}{inner}"

@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Fixtures shared by all tests."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,15 @@ import pytest
 from tests.tiny import save_tiny_model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the tests from reading and writing the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
-def environment_as_before() -> Iterator[None]:
-    """Lightning leaves the address of a run's processes in the environment, where a later run would find it."""
+def restored_environment() -> Iterator[None]:
+    """Restores environment variables, in which Lightning leaves the addresses of a run's processes."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -22,10 +28,10 @@ def environment_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The argument of sample.py that chooses a tiny random model."""
+    """The argument of sample.py that selects a tiny random model."""
     return f"model={save_tiny_model(tmp_path_factory.mktemp('model'))}"
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    return tmp_path / "pictures"
+    return tmp_path / "images"

@@ -1,4 +1,4 @@
-"""Runs of train.py in this process, of the smallest network on the parts that ship."""
+"""Runs train.py in this process, with a minimal network and the first stage and text encoder that ldm ships."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -16,18 +16,18 @@ TINY = (
     *("++data.count=18", "data.batch_size=4", "trainer.limit_val_batches=1", "trainer.accelerator=cpu", "lr=constant"),
 )
 TINY_DIT = ("model=shapes_dit", "model.width=24", "model.layers=2", "model.heads=2", *TINY[4:])
-ALONE = ("metrics=none", "logger=none", "name=test")  # nothing but the training
+ALONE = ("metrics=none", "logger=none", "name=test")  # without evaluation and logging
 
 
 def run(folder: Path, *overrides: str) -> Path:
-    """Trains in a folder, and returns it."""
-    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quieten"):
+    """Trains in a folder, and returns the folder."""
+    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quiet_logging"):
         train.train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
     return folder
 
 
 def refusal(folder: Path, *overrides: str) -> str:
-    """The sentence in which a run is refused, which leaves nothing in its folder."""
+    """Returns the error message of a run that is refused, and checks that its folder is unchanged."""
     before = sorted(folder.rglob("*"))
     with pytest.raises((*EXPECTED, HydraException)) as refused:
         run(folder, *overrides)

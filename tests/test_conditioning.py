@@ -1,4 +1,4 @@
-"""Every input of a denoising network besides latents and time: how it is batched, moved, dropped and mixed."""
+"""Batching, moving, dropping and interpolating the conditioning of a denoising network."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ldm.conditioning import Conditioning, cat
 
 
 def full(samples: int = 3, seed: int = 0) -> Conditioning:
-    """One of every field, and a hint."""
+    """A conditioning with every field and a hint."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -31,7 +31,7 @@ def assert_same(one: Conditioning, other: Conditioning) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_named_yields_the_fields_and_hints_that_are_there() -> None:
+def test_named_yields_the_fields_that_are_set_and_the_hints() -> None:
     assert [*dict(full().named())] == ["text", "pooled", "labels", "sizes", "guidance", "inpainting"]
     assert [*dict(Conditioning(pooled=torch.zeros(2, 3)).named())] == ["pooled"]
 
@@ -46,14 +46,14 @@ def test_get_returns_a_field_or_a_hint() -> None:
     assert conditioning.get("inpainting") is conditioning.hints["inpainting"]
 
 
-def test_get_names_what_is_missing_and_what_there_is() -> None:
-    with pytest.raises(ValueError, match="the network reads sizes, but the conditioning has only text"):
+def test_get_of_a_missing_field_lists_the_available_ones() -> None:
+    with pytest.raises(ValueError, match="the network reads sizes, but the conditioning has text"):
         Conditioning(text=torch.zeros(1, 2, 3)).get("sizes")
-    with pytest.raises(ValueError, match="has only nothing"):
+    with pytest.raises(ValueError, match="has no fields"):
         Conditioning().get("text")
 
 
-def test_map_changes_every_tensor_and_leaves_absent_fields_absent() -> None:
+def test_map_changes_every_tensor_and_keeps_missing_fields_missing() -> None:
     doubled = full().map(lambda tensor: 2 * tensor)
     for (name, ours), (_, theirs) in zip(doubled.named(), full().named(), strict=True):
         assert torch.equal(ours, 2 * theirs), name
@@ -61,9 +61,9 @@ def test_map_changes_every_tensor_and_leaves_absent_fields_absent() -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(1, 3), [2, 0], torch.tensor([2, 2])], ids=["slice", "list", "tensor"])
-def test_indexing_chooses_samples_in_that_order(rows: slice | list[int] | Tensor) -> None:
-    chosen = full()[rows]
-    for (name, ours), (_, theirs) in zip(chosen.named(), full().named(), strict=True):
+def test_indexing_selects_samples_in_the_given_order(rows: slice | list[int] | Tensor) -> None:
+    selected = full()[rows]
+    for (name, ours), (_, theirs) in zip(selected.named(), full().named(), strict=True):
         assert torch.equal(ours, theirs[rows]), name
 
 
@@ -78,8 +78,8 @@ def test_to_moves_every_tensor() -> None:
     assert {tensor.device.type for _, tensor in full().to("meta").named()} == {"meta"}
 
 
-def test_repeated_repeats_the_batch_as_a_backbone_counts_its_samples() -> None:
-    """Sample i of b goes to i, b + i, 2b + i."""
+def test_repeated_concatenates_copies_of_the_batch() -> None:
+    """Sample i of b becomes samples i, b + i and 2b + i."""
     repeated = full(2).repeated(3)
     assert len(repeated) == 6
     for start in range(0, 6, 2):
@@ -99,21 +99,21 @@ def test_dropped_samples_keep_their_sizes_guidance_and_hints() -> None:
     assert all(torch.equal(dropped.get(name), full().get(name)) for name in ("sizes", "guidance", "inpainting"))
 
 
-def test_dropping_into_another_type_keeps_the_type_of_the_samples() -> None:
+def test_dropping_keeps_the_dtype_of_the_samples() -> None:
     half = full().to(dtype=torch.bfloat16)
     assert half.dropped(torch.ones(3, dtype=torch.bool), full(1, seed=7)).get("text").dtype == torch.bfloat16
 
 
-def test_lerp_mixes_captions_by_each_sample_s_share_and_nothing_else() -> None:
-    one, other, share = full(), full(seed=7), torch.tensor([0.0, 0.25, 1.0])
-    mixed = one.lerp(other, share)
+def test_lerp_interpolates_captions_by_a_weight_per_sample_and_nothing_else() -> None:
+    one, other, weight = full(), full(seed=7), torch.tensor([0.0, 0.25, 1.0])
+    mixed = one.lerp(other, weight)
     for name in ("text", "pooled"):
-        a, b, s = one.get(name), other.get(name), share.view(-1, *[1] * (one.get(name).ndim - 1))
-        torch.testing.assert_close(mixed.get(name), a + s * (b - a))
+        a, b, w = one.get(name), other.get(name), weight.view(-1, *[1] * (one.get(name).ndim - 1))
+        torch.testing.assert_close(mixed.get(name), a + w * (b - a))
     assert all(torch.equal(mixed.get(name), one.get(name)) for name in ("labels", "sizes", "guidance", "inpainting"))
 
 
-def test_a_hint_is_added_beside_those_there_are() -> None:
+def test_with_hint_keeps_the_other_hints() -> None:
     control = torch.ones(3, 1, 4, 4)
     hinted = full().with_hint("control", control)
     assert [*hinted.hints] == ["inpainting", "control"] and hinted.get("control") is control
@@ -128,13 +128,13 @@ def test_cat_batches_all_samples_in_order() -> None:
 
 
 def test_cat_keeps_a_hint_that_all_parts_share_once() -> None:
-    """As guidance does, whose two conditionings see the same mask beside the same latents."""
+    """Guidance relies on it: its two conditionings share the mask, as they share the latents."""
     hint = torch.randn(3, 5, 2, 2)
     both = cat([Conditioning(text=torch.randn(3, 2, 4)).with_hint("inpainting", hint) for _ in range(2)])
     assert both.get("inpainting") is hint and len(both.get("text")) == 6
 
 
-def test_cat_does_not_share_a_field_that_two_parts_have_in_common() -> None:
+def test_cat_concatenates_a_field_that_all_parts_share() -> None:
     text = torch.randn(3, 2, 4)
     assert len(cat([Conditioning(text=text)] * 2).get("text")) == 6
 
@@ -153,8 +153,8 @@ def test_cat_refuses_conditionings_of_unequal_fields_or_shapes(other: Conditioni
         cat([Conditioning(text=torch.zeros(1, 2, 4)), other])
 
 
-def test_pytree_functions_see_its_tensors_and_rebuild_it() -> None:
-    """FSDP and torch.compile look for the tensors in a module's inputs this way."""
+def test_a_conditioning_is_a_pytree_of_its_tensors() -> None:
+    """FSDP and torch.compile find the tensors in the inputs of a module this way."""
     leaves, spec = _pytree.tree_flatten(full())
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     assert len(tensors) == 6

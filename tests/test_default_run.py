@@ -1,10 +1,12 @@
-"""The default experiment with everything on, as a user runs it, on the networks that ship."""
+"""Runs the default experiment with every feature, on the command line and the networks that ldm ships."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TINY = ["model.width=32", "data.count=64", "data.batch_size=8", "evaluation.prompts=8", "evaluation.count=32"]
@@ -16,7 +18,8 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
-def test_a_run_leaves_what_the_contract_says_and_its_folder_is_not_overwritten(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_writes_all_of_its_files_and_its_folder_is_not_overwritten(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train("debug=fast", *TINY, "trainer.max_steps=6", f"run_dir={run}")
     assert result.returncode == 0, result.stderr

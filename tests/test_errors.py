@@ -1,6 +1,13 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ldm import errors
+
+ROOT = Path(errors.__file__).parents[1]
 
 
 def fail(error: BaseException) -> None:
@@ -8,7 +15,7 @@ def fail(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "output"),
     [
         (ValueError("size is 3,\n but must be 4"), 1, "error: size is 3, but must be 4\n"),
         (errors.UsageError("n= is given twice"), 2, "error: n= is given twice\n"),
@@ -17,18 +24,43 @@ def fail(error: BaseException) -> None:
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_an_error_becomes_one_sentence_and_an_exit_code(
-    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+def test_an_error_is_printed_on_one_line_and_sets_the_exit_code(
+    error: BaseException, code: int, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert errors.run(lambda: fail(error)) == code
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == output
 
 
-def test_debug_shows_the_traceback_before_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_prints_the_traceback_before_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(lambda: fail(ValueError("wrong")), debug=True) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("Traceback") and told.endswith("\nerror: wrong\n")
+    output = capsys.readouterr().err
+    assert output.startswith("Traceback") and output.endswith("\nerror: wrong\n")
 
 
-def test_work_that_is_done_exits_with_0() -> None:
+def test_successful_work_exits_with_0() -> None:
     assert errors.run(lambda: None) == 0
+
+
+PROGRAMS = [
+    ["-m", "ldm", "--help"],
+    pytest.param(["train.py", "debug=plan"], marks=pytest.mark.slow),
+    pytest.param(["train.py", "--cfg", "job"], marks=pytest.mark.slow),
+    pytest.param(["sample.py", "--help"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("command", PROGRAMS, ids=str)
+def test_a_closed_pipe_ends_a_program_quietly_as_sigpipe_would(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_pipe_that_stays_open_gets_all_of_the_output() -> None:
+    done = subprocess.run([sys.executable, "-m", "ldm", "--help"], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().endswith("describes a command and its options.\n")

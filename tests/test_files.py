@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from ldm import files
-from ldm.files import atomic_folder, atomic_write, check_writable, leftovers, settle, write_json, write_text
+from ldm.files import atomic_folder, atomic_write, check_writable, leftovers, recover_folder, write_json, write_text
 
 
 def full_disk(file: BinaryIO) -> None:
@@ -20,13 +20,13 @@ def full_disk(file: BinaryIO) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_is_written_arrives_and_nothing_else_is_left_in_the_folder(tmp_path: Path) -> None:
+def test_atomic_write_creates_the_file_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
     atomic_write(tmp_path / "new" / "a.bin", lambda file: file.write(b"abc"))
     assert (tmp_path / "new" / "a.bin").read_bytes() == b"abc"
     assert os.listdir(tmp_path / "new") == ["a.bin"]
 
 
-def test_a_writer_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
@@ -39,14 +39,14 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: 
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_the_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_the_file_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     seen = []
     atomic_write(path, lambda file: seen.append((path.exists(), Path(file.name).parent)))
     assert seen == [(False, tmp_path)]
 
 
-def test_a_full_disk_is_one_sentence_with_the_path_asked_for(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_with_the_requested_path(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with pytest.raises(OSError, match="the disk is full") as raised:
         atomic_write(path, full_disk)
@@ -54,7 +54,7 @@ def test_a_full_disk_is_one_sentence_with_the_path_asked_for(tmp_path: Path) -> 
     assert raised.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
 
 
-def test_a_folder_appears_whole_in_place_of_the_old_one_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for text in ("old", "new"):
         with atomic_folder(path) as folder:
@@ -67,7 +67,7 @@ def test_a_folder_appears_whole_in_place_of_the_old_one_or_not_at_all(tmp_path: 
 
 @pytest.fixture
 def undeletable(tmp_path: Path) -> Iterator[Path]:
-    """A folder of which one file cannot be removed, not even by root."""
+    """A folder with a file that cannot be removed, not even by root."""
     path = tmp_path / "model"
     write_text(path / "part" / "old.txt", "old")
     if os.geteuid():
@@ -82,18 +82,18 @@ def undeletable(tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["chattr", "-R", "-i", part], check=True)
 
 
-def test_a_folder_that_cannot_be_removed_is_replaced_and_its_rest_is_named(undeletable: Path) -> None:
+def test_an_undeletable_folder_is_replaced_and_its_remains_are_reported(undeletable: Path) -> None:
     with (
-        pytest.warns(UserWarning, match="the old one .* could not be removed") as told,
+        pytest.warns(UserWarning, match="of the old one could not be removed") as caught,
         atomic_folder(undeletable) as new,
     ):
         write_text(new / "new.txt", "new")
     [old] = undeletable.parent.glob(".model.*")
-    assert str(old) in str(told[0].message) and (old / "part" / "old.txt").read_text() == "old"
+    assert str(old) in str(caught[0].message) and (old / "part" / "old.txt").read_text() == "old"
     assert os.listdir(undeletable) == ["new.txt"]
 
 
-def test_the_old_folder_is_back_in_place_when_the_new_one_cannot_be_put_there(tmp_path: Path) -> None:
+def test_the_old_folder_is_restored_if_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
     path = tmp_path / "model"
     write_text(path / "old.txt", "old")
     with pytest.raises(FileNotFoundError), atomic_folder(path) as folder:
@@ -103,7 +103,7 @@ def test_the_old_folder_is_back_in_place_when_the_new_one_cannot_be_put_there(tm
 
 
 def replaced_until(path: Path, lines: int) -> bool:
-    """Whether a process that is killed after so many lines of ldm/files.py has replaced the folder before that."""
+    """Returns whether a process replaced the folder before it was killed after `lines` lines of ldm/files.py."""
     if child := os.fork():
         status = os.waitpid(child, 0)[1]
         assert status in (0, 9)
@@ -129,13 +129,14 @@ def replaced_until(path: Path, lines: int) -> bool:
         os._exit(1)
 
 
-def test_a_kill_at_any_line_leaves_the_old_or_the_new_folder_and_the_next_run_tidies_up(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_kill_at_any_line_keeps_the_old_or_new_folder_and_is_cleaned_up(tmp_path: Path) -> None:
     path, killed, found = tmp_path / "model", 0, set()
     while True:
         for name in "ab":
             write_text(path / name, "old")
         finished = replaced_until(path, killed)
-        settle(path)
+        recover_folder(path)
         found.add("".join((path / name).read_text() for name in "ab"))
         assert os.listdir(tmp_path) == ["model"] and sorted(os.listdir(path)) == ["a", "b"]
         if finished:
@@ -144,14 +145,14 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_folder_and_the_next_run_ti
     assert found == {"oldold", "newnew"} and killed > 50
 
 
-def test_what_a_living_process_writes_is_not_tidied_away(tmp_path: Path) -> None:
+def test_the_files_of_a_running_process_are_not_cleaned_up(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "model") as folder:
         write_text(folder / "a.txt", "a")
-        settle(tmp_path / "model")
+        recover_folder(tmp_path / "model")
     assert os.listdir(tmp_path / "model") == ["a.txt"]
 
 
-def test_temporary_files_are_told_from_files_that_only_look_alike(tmp_path: Path) -> None:
+def test_leftovers_excludes_files_that_only_resemble_temporary_ones(tmp_path: Path) -> None:
     seen: list[Path] = []
     atomic_write(tmp_path / "a.txt", lambda file: seen.extend(leftovers(tmp_path, {"a.txt", "b.txt"}.__contains__)))
     assert [path.parent for path in seen] == [tmp_path]
@@ -161,7 +162,7 @@ def test_temporary_files_are_told_from_files_that_only_look_alike(tmp_path: Path
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
-def test_the_sentence_is_the_same_when_the_system_itself_says_that_the_disk_is_full(tmp_path: Path) -> None:
+def test_a_disk_that_the_system_reports_as_full_gives_the_same_message(tmp_path: Path) -> None:
     def write(file: BinaryIO) -> None:
         with open("/dev/full", "wb", buffering=0) as full:
             os.dup2(full.fileno(), file.fileno())
@@ -172,7 +173,7 @@ def test_the_sentence_is_the_same_when_the_system_itself_says_that_the_disk_is_f
     assert os.listdir(tmp_path) == []
 
 
-def test_a_parent_that_is_a_file_is_refused_with_the_path_asked_for(tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file_is_refused_with_the_requested_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=f"^cannot write {tmp_path}/file/a.txt: "):
         write_text(tmp_path / "file" / "a.txt", "x")
@@ -183,32 +184,34 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         write_text(tmp_path, "x")
 
 
-def test_a_new_file_has_the_permissions_that_open_would_give_it(tmp_path: Path) -> None:
+def test_a_new_file_has_the_same_permissions_as_one_made_by_open(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     write_text(tmp_path / "ours", "x")
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_json_comes_back_as_it_went_and_is_utf8(tmp_path: Path) -> None:
+def test_json_survives_a_round_trip_and_is_utf8(tmp_path: Path) -> None:
     value = {"prompt": "a café 🍵", "steps": [1, 2.5, None]}
     write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_bytes()) == value
     assert "🍵".encode() in (tmp_path / "a.json").read_bytes()
 
 
-def test_json_refuses_nan_before_it_touches_the_file(tmp_path: Path) -> None:
+def test_writing_nan_as_json_fails_and_keeps_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_writable_refuses_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_writable(tmp_path / "new" / "deeper")
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"cannot write into .*/file/new: .*/file is no folder"):
+    with pytest.raises(NotADirectoryError, match=r"cannot write into .*/file/new: .*/file is not a folder"):
         check_writable(tmp_path / "file" / "new")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match=r"cannot write into .*/new: .* is read-only here"):
+    with pytest.raises(PermissionError, match=r"cannot write into .*/new: .* is not writable"):
         check_writable(tmp_path / "new")

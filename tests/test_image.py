@@ -40,7 +40,7 @@ def array(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_rgb_comes_back_unchanged_from_a_path_bytes_and_a_file(tmp_path: Path) -> None:
+def test_rgb_is_loaded_unchanged_from_a_path_bytes_or_a_file(tmp_path: Path) -> None:
     image = noise("RGB")
     data = encoded(image)
     (tmp_path / "a.png").write_bytes(data)
@@ -48,32 +48,32 @@ def test_rgb_comes_back_unchanged_from_a_path_bytes_and_a_file(tmp_path: Path) -
         assert np.array_equal(array(load_image(source)), array(image))
 
 
-def test_alpha_is_laid_on_the_background_in_proportion() -> None:
+def test_transparent_images_are_composited_onto_the_background() -> None:
     image = noise("RGBA")
     background = (10, 200, 90)
     rgba = np.asarray(image).astype(float)
     alpha = rgba[..., 3:] / 255
     expected = rgba[..., :3] * alpha + np.array(background) * (1 - alpha)
-    got = array(load_image(encoded(image), background))
-    assert np.abs(got - expected).max() <= 1  # Pillow rounds on the way
+    loaded = array(load_image(encoded(image), background))
+    assert np.abs(loaded - expected).max() <= 1  # Pillow rounds intermediate values
 
 
-def test_greyscale_with_alpha_is_laid_on_the_background_too() -> None:
+def test_greyscale_with_alpha_is_composited_onto_the_background() -> None:
     image = noise("LA")
     grey, alpha = np.asarray(image).astype(float).transpose(2, 0, 1)
     expected = grey * alpha / 255 + 40 * (1 - alpha / 255)
-    got = array(load_image(encoded(image), (40, 40, 40)))
-    assert np.abs(got - expected[..., None]).max() <= 1
+    loaded = array(load_image(encoded(image), (40, 40, 40)))
+    assert np.abs(loaded - expected[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_greyscale_and_black_and_white_become_three_equal_channels(mode: str) -> None:
+def test_greyscale_and_binary_images_become_three_equal_channels(mode: str) -> None:
     image = noise("L").convert(mode)
-    got = array(load_image(encoded(image)))
-    assert np.array_equal(got, np.asarray(image.convert("L")).astype(int)[..., None].repeat(3, -1))
+    loaded = array(load_image(encoded(image)))
+    assert np.array_equal(loaded, np.asarray(image.convert("L")).astype(int)[..., None].repeat(3, -1))
 
 
-def test_a_palette_with_a_transparent_entry_shows_the_background_there() -> None:
+def test_a_transparent_palette_entry_shows_the_background() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *GREEN])
     image.putpixel((1, 0), 1)
@@ -82,26 +82,26 @@ def test_a_palette_with_a_transparent_entry_shows_the_background_there() -> None
     assert array(load_image(encoded(image), BLUE)).tolist() == [[[*RED], [*GREEN]]]
 
 
-def test_a_colour_named_transparent_in_an_rgb_png_shows_the_background() -> None:
+def test_the_transparent_colour_of_an_rgb_png_shows_the_background() -> None:
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), GREEN)
     assert array(load_image(encoded(image, transparency=GREEN), BLUE)).tolist() == [[[*RED], [*BLUE]]]
 
 
-def test_cmyk_is_converted() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
-    got = array(load_image(encoded(image, "JPEG", quality=95)))
-    assert np.abs(got - np.array(RED)).max() <= 4  # JPEG
+    loaded = array(load_image(encoded(image, "JPEG", quality=95)))
+    assert np.abs(loaded - np.array(RED)).max() <= 4  # JPEG
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bits_are_scaled_to_eight_to_the_nearest(format: str) -> None:
+def test_16_bits_are_scaled_to_the_nearest_of_8_bits(format: str) -> None:
     values = np.array([[0, 1, 128, 129, 257, 32768, 65407, 65535]], dtype=np.uint16)
-    got = array(load_image(encoded(Image.fromarray(values), format)))
-    assert got[0, :, 0].tolist() == np.round(values[0] / 257).astype(int).tolist()
+    loaded = array(load_image(encoded(Image.fromarray(values), format)))
+    assert loaded[0, :, 0].tolist() == np.round(values[0] / 257).astype(int).tolist()
 
 
-def test_big_endian_sixteen_bits_are_the_same_picture() -> None:
+def test_big_endian_16_bits_are_decoded_alike() -> None:
     values = np.array([[0, 1000, 40000, 65535]], dtype=np.uint16)
     header = struct.pack(">2sHI", b"MM", 42, 8)
     tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8 + 2 + 8 * 12 + 4), (278, 1), (279, 8)]
@@ -111,15 +111,15 @@ def test_big_endian_sixteen_bits_are_the_same_picture() -> None:
 
 
 @pytest.mark.parametrize("values", [np.ones((2, 2), np.float32), np.full((2, 2), 70000, np.int32)])
-def test_pixels_of_no_agreed_range_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"^x.tif cannot be read as a picture: .*save it with 8 or 16 bits"):
+def test_pixels_without_a_standard_range_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"^x.tif cannot be read as an image: .*save it with 8 or 16 bits"):
         load_image(encoded(Image.fromarray(values), "TIFF"), name="x.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_the_exif_orientation_is_undone(orientation: int, format: str) -> None:
-    # What the camera stored, for the scene seen upright: the inverse of EXIF 2.3's table.
+def test_the_exif_orientation_is_applied(orientation: int, format: str) -> None:
+    # How a camera stores an upright scene under each orientation: the inverse of the table in EXIF 2.3.
     stored = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -136,14 +136,14 @@ def test_the_exif_orientation_is_undone(orientation: int, format: str) -> None:
     exif[0x0112] = orientation
     lossy = {"quality": 95} if format in ("JPEG", "WEBP") else {}
     data = encoded(Image.fromarray(np.ascontiguousarray(stored[orientation](scene))), format, exif=exif, **lossy)
-    got = array(load_image(data))
-    assert got.shape == scene.shape
+    loaded = array(load_image(data))
+    assert loaded.shape == scene.shape
     corners = (slice(4, None, 24), slice(4, None, 36))
-    assert np.abs(got[corners] - scene[corners].astype(int)).max() <= 12  # JPEG and WebP
+    assert np.abs(loaded[corners] - scene[corners].astype(int)).max() <= 12  # JPEG and WebP
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
+def test_the_first_frame_of_an_animation_is_loaded(format: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if format == "WEBP" else {}
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
@@ -151,42 +151,42 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_a_truncated_file_is_refused_by_name(format: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_with_its_path(format: str, tmp_path: Path) -> None:
     path = tmp_path / "half.img"
     data = encoded(noise("RGB", (64, 64)), format)
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=f"^{path} cannot be read as a picture: ."):
+    with pytest.raises(ValueError, match=f"^{path} cannot be read as an image: ."):
         load_image(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
-def test_what_is_no_picture_is_refused_by_name(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^a\.png in x\.tar cannot be read as a picture: it is none of PNG"):
+def test_a_file_that_is_not_an_image_is_refused_with_its_name(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^a\.png in x\.tar cannot be read as an image: expected one of PNG"):
         load_image(data, name="a.png in x.tar")
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_image(tmp_path / "none.png")
 
 
-def test_a_jpeg_far_larger_than_needed_is_decoded_smaller_and_shows_the_same() -> None:
+def test_a_large_jpeg_is_decoded_at_a_reduced_size_without_visible_change() -> None:
     rows, columns = np.mgrid[:1024, :1536] / 1536
     waves = [np.sin(40 * columns + k) * np.cos(30 * rows) * 100 + 128 for k in range(3)]
     file = io.BytesIO()
     Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(file, "JPEG", quality=95)
-    whole = load_image(file.getvalue())
+    full = load_image(file.getvalue())
     for side, size in ((400, (1536, 1024)), (170, (768, 512)), (64, (384, 256)), (8, (192, 128))):
         small = load_image(file.getvalue(), side=side)
         assert small.size == size
-        one, other = (to_tensor(resize_and_crop(image, side)) for image in (small, whole))
+        one, other = (to_tensor(resize_and_crop(image, side)) for image in (small, full))
         assert psnr(one, other) > 40
 
 
-def test_more_pixels_than_allowed_are_refused_before_they_are_decoded() -> None:
+def test_an_image_with_too_many_pixels_is_refused() -> None:
     image = Image.new("RGB", (20, 10))
     assert load_image(encoded(image), max_pixels=200).size == (20, 10)
-    with pytest.raises(ValueError, match="20×10 is more than the 199 pixels allowed"):
+    with pytest.raises(ValueError, match="20×10 exceeds the limit of 199 pixels"):
         load_image(encoded(image), max_pixels=199)
 
 
@@ -199,30 +199,30 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_a_decompression_bomb_is_refused(side: int) -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    with pytest.raises(ValueError, match=r"^bomb.png cannot be read as a picture: .*(pixels|bomb)"):
+    with pytest.raises(ValueError, match=r"^bomb.png cannot be read as an image: .*(pixels|bomb)"):
         load_image(bomb, name="bomb.png")
 
 
-def test_every_byte_survives_the_way_to_float_and_back() -> None:
+def test_every_byte_survives_conversion_to_float_and_back() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(every)), every)
     assert from_uint8(every)[[0, -1]].tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_floats_go_to_the_nearest_byte_and_are_clamped(dtype: torch.dtype) -> None:
+def test_floats_are_rounded_to_the_nearest_byte_and_clamped(dtype: torch.dtype) -> None:
     x = torch.linspace(-1.5, 1.5, 1001, dtype=torch.float64).to(dtype)
     exact = (x.double() + 1) * 127.5
     assert (to_uint8(x).double() - exact.clamp(0, 255)).abs().max() <= 0.5 + 1e-4
 
 
-def test_nan_is_refused_and_infinity_clamped() -> None:
+def test_nan_is_refused_and_infinity_is_clamped() -> None:
     assert to_uint8(torch.tensor([-torch.inf, torch.inf])).tolist() == [0, 255]
     with pytest.raises(ValueError, match="NaN"):
         to_uint8(torch.tensor([0.0, torch.nan]))
 
 
-def test_the_wrong_kind_of_tensor_is_refused() -> None:
+def test_tensors_of_another_dtype_or_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a float tensor"):
         to_uint8(torch.zeros(2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="expected a uint8 tensor"):
@@ -231,25 +231,23 @@ def test_the_wrong_kind_of_tensor_is_refused() -> None:
         to_pil(torch.zeros(2, 8, 8))
 
 
-def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+def test_images_survive_conversion_to_tensors_and_back() -> None:
     images = [noise("RGB", seed=k) for k in range(3)]
     x = to_tensor(images)
     assert x.shape == (3, 3, 6, 8) and x.dtype == torch.float32
-    for back in (to_pil(x), to_pil(to_uint8(x)), [to_pil(one)[0] for one in x]):
+    for back in (to_pil(x), to_pil(to_uint8(x)), [to_pil(image)[0] for image in x]):
         assert all(np.array_equal(array(a), array(b)) for a, b in zip(images, back, strict=True))
     assert torch.equal(to_tensor(images[0])[0], from_uint8(pixels(images[0])))
 
 
-def test_pictures_that_need_gradients_can_be_shown() -> None:
+def test_images_that_require_gradients_can_be_converted() -> None:
     assert to_pil(torch.zeros(3, 4, 4, requires_grad=True))[0].getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (0.5, 0.5), (0.3, 0.9), (1, 1)])
 @pytest.mark.parametrize("size", [(90, 40), (33, 77), (32, 32)])
-def test_resizing_and_cropping_at_once_is_resizing_and_then_cropping(
-    size: tuple[int, int], offset: tuple[float, float]
-) -> None:
-    # Mid-tones: overshoots would be clipped between Pillow's two passes, whose order it chooses by the sizes.
+def test_resize_and_crop_equals_resizing_then_cropping(size: tuple[int, int], offset: tuple[float, float]) -> None:
+    # Mid-tones avoid overshoots, which Pillow would clip between its two passes, whose order depends on the sizes.
     image = noise("RGB", size).point(lambda value: 64 + value // 2)
     scale = 32 / min(size)
     scaled = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.LANCZOS)
@@ -259,27 +257,27 @@ def test_resizing_and_cropping_at_once_is_resizing_and_then_cropping(
     assert np.abs(array(resize_and_crop(image, 32, offset)) - array(expected)).max() <= 2  # two passes, each rounded
 
 
-def test_without_a_change_of_scale_the_crop_copies_pixels() -> None:
+def test_a_crop_without_scaling_copies_pixels() -> None:
     image = noise("RGB", (45, 32))
     assert np.array_equal(array(resize_and_crop(image, 32)), array(image)[:, 7:39])
 
 
-def test_height_and_width_may_differ() -> None:
+def test_the_target_height_and_width_may_differ() -> None:
     image = Image.new("RGB", (100, 100), RED)
     assert resize_and_crop(image, (20, 60)).size == (60, 20)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (2000, 1), (640, 480)])
-def test_any_shape_of_picture_covers_the_crop(size: tuple[int, int]) -> None:
-    got = resize_and_crop(Image.new("RGB", size, GREEN), 32, (0.7, 0.7))
-    assert got.size == (32, 32) and got.getcolors() == [(1024, GREEN)]
+def test_an_image_of_any_shape_covers_the_crop(size: tuple[int, int]) -> None:
+    cropped = resize_and_crop(Image.new("RGB", size, GREEN), 32, (0.7, 0.7))
+    assert cropped.size == (32, 32) and cropped.getcolors() == [(1024, GREEN)]
 
 
-def test_a_large_reduction_averages_instead_of_skipping() -> None:
+def test_a_large_reduction_averages_pixels() -> None:
     board = Image.fromarray((np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
     assert np.abs(array(resize_and_crop(board, 16)) - 127.5).max() <= 1
 
 
-def test_a_fifth_of_full_scale_off_is_twenty_decibels() -> None:
+def test_an_error_of_a_tenth_of_the_range_is_20_decibels() -> None:
     x = torch.zeros(2, 3, 4, 4)
     torch.testing.assert_close(psnr(x, x + 0.2), torch.full((2,), 20.0))

@@ -1,4 +1,4 @@
-"""The architecture: which package of ldm may import which, without cycles, and which library is used where."""
+"""Checks which package of ldm may import which, that imports have no cycle, and where libraries are used."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ldm.pipeline.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 EVERYWHERE = {"conditioning", "device", "errors", "files", "image", "ownership", "progress", "random"}
-# Each package and the packages that it may import; the modules EVERYWHERE may be imported by all of these.
+# The packages that each package may import; every one of them may also import the modules in EVERYWHERE.
 MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": set(),
     "nn": set(),
@@ -26,23 +26,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"nn", "diffusion", "weights", "data"},
     "ema": {"weights"},
     "training": {"nn", "diffusion", "adapters", "weights", "execution"},
-    "callbacks": {"nn", "diffusion", "weights", "execution", "ema", "data", "pipeline", "metrics"},
+    "callbacks": {"nn", "adapters", "diffusion", "weights", "execution", "ema", "data", "pipeline", "metrics"},
     "report": {"metrics"},
     "evaluation": {"weights", "data", "pipeline", "metrics", "ema", "report"},
     "drawing": {"pipeline", "weights"},
     "inside": {"nn", "diffusion", "sampling", "pipeline"},
-    "planning": {"nn", "weights"},
+    "planning": {"nn", "adapters", "weights"},
     "app": {"drawing", "pipeline", "sampling", "weights"},
 }
-# What the modules EVERYWHERE may import of each other.
+# The modules in EVERYWHERE that each of them may import.
 MAY_IMPORT |= {name: set() for name in EVERYWHERE}
 MAY_IMPORT |= {"image": {"files"}, "ownership": {"files"}, "errors": {"progress"}}
-TOP = {"commands", "__main__", "__init__"}  # which may import anything
-# The only places that may import a library: files, or folders with a slash at the end.
+TOP = {"commands", "__main__", "__init__"}  # these may import anything
+# The only files, and folders (ending in a slash), that may import a library.
 ONLY_IN = {
     "hydra": ("ldm/commands/", "train.py", "tests/", "experiments/"),
     "omegaconf": ("ldm/commands/", "train.py", "tests/"),
     "diffusers": ("tests/parity/", "experiments/"),
+    "peft": ("tests/parity/",),
     "gradio": ("ldm/app/", "tests/app/"),
 }
 
@@ -55,23 +56,23 @@ def sources() -> list[Path]:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Every module that the source imports, anywhere in it; `from a import b` gives both a and a.b."""
+    """Yields every module that the source imports, at any level; `from a import b` yields both a and a.b."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute, so that they can be found"
+            assert node.level == 0, "relative imports are not allowed, because this test cannot resolve them"
             yield str(node.module)
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Returns the file of every module of the package, by dotted name."""
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "ldm").rglob("*.py")}
 
 
 def graph() -> Graph:
-    """Every module of the package, commands and app included, and the modules that it imports."""
+    """Returns, for every module of the package (commands and app included), the modules that it imports."""
     known = modules()
     return {name: {other for other in imported(path.read_text()) if other in known} for name, path in known.items()}
 
@@ -88,7 +89,7 @@ def packages(graph: Graph) -> Graph:
 
 
 def refused(importer: str, others: set[str]) -> set[str]:
-    """The packages among `others` that a package may not import."""
+    """Returns the packages among `others` that `importer` may not import."""
     if importer in TOP:
         return set()
     return others - MAY_IMPORT[importer] - (set() if importer in EVERYWHERE else EVERYWHERE)
@@ -99,7 +100,7 @@ def test_each_package_imports_only_what_the_design_allows() -> None:
     assert {name: refused(name, others) for name, others in found.items() if refused(name, others)} == {}
 
 
-def test_the_design_names_every_package_and_allows_nothing_that_is_unused() -> None:
+def test_the_design_covers_every_package_and_allows_no_unused_import() -> None:
     found = packages(graph())
     assert found.keys() - TOP == MAY_IMPORT.keys()
     assert {name: allowed - found[name] for name, allowed in MAY_IMPORT.items() if allowed - found[name]} == {}
@@ -108,10 +109,10 @@ def test_the_design_names_every_package_and_allows_nothing_that_is_unused() -> N
 @pytest.mark.parametrize("level", ["modules", "packages"])
 def test_imports_have_no_cycle(level: str) -> None:
     found = graph() if level == "modules" else packages(graph())
-    assert set(TopologicalSorter(found).static_order()) >= found.keys()  # which raises CycleError
+    assert set(TopologicalSorter(found).static_order()) >= found.keys()  # raises CycleError
 
 
-def test_a_cycle_would_be_found() -> None:
+def test_a_cycle_would_be_detected() -> None:
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
@@ -121,8 +122,8 @@ def test_the_root_of_the_package_has_at_most_eight_modules() -> None:
     assert len(EVERYWHERE) <= 8
 
 
-def test_the_denoising_network_is_known_by_its_protocol_only() -> None:
-    """UNet and DiT are named by networks, by the table of kinds, and by what looks inside of one kind."""
+def test_only_networks_and_their_tables_name_a_denoising_network_class() -> None:
+    """Only the networks, the table of kinds and the inspection of one kind may import UNet or DiT."""
     allowed = ("ldm.nn", "ldm.weights.kinds", "ldm.inside")
     names = {
         name: set(imported(path.read_text())) & {"ldm.nn.unet.UNet", "ldm.nn.dit.DiT"}
@@ -136,7 +137,7 @@ def test_the_denoising_network_is_known_by_its_protocol_only() -> None:
 def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
     for path in sources():
         name = path.relative_to(ROOT).as_posix()
-        allowed = any(name == one or (one.endswith("/") and name.startswith(one)) for one in ONLY_IN[library])
+        allowed = any(name == place or (place.endswith("/") and name.startswith(place)) for place in ONLY_IN[library])
         assert allowed or library not in {module.split(".")[0] for module in imported(path.read_text())}, name
 
 
@@ -150,11 +151,11 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
         ("weights", "from ldm.pipeline.pipeline import Pipeline"),
     ],
 )
-def test_an_import_against_the_design_is_seen(importer: str, source: str) -> None:
+def test_an_import_against_the_design_is_detected(importer: str, source: str) -> None:
     assert refused(importer, {package(name) for name in imported(source) if name.count(".")})
 
 
-def test_the_pipeline_is_importable_from_the_top_and_nothing_else_is() -> None:
+def test_only_the_pipeline_is_importable_from_the_top_level() -> None:
     assert ldm.Pipeline is Pipeline
     with pytest.raises(AttributeError, match="'ldm' has no attribute 'Pipelin'"):
         ldm.Pipelin  # noqa: B018

@@ -11,19 +11,19 @@ def test_a_command_runs_and_exits_with_0(tmp_path: Path, capsys: pytest.CaptureF
     assert "prediction" in capsys.readouterr().out
 
 
-def test_a_failure_is_one_sentence_and_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_prints_one_sentence_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "nowhere"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: there is no model nowhere") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: there is no model nowhere") and output.count("\n") == 1
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_prints_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "nowhere", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["info"], ["info", "a", "b"]])
-def test_a_wrong_command_line_exits_with_2(argv: list[str]) -> None:
+def test_an_invalid_command_line_exits_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
@@ -39,11 +39,11 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n  {name} " in told for name in COMMANDS)
+    output = capsys.readouterr().out
+    assert all(f"\n  {name} " in output for name in COMMANDS)
 
 
-def test_a_misspelt_option_is_refused_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["info", "shapes", "--debgu"])
     assert "unrecognized argument --debgu; did you mean --debug?" in capsys.readouterr().err

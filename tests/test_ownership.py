@@ -10,7 +10,7 @@ from ldm.ownership import Record, check_outside, is_within
 BOTH = {"a.txt": b"a", "b.txt": b"b"}
 
 
-def test_a_path_is_within_a_folder_by_whatever_name_either_is_given(
+def test_links_and_relative_paths_are_resolved_to_tell_if_a_path_is_within(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sd" / "unet").mkdir(parents=True)
@@ -24,13 +24,13 @@ def test_a_path_is_within_a_folder_by_whatever_name_either_is_given(
     assert not is_within(Path("nowhere/x"), Path("nowhere"))
 
 
-def test_a_hard_link_is_the_file_itself(tmp_path: Path) -> None:
+def test_a_hard_link_counts_as_the_file_itself(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     os.link(tmp_path / "a", tmp_path / "b")
     assert is_within(tmp_path / "b", tmp_path / "a") and not is_within(tmp_path / "c", tmp_path / "a")
 
 
-def test_an_output_in_the_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
     check_outside(tmp_path / "out", tmp_path / "in", "--out", "input")
     with pytest.raises(
         ValueError, match=rf"^--out {tmp_path}/out is in the input {tmp_path}, so that .* read as input"
@@ -38,7 +38,7 @@ def test_an_output_in_the_input_is_refused_in_a_sentence(tmp_path: Path) -> None
         check_outside(tmp_path / "out", tmp_path, "--out", "input")
 
 
-def test_what_a_command_wrote_it_may_write_again_with_other_content(tmp_path: Path) -> None:
+def test_a_command_may_overwrite_files_that_it_wrote(tmp_path: Path) -> None:
     Record(tmp_path, "compare").write(BOTH)
     Record(tmp_path, "compare").write({"b.txt": b"new", "sub/c.txt": b"c"})
     Record(tmp_path, "compare").write({"a.txt": b"again"})
@@ -47,7 +47,7 @@ def test_what_a_command_wrote_it_may_write_again_with_other_content(tmp_path: Pa
 
 
 def state(folder: Path) -> dict[str, bytes | str]:
-    """Every file's bytes, and what links and folders are."""
+    """Returns the bytes of every file, and "link" or "folder" for other entries."""
     kinds = {path: "link" if path.is_symlink() else "folder" if path.is_dir() else None for path in folder.iterdir()}
     return {path.name: kind or path.read_bytes() for path, kind in kinds.items()}
 
@@ -79,7 +79,7 @@ def dangling(path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [by_another_command, with_a_damaged_record, changed, linked, dangling, Path.touch, Path.mkdir]
 )
-def test_anything_else_is_kept_and_nothing_is_written(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_file_that_the_command_did_not_write_is_kept(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "a.txt")
     before = state(tmp_path)
     with pytest.raises(FileExistsError, match=r"a\.txt was not written by ldm compare, or was changed since"):
@@ -87,17 +87,17 @@ def test_anything_else_is_kept_and_nothing_is_written(tmp_path: Path, make: Call
     assert state(tmp_path) == before
 
 
-def test_a_process_killed_while_it_wrote_leaves_files_that_the_next_one_knows(tmp_path: Path) -> None:
+def test_files_stay_known_after_a_process_was_killed_while_writing(tmp_path: Path) -> None:
     writer = Record(tmp_path, "compare")
     writer.write(BOTH)
-    for content in (b"second", b"third"):  # two that were killed between the record and the first file
+    for content in (b"second", b"third"):  # two processes killed between the record and the first file
         writer.write(BOTH | {"a.txt": content})
         (tmp_path / "a.txt").write_bytes(b"a")
     writer.write({"a.txt": b"fourth"})
     assert (tmp_path / "a.txt").read_bytes() == b"fourth"
 
 
-def test_the_record_names_every_file_below_its_folder(tmp_path: Path) -> None:
+def test_the_record_lists_every_file_below_its_folder(tmp_path: Path) -> None:
     for name in ("a.txt", "sub/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -1,5 +1,6 @@
 """The recipes for Stable Diffusion: complete, and known to run."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from omegaconf import DictConfig
 
 import train
 from ldm.__main__ import main
+from ldm.metrics.clip_score import ClipScore
 from tests.data.tars import samples, write_tar
 
-RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune")
+FINE_TUNING = ("lora", "dreambooth", "textual_inversion", "inpainting_finetune")
+RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune", *FINE_TUNING)
 REHEARSAL = (
     *("first_stage=shapes", "text_encoder.weights=untrained", "trainer.max_steps=2", "data.batch_size=1"),
     *("data.global_batch=1", "data.workers=0", "training.compile=null", "model.checkpointing=true"),
@@ -59,7 +62,7 @@ def test_the_laion_recipe_is_the_one_of_the_design() -> None:
 def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.commands.train.run.quieten", lambda: None)
+    monkeypatch.setattr("ldm.commands.train.run.quiet_logging", lambda: None)
     overrides = *REHEARSAL, *SMALL, cached(tmp_path, 64), "logger=none", "strategy=auto"
     with pytest.warns(UserWarning, match=r"text_encoder\.weights=untrained: its weights are random"):
         train.train(recipe("laion_sd15", *overrides, f"run_dir={tmp_path / 'run'}"))
@@ -74,3 +77,11 @@ def test_the_laion_recipe_trains_stable_diffusions_unet_within_24_gib(tmp_path: 
     command += [cached(tmp_path, 512), f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu"]
     assert subprocess.run(command, check=False).returncode == 0
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 24 * 2**30
+
+
+@pytest.mark.parametrize("name", ["laion_sd15", "laion_sd2_v"])
+def test_the_expected_clip_score_is_on_the_scale_that_ldm_reports(name: str) -> None:
+    expected = re.search(r"CLIP score >= (\S+)", (train.CONF / "experiment" / f"{name}.yaml").read_text())
+    score = ClipScore()
+    score.update(torch.full((4,), 0.15))  # MLPerf's target, a mean cosine
+    assert expected and float(expected[1]) == pytest.approx(float(score.compute()))

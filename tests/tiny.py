@@ -1,4 +1,4 @@
-"""A whole model of tiny random networks, stored as runs and files store them."""
+"""Builds a complete model of tiny random networks, and saves it in ldm's own format."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SAMPLING = {"sampler": "dpmpp_2m", "spacing": "trailing", "steps": 3, "guidance"
 
 
 def randomised(network: nn.Module, seed: int, std: float) -> nn.Module:
-    """No parameter stays zero, so that each part has a say; a low `std` keeps pictures off 0 and 255."""
+    """Draws every parameter from N(0, std²), so that none is zero; a low `std` keeps images from saturating."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
@@ -63,7 +63,7 @@ def save_part(path: Path, kind: str, network: Any) -> dict[str, str]:
 
 
 def tiny_about(folder: Path) -> dict[str, Any]:
-    """What a tiny model says of itself, its frozen parts saved in `folder`."""
+    """Returns the metadata of a tiny model, after saving its frozen parts in `folder`."""
     return {
         "kind": "unet",
         "config": tiny_unet().config,
@@ -80,7 +80,7 @@ def tiny_about(folder: Path) -> dict[str, Any]:
 
 
 def save_tiny_model(folder: Path) -> Path:
-    """The path of a native file of a tiny model."""
+    """Saves a tiny model in ldm's own format and returns the path of its file."""
     path = folder / "unet.safetensors"
     save_model(path, tiny_unet().state_dict(), tiny_about(folder))
     return path

@@ -1,9 +1,9 @@
-"""What a checkpoint costs a training: how long it stands still, and how much later it is done, next to the write.
+"""Measures how long a checkpoint blocks training, and how much it delays its end, relative to the write.
 
     ldm bench checkpoint --json FILE
 
-A run with AdamW is made with checkpoints and without, in turns, in one thread; a file is written while the next steps
-are made. The first checkpoint of a run is not counted, since it fetches the memory that all others are copied to.
+Runs with AdamW alternate with and without checkpoints, in one thread; a file is written while training continues. The
+first checkpoint of a run is not counted, because it allocates the memory into which all others are copied.
 """
 
 import tempfile
@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 
 from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
 
-WEIGHTS, EVERY, SAVES, ROUNDS = 64, 16, 3, 3  # MiB of weights, which with AdamW's moments come to three times as much
+WEIGHTS, EVERY, SAVES, ROUNDS = 64, 16, 3, 3  # MiB of weights; AdamW's moments make it three times as much
 STEPS = EVERY * (SAVES + 1) + EVERY // 2
 
 
 class Timed(Checkpoint):
-    """Notes how long training waited for each checkpoint, and how long each took to write."""
+    """Records how long training waited for each checkpoint, and how long each took to write."""
 
     def __init__(self, folder: Path, every: int) -> None:
         super().__init__(folder, every)
@@ -45,7 +45,7 @@ class Timed(Checkpoint):
 
 
 class Work(LightningModule):
-    """A network of many weights and little to compute."""
+    """A network with many weights and little computation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Work(LightningModule):
 
 
 class Clock(Callback):
-    """When steps began, from the second checkpoint on."""
+    """Records when steps started, after the first checkpoint."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -71,7 +71,7 @@ class Clock(Callback):
 
 
 def fit(folder: Path, every: int) -> tuple[Timed, float]:
-    """A run's checkpoints, and the seconds of all steps but those up to the first one."""
+    """Returns a run's checkpoints, and the seconds of all steps after the first one."""
     checkpoint, clock = Timed(folder, every), Clock()
     trainer = Trainer(
         accelerator="cpu",
@@ -87,7 +87,7 @@ def fit(folder: Path, every: int) -> tuple[Timed, float]:
 
 
 def runs() -> Iterator[tuple[list[float], list[float], float]]:
-    """Seconds: training stood still, files were written, and training took longer by, of each round's checkpoints."""
+    """Yields, for each round, seconds of waiting and of writing per checkpoint, and the mean delay of training."""
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as name:
             saved, longer = fit(Path(name) / "with", EVERY)
@@ -100,8 +100,8 @@ def measure() -> dict[str, Any]:
     waits, writes, longer = zip(*runs(), strict=True)
     still, writing = (median(chain.from_iterable(times)) for times in (waits, writes))
     later = median(longer)
-    print(f"stands still {1000 * still:.0f} ms, {still / writing:.1%} of the {writing:.2f} s of a write")
-    print(f"is done {1000 * later:.0f} ms later, {later / writing:.1%} of it, for sharing the machine with the write")
+    print(f"training waits {1000 * still:.0f} ms, {still / writing:.1%} of the {writing:.2f} s of a write")
+    print(f"and ends {1000 * later:.0f} ms later, {later / writing:.1%} of a write, because they share the machine")
     return {
         "mebibytes": 3 * WEIGHTS,
         "checkpoints": ROUNDS * SAVES,

@@ -1,12 +1,12 @@
-"""Runs that are killed over and over, next to the same run that was never killed: what of their results differs.
+"""Compares the results of runs that are killed repeatedly with those of an uninterrupted run.
 
     ldm bench faults --kills 50 --json FILE
 
 A tiny UNet is trained by train.py's own code, with accumulation, EMA, validation, previews and a checkpoint every
-second step, and killed with SIGKILL: at random times, and at a random call of each of MOMENTS. It goes on with
-resume=auto until it is done. Compared are the bytes of weights, EMA and optimizer, of each number logged, of the
-pictures drawn on the way, and of the exported network. One more run is killed and resumed with other numbers of
-processes over gloo, where weights may differ by rounding, and its samples are compared step by step.
+second step, and killed with SIGKILL, at random times and at random calls of the functions in MOMENTS. It is resumed
+with resume=auto until it is done. The bytes of weights, EMA, optimizer state, logged values, previews and the exported
+network are compared. One more run is killed and resumed with different numbers of processes over gloo, where weights
+may differ by rounding, and its samples are compared step by step.
 """
 
 import multiprocessing
@@ -45,8 +45,8 @@ RUN = (
     *("callbacks.previews.every_n_train_steps=4", "callbacks.previews.prompts=[a red circle]", "name=faults"),
     "precision=fp32",
 )
-TIMED = ("train/images_per_second", "train/data_wait")  # the only numbers that no two runs share
-# What is killed in: where it is called, and how often in two steps.
+TIMED = ("train/images_per_second", "train/data_wait")  # the only values that differ between identical runs
+# The functions in which a run is killed: owner, name, and number of calls in two steps.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "in a batch": (DiffusionTraining, "training_step", 4),
     "in an optimizer step": (Muon, "step", 2),
@@ -61,8 +61,8 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 
 
 def measure(kills: int = 50, seed: int = 0) -> dict[str, Any]:
-    """The whole campaign, in forks of this process, since importing takes longer than the runs."""
-    draw, progress = random.Random(seed), Progress(kills, "kills", "faults: ")
+    """Runs all kills and comparisons, in forks of this process, because imports take longer than the runs."""
+    rng, progress = random.Random(seed), Progress(kills, "kills", "faults: ")
     counts: Counter[str] = Counter()
     differing, compared, runs = 0, 0, 0
     with tempfile.TemporaryDirectory() as name:
@@ -73,25 +73,25 @@ def measure(kills: int = 50, seed: int = 0) -> dict[str, Any]:
         straight = results(folder / "straight")
         while counts.total() < kills:
             runs += 1
-            for moment in killed(folder / str(runs), draw, seconds, min(5, kills - counts.total())):
+            for moment in killed(folder / str(runs), rng, seconds, min(5, kills - counts.total())):
                 counts[moment] += 1
                 progress.step()
             wrong, size = difference(straight, results(folder / str(runs)))
             differing, compared = differing + wrong, compared + size
-        other = with_other_ranks(folder / "ranks", folder / "straight", draw)
+        other = with_other_ranks(folder / "ranks", folder / "straight", rng)
     survived = {"kills": counts.total(), "at": dict(counts), "runs": runs}
     return {**survived, "bytes": compared, "bytes_differing": differing, "with_other_ranks": other}
 
 
-def killed(folder: Path, draw: random.Random, seconds: float, most: int) -> Iterator[str]:
-    """Trains in `folder` to the end, and says at which moment it was killed each time."""
+def killed(folder: Path, rng: random.Random, seconds: float, most: int) -> Iterator[str]:
+    """Trains in `folder` to the end, and yields the moment of each kill."""
     for _ in range(most):
-        if draw.random() < 0.3:
-            status, moment = run(folder, after=draw.uniform(0.1, 1.0) * seconds), "at a random time"
+        if rng.random() < 0.3:
+            status, moment = run(folder, after=rng.uniform(0.1, 1.0) * seconds), "at a random time"
         else:
-            moment = draw.choice(list(MOMENTS))
+            moment = rng.choice(list(MOMENTS))
             owner, function, calls = MOMENTS[moment]
-            status = run(folder, fault=partial(kill_in, owner, function, draw.randint(1, 2 * calls)))
+            status = run(folder, fault=partial(kill_in, owner, function, rng.randint(1, 2 * calls)))
         if status == 0:
             return
         yield moment
@@ -99,13 +99,13 @@ def killed(folder: Path, draw: random.Random, seconds: float, most: int) -> Iter
         raise RuntimeError(f"the run in {folder} could not be resumed: exit code {status}")
 
 
-def with_other_ranks(folder: Path, straight: Path, draw: random.Random) -> dict[str, Any]:
-    """A run on one process, killed, on two, killed, and on one: how far weights and losses are off, and which samples.
+def with_other_ranks(folder: Path, straight: Path, rng: random.Random) -> dict[str, Any]:
+    """Kills a run on one process, then on two, finishes it on one, and compares weights, losses and samples.
 
-    A step's samples are those that it was last made with, so that both a sample skipped and one repeated are seen.
+    Of a repeated step the last samples count, so that both skipped and repeated samples are detected.
     """
     for ranks, calls in ((1, 13), (2, 9)):  # killed in the sixth step, then at most five steps later
-        run(folder, fault=partial(kill_in, DiffusionTraining, "training_step", calls - draw.randint(0, 2)), ranks=ranks)
+        run(folder, fault=partial(kill_in, DiffusionTraining, "training_step", calls - rng.randint(0, 2)), ranks=ranks)
     run(folder)
     ours, theirs = (checkpoint_file.read(path / "checkpoints" / checkpoint_file.LAST) for path in (folder, straight))
     pairs = [(ours[part][name], theirs[part][name]) for part in ("state_dict", "ema") for name in theirs[part]]
@@ -124,11 +124,11 @@ def with_other_ranks(folder: Path, straight: Path, draw: random.Random) -> dict[
 def run(
     folder: Path, *overrides: str, after: float | None = None, fault: Callable[[], None] = lambda: None, ranks: int = 1
 ) -> int:
-    """The exit code of a training in processes of its own; `after` so many seconds it is killed."""
+    """Returns the exit code of a training in processes of its own, which are killed `after` that many seconds."""
     port, launch = free_port(), time.time_ns()
     fork = multiprocessing.get_context("fork")
-    whole = folder, overrides, fault, ranks, port, launch
-    processes = [fork.Process(target=work, args=(rank, *whole)) for rank in range(ranks)]
+    arguments = folder, overrides, fault, ranks, port, launch
+    processes = [fork.Process(target=work, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
     processes[-1].join(after)
@@ -145,7 +145,7 @@ def run(
 def work(
     rank: int, folder: Path, overrides: tuple[str, ...], fault: Callable[[], None], ranks: int, port: int, launch: int
 ) -> None:
-    """One process of a training, whose output goes to a file."""
+    """Runs one process of a training, with its output in a file."""
     log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -162,8 +162,8 @@ def work(
 
 
 def kill_in(owner: Any, function: str, call: int) -> None:
-    """Half of the calls so numbered are made, then the process is no more."""
-    whole, left = getattr(owner, function), [call]
+    """Kills the process in the given call of the function; `write` leaves half of a temporary file."""
+    original, left = getattr(owner, function), [call]
 
     def fatal(*args: Any, **kwargs: Any) -> Any:
         left[0] -= 1
@@ -172,26 +172,26 @@ def kill_in(owner: Any, function: str, call: int) -> None:
                 args[0].parent.mkdir(parents=True, exist_ok=True)
                 args[0].with_name(f".{args[0].name}.00000000.tmp").write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*args, **kwargs)
+        return original(*args, **kwargs)
 
     setattr(owner, function, fatal)
 
 
 def note_samples(file: Path) -> None:
-    """Writes down, as this process trains on them, which samples go into which step."""
-    whole = DiffusionTraining.training_step
+    """Records the samples of each step in a file while this process trains."""
+    original = DiffusionTraining.training_step
 
-    def noting(self: DiffusionTraining, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+    def recording(self: DiffusionTraining, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
         pairs = zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)
         with file.open("a") as lines:
             lines.write("".join(f"{self.global_step} {epoch} {id}\n" for epoch, id in pairs))
-        return whole(self, batch, index)
+        return original(self, batch, index)
 
-    DiffusionTraining.training_step = noting  # type: ignore[assignment, method-assign]
+    DiffusionTraining.training_step = recording  # type: ignore[assignment, method-assign]
 
 
 def results(folder: Path) -> dict[str, Tensor]:
-    """All that a run leaves, by name, as bytes; what depends on the clock is left out."""
+    """Returns all results of a run by name, as bytes, except those that depend on the clock."""
     saved = checkpoint_file.read(folder / "checkpoints" / checkpoint_file.LAST)
     tensors = {f"weights {name}": tensor for name, tensor in saved["state_dict"].items()}
     tensors |= {f"EMA {name}": tensor for name, tensor in saved["ema"].items()}
@@ -206,11 +206,11 @@ def results(folder: Path) -> dict[str, Tensor]:
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[int, int]:
-    """How many bytes differ, and of how many; what only one side has differs in full."""
+    """Returns the number of differing bytes, and of all bytes; a result that only one run has differs completely."""
     wrong, size = 0, sum(map(len, ours.values()))
     for name in ours.keys() | theirs.keys():
-        one, other = ours.get(name, torch.empty(0)), theirs.get(name, torch.empty(0))
-        count = int((one != other).sum()) if len(one) == len(other) else max(len(one), len(other))
+        mine, other = ours.get(name, torch.empty(0)), theirs.get(name, torch.empty(0))
+        count = int((mine != other).sum()) if len(mine) == len(other) else max(len(mine), len(other))
         if count:
             warnings.warn(f"{name}: {count} bytes differ", stacklevel=2)
         wrong += count
@@ -218,7 +218,7 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[int,
 
 
 def samples(folder: Path) -> dict[int, Counter[tuple[int, int]]]:
-    """By step, the (epoch, id) that all ranks together last trained on: a resumed run makes some steps again."""
+    """Returns by step the (epoch, id) that all ranks last trained on, because a resumed run repeats some steps."""
     launches: dict[str, dict[int, Counter[tuple[int, int]]]] = {}
     for file in sorted(folder.parent.glob(f"{folder.name}.samples.*")):
         steps = launches.setdefault(file.suffixes[-2], {})
@@ -229,6 +229,6 @@ def samples(folder: Path) -> dict[int, Counter[tuple[int, int]]]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""FID at 2,048 features, ours and by scipy's sqrtm: ldm bench fid --json FILE"""
+"""Compares the Fréchet distance at 2,048 features with one by scipy's sqrtm: ldm bench fid --json FILE"""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from ldm.metrics.frechet import Moments, frechet_distance, moments_of
 
 
 def by_sqrtm(a: Moments, b: Moments) -> float:
-    """As the reference implementations do it."""
+    """Returns the distance as computed by the reference implementations."""
     product = a.covariance.numpy() @ b.covariance.numpy()
     root = scipy.linalg.sqrtm(product).real
     apart = (a.mean - b.mean).square().sum().item()
@@ -22,7 +22,7 @@ def by_sqrtm(a: Moments, b: Moments) -> float:
 
 
 def seconds(work: Callable[[], float], repeats: int) -> dict[str, list[float]]:
-    """By the clock, and of the processor, which other work on the machine does not lengthen."""
+    """Returns wall times, and processor times, which do not depend on other work on the machine."""
     times: dict[str, list[float]] = {"clock": [], "processor": []}
     for _ in range(repeats):
         began = time.perf_counter(), time.process_time()
@@ -33,12 +33,12 @@ def seconds(work: Callable[[], float], repeats: int) -> dict[str, list[float]]:
 
 
 def measure(features: int = 2048, samples: int = 4_000, repeats: int = 3) -> dict[str, Any]:
-    """Both distances between two sets of `samples` draws, and what each costs."""
+    """Returns both distances between two sets of random features, and their times."""
     generator = torch.Generator().manual_seed(0)
-    scale = torch.arange(1, features + 1).pow(-0.5).double()  # a spectrum that falls, as real features' does
-    draws = [torch.randn(samples, features, generator=generator, dtype=torch.float64) for _ in range(2)]
+    scale = torch.arange(1, features + 1).pow(-0.5).double()  # a decaying spectrum, like that of real features
+    noise = [torch.randn(samples, features, generator=generator, dtype=torch.float64) for _ in range(2)]
     mixing = torch.randn(features, features, generator=generator, dtype=torch.float64) / 64
-    a, b = moments_of(draws[0] * scale), moments_of(draws[1] * scale @ (torch.eye(features) + 0.3 * mixing) + 0.01)
+    a, b = moments_of(noise[0] * scale), moments_of(noise[1] * scale @ (torch.eye(features) + 0.3 * mixing) + 0.01)
     values = {"ours": frechet_distance(a, b), "sqrtm": by_sqrtm(a, b)}
     times = {
         "ours": seconds(lambda: frechet_distance(a, b), repeats),

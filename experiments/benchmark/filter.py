@@ -1,6 +1,6 @@
-"""`ldm filter` on 10 M rows of LAION's shape, beside pandas and beside reading the columns alone.
+"""Compares `ldm filter` on 10 M rows like LAION's with pandas and with reading the columns only.
 
-Every contender runs in a process of its own, one after the other, so that peak memory is its own.
+The contenders run one after the other, each in a process of its own, so that its peak memory can be measured.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = ["URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermar
 
 
 def measure(rows: int = 10_000_000, files: int = 10, data: Path | None = None) -> dict[str, Any]:
-    """Times of `ldm filter`, pandas and bare reading, their ratios, and whether both keep the same rows."""
+    """Returns times of `ldm filter`, pandas and reading, their ratios, and whether both keep the same rows."""
     with tempfile.TemporaryDirectory(prefix="ldm.bench.") as folder:
         source = data or Path(folder) / "in"
         if data is None:
@@ -35,7 +35,7 @@ def measure(rows: int = 10_000_000, files: int = 10, data: Path | None = None) -
                 write_rows(source / f"{i:05d}.parquet", rows // files, seed=i)
         size = sum(path.stat().st_size for path in source.iterdir())
         for path in source.iterdir():
-            path.read_bytes()  # into the page cache, for all alike
+            path.read_bytes()  # puts it into the page cache for all contenders
         out = Path(folder) / "kept"
         times = {name: _alone(name, source, out) for name in CONTENDERS}
     return {
@@ -51,41 +51,41 @@ def measure(rows: int = 10_000_000, files: int = 10, data: Path | None = None) -
 
 
 def write_rows(path: Path, rows: int, seed: int) -> None:
-    """LAION-2B-en-aesthetic's columns, drawn so that each rule rejects about what it does there; 2 % come twice."""
-    draw = np.random.default_rng(seed)
+    """Writes random columns of LAION-2B-en-aesthetic with realistic rejection rates; 2 % of the rows are duplicates."""
+    rng = np.random.default_rng(seed)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)
 
     def texts(least: int, most: int, spread: float) -> pa.Array:
-        lengths = np.clip(draw.lognormal(np.log((least * most) ** 0.5), spread, rows), least, most).astype(np.int32)
+        lengths = np.clip(rng.lognormal(np.log((least * most) ** 0.5), spread, rows), least, most).astype(np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        drawn = letters[draw.integers(0, 32, offsets[-1], dtype=np.uint8)].tobytes()
-        return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(drawn))
+        text = letters[rng.integers(0, 32, offsets[-1], dtype=np.uint8)].tobytes()
+        return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(text))
 
     start = pa.scalar("https://images.example.org/")
     names = pc.binary_join_element_wise(start, pc.replace_substring(texts(20, 90, 0.3), " ", "/"), "")
-    twice = np.where(draw.random(rows) < 0.02, draw.integers(0, rows, rows), np.arange(rows))
+    twice = np.where(rng.random(rows) < 0.02, rng.integers(0, rows, rows), np.arange(rows))
 
     def scores(values: np.ndarray) -> pa.Array:
         return pa.array(values.astype(np.float32))
 
-    sides = {name: pa.array(draw.lognormal(6.5, 0.5, rows).astype(np.int32)) for name in ("WIDTH", "HEIGHT")}
+    sides = {name: pa.array(rng.lognormal(6.5, 0.5, rows).astype(np.int32)) for name in ("WIDTH", "HEIGHT")}
     table = pa.table(
         {
             "URL": names.take(pa.array(twice)),
             "TEXT": texts(6, 400, 0.7),
             **sides,
-            "similarity": scores(draw.normal(0.31, 0.03, rows)),
-            "hash": pa.array(draw.integers(-(2**63), 2**63 - 1, rows)),
-            "punsafe": scores(draw.beta(0.3, 4, rows)),
-            "pwatermark": pc.if_else(pa.array(draw.random(rows) < 0.01), None, scores(draw.beta(0.6, 1.2, rows))),
-            "AESTHETIC_SCORE": scores(draw.normal(5.2, 0.55, rows)),
+            "similarity": scores(rng.normal(0.31, 0.03, rows)),
+            "hash": pa.array(rng.integers(-(2**63), 2**63 - 1, rows)),
+            "punsafe": scores(rng.beta(0.3, 4, rows)),
+            "pwatermark": pc.if_else(pa.array(rng.random(rows) < 0.01), None, scores(rng.beta(0.6, 1.2, rows))),
+            "AESTHETIC_SCORE": scores(rng.normal(5.2, 0.55, rows)),
         }
     )
     pq.write_table(table, path, row_group_size=200_000, compression="snappy")
 
 
 def by_reading(source: Path, out: Path) -> int:
-    """The columns decoded by the same engine, and nothing done with them."""
+    """Decodes the columns with the same engine, without further processing."""
     import duckdb
 
     numbers = ", ".join(f'sum("{name}")' for name in COLUMNS[2:])
@@ -94,7 +94,7 @@ def by_reading(source: Path, out: Path) -> int:
 
 
 def by_reading_arrow(source: Path, out: Path) -> int:
-    """The columns decoded by pyarrow, a row group at a time."""
+    """Decodes the columns with pyarrow, one row group at a time."""
     rows = 0
     for path in sorted(source.iterdir()):
         with pq.ParquetFile(path) as file:
@@ -110,7 +110,7 @@ def by_ldm(source: Path, out: Path) -> int:
 
 
 def by_keeping_all(source: Path, out: Path) -> int:
-    """No rule but those on addresses, so that all rows are staged, compared and written: the most memory."""
+    """Applies only the rules on URLs, so that all rows are staged, compared and written, which needs most memory."""
     from ldm.__main__ import main
 
     off = [f"--{name.replace('_', '-')}" for name in UNITS if name != "deduplicate"]
@@ -120,7 +120,7 @@ def by_keeping_all(source: Path, out: Path) -> int:
 
 
 def by_pandas(source: Path, out: Path) -> int:
-    """The same rules, counts, histograms, duplicates and output, as one writes them with pandas."""
+    """Computes the same rules, counts, histograms, duplicates and output with idiomatic pandas."""
     frame = pd.concat([pd.read_parquet(path, columns=COLUMNS) for path in sorted(source.iterdir())])
     side, aspect = frame[["WIDTH", "HEIGHT"]].min(axis=1), frame.WIDTH / frame.HEIGHT
     length = frame.TEXT.str.len()
@@ -159,16 +159,16 @@ CONTENDERS = {
 
 
 def _alone(name: str, source: Path, out: Path) -> dict[str, float]:
-    """Wall and CPU seconds, peak memory and kept rows of one contender, its imports not timed."""
+    """Returns wall and CPU seconds (without imports), peak memory and kept rows of one contender."""
     command = [sys.executable, __file__, "--contender", name, str(source), str(out)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-    return dict(json.loads(told))
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    return dict(json.loads(output))
 
 
 def _contend(name: str, source: Path, out: Path) -> None:
     import resource
 
-    import duckdb  # noqa: F401 - imports are not what is timed
+    import duckdb  # noqa: F401 - imports are not timed
     import matplotlib.figure  # noqa: F401
 
     def cpu() -> float:
@@ -177,15 +177,15 @@ def _contend(name: str, source: Path, out: Path) -> None:
 
     began, spent = time.perf_counter(), cpu()
     kept = CONTENDERS[name](source, out)
-    told = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu() - spent, "kept": kept}
-    print(json.dumps(told | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    measured = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu() - spent, "kept": kept}
+    print(json.dumps(measured | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("filter.json"))
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--data", type=Path, help="a folder of parquet in place of drawn rows")
+    parser.add_argument("--data", type=Path, help="a folder of parquet files instead of random rows")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:

@@ -1,10 +1,11 @@
-"""Drawing with Stable Diffusion 1.5 at 512x512: ours beside diffusers' eager pipeline, in one process.
+"""Compares sampling from Stable Diffusion 1.5 at 512x512 with diffusers' eager pipeline, in one process.
 
     python -m experiments.benchmark.generate [--json FILE] [--steps N]      or: ldm bench generate --json FILE
 
-Random weights, guidance, DPM-Solver++ 2M, the same steps, at float32 and bf16. A step is what guidance asks of the UNet
-in each pipeline; a picture is the whole pipeline, from two prompts to pixels. Each network is warm, rounds are
-interleaved and the fastest counts. Seconds by the clock and of the processor, which other work delays less.
+Both use random weights, guidance, DPM-Solver++ 2M and the same steps, in float32 and bf16. A step is the UNet's work
+for one guided step; a picture is the full pipeline, from two prompts to pixels. Networks are warm, rounds are
+interleaved, and the fastest round counts. Wall time and processor time are reported; other work affects processor time
+less.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from ldm.nn.vae import VAE
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import Settings
 
-PEER: Any = diffusers  # whose calls bear no types
+PEER: Any = diffusers  # its calls are untyped
 PROMPT = "a photo of a cat"
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 SCHEDULER = {
@@ -42,11 +43,11 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "timestep_spacing": "trailing",
 }
-BLOCKS = 4  # of the UNet and of the autoencoder
+BLOCKS = 4  # levels of the UNet and of the autoencoder
 
 
 def filled(make: Callable[[], nn.Module]) -> nn.Module:
-    """A network whose weights all look at one block of random numbers, larger than any cache."""
+    """Returns a network with weights copied from one block of random numbers, larger than any cache."""
     block = 0.02 * torch.randn(2**26)
     with torch.device("meta"):
         network = make().eval()
@@ -100,7 +101,7 @@ def theirs(dtype: torch.dtype, width: int) -> Any:
 
 
 def race(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Name → the fastest of interleaved rounds."""
+    """Returns the fastest of interleaved rounds by name."""
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -127,15 +128,15 @@ def compared(dtype: torch.dtype, size: int, steps: int, rounds: int, width: int)
     tower.to(dtype)
     tokens = mine.text_encoder.tokenize([PROMPT, ""])
 
-    def theirs_whole() -> object:
+    def their_picture() -> object:
         states = tower(input_ids=tokens)[0]
         given = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:], "guidance_scale": 7.5}
         return peer(**given, num_inference_steps=steps, height=size, width=size)
 
-    whole = {"ldm": lambda: mine(PROMPT, steps=steps, size=(size, size)), "diffusers": theirs_whole}
+    picture = {"ldm": lambda: mine(PROMPT, steps=steps, size=(size, size)), "diffusers": their_picture}
     mine(PROMPT, steps=1, size=(64, 64))
     peer(prompt_embeds=context[:1], negative_prompt_embeds=context[1:], num_inference_steps=1, height=64, width=64)
-    return {"step": ratio(race(step, 2 * rounds)), "picture": ratio(race(whole, rounds))}
+    return {"step": ratio(race(step, 2 * rounds)), "picture": ratio(race(picture, rounds))}
 
 
 def ratio(raced: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -158,13 +159,16 @@ def measure(size: int = 512, steps: int = 3, rounds: int = 2, width: int = 320) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers there")
-    parser.add_argument("--size", type=int, default=512, help="pixels on a side (512)")
-    parser.add_argument("--steps", type=int, default=3, help="of a picture (3)")
+    parser.add_argument("--json", type=Path, help="the file for the results")
+    parser.add_argument("--size", type=int, default=512, help="side of an image in pixels (512)")
+    parser.add_argument("--steps", type=int, default=3, help="sampling steps per image (3)")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="of pictures, twice as many of steps; the fastest counts (2)"
+        "--rounds",
+        type=int,
+        default=2,
+        help="rounds for images, twice as many for steps; the fastest counts (2)",
     )
-    parser.add_argument("--width", type=int, default=320, help="of the UNet; less is a trial run, no figure (320)")
+    parser.add_argument("--width", type=int, default=320, help="width of the UNet; smaller for trial runs only (320)")
     args = parser.parse_args()
     if args.json:
         check_replaceable(args.json, "generate")

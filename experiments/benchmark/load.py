@@ -1,9 +1,9 @@
-"""Loading Stable Diffusion 1.5's 4.3 GB, by ldm, diffusers and safetensors, against reading the bytes.
+"""Compares loading Stable Diffusion 1.5 (4.3 GB) with ldm, diffusers and safetensors to reading the bytes.
 
     python -m experiments.benchmark.load [--json FILE]      or: ldm bench load --json FILE
 
-Writes a file of random weights, loads it warm from the page cache, each time in a fresh process, and deletes it.
-Loaded means that every weight has been read once: ldm looks for NaN, the others add the weights up.
+It writes a file of random weights, loads it from the warm page cache, each time in a new process, and deletes it.
+Every weight is read once: ldm checks for NaN, and for the others the weights are summed.
 """
 
 import argparse
@@ -26,19 +26,18 @@ from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.weights.compvis.reader import SAMPLING, SCHEDULE
-from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.convert import write
-from ldm.weights.find import find
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.storage.tensors import Tensors
-from ldm.weights.storage.values import header, held
+from ldm.weights.storage.values import header, in_memory
 
 ROOT = Path(__file__).parents[2]
-Files = tuple[Path, Path]  # the weights, and a folder of diffusers' configurations for them
+Files = tuple[Path, Path]  # the weights, and a folder with their configs for diffusers
 
 
 def stable_diffusion(make: Callable[[dict[str, Tensor]], Tensors]) -> Contents:
-    """Stable Diffusion 1.5, of the tensors that `make` gives for those on the meta device."""
+    """Returns Stable Diffusion 1.5 with the tensors that `make` returns for those on the meta device."""
     with torch.device("meta"):
         built: dict[str, nn.Module] = {"unet": UNet(), "vae": VAE(), "text_tower": TextTower()}
     stored: dict[str, StoredNetwork] = {}
@@ -60,7 +59,7 @@ def write_files(folder: Path) -> Files:
 
     files = folder / "sd.safetensors", folder / "config"
     write(stable_diffusion(random), files[0], "single")
-    empty = stable_diffusion(lambda meta: held(folder, {name: torch.zeros(0) for name in meta}))
+    empty = stable_diffusion(lambda meta: in_memory(folder, {name: torch.zeros(0) for name in meta}))
     write(empty, files[1], "diffusers")
     return files
 
@@ -78,7 +77,7 @@ def read_bytes(files: Files) -> None:
 
 
 def by_ldm(files: Files, dtype: torch.dtype | None = None) -> list[nn.Module]:
-    return [network.load(dtype) for network in find(files[0]).networks.values()]
+    return [network.load(dtype) for network in open_contents(files[0]).networks.values()]
 
 
 def by_ldm_in_half(files: Files) -> list[nn.Module]:
@@ -112,13 +111,13 @@ LOADERS: dict[str, Callable[[Files], Any]] = {
 
 
 def memory(field: str) -> float:
-    """Bytes of this process: VmRSS, what is resident now, or VmHWM, the most there has been."""
+    """Returns bytes of this process: VmRSS, its current resident memory, or VmHWM, its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return float(line.split()[1]) * 1024
 
 
 def load_once(name: str, files: Files) -> dict[str, float]:
-    """Seconds by the clock and of the processor, and by how many bytes the peak of resident memory grew."""
+    """Returns wall and processor seconds, and the increase of the peak resident memory in bytes."""
     if name == "diffusers":
         from diffusers import StableDiffusionPipeline  # noqa: F401 - importing is not loading
     before, began, used = memory("VmRSS"), time.perf_counter(), time.process_time()
@@ -138,7 +137,7 @@ def in_fresh_process(name: str, files: Files) -> dict[str, float]:
 
 
 def info(files: Files) -> dict[str, float]:
-    """`ldm info`, from the shell, with its imports."""
+    """Times `ldm info` from the shell, including its imports."""
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "ldm", "info", str(files[0])], check=True, capture_output=True, cwd=ROOT)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -147,11 +146,11 @@ def info(files: Files) -> dict[str, float]:
 
 
 def measure(repeats: int = 3) -> dict[str, Any]:
-    """All loaders in turn, `repeats` times."""
+    """Measures all loaders in turn, `repeats` times."""
     with tempfile.TemporaryDirectory(prefix="ldm-load-") as folder:
         files = write_files(Path(folder))
         size = files[0].stat().st_size
-        read_bytes(files)  # so that all find the file in the page cache
+        read_bytes(files)  # puts the file into the page cache
         runs = [{name: in_fresh_process(name, files) for name in LOADERS} for _ in range(repeats)]
         asked = [info(files) for _ in range(repeats)]
     loaders = {name: summary([one[name] for one in runs], size) for name in LOADERS}
@@ -169,14 +168,14 @@ def measure(repeats: int = 3) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, float]], size: int) -> dict[str, float]:
-    """Medians; the peak also as a share of the file's size."""
+    """Returns medians, and the peak memory relative to the file's size."""
     middle = {key: median(one[key] for one in runs) for key in runs[0]}
     return middle | {"peak_share": middle["peak_bytes"] / size, "bytes_per_second": size / middle["seconds"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--json", type=Path, help="the file for the results")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--load", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Samples a second of processor time from the page cache, in one process: our data sets next to webdataset.
+"""Compares ldm's data sets with webdataset, in samples per second of processor time from the page cache.
 
     ldm bench loader --json FILE
 
-Latents are CachedLatents next to webdataset with .npy members: batches of 64 of float16 moments (8, 64, 64), which is
-4 × 64 × 64 latents, with captions, in order; the posterior is drawn on the device. Pictures are Shards, in batches of
-32, next to webdataset's decode("pil") with the same scaling and cropping; next to the decoder alone, Pillow, and
-simplejpeg if it is there, from bytes in memory to an array at the fraction of the size that suffices; and next to the
-least that gives the same batches, which is Pillow with scaling and stacking. They are JPEGs of 512 × 512 read as they
-are, as img2dataset stores them, and of 2048 × 1536 read at 256 × 256.
-The files are written to a temporary folder and read once before. Processor time, because other jobs may run.
+For latents, CachedLatents is compared with webdataset on .npy members: batches of 64 float16 moments (8, 64, 64), which
+is 4 × 64 × 64 latents, with captions, in order; the posterior is sampled on the device. For images, Shards, in batches
+of 32, is compared with webdataset's decode("pil") with the same scaling and cropping; with the decoder alone (Pillow,
+and simplejpeg if installed), from bytes in memory to an array at the smallest sufficient size; and with the minimum
+that gives the same batches, Pillow with scaling and stacking. The JPEGs are 512 × 512 without scaling, as img2dataset
+stores them, and 2048 × 1536 scaled to 256 × 256. The files are in a temporary folder and read once before.
+Everything runs in one process; processor time is measured, because other jobs may run.
 """
 
 import io
@@ -44,15 +44,15 @@ except ImportError:
 
 SHAPE, COUNT, BATCH, ROUNDS = (8, 64, 64), 2048, 64, 5
 SETTINGS = {"first_stage": "none", "scale": 1.0, "resolution": [512, 512]}
-PICTURES = {"512x512 at 512": ((512, 512), 512, 256), "2048x1536 at 256": ((2048, 1536), 256, 64)}  # count
-PICTURE_BATCH = 32
+IMAGES = {"512x512 at 512": ((512, 512), 512, 256), "2048x1536 at 256": ((2048, 1536), 256, 64)}  # count
+IMAGE_BATCH = 32
 
 
 def write_latents(folder: Path) -> None:
-    """One cache and one tar of the same samples."""
+    """Writes a cache and a tar of the same samples."""
     moments = np.random.default_rng(0).normal(size=(COUNT, *SHAPE)).astype(np.float16)
     keys = [f"{k:06d}" for k in range(COUNT)]
-    captions = [f"caption number {k} of a picture of the usual length" for k in range(COUNT)]
+    captions = [f"caption number {k} of an image of the usual length" for k in range(COUNT)]
     path = folder / "s.safetensors"
     write_shard(path, moments, keys, [[caption] for caption in captions], {"settings": SETTINGS})
     shard = {"name": "s", "samples": COUNT, "sha256": read_record(path)["sha256"]}
@@ -74,10 +74,10 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
 
 
 def photograph(size: tuple[int, int], seed: int) -> bytes:
-    """A JPEG of about the bytes that a photograph of its size takes: large shapes, and a little grain."""
-    draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
-    grain = draw.normal(0, 4, (size[1], size[0], 1))
+    """Returns a JPEG of about the file size of a photograph: large shapes with a little grain."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8))
+    grain = rng.normal(0, 4, (size[1], size[0], 1))
     shown = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + grain
     file = io.BytesIO()
     Image.fromarray(shown.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
@@ -97,19 +97,19 @@ def webdataset_latents(folder: Path) -> Iterator[Tensor]:
         yield torch.as_tensor(moments)
 
 
-def pictures(tar: Path, side: int) -> Iterator[Tensor]:
+def images(tar: Path, side: int) -> Iterator[Tensor]:
     shards = Shards(tar, side)
-    for start in range(0, len(shards), PICTURE_BATCH):
-        batch = [{**shards[0, k]} for k in range(start, min(start + PICTURE_BATCH, len(shards)))]
+    for start in range(0, len(shards), IMAGE_BATCH):
+        batch = [{**shards[0, k]} for k in range(start, min(start + IMAGE_BATCH, len(shards)))]
         yield collate(batch)["image"]
 
 
-def webdataset_pictures(tar: Path, side: int) -> Iterator[Tensor]:
+def webdataset_images(tar: Path, side: int) -> Iterator[Tensor]:
     def framed(image: Image.Image) -> Tensor:
         return pixels(resize_and_crop(image, side))
 
     dataset = webdataset.WebDataset(str(tar), shardshuffle=False).decode("pil").to_tuple("jpg", "txt")
-    for batch, _ in dataset.map_tuple(framed, str).batched(PICTURE_BATCH):
+    for batch, _ in dataset.map_tuple(framed, str).batched(IMAGE_BATCH):
         yield torch.as_tensor(batch)
 
 
@@ -121,16 +121,16 @@ def pillow_alone(files: list[bytes], side: int) -> Iterator[np.ndarray]:
 
 
 def pillow_batched(files: list[bytes], side: int) -> Iterator[Tensor]:
-    """The least that gives the same batches: decoded, scaled, as tensors, stacked."""
+    """Yields the same batches with minimal work: decoding, scaling, conversion to tensors, stacking."""
 
-    def one(data: bytes) -> Tensor:
+    def decoded(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (round(REDUCING_GAP * side),) * 2)
             image.load()
             return pixels(resize_and_crop(image, side))
 
-    for start in range(0, len(files), PICTURE_BATCH):
-        yield torch.stack([one(data) for data in files[start : start + PICTURE_BATCH]])
+    for start in range(0, len(files), IMAGE_BATCH):
+        yield torch.stack([decoded(data) for data in files[start : start + IMAGE_BATCH]])
 
 
 def simplejpeg_alone(files: list[bytes], side: int) -> Iterator[np.ndarray]:
@@ -140,7 +140,7 @@ def simplejpeg_alone(files: list[bytes], side: int) -> Iterator[np.ndarray]:
 
 
 def rates(count: int, contenders: dict[str, Callable[[], Iterator[Any]]]) -> dict[str, float]:
-    """Of each the median samples a second of processor time, over interleaved rounds after one to warm up."""
+    """Returns the median samples per second of processor time of interleaved rounds, after a warm-up round."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(1 + ROUNDS):
         for name, read in contenders.items():
@@ -156,14 +156,14 @@ def measure_latents(folder: Path) -> dict[str, float]:
     return found | {"ratio": found["ldm"] / found["webdataset"]}
 
 
-def measure_pictures(folder: Path, size: tuple[int, int], side: int, count: int) -> dict[str, float]:
+def measure_images(folder: Path, size: tuple[int, int], side: int, count: int) -> dict[str, float]:
     files = [photograph(size, k) for k in range(count)]
     tar = folder / f"{side}.tar"
     named = (({f"{k:04d}.jpg": data, f"{k:04d}.txt": b"a caption"}) for k, data in enumerate(files))
     write_tar(tar, {name: data for sample in named for name, data in sample.items()})
     contenders: dict[str, Callable[[], Iterator[Any]]] = {
-        "ldm": partial(pictures, tar, side),
-        "webdataset": partial(webdataset_pictures, tar, side),
+        "ldm": partial(images, tar, side),
+        "webdataset": partial(webdataset_images, tar, side),
         "pillow": partial(pillow_alone, files, side),
         "pillow_batched": partial(pillow_batched, files, side),
         **({"simplejpeg": partial(simplejpeg_alone, files, side)} if simplejpeg else {}),
@@ -184,11 +184,11 @@ def measure() -> dict[str, Any]:
         folder = Path(name)
         return {
             "latents": measure_latents(folder),
-            "pictures": {told: measure_pictures(folder, *how) for told, how in PICTURES.items()},
+            "pictures": {case: measure_images(folder, *how) for case, how in IMAGES.items()},
             "unit": "samples a second of processor time, one process",
             "settings": {
                 "latents": {"shape": list(SHAPE), "dtype": "float16", "samples": COUNT, "batch": BATCH},
-                "pictures": {"batch": PICTURE_BATCH, "quality": 90},
+                "pictures": {"batch": IMAGE_BATCH, "quality": 90},
                 "rounds": ROUNDS,
             },
             "versions": {

@@ -1,7 +1,7 @@
-"""What a set of shards costs to open, and a sample to read, from 10 to 100,000 shards of ten tiny pictures each.
+"""Measures opening a set of shards and reading samples, for 10 to 100,000 shards of ten tiny images each.
 
-The shards are links to one tar, so that a thousand times as many take no more disk; each opening is a process of its
-own, whose memory is what the opening added.
+The shards are links to one tar, so that more of them take no more disk space. Each set is opened in a process of its
+own, so that the added memory can be measured.
 """
 
 import io
@@ -24,12 +24,12 @@ EACH, SIZE, BATCH, READS = 10, 8, 64, 4096
 
 
 def measure() -> dict[str, Any]:
-    """Of each number of shards: seconds to open them, first and again, MiB, and microseconds a sample in random order.
+    """Returns, by number of shards, seconds of the first and second opening, MiB, and microseconds per random sample.
 
-    Seconds are the processor's, all of it from the page cache, so that other work on the machine counts for nothing.
+    Times are processor times with a warm page cache, so that they do not depend on other work on the machine.
     """
     with tempfile.TemporaryDirectory(prefix="ldm.bench.") as name:
-        os.environ["HOME"] = name  # where the index of the set is kept
+        os.environ["HOME"] = name  # the index of the set is stored there
         write(Path(name) / "one.tar")
         found = {}
         for count in COUNTS:
@@ -45,9 +45,9 @@ def measure() -> dict[str, Any]:
 def write(path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for number in range(EACH):
-            picture = io.BytesIO()
-            Image.new("RGB", (SIZE, SIZE), (number, 0, 0)).save(picture, "PNG")
-            for name, data in ((f"{number}.png", picture.getvalue()), (f"{number}.txt", b"a caption")):
+            png = io.BytesIO()
+            Image.new("RGB", (SIZE, SIZE), (number, 0, 0)).save(png, "PNG")
+            for name, data in ((f"{number}.png", png.getvalue()), (f"{number}.txt", b"a caption")):
                 header = tarfile.TarInfo(name)
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))

@@ -1,10 +1,10 @@
-"""What a training step costs by the Trainer, next to loops written by hand around the same UNet and diffusers' one.
+"""Compares a training step of the Trainer with minimal training loops around the same UNet and diffusers' UNet.
 
     ldm bench train --json FILE
 
 The Trainer runs as `python train.py` does: keyed noise, batches by a DataLoader, gradient clipping, EMA, logging,
-progress. The loops do what cannot be left out: encode captions, add noise, forward, backward, clip, AdamW. On a CPU
-processor time is measured, in one thread, since other jobs may share the machine; on a GPU the clock.
+progress. The loops do only what is necessary: encode captions, add noise, forward, backward, clip, AdamW. On a CPU
+processor time is measured, in one thread, because other jobs may share the machine; on a GPU wall time.
 """
 
 import tempfile
@@ -70,7 +70,7 @@ class Latents(Dataset[dict[str, Any]]):
 
 
 class Times(Callback):
-    """When each step began."""
+    """Records when each step started."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -80,7 +80,7 @@ class Times(Callback):
 
 
 def ours(module: DiffusionTraining, data: Latents, folder: Path) -> list[float]:
-    """Seconds of each step of a run."""
+    """Returns the seconds of each step of a run."""
     times = Times()
     trainer = Trainer(
         accelerator="gpu" if ON_GPU else "cpu",
@@ -102,7 +102,7 @@ def ours(module: DiffusionTraining, data: Latents, folder: Path) -> list[float]:
 
 
 def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTraining, data: Latents) -> list[float]:
-    """Seconds of each step of the shortest loop; `predict` is (x, times, conditioning) → velocity."""
+    """Returns the seconds of each step of a minimal loop; `predict` is (x, times, conditioning) → velocity."""
     unet.to(DEVICE)
     optimizer, times = OPTIMIZER(unet.parameters()), []
     for step in range(STEPS):
@@ -123,9 +123,9 @@ def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTr
 
 
 def peer(context_width: int) -> nn.Module:
-    """diffusers' UNet of the same architecture."""
+    """Returns diffusers' UNet with the same architecture."""
     levels = len(ARCHITECTURE["multipliers"])  # type: ignore[arg-type]
-    library: Any = diffusers  # whose calls bear no types
+    library: Any = diffusers  # its calls are untyped
     unet = library.UNet2DConditionModel(
         sample_size=SIDE,
         block_out_channels=tuple(64 * multiplier for multiplier in ARCHITECTURE["multipliers"]),  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ def peer(context_width: int) -> nn.Module:
 
 
 def noise_seconds() -> float:
-    """Of the keyed numbers of one step: posterior and noise."""
+    """Returns the seconds for the keyed random numbers of one step: posterior and noise."""
     ids, draw = torch.arange(BATCH, device=DEVICE), torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
     times = []
     for _ in range(20):
@@ -153,7 +153,7 @@ def noise_seconds() -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Median seconds a step of each over interleaved rounds, whose first steps are not counted."""
+    """Returns median seconds per step over interleaved rounds, without their first steps."""
     torch.set_num_threads(1)
     data, schedule, text = Latents(BATCH * (STEPS + 1)), Flow(), text_encoder("assets:text_tower.safetensors")
     width = text.network.widths["text"]
@@ -179,7 +179,7 @@ def measure() -> dict[str, Any]:
             found["diffusers"] += by_hand(lambda x, t, c: theirs(x, t, c.text).sample, theirs, module, data)[SKIPPED:]
     seconds = {name: median(times) for name, times in found.items()}
     for name, value in seconds.items():
-        print(f"{name:<10} {1000 * value:9.1f} ms a step, {value / seconds['loop']:.3f} of the loop's")
+        print(f"{name:<10} {1000 * value:9.1f} ms per step, {value / seconds['loop']:.3f} of the loop")
     return {
         "seconds_a_step": seconds,
         "trainer_over_loop": seconds["trainer"] / seconds["loop"],

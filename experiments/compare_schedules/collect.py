@@ -1,8 +1,8 @@
-"""Finished runs of the study → results.json and the tables of the README, a row a schedule, a column a prediction.
+"""Collects finished runs of the study in results.json, and prints the README's tables of schedules × predictions.
 
     python experiments/compare_schedules/collect.py runs/compare_schedules/*/
 
-From the checkout. A cell is the mean over seeds with its 95 % interval, or why `train.py` refuses the combination.
+Run it from the checkout. A cell is the mean over seeds with its 95 % interval, or `refused` if train.py refuses it.
 """
 
 import sys
@@ -20,19 +20,20 @@ sys.path.insert(0, str(CHECKOUT))
 from ldm.commands.train.checks import check  # noqa: E402 - found by the line before
 from ldm.commands.train.messages import sentence  # noqa: E402
 from ldm.files import write_json  # noqa: E402
-from ldm.report.comparison import KNOWN, Metric, compare, plain  # noqa: E402
+from ldm.report.comparison import compare, plain  # noqa: E402
+from ldm.report.metric import KNOWN, Metric  # noqa: E402
 from ldm.report.runs import Run, read_run  # noqa: E402
 from ldm.report.statistics import Mean, mean  # noqa: E402
 from ldm.report.sweep import aligned  # noqa: E402
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "flow")
 PREDICTIONS = ("eps", "v", "x0", "flow")
-CROSSED = ("v", "x0", "flow")  # which every schedule takes
+CROSSED = ("v", "x0", "flow")  # predictions that are valid with every schedule
 SHOWN = ("fid", "clip_score", "noise_loss")
 
 
 def refusal(schedule: str, prediction: str) -> str | None:
-    """What train.py says against the combination, if anything."""
+    """Returns the message with which train.py refuses the combination, or None."""
     with initialize_config_dir(str(CHECKOUT / "conf"), version_base="1.3"):
         config = compose("train", [f"schedule={schedule}", f"prediction={prediction}", "name=_", "run_dir=_"])
     try:
@@ -58,9 +59,10 @@ def table(metric: Metric, runs: list[Run], refused: dict[tuple[str, str], str]) 
 
 
 def effects(metric: Metric, runs: list[Run]) -> dict[str, Mean]:
-    """What a schedule changes against flow, averaged over predictions, and a prediction against v, over schedules.
+    """Returns the effects of each schedule relative to flow, and of each prediction relative to v.
 
-    Paired by seed, over the cells that every schedule has, so that many runs stand behind each number.
+    The effect of a schedule is averaged over the predictions that all schedules allow, and vice versa, and paired by
+    seed, so that each value is based on many runs.
     """
     values = {(*cell_of(run), run.seed): run.metrics[metric.key] for run in runs if cell_of(run)[1] in CROSSED}
     seeds = sorted({seed for *_, seed in values}, key=str)
@@ -85,12 +87,12 @@ def main(folders: list[str]) -> None:
     report["pairs"] = [pair for pair in report.get("pairs", []) if pair["metric"] in SHOWN]
     report["refused"] = [{"schedule": s, "prediction": p, "reason": why} for (s, p), why in refused.items()]
     found = {metric.key: effects(metric, measured) for metric in KNOWN if metric.key in SHOWN}
-    report["effects"] = {key: {name: asdict(one) for name, one in rows.items()} for key, rows in found.items()}
+    report["effects"] = {key: {name: asdict(effect) for name, effect in rows.items()} for key, rows in found.items()}
     write_json(HERE / "results.json", report)
     for metric in (metric for metric in KNOWN if metric.key in SHOWN):
         print(table(metric, measured, refused), end="\n\n")
-        told = ([name, metric.write(one.value, one.half)] for name, one in found[metric.key].items())
-        print(aligned([metric.title, "difference"], list(told)), end="\n\n")
+        effect_rows = ([name, metric.write(effect.value, effect.half)] for name, effect in found[metric.key].items())
+        print(aligned([metric.title, "difference"], list(effect_rows)), end="\n\n")
     for (schedule, prediction), why in refused.items():
         print(f"- `{schedule}` with `{prediction}`: {why}")
 

@@ -1,8 +1,8 @@
-"""Loss curves of one training, split over ranks, batches and accumulated batches in several ways.
+"""Measures the loss curves of one training in several layouts of ranks, batches and accumulation.
 
     ldm bench layouts --json FILE
 
-A small UNet learns 64 pictures of shapes in float32 on the CPU, 8 images a step, 200 steps.
+A small UNet learns 64 images of shapes in float32 on the CPU, 8 images per step, for 200 steps.
 """
 
 import csv
@@ -42,7 +42,7 @@ LAYOUTS = (Layout(1, 8), Layout(2, 4), Layout(4, 2), Layout(1, 4), Layout(2, 2),
 
 
 def train(layout: Layout, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of all steps, and the weights after the last."""
+    """Returns the losses of all steps and the final weights."""
     run_dir = folder / f"{layout.ranks}x{layout.batch}w{layout.workers}"
     strategy = ("strategy=ddp", f"trainer.devices={layout.ranks}") if layout.ranks > 1 else ()
     split = f"data.batch_size={layout.batch}", f"data.workers={layout.workers}", f"run_dir={run_dir}"
@@ -57,7 +57,7 @@ def train(layout: Layout, folder: Path) -> tuple[list[float], dict[str, torch.Te
 
 
 def measure() -> dict[str, Any]:
-    """Every layout's losses, and its greatest distance from those of one process with the whole batch."""
+    """Returns each layout's losses, and their largest distance from those of one process with the full batch."""
     curves, weights = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for layout in LAYOUTS:

@@ -1,8 +1,8 @@
-"""Finished runs of experiment=shapes → results.json and accuracy.png.
+"""Collects finished runs of experiment=shapes in results.json and accuracy.png.
 
     python experiments/shapes/collect.py [--speed N] RUN…
 
-With --speed, minutes are those that an idle machine of N images/s would take: for runs that shared theirs.
+With --speed, minutes are computed for N images/s, the speed of an idle machine, for runs that shared theirs.
 """
 
 import argparse
@@ -18,11 +18,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
-BATCH = 64  # of experiment=shapes
+BATCH = 64  # batch size of experiment=shapes
 
 
 def read(run: Path, speed: float | None) -> dict[str, Any]:
-    """A run's steps, seed, minutes of training and metrics."""
+    """Returns a run's steps, seed, minutes of training and metrics."""
     report = json.loads((run / "metrics.json").read_text())
     metrics, provenance = report["metrics"], report["provenance"]
     return {
@@ -39,7 +39,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy of every run against its minutes of training."""
+    """Plots the accuracy of every run against its minutes of training."""
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     lines = {"accuracy": "all right", "accuracy_shape": "shape right", "accuracy_color": "colour right"}
     by_steps = defaultdict(list)
@@ -59,11 +59,11 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--speed", type=float, metavar="N", help="images/s")
+    parser.add_argument("--speed", type=float, metavar="N", help="compute minutes for N images/s")
     args = parser.parse_args()
     runs = sorted((read(path, args.speed) for path in args.runs), key=lambda run: (run["steps"], run["seed"]))
     numbers = [name for name, value in runs[0].items() if isinstance(value, float)]
-    lengths = {run["steps"]: [one for one in runs if one["steps"] == run["steps"]] for run in runs}
+    lengths = {run["steps"]: [other for other in runs if other["steps"] == run["steps"]] for run in runs}
     summary = {
         steps: {name: spread([run[name] for run in alike]) for name in numbers} for steps, alike in lengths.items()
     }

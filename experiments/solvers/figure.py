@@ -1,4 +1,4 @@
-"""solvers.json → orders.png, paths.png and distribution.png: python experiments/solvers/figure.py"""
+"""Plots solvers.json as orders.png, paths.png and distribution.png:  python experiments/solvers/figure.py"""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def finish(axes: Axes, title: str) -> None:
 
 
 def orders(found: dict[str, Any], path: Path) -> None:
-    """Deterministic samplers left, stochastic ones right, each with its fitted order."""
+    """Plots deterministic samplers on the left and stochastic ones on the right, each with its fitted order."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 6.5), layout="constrained")
     stochastic = {"ddpm", "euler_a", "edm"} | {name for name in found if name.endswith(("_sde", "_a", "_diffusers"))}
     for axes, names, title in (
@@ -44,7 +44,7 @@ def orders(found: dict[str, Any], path: Path) -> None:
 
 
 def paths(found: dict[str, Any], path: Path) -> None:
-    """Problems down, spacings across."""
+    """Plots a grid with a row per problem and a column per spacing."""
     spacings = list(next(iter(found.values())))
     size = (3.4 * len(spacings), 3.4 * len(found))
     figure, grid = pyplot.subplots(
@@ -73,7 +73,7 @@ def distribution(found: dict[str, Any], path: Path) -> None:
         axes.axhspan(*found["floor"], color="black", alpha=0.12, linewidth=0)
         finish(axes, f"mixture, {spacing}")
         axes.set_ylim(0.7 * found["floor"][0], 1)
-    row[0].text(4, found["floor"][0] * 0.97, "grey: as many exact samples", fontsize=8, va="top")
+    row[0].text(4, found["floor"][0] * 0.97, "grey: range of exact samples", fontsize=8, va="top")
     row[0].set_ylabel("sliced Wasserstein distance")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(spacings), fontsize=9)
     figure.savefig(path, dpi=90)

@@ -1,4 +1,4 @@
-"""Errors of every sampler against exact answers: `ldm bench solvers --json F` (see README.md)."""
+"""Measures the error of every sampler against exact answers: `ldm bench solvers --json F` (see README.md)."""
 
 import math
 import platform
@@ -24,17 +24,19 @@ from ldm.sampling.one_step import dpmpp_2s, edm, heun
 from ldm.sampling.spacing import SPACINGS
 
 NFES = 4, 5, 8, 10, 16, 20, 32, 50, 64, 128, 256, 512
-FITTED = 128, 152, 181, 215, 256, 304, 362, 431, 512  # calls of the network between which the order is fitted
-LAMBDAS = -6.0, 3.0  # of half log-SNR, between which it is
+FITTED = 128, 152, 181, 215, 256, 304, 362, 431, 512  # network calls at which the order is fitted
+LAMBDAS = -6.0, 3.0  # range of half the log-SNR for the fit
 SPACED = "trailing", "leading", "linspace", "karras", "log_snr"
 FLOW, STABLE_DIFFUSION = Flow(), scaled_linear()
-POINTS, DRAWN, DIRECTIONS = 256, 8192, 64
+POINTS, SAMPLES, DIRECTIONS = 256, 8192, 64
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sampler with options, and the order that theory gives it: of the error of each path, or, where it is
-    stochastic, of the error of the distribution of Gaussian data."""
+    """A sampler with options, and its theoretical order of convergence.
+
+    The order is that of each path's error, or, for stochastic samplers, of the distribution's error on Gaussian data.
+    """
 
     solver: Solver
     theory: int
@@ -45,7 +47,7 @@ def _plain(name: str, theory: int, stochastic: bool = False) -> Candidate:
     return Candidate(SAMPLERS[name], theory, stochastic)
 
 
-# Every sampler as it is by default, but for orders lowered towards the end, and variants that are known by a name.
+# Every sampler with its defaults, but without lowering the order at the end, and well-known variants.
 CANDIDATES: dict[str, Candidate] = {
     "ddim": _plain("ddim", 1),
     "euler": _plain("euler", 1),
@@ -72,11 +74,13 @@ CANDIDATES: dict[str, Candidate] = {
     "dpmpp_2s_a": Candidate(partial(dpmpp_2s, eta=1.0), 2, True),
     "dpmpp_sde": _plain("dpmpp_sde", 2, True),
     "dpmpp_2m_sde": _plain("dpmpp_2m_sde", 2, True),
-    "dpmpp_3m_sde": _plain("dpmpp_3m_sde", 2, True),
-    "dpmpp_3m_sde_diffusers": Candidate(partial(dpmpp_3m_sde, curvature="diffusers"), 1, True),
-    "edm": Candidate(partial(edm, s_churn=10.0), 2, True),  # at more, the most noise a step may add is reached
+    "dpmpp_3m_sde": Candidate(partial(dpmpp_3m_sde, curvature="exact", lower_order_final=False), 2, True),
+    "dpmpp_3m_sde_diffusers": Candidate(partial(dpmpp_3m_sde, curvature="diffusers", lower_order_final=False), 1, True),
+    "edm": Candidate(
+        partial(edm, s_churn=10.0), 2, True
+    ),  # with more, a step reaches the maximum noise that it may add
 }
-# What is compared in use: as a user gets it, to the clean end.
+# Samplers with the users' defaults, for the comparison to the clean end.
 IN_USE: dict[str, Solver] = {
     **SAMPLERS,
     "heun_flow": CANDIDATES["heun_flow"].solver,
@@ -88,7 +92,7 @@ STOCHASTIC = [name for name in SAMPLERS if name in CANDIDATES and CANDIDATES[nam
 
 
 def measure() -> dict[str, Any]:
-    """All of it, as plain data."""
+    """Returns all measurements as plain data."""
     deterministic = [problem for problem in PROBLEMS if problem.data is not GAUSSIAN]
     progress = Progress(len(CANDIDATES) + (len(deterministic) + 1) * len(SPACED) * len(IN_USE))
     solvers = {}
@@ -105,7 +109,7 @@ def measure() -> dict[str, Any]:
 
 
 def order(candidate: Candidate) -> dict[str, Any]:
-    """The fitted order with its 95 % interval, and the errors by calls of the network."""
+    """Returns the fitted order with its 95 % interval, and the errors by number of network calls."""
     found: dict[int, float] = {}
     error = partial(moment_error, candidate.solver) if candidate.stochastic else partial(path_error, candidate.solver)
     for nfe in sorted({*NFES, *FITTED}):
@@ -117,20 +121,20 @@ def order(candidate: Candidate) -> dict[str, Any]:
 
 
 def fit(steps: list[int], errors: list[float]) -> tuple[float, float, float]:
-    """The slope of log error against log steps, negated, and the ends of its 95 % interval."""
+    """Returns the negated slope of log error against log steps, and the ends of its 95 % interval."""
     line = stats.linregress(np.log(steps), np.log(errors))
     margin = stats.t.ppf(0.975, len(steps) - 2) * line.stderr
     return -line.slope, -line.slope - margin, -line.slope + margin
 
 
 def log_snr_grid(steps: int) -> Grid:
-    """On the flow schedule, equal steps in log-SNR, and no clean end."""
+    """Returns a grid with equal steps in log-SNR on the flow schedule, without a clean end."""
     lambdas = torch.linspace(*LAMBDAS, steps + 1, dtype=torch.float64)
     return Grid.of(FLOW, FLOW.time(2 * lambdas), clean=False)
 
 
 def path_error(solver: Solver, steps: int) -> float:
-    """Root mean square distance from the exact ends of paths through the mixture of five."""
+    """Returns the root mean square distance from the exact ends of paths for the mixture of five."""
     problem, grid = PROBLEMS[1], log_snr_grid(steps)
     first, last = grid.points[0], grid.points[-1]
     end = sample(solver, problem.denoiser(FLOW), first.sigma * starts(), grid)
@@ -138,10 +142,10 @@ def path_error(solver: Solver, steps: int) -> float:
 
 
 def moment_error(solver: Solver, steps: int) -> float:
-    """Wasserstein distance between the end's distribution and the exact one, for Gaussian data.
+    """Returns the Wasserstein distance between the final distribution and the exact one, for Gaussian data.
 
-    The denoiser is affine, so the end is an affine function of the start and of each draw: the batch holds one row
-    in which all are 0, one with a start one deviation away, and one for each draw.
+    The denoiser is affine, so the end is an affine function of the start and of each noise tensor: the batch has one
+    row in which all are 0, one that starts a standard deviation away, and one for each noise tensor.
     """
     mean, std = float(GAUSSIAN.means[0, 0]), float(GAUSSIAN.stds[0])
     data = Problem("gaussian", Mixture(torch.ones(1).double(), GAUSSIAN.means[:1, :1], GAUSSIAN.stds))
@@ -160,9 +164,9 @@ def moment_error(solver: Solver, steps: int) -> float:
 
 
 def paths(problem: Problem, progress: Progress) -> dict[str, dict[str, dict[str, float]]]:
-    """Spacing → sampler → calls of the network → root mean square distance from the exact end.
+    """Returns root mean square distances from the exact end, by spacing, sampler and number of network calls.
 
-    On Stable Diffusion's schedule, to the clean end; the exact path starts where the spacing does.
+    On Stable Diffusion's schedule, at the clean end; the exact path starts at the spacing's first time.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for spacing in SPACED:
@@ -181,15 +185,15 @@ def _errors(problem: Problem, spacing: str, solver: Solver) -> Iterator[tuple[st
 
 
 def distribution(data: Mixture, progress: Progress) -> dict[str, Any]:
-    """Spacing → sampler → calls of the network → sliced Wasserstein distance from the data.
+    """Returns sliced Wasserstein distances from the data, by spacing, sampler and number of network calls.
 
-    From sigma·eps at the first time of the spacing to the clean end, on Stable Diffusion's schedule. `floor` is the
-    least and the greatest such distance of as many exact samples, drawn ten times.
+    Sampling goes from sigma·eps at the spacing's first time to the clean end on Stable Diffusion's schedule. `floor` is
+    the smallest and the largest distance of ten sets of the same number of exact samples.
     """
     problem = Problem("mixture", data)
     generator = torch.Generator().manual_seed(1)
-    truth = projected(data.sample(32 * DRAWN, generator))
-    floors = [sliced_wasserstein(data.sample(DRAWN, generator), truth) for _ in range(10)]
+    truth = projected(data.sample(32 * SAMPLES, generator))
+    floors = [sliced_wasserstein(data.sample(SAMPLES, generator), truth) for _ in range(10)]
     found: dict[str, Any] = {"floor": [min(floors), max(floors)]}
     for spacing in SPACED:
         found[spacing] = {}
@@ -204,14 +208,14 @@ def _distances(problem: Problem, spacing: str, solver: Solver, truth: Tensor) ->
         generator = torch.Generator().manual_seed(2)
 
         def noise(draw: int, generator: torch.Generator = generator) -> Tensor:
-            return torch.randn(DRAWN, 2, dtype=torch.float64, generator=generator)
+            return torch.randn(SAMPLES, 2, dtype=torch.float64, generator=generator)
 
         end = sample(solver, problem.denoiser(STABLE_DIFFUSION), grid.start(noise(0)), grid, noise)
         yield nfe, sliced_wasserstein(end, truth)
 
 
 def _affordable(spacing: str, solver: Solver) -> Iterator[tuple[str, Grid]]:
-    """Calls of the network → the longest walk, of two steps or more, that needs no more of them."""
+    """Yields the longest grid of at least two steps for each number of network calls."""
 
     def layout(steps: int) -> Grid:
         return Grid.of(STABLE_DIFFUSION, SPACINGS[spacing](STABLE_DIFFUSION, steps))
@@ -223,38 +227,40 @@ def _affordable(spacing: str, solver: Solver) -> Iterator[tuple[str, Grid]]:
 
 
 def projected(x: Tensor) -> Tensor:
-    """The projections of (n, 2) on evenly turned directions, each sorted (n, directions)."""
+    """Returns the sorted projections (n, directions) of x (n, 2) on evenly spaced directions."""
     angles = torch.arange(DIRECTIONS, dtype=torch.float64) * (math.pi / DIRECTIONS)
     return (x @ torch.stack((angles.cos(), angles.sin()))).sort(0).values
 
 
 def sliced_wasserstein(x: Tensor, truth: Tensor) -> float:
-    """Root mean square, over directions, of the 2-Wasserstein distance of projections, those of the truth being
-    `projected` already and 32 times as many."""
+    """Returns the root mean square over directions of the 2-Wasserstein distance of projections.
+
+    `truth` is `projected` already, and has 32 times as many samples as x.
+    """
     quantiles = truth.view(len(x), -1, DIRECTIONS).mean(1)
     return rms(projected(x) - quantiles) / math.sqrt(DIRECTIONS)
 
 
 def rms(difference: Tensor) -> float:
-    """Of the lengths of (n, d)"""
+    """Returns the root mean square length of the rows of (n, d)."""
     return float(difference.square().sum(1).mean().sqrt())
 
 
 def calls(solver: Solver, grid: Grid) -> int:
-    """How often the solver calls the network."""
-    count, nothing = 0, torch.zeros(1, 1, dtype=torch.float64)
+    """Returns the number of network calls of the solver."""
+    count, zero = 0, torch.zeros(1, 1, dtype=torch.float64)
 
     def denoise(x: Tensor, t: float) -> Tensor:
         nonlocal count
         count += 1
         return x
 
-    sample(solver, denoise, nothing, grid, lambda draw: nothing)
+    sample(solver, denoise, zero, grid, lambda draw: zero)
     return count
 
 
 def steps_of(solver: Solver, nfe: int, layout: Callable[[int], Grid]) -> int:
-    """The most steps that need no more than `nfe` calls, or one; calls grow by as many a step beyond a few steps."""
+    """Returns the largest number of steps with at most `nfe` calls, or 1; calls grow linearly after a few steps."""
     eight, sixteen = (calls(solver, layout(steps)) for steps in (8, 16))
     guess = 8 + (nfe - eight) * 8 // (sixteen - eight)
     if guess >= 8:
@@ -269,7 +275,7 @@ def starts() -> Tensor:
 
 @cache
 def exact_ends() -> Tensor:
-    """x / sigma at the last lambda, from eps at the first."""
+    """Returns the exact x / sigma at the last lambda, starting from eps at the first."""
     return PROBLEMS[1].exact(starts(), -LAMBDAS[0], -LAMBDAS[1])
 
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures: data whose denoiser, and so whose sampling path, is known exactly."""
+"""Gaussian mixtures, whose optimal denoiser and therefore sampling paths are known exactly."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.schedule import Schedule
 
-CLEAN_LOG_RATIO = -16.0  # of sigma / alpha, where the reference stops and takes x0
+CLEAN_LOG_RATIO = -16.0  # ln(sigma / alpha) at which the reference stops and takes x0
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Round Gaussians of shares (k,), means (k, d) and deviations (k,), all float64."""
+    """Isotropic Gaussians with weights (k,), means (k, d) and standard deviations (k,), all float64."""
 
     shares: Tensor
     means: Tensor
@@ -33,7 +33,7 @@ class Mixture:
         return (logits.softmax(1)[..., None] * each).sum(1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, d)"""
+        """Returns n samples (n, d)."""
         which = torch.multinomial(self.shares, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means[which] + self.stds[which, None] * noise
@@ -41,7 +41,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is sampled: `data`, or away from them and towards `towards` by a guidance scale."""
+    """A sampling problem: `data`, or guidance from `data` to `towards` by a scale."""
 
     name: str
     data: Mixture
@@ -61,10 +61,10 @@ class Problem:
         return denoise
 
     def exact(self, eps: Tensor, log_ratio: float, end: float | None = None) -> Tensor:
-        """Where the path from (x0 + ratio·eps) / ratio = eps (n, d) leads, at a ratio sigma/alpha whose logarithm
-        is `log_ratio`: x0, or x / sigma at `end`.
+        """Returns the end of the path that starts at y = x / sigma = eps (n, d), where ln(sigma / alpha) = `log_ratio`.
 
-        With l = -log_ratio the path of y = x / sigma is dy/dl = exp(l)·x0(y); solved to 1e-12.
+        The end is x0, or x / sigma at ln(sigma / alpha) = `end`. With l = -ln(sigma / alpha) the path of y = x / sigma
+        is dy/dl = exp(l)·x0(y); it is solved to 1e-12.
         """
         shape = eps.shape
 
@@ -75,8 +75,8 @@ class Problem:
 
         stop = CLEAN_LOG_RATIO if end is None else end
         span = -log_ratio, -stop
-        walk = solve_ivp(slope, span, eps.flatten().numpy(), "DOP853", rtol=1e-12, atol=1e-12, t_eval=span[1:])
-        y = torch.from_numpy(walk.y[:, -1].copy()).view(shape)
+        solution = solve_ivp(slope, span, eps.flatten().numpy(), "DOP853", rtol=1e-12, atol=1e-12, t_eval=span[1:])
+        y = torch.from_numpy(solution.y[:, -1].copy()).view(shape)
         return y if end is not None else self.x0(math.exp(stop) * y, 1.0, math.exp(stop))
 
 

@@ -1,4 +1,4 @@
-"""What a step costs besides the network, of ours and of diffusers' schedulers in one process."""
+"""Measures the cost of a sampling step without the network, for ldm and diffusers in one process."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ SHAPE = 8, 4, 64, 64
 STEPS, ROUNDS = 20, 15
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
 MULTISTEP = "DPMSolverMultistepScheduler"
-# Our sampler → the options that make it diffusers', the scheduler there, and its settings.
+# By sampler: the options that make it equal to diffusers', the scheduler there, and its settings.
 PEERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "ddpm": ({}, "DDPMScheduler", {"clip_sample": False}),
     "ddim": ({}, "DDIMScheduler", {"clip_sample": False}),
@@ -42,7 +42,7 @@ PEERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 
 
 def speeds() -> dict[str, dict[str, float]]:
-    """Sampler → microseconds a step: ours, diffusers' and their ratio, each the median of interleaved rounds."""
+    """Returns microseconds per step by sampler: ours, diffusers' and their ratio, as medians of interleaved rounds."""
     out = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     found = {}
     for name, (options, scheduler, settings) in PEERS.items():
@@ -54,7 +54,7 @@ def speeds() -> dict[str, dict[str, float]]:
 
 
 def ours(solver: Solver, out: Tensor) -> Callable[[], object]:
-    """A walk with a network that costs nothing, from eps to x0 and with the driver's own work."""
+    """Returns a sampling run with a free network, including the conversion from eps to x0 and the driver."""
     schedule = scaled_linear()
     denoiser = Denoiser(lambda x, time, conditioning: out, schedule, Prediction("eps"))
     grid = Grid.of(schedule, trailing(schedule, STEPS))
@@ -67,7 +67,7 @@ def theirs(name: str, settings: dict[str, Any], out: Tensor) -> Callable[[], obj
     scheduler = getattr(diffusers, name)(**kept)
 
     @torch.no_grad()
-    def walk() -> Tensor:
+    def run() -> Tensor:
         scheduler.set_timesteps(STEPS)
         x = out * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
@@ -75,7 +75,7 @@ def theirs(name: str, settings: dict[str, Any], out: Tensor) -> Callable[[], obj
             x = scheduler.step(out, t, x, return_dict=False)[0]
         return x
 
-    return walk
+    return run
 
 
 def _timed(run: Callable[[], object]) -> float:

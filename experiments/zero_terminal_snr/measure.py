@@ -1,11 +1,11 @@
-"""How bright pictures come out → brightness.json and .svg.
+"""Measures the brightness of generated images, and writes brightness.json and brightness.svg.
 
     python experiments/zero_terminal_snr/measure.py runs/zero_terminal_snr/*/
 
-From the checkout. Brightness is read off the latents, since the decoder draws a background as black, gray or white
-whatever it is near to: the place of the corner latents on the line from those of a black picture (0) to those of a
-white one (255). The captions of held-out pictures are drawn without guidance, which exaggerates, and compared with
-those pictures; the empty prompt is drawn, too, where a third of the data is of each background.
+Run it from the checkout. Brightness is measured in latents, because the decoder renders a background as black, gray or
+white, whichever is nearest. It is the projection of the corner latents on the line from those of a black image (0) to
+those of a white one (255). Images of held-out captions are sampled without guidance, which exaggerates brightness, and
+compared with the held-out images. Images of the empty prompt are compared with the data's third of each background.
 """
 
 import sys
@@ -34,16 +34,16 @@ from ldm.report.statistics import mean  # noqa: E402
 
 NAMES = ("black", "gray", "white")
 ZERO = "zero terminal SNR"
-COUNT = 64  # prompts a background, and three times as many empty ones
+COUNT = 64  # prompts per background, and three times as many empty prompts
 
 
 def corners(latents: Tensor) -> Tensor:
-    """The mean of the four corners (b, z), which shapes seldom reach."""
+    """Returns the mean of the four corner latents (b, z), which shapes rarely reach."""
     return latents[:, :, :: latents.shape[2] - 1, :: latents.shape[3] - 1].mean((2, 3))
 
 
 class Scale:
-    """Pictures → level, 0 for a black one and 255 for a white one."""
+    """Maps images to a brightness level: 0 for a black image, 255 for a white one."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -52,11 +52,11 @@ class Scale:
         self._line = (white - self._black) / (white - self._black).square().sum()
 
     def of(self, images: Tensor) -> float:
-        """The mean level of pictures uint8 (b, 3, h, w)."""
+        """Returns the mean level of images uint8 (b, 3, h, w)."""
         return self._level(self._encoded(images)).mean().item()
 
-    def drawn(self, prompts: Sequence[str], spacing: str) -> Tensor:
-        """The level of each picture's background, (n,)."""
+    def of_samples(self, prompts: Sequence[str], spacing: str) -> Tensor:
+        """Samples images of the prompts and returns the level of each background (n,)."""
         found: list[Tensor] = []
 
         def keep(_first: int, step: int, x0: Tensor) -> None:
@@ -75,29 +75,29 @@ class Scale:
 
 
 def measured(pipeline: Pipeline, spacing: str) -> dict[str, float]:
-    """Offsets of the backgrounds asked for, and the shares of backgrounds, in per cent, where none is."""
+    """Returns the level offsets of requested backgrounds, and each background's percentage without a caption."""
     data = Shapes(seed=2, split="held_out", length=6 * COUNT)
-    scale, pictures = Scale(pipeline), [data[i] for i in range(len(data))]
+    scale, held_out = Scale(pipeline), [data[i] for i in range(len(data))]
     found = {}
     for name in NAMES:
-        samples = [one for one in pictures if parse(one["caption"]).background == name][:COUNT]
-        drawn = scale.drawn([one["caption"] for one in samples], spacing).mean().item()
-        found[name] = drawn - scale.of(torch.stack([one["image"] for one in samples]))
-    free = scale.drawn([""] * (3 * COUNT), spacing)
+        samples = [sample for sample in held_out if parse(sample["caption"]).background == name][:COUNT]
+        level = scale.of_samples([sample["caption"] for sample in samples], spacing).mean().item()
+        found[name] = level - scale.of(torch.stack([sample["image"] for sample in samples]))
+    free = scale.of_samples([""] * (3 * COUNT), spacing)
     for name, low, high in (("black", -torch.inf, 64.0), ("gray", 64.0, 191.5), ("white", 191.5, torch.inf)):
         found[f"{name}, unasked"] = 100 * ((free >= low) & (free < high)).double().mean().item()
     return found
 
 
 def kinds(run: str) -> dict[str, str]:
-    """How a run is drawn from → the spacing: a walk that starts before the last index leaves zero SNR unused."""
+    """Returns the spacings to sample a run with, by name; leading spacing would not use the zero SNR."""
     if str(read_run(run).config["schedule._target_"]).endswith("zero_terminal_snr"):
         return {ZERO: "trailing"}
     return {"Stable Diffusion's, leading": "leading", "Stable Diffusion's, trailing": "trailing"}
 
 
 def main(runs: list[str]) -> None:
-    found: dict[str, dict[Any, dict[str, float]]] = defaultdict(dict)  # kind → seed → what is measured
+    found: dict[str, dict[Any, dict[str, float]]] = defaultdict(dict)  # by kind and seed
     for run in runs:
         pipeline = Pipeline.load(run)
         for kind, spacing in kinds(run).items():
@@ -110,15 +110,15 @@ def main(runs: list[str]) -> None:
         kind: {name: mean([one[name] for one in ones.values()]) for name in next(iter(ones.values()))}
         for kind, ones in sorted(found.items())
     }
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         kind: {name: {"mean": m.value, "half_interval": m.half, "seeds": m.count} for name, m in row.items()}
         for kind, row in means.items()
     }
-    write_json(HERE / "brightness.json", {"count": COUNT, "runs": len(runs), "measured": told})
+    write_json(HERE / "brightness.json", {"count": COUNT, "runs": len(runs), "measured": report})
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-    drawn = {kind: row for kind, row in means.items() if " minus " not in kind}
-    for index, (kind, row) in enumerate(drawn.items()):
-        places = [place + 0.12 * (index - (len(drawn) - 1) / 2) for place in range(len(NAMES))]
+    shown = {kind: row for kind, row in means.items() if " minus " not in kind}
+    for index, (kind, row) in enumerate(shown.items()):
+        places = [place + 0.12 * (index - (len(shown) - 1) / 2) for place in range(len(NAMES))]
         for axes, suffix, expected in ((left, "", 0.0), (right, ", unasked", 100 / 3)):
             values = [row[name + suffix].value - expected for name in NAMES]
             halves = [row[name + suffix].half or 0.0 for name in NAMES]
@@ -126,8 +126,8 @@ def main(runs: list[str]) -> None:
     for axes in (left, right):
         axes.axhline(0, color="#888888", lw=0.8)
         axes.set_xticks(range(len(NAMES)), NAMES)
-    left.set(xlabel="background asked for", ylabel="level drawn minus the data's, of 255")
-    right.set(xlabel="background, none asked for", ylabel="share of pictures minus a third, points")
+    left.set(xlabel="requested background", ylabel="level of samples minus data, of 255")
+    right.set(xlabel="background without a caption", ylabel="share of images minus a third, points")
     left.legend(fontsize=7.5, frameon=False)
     figure.savefig(HERE / "brightness.svg")
     for kind, row in means.items():

@@ -1,4 +1,4 @@
-"""The settings on the page, and the request that they make."""
+"""Creates the controls of the page and turns their values into a request."""
 
 import secrets
 from collections.abc import Mapping
@@ -14,50 +14,58 @@ from ldm.pipeline.settings import Settings
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 
-OWN = ("steps", "guidance", "sampler", "spacing")  # controls that are settings as they are
-NAMES = ("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *OWN)
-MOST = {"steps": 200, "guidance": 30, "side": 2048, "count": 9}
+PLAIN = ("steps", "guidance", "sampler", "spacing")  # controls whose value is a setting of the same name
+NAMES = ("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *PLAIN)
+MAXIMUM = {"steps": 200, "guidance": 30, "side": 2048, "count": 9}
 
 
-def settings(models: list[str], own: Settings) -> dict[str, Component]:
-    """Laid out where it is called, with the first model's own values."""
-    found: dict[str, Component] = {
+def create(models: list[str], defaults: Settings) -> dict[str, Component]:
+    """Adds the controls to the current layout, with the default settings of the first model."""
+    components: dict[str, Component] = {
         "model": gr.Dropdown(models, value=models[0], label="Model", elem_id="model"),
-        "negative": gr.Textbox(label="Negative prompt", placeholder="what the picture shall not show"),
+        "negative": gr.Textbox(label="Negative prompt", placeholder="what the images should not show"),
     }
     with gr.Row():
-        found["steps"] = gr.Slider(
-            1, MOST["steps"], own.steps, step=1, label="Steps", info="more are finer", elem_id="steps"
+        components["steps"] = gr.Slider(
+            1,
+            MAXIMUM["steps"],
+            defaults.steps,
+            step=1,
+            label="Steps",
+            info="more steps are more accurate",
+            elem_id="steps",
         )
-        found["guidance"] = gr.Slider(0, MOST["guidance"], own.guidance, label="Guidance", info="1 is none")
+        components["guidance"] = gr.Slider(
+            0, MAXIMUM["guidance"], defaults.guidance, label="Guidance", info="1 is no guidance"
+        )
     with gr.Row():
-        found["sampler"] = gr.Dropdown(list(SAMPLERS), value=own.sampler, label="Sampler", elem_id="sampler")
-        found["spacing"] = gr.Dropdown(list(SPACINGS), value=own.spacing, label="Spacing of the steps")
+        components["sampler"] = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", elem_id="sampler")
+        components["spacing"] = gr.Dropdown(list(SPACINGS), value=defaults.spacing, label="Time step spacing")
     with gr.Row():
-        for name, pixels in zip(("height", "width"), own.size, strict=True):
-            found[name] = gr.Number(
-                pixels, label=f"{name.capitalize()} in pixels", precision=0, minimum=8, maximum=MOST["side"], step=8,
+        for name, pixels in zip(("height", "width"), defaults.size, strict=True):
+            components[name] = gr.Number(
+                pixels, label=f"{name.capitalize()} in pixels", precision=0, minimum=8, maximum=MAXIMUM["side"], step=8,
                 min_width=90, elem_id=name,
             )  # fmt: skip
     with gr.Row():
-        found["seed"] = gr.Textbox(label="Seed", placeholder="random", min_width=120, elem_id="seed")
-        found["count"] = gr.Slider(1, MOST["count"], 1, step=1, label="Pictures", min_width=120, elem_id="count")
-    return found
+        components["seed"] = gr.Textbox(label="Seed", placeholder="random", min_width=120, elem_id="seed")
+        components["count"] = gr.Slider(1, MAXIMUM["count"], 1, step=1, label="Images", min_width=120, elem_id="count")
+    return components
 
 
-def values_of(own: Settings) -> dict[str, Any]:
-    """A model's own settings, by control."""
-    height, width = own.size
-    return {name: getattr(own, name) for name in OWN} | {"height": height, "width": width}
+def values_of(settings: Settings) -> dict[str, Any]:
+    """Returns settings as values of the controls, by name."""
+    height, width = settings.size
+    return {name: getattr(settings, name) for name in PLAIN} | {"height": height, "width": width}
 
 
 def request_of(values: Mapping[str, Any], restored: Mapping[str, Any]) -> Request:
-    """What the controls ask for; settings that have none are as they were restored.
+    """Returns the request of the controls; settings without a control keep their restored values.
 
-    Raises ValueError for a seed that is none and for painting without a picture.
+    Raises ValueError for an invalid seed or a mask without a source image.
     """
     sources = sources_of(values["editor"])
-    call = {name: values[name] for name in ("negative", *OWN)} | {"size": (values["height"], values["width"])}
+    call = {name: values[name] for name in ("negative", *PLAIN)} | {"size": (values["height"], values["width"])}
     if sources:
         call["strength"] = values["strength"]
     stale = {f"{name}_options" for name in ("sampler", "spacing") if restored.get(name) != values[name]}
@@ -67,11 +75,9 @@ def request_of(values: Mapping[str, Any], restored: Mapping[str, Any]) -> Reques
 
 
 def first_seed(text: str) -> int:
-    """The number, or a random one for no text."""
+    """Parses a seed; returns a random one for empty text."""
     if not text.strip():
         return secrets.randbelow(2**32)
-    if not text.strip().isdecimal() or int(text) > MAX_SEED - MOST["count"]:
-        raise ValueError(
-            f"the seed is {text!r}, but must be a whole number from 0 up, or empty for a new one each time"
-        )
+    if not text.strip().isdecimal() or int(text) > MAX_SEED - MAXIMUM["count"]:
+        raise ValueError(f"the seed is {text!r}, but must be an integer >= 0, or empty for a random seed")
     return int(text)

@@ -1,49 +1,49 @@
-"""The models that a page offers: the one that ships, and those inside one folder."""
+"""Finds the models that a page offers: the built-in one and those inside one folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.pipeline.settings import Settings
-from ldm.weights.find import DEFAULT
-from ldm.weights.model import find_model
+from ldm.pipeline.settings import Settings, model_settings
+from ldm.weights.model import open_model
+from ldm.weights.recognise import DEFAULT
 
 SUFFIXES = (".safetensors", ".ckpt")
 
 
-def offered(folder: str | None) -> tuple[dict[str, str], list[str]]:
-    """Names with their paths, and why what looks like a model is left out. Nothing outside of `folder` is offered.
+def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
+    """Returns paths of models by name, and the reasons why others were skipped. Offers nothing outside `folder`.
 
-    Raises NotADirectoryError where that is no folder.
+    Raises NotADirectoryError if `folder` is not a folder.
     """
     models: dict[str, str] = {DEFAULT: DEFAULT}
-    refusals: list[str] = []
+    skipped: list[str] = []
     if folder is None:
-        return models, refusals
+        return models, skipped
     top = Path(folder).expanduser()
     if not top.is_dir():
-        raise NotADirectoryError(f"--models {folder} is no folder; give the one that your models lie in")
-    for path, refusal in candidates(top):
+        raise NotADirectoryError(f"--models {folder} is not a folder; give the folder that holds your models")
+    for path, reason in candidates(top):
         if not path.resolve().is_relative_to(top.resolve()):
-            refusals.append(f"{path} leads out of {folder}")
-        elif refusal is None:
+            skipped.append(f"{path} links outside {folder}")
+        elif reason is None:
             models[str(path.relative_to(top))] = str(path)
         else:
-            refusals.append(refusal)
-    return models, refusals
+            skipped.append(reason)
+    return models, skipped
 
 
 def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Every model below the folder, with what is wrong with it; a folder that is one is not looked into."""
+    """Yields every model below the folder, with an error message if it is unreadable; does not search inside models."""
     for path in sorted(folder.iterdir()):
         is_folder = path.is_dir()
         if path.name.startswith(".") or not (is_folder or path.suffix in SUFFIXES):
             continue
         try:
-            find_model(path)
+            default_settings(str(path))
         except FileNotFoundError as error:
             if not is_folder:
                 yield path, str(error)
-            elif not path.is_symlink():  # which could lead round in a circle
+            elif not path.is_symlink():  # a link could point to a parent folder
                 yield from candidates(path)
         except (ValueError, OSError) as error:
             yield path, str(error)
@@ -51,7 +51,6 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield path, None
 
 
-def settings_of(path: str) -> Settings:
-    """How the model draws unless it is told otherwise, without reading its tensors."""
-    model = find_model(path).model
-    return Settings(size=tuple(model["size"]), **model["sampling"])
+def default_settings(path: str) -> Settings:
+    """Returns the default settings of a model, without reading its tensors."""
+    return model_settings(open_model(path).model, path)

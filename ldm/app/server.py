@@ -1,4 +1,4 @@
-"""Serves the page: to this machine alone unless told otherwise, and asking nobody else for anything."""
+"""Serves the page without requests to any other server."""
 
 import gradio as gr
 from PIL import Image
@@ -6,18 +6,18 @@ from PIL import Image
 from ldm.app.page import CSS, Page
 from ldm.app.service import Service
 
-MOST_BYTES = 32 * 2**20  # of an upload
-MOST_PIXELS = 4096**2  # of a picture, before it is decoded
-MOST_WAITING = 20
-FONT = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]  # those of the reader's machine
+MAX_UPLOAD_BYTES = 32 * 2**20
+MAX_PIXELS = 4096**2  # of an upload, checked before it is decoded
+MAX_QUEUE = 20
+FONT = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]  # fonts installed in the user's system
 MONO = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
 
 
 def serve(service: Service, host: str, port: int) -> gr.Blocks:
-    """Starts threads that serve the page until the result is closed. Raises OSError for a port that is taken."""
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Gradio opens uploads itself; Pillow refuses twice this, everywhere
+    """Starts threads that serve the page until the result is closed. Raises OSError if the port is in use."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Gradio decodes uploads; Pillow raises above twice this, process-wide
     blocks = Page(service).blocks
-    blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    blocks.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
     try:
         blocks.launch(
             server_name=host,
@@ -25,7 +25,7 @@ def serve(service: Service, host: str, port: int) -> gr.Blocks:
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,
-            max_file_size=MOST_BYTES,
+            max_file_size=MAX_UPLOAD_BYTES,
             allowed_paths=[str(service.out)],
             ssr_mode=False,
             run_history=False,
@@ -34,7 +34,5 @@ def serve(service: Service, host: str, port: int) -> gr.Blocks:
             theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
         )
     except OSError as error:
-        raise OSError(
-            f"{host} port {port} cannot be served, most likely as it is taken; give another --port"
-        ) from error
+        raise OSError(f"cannot serve on {host} port {port}, which is probably in use; give another --port") from error
     return blocks

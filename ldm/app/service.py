@@ -1,4 +1,4 @@
-"""Draws what a page asks for, and keeps it on disk as sample.py does."""
+"""Samples the images that a page requests and saves them in the format of sample.py."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,9 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from ldm.app.models import settings_of
-from ldm.drawing.job import Job, Process, file_name, load
-from ldm.drawing.sources import CALLED, read
+from ldm.app.models import default_settings
+from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
+from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline, Result
 from ldm.pipeline.settings import Settings
@@ -21,7 +21,7 @@ from ldm.pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Request:
-    """A picture a seed; `call` is what else a pipeline takes, `sources` an init and a mask."""
+    """One image per seed. `call` holds further arguments of the pipeline, `sources` an init and a mask."""
 
     model: str
     prompt: str
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a request has come, with small pictures of where it leads to."""
+    """The progress of a request, with small images of the current estimates."""
 
     done: int
     total: int
@@ -40,15 +40,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Finished:
     paths: list[Path]
-    remarks: list[str]
+    warnings: list[str]
 
 
 class Service:
-    """One request at a time; the model of the last one stays loaded.
+    """Runs one request at a time and keeps the last model loaded.
 
-    Pictures go to the folder `out`, under numbers that are free there.
+    Saves images in the folder `out`, under numbers that are unused there.
     """
 
     def __init__(
@@ -56,33 +56,35 @@ class Service:
     ) -> None:
         self.models, self.out = models, out
         self._choices: dict[str, Any] = {"device": device, "precision": precision, "offload": offload}
-        self._turn = Lock()
+        self._lock = Lock()
         self._loaded: tuple[str, Pipeline, dict[str, Any]] | None = None
         self._count = 0
 
     def settings(self, model: str) -> Settings:
-        return settings_of(self._path(model))
+        return default_settings(self._path(model))
 
-    def draw(self, request: Request) -> Generator[Step | Drawn, None, None]:
-        """Each step while it is drawn, then what was drawn; to close it ends the drawing after its current step.
+    def sample(self, request: Request) -> Generator[Step | Finished, None, None]:
+        """Yields each step, then the saved images; closing the generator stops sampling after the current step.
 
-        Raises ValueError for what cannot be drawn.
+        Raises ValueError for an invalid request.
         """
-        told: SimpleQueue[Step | Drawn | None] = SimpleQueue()
+        events: SimpleQueue[Step | Finished | None] = SimpleQueue()
         closed = Event()
         with ThreadPoolExecutor(1) as thread:
-            work = thread.submit(self._draw, request, told.put, closed.is_set)
-            work.add_done_callback(lambda _: told.put(None))
+            work = thread.submit(self._sample, request, events.put, closed.is_set)
+            work.add_done_callback(lambda _: events.put(None))
             try:
-                while (one := told.get()) is not None:
-                    yield one
+                while (event := events.get()) is not None:
+                    yield event
                 work.result()
             finally:
                 closed.set()
 
-    def _draw(self, request: Request, tell: Callable[[Step | Drawn], None], cancelled: Callable[[], bool]) -> None:
+    def _sample(
+        self, request: Request, report: Callable[[Step | Finished], None], cancelled: Callable[[], bool]
+    ) -> None:
         estimates: dict[int, Image] = {}
-        remarks: list[str] = []
+        warnings: list[str] = []
         progress = (0, 0)
 
         def on_step(done: int, total: int) -> None:
@@ -90,10 +92,10 @@ class Service:
             progress = done, total
 
         def on_estimate(first: int, _step: int, x0: Tensor) -> None:
-            estimates.update(enumerate(to_pil(pipeline.small(x0)), first))
-            tell(Step(*progress, list(estimates.values())))
+            estimates.update(enumerate(to_pil(pipeline.decode_preview(x0)), first))
+            report(Step(*progress, list(estimates.values())))
 
-        with self._turn:
+        with self._lock:
             pipeline, origin = self._pipeline(request.model)
             result = pipeline(
                 [request.prompt] * len(request.seeds),
@@ -101,14 +103,14 @@ class Service:
                 batch_size=len(request.seeds),
                 on_step=on_step,
                 on_estimate=on_estimate,
-                on_remark=remarks.append,
+                on_warning=warnings.append,
                 cancelled=cancelled,
-                **request.call | {CALLED[name]: image for name, image in request.sources.items()},
+                **request.call | {CALL_NAMES[name]: image for name, image in request.sources.items()},
             )
-            tell(Drawn(self._kept(result, origin, request.sources), remarks))
+            report(Finished(self._save(result, origin, request.sources), warnings))
 
-    def _kept(self, result: Result, origin: dict[str, Any], sources: dict[str, Image]) -> list[Path]:
-        """Saves the pictures, and beside them what they were drawn from, which they record by path and content."""
+    def _save(self, result: Result, origin: dict[str, Any], sources: dict[str, Image]) -> list[Path]:
+        """Saves the images, and beside them their source image and mask, which they record by path and SHA-256."""
         records = {}
         while any(path.exists() for path in self._files(len(result.images))):
             self._count += 1
@@ -116,7 +118,7 @@ class Service:
             path = self._source_file(name)
             save_png(image, path, {})
             records[name] = read(name, str(path)).record
-        paths = self._pictures(len(result.images))
+        paths = self._images(len(result.images))
         for path, image, settings in zip(paths, to_pil(result.images), result.settings, strict=True):
             save_png(image, path, settings | origin | records)
         self._count += len(paths)
@@ -125,21 +127,21 @@ class Service:
     def _source_file(self, name: str) -> Path:
         return self.out / f"{self._count:04d}_{name}.png"
 
-    def _files(self, pictures: int) -> list[Path]:
-        """What the next request of so many pictures may write."""
-        return [*self._pictures(pictures), *map(self._source_file, CALLED)]
+    def _files(self, count: int) -> list[Path]:
+        """Returns the files that the next request, of `count` images, may write."""
+        return [*self._images(count), *map(self._source_file, CALL_NAMES)]
 
-    def _pictures(self, count: int) -> list[Path]:
+    def _images(self, count: int) -> list[Path]:
         return [self.out / file_name(self._count + k) for k in range(count)]
 
     def _path(self, model: str) -> str:
         if model not in self.models:
-            raise ValueError(f"{model!r} is none of the models of this page; choose one from the list")
+            raise ValueError(f"{model!r} is not among the models of this page; choose one from the list")
         return self.models[model]
 
     def _pipeline(self, model: str) -> tuple[Pipeline, dict[str, Any]]:
         if self._loaded is None or self._loaded[0] != model:
-            path, self._loaded = self._path(model), None  # so that only one takes memory
-            job = Job(batches=[], call={}, out=self.out, model=path, **self._choices)
-            self._loaded = (model, *load(job, Process()))
+            path, self._loaded = self._path(model), None  # frees the previous model first
+            job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
+            self._loaded = (model, *load_pipeline(job, Process()))
         return self._loaded[1:]

@@ -1,4 +1,4 @@
-"""The trained networks as files of their own."""
+"""Exports the trained networks as model files at the end of a run."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,12 +8,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.find import find
-from ldm.execution.fsdp import whole
+from ldm.execution.fsdp import full_tensor
 from ldm.weights.native import save_network
 
 
 class Export(Callback):
-    """At the end writes `folder`/NAME.safetensors for each of the module's `parts`, with EMA weights if it has them."""
+    """Writes each of the module's `exported_files` to `folder`/NAME.safetensors, with EMA weights if there are any."""
 
     def __init__(self, folder: str | Path, dtype: str = "float32") -> None:
         self.folder, self.dtype = Path(folder), getattr(torch, dtype)
@@ -21,10 +21,12 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         ema = find(trainer, EMA)
         with ema.swapped(module) if ema else nullcontext():
-            for part in module.parts():  # type: ignore[operator]
+            for file in module.exported_files():  # type: ignore[operator]
                 state = {
-                    name: whole(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
-                    for name, tensor in part.state.items()
+                    name: full_tensor(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
+                    for name, tensor in file.state.items()
                 }
                 if trainer.is_global_zero:
-                    save_network(self.folder / f"{part.name}.safetensors", state=state, **part.about)
+                    save_network(
+                        self.folder / f"{file.name}.safetensors", state=state, metadata=file.metadata, **file.about
+                    )

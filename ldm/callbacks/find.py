@@ -1,4 +1,4 @@
-"""The callbacks of a run, for one another."""
+"""Finds another callback of the same run."""
 
 from typing import TypeVar
 
@@ -8,5 +8,5 @@ C = TypeVar("C", bound=Callback)
 
 
 def find(trainer: Trainer, kind: type[C]) -> C | None:
-    """The run's callback of this kind, None where it has none."""
+    """Returns the trainer's first callback of this type, or None."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]

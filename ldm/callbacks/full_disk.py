@@ -1,4 +1,4 @@
-"""A full disk costs what was to be written, and no more."""
+"""Lets training continue with a warning when a file cannot be written because the disk is full."""
 
 import errno
 import warnings
@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def survived(what: str, consequence: str = "training goes on") -> Iterator[None]:
-    """Within it a write that finds the disk full is given up, with a warning that names it."""
+def tolerate_full_disk(what: str, consequence: str = "training continues") -> Iterator[None]:
+    """Abandons a write inside the context if the disk is full, and warns that `what` was not saved."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if not is_cause(error):
+        if not is_disk_full(error):
             raise
         warnings.warn(
-            f"{what} WAS NOT SAVED, because the disk is full: {consequence}; free some space before the next save",
+            f"{what} was not saved because the disk is full: {consequence}; free some disk space before the next save",
             stacklevel=3,
         )
 
 
-def is_cause(error: BaseException | None) -> bool:
-    """Whether a full disk is behind the error: torch.save hides it behind its own."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether a full disk caused the error, also where torch.save has wrapped it in an error of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

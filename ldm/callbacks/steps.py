@@ -1,4 +1,4 @@
-"""Which optimizer step a batch belongs to, and what is logged of it."""
+"""Relates batches to optimizer steps and to what Lightning logs of them."""
 
 from collections.abc import Mapping
 
@@ -6,18 +6,18 @@ from lightning.pytorch import Trainer
 
 
 def stepped(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer took a step with this batch, instead of only accumulating its gradients."""
+    """Returns whether the optimizer took a step with this batch, rather than only accumulating its gradients."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
-def logs(trainer: Trainer, step: int) -> bool:
-    """Whether Lightning hands what is logged at this step, counted from 1, to the loggers."""
+def is_logged(trainer: Trainer, step: int) -> bool:
+    """Returns whether Lightning passes the values of this step, counted from 1, to the loggers."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
 
 
-def record(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Gives the loggers numbers of the step that was just taken, which they count from 0, as Lightning does.
+def log_last_step(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Passes values of the step just taken to the loggers, which count steps from 0, as Lightning does.
 
     `module.log` would repeat an old value at a step that has none.
     """
@@ -25,8 +25,8 @@ def record(trainer: Trainer, values: Mapping[str, float]) -> None:
         logger.log_metrics(dict(values), trainer.global_step - 1)
 
 
-def ending(trainer: Trainer) -> bool:
-    """Whether this was the run's last batch."""
+def is_final_batch(trainer: Trainer) -> bool:
+    """Returns whether this was the run's last batch."""
     last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
     done = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
     return bool(trainer.should_stop or done)

@@ -1,46 +1,64 @@
-"""`ldm convert`: weights from any format that ldm reads to any that other tools read."""
+"""`ldm convert` converts weights between ldm's own format and those of other tools."""
 
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ldm.errors import UsageError, shown_warnings
+from ldm.errors import UsageError, warnings_on_stderr
 from ldm.progress import Progress
-from ldm.weights.compvis.reader import Choices
-from ldm.weights.contents import Contents
-from ldm.weights.convert import FORMATS, format_of, gathered, part, verified, write
+from ldm.weights.adapters.convert import convert_adapter, convert_embedding
+from ldm.weights.adapters.layouts import KOHYA
+from ldm.weights.adapters.recognise import has_adapter, has_embedding
+from ldm.weights.adapters.writer import FORMATS as LAYOUTS
+from ldm.weights.compvis.reader import ReadOptions
+from ldm.weights.contents import Contents, open_contents
+from ldm.weights.convert import FORMATS, format_of, part, verified, with_frozen_parts, write
 from ldm.weights.destination import check_apart, sources_of
-from ldm.weights.find import DEFAULT, READABLE, find
 from ldm.weights.kinds import KINDS
+from ldm.weights.recognise import DEFAULT, READABLE
 
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Convert weights between single files of Stable Diffusion (.safetensors, .ckpt), diffusers folders and files "
-        "of ldm. Nothing is skipped: tensors that are missing, unexpected or of another shape are listed and end it."
+        "Convert weights between single files of Stable Diffusion (.safetensors, .ckpt), diffusers folders and ldm's "
+        "own format, and adapters and textual inversions between the layouts of kohya (read by A1111 and ComfyUI) and "
+        "of diffusers. If any tensor is missing, unexpected or of the wrong shape, all such tensors are listed and "
+        "nothing is written."
     )
-    parser.add_argument("source", help=f"{READABLE}; also an autoencoder, a denoising network or a CLIP alone")
-    parser.add_argument("destination", type=Path, help="a .safetensors or .ckpt; without an ending, a folder")
+    parser.add_argument("source", help=f"{READABLE}; also a standalone autoencoder, denoising network or CLIP")
+    parser.add_argument("destination", type=Path, help="a .safetensors or .ckpt; without an extension, a folder")
     parser.add_argument(
-        "--to", choices=FORMATS, help="the format; by default single for a file, diffusers for a folder"
+        "--to",
+        choices=(*FORMATS, KOHYA),
+        help="the format; by default single, of adapters kohya, for a file, diffusers for a folder",
     )
-    parser.add_argument("--part", choices=list(KINDS), help="only this network of a whole model")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the source")
-    parser.add_argument("--shard", metavar="SIZE", help="cut a folder's weights into files of at most this, as in 2GB")
-    parser.add_argument("--raw", action="store_true", help="the weights themselves where there is a moving average too")
-    parser.add_argument("--prediction", choices=["eps", "v"], help="what a single file of SD 2.x predicts")
-    parser.add_argument("--variant", help="of a diffusers folder, such as fp16; default: the plain files, if any")
-    parser.add_argument("--overwrite", action="store_true", help="replace what a conversion wrote there")
+    parser.add_argument("--part", choices=list(KINDS), help="convert only this network of a complete model")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: that of the source")
+    parser.add_argument(
+        "--shard", metavar="SIZE", help="split a folder's weights into files of at most SIZE, such as 2GB"
+    )
+    parser.add_argument("--raw", action="store_true", help="the raw weights, even if their moving average is stored")
+    parser.add_argument("--prediction", choices=["eps", "v"], help="what the model in a single file of SD 2.x predicts")
+    parser.add_argument("--variant", help="of a diffusers folder, such as fp16; default: the files without one")
+    parser.add_argument("--overwrite", action="store_true", help="replace the destination if a conversion wrote it")
 
 
 def run(args: argparse.Namespace) -> None:
+    if (convert := _converter(args.source)) is not None:
+        _check_layout(args)
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        print(convert(args.source, args.destination, args.to, dtype, args.overwrite))
+        return
+    if args.to == KOHYA:
+        raise UsageError(f"--to {KOHYA} is for adapters and textual inversions, but {args.source} is none")
     shard, to = None if args.shard is None else size_of(args.shard), args.to or format_of(args.destination)
-    contents = gathered(find(args.source, Choices(not args.raw, args.prediction), args.variant))
+    contents = with_frozen_parts(open_contents(args.source, ReadOptions(not args.raw, args.prediction), args.variant))
     _check_used(args, to, contents)
     given = [] if args.source == DEFAULT else [Path(args.source).expanduser()]
     check_apart(args.destination, [*given, *sources_of(contents)])
@@ -50,23 +68,43 @@ def run(args: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     progress = Progress(sum(len(network.tensors) for network in contents.networks.values()), "tensors")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with shown_warnings():
+    with warnings_on_stderr():
         write(verified(contents, dtype, progress.step), args.destination, to, shard, args.overwrite)
     print(args.destination)
 
 
+def _converter(source: str) -> Callable[..., Path] | None:
+    """Returns the function that converts an adapter or a textual inversion, or None for a model."""
+    if has_adapter(source):
+        return convert_adapter
+    return convert_embedding if has_embedding(source) else None
+
+
+def _check_layout(args: argparse.Namespace) -> None:
+    """Raises UsageError for an option that applies only to models."""
+    given = {"--part": args.part, "--shard": args.shard, "--raw": args.raw, "--prediction": args.prediction}
+    given |= {"--variant": args.variant, f"--to {args.to}": args.to not in (None, *LAYOUTS)}
+    if unused := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"{args.source} is no model but is added to one, to which {unused[0]} does not apply: leave it out"
+        )
+
+
 def _check_used(args: argparse.Namespace, to: str, contents: Contents) -> None:
-    """Raises UsageError for an option that would do nothing."""
+    """Raises UsageError for an option that would have no effect."""
     if args.shard and to != "diffusers":
-        raise UsageError(f"--shard cuts the files of a diffusers folder, but {args.destination} is to be none")
+        raise UsageError(f"--shard splits the files of a diffusers folder, but the format is {to}; omit --shard")
     if args.variant and not Path(args.source).expanduser().is_dir():
-        raise UsageError(f"--variant chooses among the files of a diffusers folder, but {args.source} is none")
+        raise UsageError(f"--variant selects files of a diffusers folder, but {args.source} is not one; omit --variant")
     if args.prediction and contents.model.get("prediction") != args.prediction:
-        raise UsageError(f"--prediction is for single files of Stable Diffusion, but {args.source} is {contents.form}")
+        raise UsageError(
+            f"--prediction is for single files of Stable Diffusion, but {args.source} is {contents.description}; "
+            "omit --prediction"
+        )
 
 
 def size_of(text: str) -> int:
-    """Bytes of "500MB", "2GB" or "1GiB". Raises UsageError."""
+    """Returns the bytes of "500MB", "2GB" or "1GiB". Raises UsageError for any other text."""
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text)
     if not match or match[2].upper() not in UNITS or int(match[1]) == 0:
         raise UsageError(f"--shard is {text!r}, but must be a size such as 500MB or 2GB")

@@ -1,8 +1,7 @@
-"""`ldm download`: the pictures of filtered metadata into WebDataset shards, by img2dataset."""
+"""`ldm download`: downloads the images of filtered metadata into WebDataset shards with img2dataset."""
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -12,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UsageError
-from ldm.files import atomic_write, check_writable, write_json, write_text
+from ldm.files import atomic_write, cache_home, check_writable, write_json, write_text
 from ldm.metadata.columns import parse_choices, resolve
 from ldm.metadata.img2dataset import (
+    DISTRIBUTORS,
     READY,
     REQUIREMENT,
-    Fetched,
+    DownloadStatistics,
+    add_distributor,
     check_python,
     download,
     drop_unfinished,
-    environment,
+    ensure_environment,
 )
 from ldm.ownership import check_outside, refuse
 from ldm.progress import Progress
@@ -30,36 +31,45 @@ if TYPE_CHECKING:
     from ldm.metadata.tables import Source
 
 NEEDED = ("pyarrow", "fsspec", "matplotlib")
-# What img2dataset writes by itself under these names, and so refuses to carry over.
-ITS_OWN = ("key", "url", "caption", "width", "height", "original_width", "original_height", "sha256", "md5", "status")
+# Fields that img2dataset writes itself, so that it rejects columns with these names.
+RESERVED = ("key", "url", "caption", "width", "height", "original_width", "original_height", "sha256", "md5", "status")
 NUMBERS = (
     ("processes", int, 16, "processes"),
-    ("threads", int, 64, "threads a process"),
-    ("size", int, 512, "pixels of the shorter side; larger pictures are scaled down to it"),
-    ("min_side", int, 0, "pixels; pictures with a shorter side are left out"),
-    ("shard_size", int, 10_000, "addresses a tar"),
-    ("timeout", int, 10, "seconds without an answer"),
-    ("deadline", float, 60, "seconds for a whole picture"),
-    ("max_bytes", int, 64 << 20, "bytes of a picture file"),
-    ("max_pixels", int, 100_000_000, "pixels of a picture"),
-    ("retries", int, 0, "more tries of a picture that failed"),
+    ("threads", int, 64, "threads per process"),
+    ("size", int, 512, "pixels of the shorter side; larger images are scaled down to it"),
+    ("min_side", int, 0, "pixels; images with a shorter side are skipped"),
+    ("shard_size", int, 10_000, "URLs per tar"),
+    ("timeout", int, 10, "seconds to wait for a response"),
+    ("deadline", float, 60, "seconds for a complete image"),
+    ("max_bytes", int, 64 << 20, "maximum bytes of an image file"),
+    ("max_pixels", int, 100_000_000, "maximum pixels of an image"),
+    ("retries", int, 0, "additional attempts after a failure"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        f"Fetch the pictures of filtered metadata into tars, with {REQUIREMENT} in an environment of its own. "
-        "The same command goes on where it was stopped."
+        f"Download the images of filtered metadata into tars, with {REQUIREMENT} in its own environment. "
+        "An interrupted command resumes when it is run again."
     )
-    parser.add_argument("source", metavar="IN", help="a parquet file, or a folder of them, such as ldm filter writes")
+    parser.add_argument("source", metavar="IN", help="a parquet file or a folder of them, as ldm filter writes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for 00000.tar, …")
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ldm" / REQUIREMENT.replace("==", "-")
+    default = cache_home() / REQUIREMENT.replace("==", "-")
     parser.add_argument(
-        "--env", type=Path, default=default, metavar="DIR", help="the environment (default: %(default)s)"
+        "--env", type=Path, default=default, metavar="DIR", help="folder of the environment (default: %(default)s)"
     )
-    parser.add_argument("--python", default=sys.executable, help="Python that makes it, below 3.13 (default: this one)")
     parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME=COLUMN", help="url or caption, as in filter"
+        "--python", default=sys.executable, help="Python below 3.13 that creates the environment (default: this one)"
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="NAME: url or caption, as for ldm filter"
+    )
+    parser.add_argument(
+        "--distributor",
+        choices=DISTRIBUTORS,
+        default="multiprocessing",
+        help="what runs the processes: this machine, or the cluster at RAY_ADDRESS or of Spark's configuration, whose "
+        "workers need --out, --env and their Python at the same paths (default: %(default)s)",
     )
     for name, kind, value, unit in NUMBERS:
         option = "--" + name.replace("_", "-")
@@ -67,60 +77,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Shards in `--out`, report, log and settings beside it; ValueError or OSError in one sentence on failure."""
+    """Writes shards to `--out`, and report, log and settings beside it. Raises ValueError or OSError on failure."""
     _check(args)
     from ldm.metadata.tables import find, open_sources
 
     sources, damaged = open_sources(find([args.source]))
     if damaged:
-        raise ValueError(f"{damaged[0].path} is no parquet file: {damaged[0].reason}")
-    if len({str(Path(source.path).parent) for source in sources}) > 1 or any(c in args.source for c in "*?["):
-        raise ValueError(f"{args.source}: expected one parquet file, or one folder with parquet files directly in it")
+        raise ValueError(f"{damaged[0].path} is not a readable parquet file: {damaged[0].reason}")
+    if len({str(Path(source.path).parent) for source in sources}) > 1 or _is_pattern(args.source):
+        raise ValueError(f"{args.source}: expected a parquet file, or a folder that contains them directly")
     settings = _settings(args, sources)
-    _same_as_before(_beside(args.out, "download.json"), settings | {"rows": [[s.path, s.rows] for s in sources]})
-    python = _environment(args.env, args.python)
+    _check_and_save_settings(
+        _beside(args.out, "download.json"), settings | {"rows": [[s.path, s.rows] for s in sources]}
+    )
+    python = _prepare_environment(args.env, args.python)
+    add_distributor(python, args.distributor, lambda text: print(text, flush=True))
     drop_unfinished(args.out)
-    fetched, began = Fetched(), time.monotonic()
-    earlier = fetched.update(args.out)
+    statistics, start = DownloadStatistics(), time.monotonic()
+    earlier = statistics.update(args.out)
     if earlier:
-        print(f"going on after {earlier:,} addresses in {len(fetched.shards)} shards")
-    progress = Progress(sum(s.rows for s in sources) - earlier, "addresses")
+        print(f"resuming after {earlier:,} URLs in {len(statistics.shards)} shards")
+    progress = Progress(sum(s.rows for s in sources) - earlier, "URLs")
 
     def tick() -> None:
-        if done := fetched.update(args.out):
+        if done := statistics.update(args.out):
             progress.step(done)
 
-    how = {"processes_count": args.processes, "thread_count": args.threads}
+    parallelism = {
+        "processes_count": args.processes,
+        "thread_count": args.threads,
+        "distributor": args.distributor,
+    }
     limits = {"deadline": args.deadline, "max_bytes": args.max_bytes}
     log = _beside(args.out, "img2dataset.log")
-    code = download(python, {"download": settings | how, "limits": limits}, log, args.max_pixels, tick)
-    report = _report(args, sources, fetched, time.monotonic() - began)
+    code = download(python, {"download": settings | parallelism, "limits": limits}, log, args.max_pixels, tick)
+    report = _report(args, sources, statistics, time.monotonic() - start)
     _write(args.out, report)
-    _tell(report, args.out)
-    missing = sum(-(-s.rows // args.shard_size) for s in sources) - len(fetched.shards)
+    _print_summary(report, args.out)
+    missing = sum(-(-s.rows // args.shard_size) for s in sources) - len(statistics.shards)
     if code or missing:
-        raise OSError(f"img2dataset left {missing} shards undone (exit code {code}): see {log}, then run this again")
+        raise OSError(f"img2dataset did not finish {missing} shards (exit code {code}): see {log}, then run it again")
 
 
-def _environment(folder: Path, python: str) -> Path:
-    """ValueError for a virtual environment that ldm did not make: to make one empties its folder."""
-    begun = folder.with_name(f".{folder.name}.ldm_download")  # a file that is there while ldm makes one
+def _is_pattern(source: str) -> bool:
+    return any(c in source for c in "*?[") and not Path(source).exists()
+
+
+def _prepare_environment(folder: Path, python: str) -> Path:
+    """Creates the environment if needed and returns its Python.
+
+    Raises ValueError for a virtual environment that ldm did not create, because creating one empties the folder.
+    """
+    marker = folder.with_name(f".{folder.name}.ldm_download")  # exists while ldm creates the environment
     ready = (folder / READY).is_file()
-    if (folder / "pyvenv.cfg").is_file() and not ready and not begun.is_file():
-        raise ValueError(f"--env {folder} is a virtual environment that ldm did not make: give a new folder")
+    if (folder / "pyvenv.cfg").is_file() and not ready and not marker.is_file():
+        raise ValueError(f"--env {folder} is a virtual environment that ldm did not create: give a new folder")
     if not ready:
-        write_text(begun, "")
-    made = environment(folder, python, lambda text: print(text, flush=True))
-    begun.unlink(missing_ok=True)
-    return made
+        write_text(marker, "")
+    python_path = ensure_environment(folder, python, lambda text: print(text, flush=True))
+    marker.unlink(missing_ok=True)
+    return python_path
 
 
 def _settings(args: argparse.Namespace, sources: "list[Source]") -> dict[str, Any]:
-    """The arguments of img2dataset that decide what is written."""
+    """Returns the arguments of img2dataset that determine the content of the shards."""
     found = [resolve(s.schema.names, ("url", "caption"), _choices(args), s.path) for s in sources]
     for source, columns in zip(sources, found, strict=True):
         if columns != found[0]:
-            raise ValueError(f"{source.path} spells its columns otherwise than {sources[0].path}: filter them first")
+            raise ValueError(f"{source.path} and {sources[0].path} have different column names: run ldm filter first")
     return {
         "url_list": str(Path(args.source).resolve()) if Path(args.source).exists() else args.source,
         "input_format": "parquet",
@@ -129,7 +153,7 @@ def _settings(args: argparse.Namespace, sources: "list[Source]") -> dict[str, An
         "save_additional_columns": [
             column
             for name, column in found[0].items()
-            if name not in ("url", "caption", "width", "height") and column not in ITS_OWN
+            if name not in ("url", "caption", "width", "height") and column not in RESERVED
         ],
         "output_folder": str(args.out.resolve()),
         "output_format": "webdataset",
@@ -152,48 +176,53 @@ def _choices(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raises FileExistsError for a folder that no download began, where shards would be written over."""
+    """Raises FileExistsError for a folder that ldm download did not create, whose files might be replaced."""
     if _beside(out, "download.json").is_file():
         foreign = [path for path in out.glob("*_stats.json") if not re.fullmatch(r"\d{5,}_stats\.json", path.name)]
     else:
-        there = [_beside(out, name) for name in ("report.json", "report.png", "img2dataset.log")]
-        foreign = [path for path in there if path.exists()] + (sorted(out.iterdir()) if out.exists() else [])
+        reports = [_beside(out, name) for name in ("report.json", "report.png", "img2dataset.log")]
+        foreign = [path for path in reports if path.exists()] + (sorted(out.iterdir()) if out.exists() else [])
     refuse(foreign, "ldm download", "move it away, or give another --out")
 
 
-def _same_as_before(path: Path, settings: dict[str, Any]) -> None:
-    """Shards are told apart by number alone, so going on with other rows or settings would mix two data sets."""
+def _check_and_save_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Saves the settings to `path`. Raises ValueError if the download began with other settings.
+
+    Shards have only numbers, so resuming with other rows or settings would mix two data sets.
+    """
     if path.is_file():
-        before = _object(path)
+        before = _read_settings(path)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"{path} was begun with another {name} ({before.get(name)}, now {value}): "
-                    "give the same again, or another --out"
+                    f"the download of {path} began with {name}={before.get(name)}, not {value}: give the same "
+                    "value, or another --out"
                 )
     write_json(path, settings)
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise ValueError(f"{path} does not say what a download was begun with: move it away, or give another --out")
-    return held
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} does not contain the settings of a download: move it away, or give another --out")
+    return settings
 
 
-def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched, seconds: float) -> dict[str, Any]:
-    """The filter's report, where there is one beside the input, with what the download made of its rows."""
+def _report(
+    args: argparse.Namespace, sources: "list[Source]", statistics: DownloadStatistics, seconds: float
+) -> dict[str, Any]:
+    """Returns the filter's report, if there is one beside the input, with the results of the download added."""
     path = _beside(Path(args.source), "report.json")
     earlier: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     rows = sum(source.rows for source in sources)
     left, steps = rows, []
     for reason, lost in (
-        ("not_tried", rows - fetched.count),
-        ("failed_to_download", fetched.failed_to_download),
-        ("failed_to_decode", fetched.failed_to_resize),
+        ("not_tried", rows - statistics.count),
+        ("failed_to_download", statistics.failed_to_download),
+        ("failed_to_decode", statistics.failed_to_resize),
     ):
         left -= lost
         steps.append({"reason": reason, "rejected": lost, "left": left, "alone": lost})
@@ -202,13 +231,13 @@ def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched,
         "funnel": [*earlier.get("funnel", []), *steps],
         "download": {
             "addresses": rows,
-            "tried": fetched.count,
-            "pictures": fetched.successes,
-            "failed_to_download": fetched.failed_to_download,
-            "failed_to_decode": fetched.failed_to_resize,
-            "reasons": dict(fetched.reasons.most_common()),
-            "shards": len(fetched.shards),
-            "seconds_of_work": fetched.seconds_of_work,
+            "tried": statistics.count,
+            "pictures": statistics.successes,
+            "failed_to_download": statistics.failed_to_download,
+            "failed_to_decode": statistics.failed_to_resize,
+            "reasons": dict(statistics.reasons.most_common()),
+            "shards": len(statistics.shards),
+            "seconds_of_work": statistics.seconds_of_work,
             "seconds_of_this_run": seconds,
             "with": REQUIREMENT,
         },
@@ -216,7 +245,7 @@ def _report(args: argparse.Namespace, sources: "list[Source]", fetched: Fetched,
 
 
 def _write(out: Path, report: dict[str, Any]) -> None:
-    from ldm.metadata.funnel_picture import draw, save
+    from ldm.metadata.funnel_figure import draw, save
 
     every = report.get("histograms_of_one_row_in", 1)
     figure = draw(report["funnel"], report["rows"], report.get("histograms", {}), every)
@@ -224,10 +253,10 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     atomic_write(_beside(out, "report.png"), partial(save, figure))
 
 
-def _tell(report: dict[str, Any], out: Path) -> None:
-    told = report["download"]
-    print(f"{told['pictures']:,} pictures of {told['addresses']:,} addresses in {told['shards']} shards of {out}")
-    for reason, count in list(told["reasons"].items())[:10]:
+def _print_summary(report: dict[str, Any], out: Path) -> None:
+    result = report["download"]
+    print(f"{result['pictures']:,} images of {result['addresses']:,} URLs in {result['shards']} shards of {out}")
+    for reason, count in list(result["reasons"].items())[:10]:
         print(f"{count:>12,} {reason}")
     print(f"report: {_beside(out, 'report.json')}, {_beside(out, 'report.png')}")
 

@@ -1,4 +1,4 @@
-"""`ldm verify`: whether a cache of latents or a set of shards is whole."""
+"""`ldm verify`: checks a cache of latents or a set of shards for problems."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,49 +15,51 @@ from ldm.weights.parts import first_stage
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Check a cache (manifest, counts, checksums, NaN) or shards (cut tars, missing and empty members, captions that"
-        " cannot be read; pictures are not decoded). Prints a sentence for each problem; exit code 1 if there is one."
+        "Check a cache (manifest, counts, checksums, NaN) or shards (truncated tars, missing and empty members, "
+        "unreadable captions; images are not decoded). Prints a sentence per problem; exits with 1 if there are any."
     )
-    parser.add_argument("path", metavar="CACHE|SHARDS", help="what ldm encode wrote, or a tar, a pattern, a folder")
-    parser.add_argument("--first-stage", metavar="FILE", help="the autoencoder that the cache must be of")
+    parser.add_argument(
+        "path", metavar="CACHE|SHARDS", help="a cache written by ldm encode, or a tar, a pattern or a folder of tars"
+    )
+    parser.add_argument("--first-stage", metavar="FILE", help="the autoencoder that must have encoded the cache")
     parser.add_argument(
         "--captions",
         nargs="+",
         default=[],
         metavar="PLACE",
-        help="where shards have their captions, as for ldm encode (default: txt, or else the caption in json)",
+        help="where to find captions in shards, as for ldm encode (default: txt, or else the caption in json)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """ValueError at the end if there are problems."""
+    """Prints all problems. Raises ValueError at the end if there are any."""
     cache = Path(args.path)
     is_cache = (cache / MANIFEST).exists() or any(cache.glob("*.safetensors"))
     if is_cache and args.captions:
-        raise UsageError(f"--captions is for shards, and {cache} is a cache of latents, which holds its own")
+        raise UsageError(f"--captions is for shards, but {cache} is a cache of latents: remove --captions")
     if args.first_stage and not is_cache:
-        raise UsageError(f"--first-stage is for a cache of latents, which {args.path} is not")
+        raise UsageError(f"--first-stage is for a cache of latents, but {args.path} is not one: remove --first-stage")
     if is_cache:
-        wanted = first_stage(args.first_stage).source["fingerprint"] if args.first_stage else None
-        total, checks, what = _shards(cache) + 1, cache_problems(cache, wanted), "files"
+        expected = first_stage(args.first_stage).source["fingerprint"] if args.first_stage else None
+        total, checks, unit = _shards(cache) + 1, cache_problems(cache, expected), "files"
     else:
         tars = find_tars(args.path)
-        total, checks, what = len(tars), shard_problems(tars, Captions(tuple(args.captions))), "shards"
-    found = _tell(checks, Progress(total, what))
+        total, checks, unit = len(tars), shard_problems(tars, Captions(tuple(args.captions))), "shards"
+    found = _print_problems(checks, Progress(total, unit))
     if found:
         raise ValueError(f"{args.path} has {found} problem{'s' if found > 1 else ''}")
-    print(f"{args.path}: {total} {what}, no problem found")
+    print(f"{args.path}: {total} {unit}, no problem found")
 
 
 def _shards(cache: Path) -> int:
     try:
         return len(read_manifest(cache)["shards"])
-    except (OSError, ValueError):  # which is told as a problem
+    except (OSError, ValueError):  # cache_problems reports these
         return 0
 
 
-def _tell(checks: Iterator[tuple[str, list[str]]], progress: Progress) -> int:
-    """Prints the problems as they are found; gives their number."""
+def _print_problems(checks: Iterator[tuple[str, list[str]]], progress: Progress) -> int:
+    """Prints the problems as they are found and returns their number."""
     found = 0
     for _, problems in checks:
         if problems:

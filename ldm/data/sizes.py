@@ -1,4 +1,4 @@
-"""Whether the images that a run reads are of the size that it draws."""
+"""Checks that the images a run reads have the size that it generates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +11,23 @@ Size = tuple[int, int]  # height, width
 
 
 def check_sizes(datasets: Mapping[str, Dataset[Any]], size: Size, factor: int) -> None:
-    """Raises ValueError where the first sample of one of `datasets`, by the settings that name them, is not of `size`.
+    """Raises ValueError if the first sample of a data set is not of `size`; `datasets` maps settings to data sets.
 
-    A latent stands for `factor` x `factor` pixels.
+    One latent pixel represents `factor` x `factor` pixels.
     """
     for name, dataset in datasets.items():
         height, width = size_of(dataset, factor) if len(dataset) else size  # type: ignore[arg-type]
         if (height, width) != size:
             raise ValueError(
-                f"the images of {name} are {height}x{width}, but training.size is {[*size]}, the size that is drawn "
-                f"and evaluated: set training.size=[{height},{width}], or give images of that size"
+                f"the images of {name} are {height}x{width}, but training.size is {[*size]}, the size that is sampled "
+                f"and evaluated: set training.size=[{height},{width}], or use images of size {size[0]}x{size[1]}"
             )
 
 
 def size_of(dataset: Dataset[Any], factor: int) -> Size:
-    """The height and width in pixels of the first sample, which holds an "image" (3, h, w) or "moments" (2z, h, w)."""
-    sample: dict[str, Any] = dict((dataset.dataset if isinstance(dataset, Decoded) else dataset)[0])  # decodes nothing
+    """Returns the height and width in pixels of the first sample: its "image" (3, h, w) or "moments" (2z, h, w)."""
+    latents = dataset.dataset if isinstance(dataset, Decoded) else dataset  # avoids decoding a sample
+    sample: dict[str, Any] = dict(latents[0])
     if "image" in sample:
         height, width = sample["image"].shape[1:]
         return height, width

@@ -1,4 +1,4 @@
-"""Guidance: a function from denoisers to a denoiser."""
+"""Guidance: combines two denoisers into one that moves towards the first and away from the second."""
 
 from collections.abc import Callable
 from math import inf, isfinite, log
@@ -11,7 +11,7 @@ from ldm.diffusion.denoiser import Conditional, Denoise
 from ldm.diffusion.prediction import per_sample
 from ldm.diffusion.schedule import Schedule
 
-Pair = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # (x, t) → x0 to go towards, x0 to go away from
+Pair = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # (x, t) → x0 to move towards, x0 to move away from
 Interval = tuple[float, float]
 
 
@@ -24,12 +24,15 @@ def classifier_free(
     batched: bool = True,
     rescale: float = 0.0,
 ) -> Denoise:
-    """Away from the estimate under the negative conditioning (Ho & Salimans 2022); the rest as in `guided`.
+    """Classifier-free guidance away from the negative conditioning (Ho & Salimans 2022); see `guided`.
 
-    `batched` makes one call of 2b samples; two calls of b take less memory, and texts of two lengths.
+    If `batched`, the denoiser is called once with 2b conditionings; otherwise twice with b, which takes less memory and
+    allows texts of two lengths.
     """
     if len(conditioning) != len(negative):
-        raise ValueError(f"there are {len(conditioning)} conditionings but {len(negative)} negative ones")
+        raise ValueError(
+            f"there are {len(conditioning)} conditionings but {len(negative)} negative ones: give one for each"
+        )
     if isinstance(scale, Tensor) and scale.shape not in ((), (len(conditioning),)):
         raise ValueError(f"guidance scales of shape {tuple(scale.shape)} do not fit {len(conditioning)} conditionings")
     both = cat([conditioning, negative]) if batched else conditioning
@@ -41,31 +44,32 @@ def classifier_free(
         towards, away = denoiser(x, t, both).split(len(x))
         return towards, away
 
-    def in_turn(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def in_sequence(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         return positive(x, t), denoiser(x, t, negative)
 
-    return guided(positive, together if batched else in_turn, scale, interval, rescale)
+    return guided(positive, together if batched else in_sequence, scale, interval, rescale)
 
 
 def autoguidance(
     denoise: Denoise, weak: Denoise, scale: float | Tensor, interval: Interval | None = None, rescale: float = 0.0
 ) -> Denoise:
-    """Away from a worse model of the same data and prompts, smaller or less trained (Karras et al. 2024)."""
+    """Guidance away from a smaller or less trained model of the same data and prompts (Karras et al. 2024)."""
     return guided(denoise, lambda x, t: (denoise(x, t), weak(x, t)), scale, interval, rescale)
 
 
 def guided(
     plain: Denoise, pair: Pair, scale: float | Tensor, interval: Interval | None = None, rescale: float = 0.0
 ) -> Denoise:
-    """away + scale·(towards - away), on x0; `plain` alone outside the interval of times (Kynkäänniemi et al. 2024).
+    """Returns a denoiser with x0 = away + scale·(towards - away) of the `pair`; `plain` is the one to move towards.
 
-    scale is one number or (b,), and 1 is no guidance. Raises ValueError for one that is not finite.
+    `scale` is one number or (b,); 1 is no guidance. Outside the `interval` of times only `plain` is called
+    (Kynkäänniemi et al. 2024). `rescale` is phi of `rescaled`. Raises ValueError for a scale that is not finite.
     """
     finite = bool(scale.isfinite().all()) if isinstance(scale, Tensor) else isfinite(scale)
     if not finite:
         raise ValueError(f"the guidance scale is {scale}, but must be finite")
     if not 0 <= rescale <= 1:
-        raise ValueError(f"the guidance rescale is {rescale}, but must lie between 0 and 1")
+        raise ValueError(f"the guidance rescale is {rescale}, but must be between 0 and 1")
 
     def denoise(x: Tensor, t: float) -> Tensor:
         outside = interval is not None and not interval[0] <= t <= interval[1]
@@ -79,21 +83,22 @@ def guided(
     return denoise
 
 
-def rescaled(x0: Tensor, like: Tensor, share: float) -> Tensor:
-    """x0 (b, …) with `share` of the way gone to the deviation of `like` (Lin et al. 2024, equations 15 and 16).
+def rescaled(x0: Tensor, reference: Tensor, phi: float) -> Tensor:
+    """Moves the standard deviation of x0 (b, …) by phi of the way to that of `reference` (Lin et al. 2024, eq. 16).
 
-    The paper does so to the network's output; on x0 it is the picture's contrast that is kept, whatever the network
-    predicts, and where alpha is 0 the two agree for v.
+    The paper rescales the network's output. Rescaling x0 instead preserves the contrast of the image for every
+    prediction type, and is the same as rescaling v where alpha is 0.
     """
-    std = [part.flatten(1).std(1) for part in (like, x0)]
+    std = [part.flatten(1).std(1) for part in (reference, x0)]  # (b,)
     ratio = std[0] / std[1].clamp(min=torch.finfo(x0.dtype).tiny)
-    return x0 * per_sample(share * ratio + (1 - share), x0)
+    return x0 * per_sample(phi * ratio + (1 - phi), x0)
 
 
-def times_of(schedule: Schedule, interval: Interval) -> Interval:
-    """The times at which sigma/alpha lies in `interval`, the unit of Kynkäänniemi et al. for data of deviation 1.
+def interval_to_times(schedule: Schedule, interval: Interval) -> Interval:
+    """Returns the times between which sigma/alpha is in `interval`.
 
-    Unlike a time or a share of the steps, it means the same on every schedule, sampler and number of steps.
+    sigma/alpha is the sigma of Kynkäänniemi et al. for data of standard deviation 1. Unlike a time or a fraction of the
+    steps, it means the same on every schedule, with every sampler and number of steps.
     """
     low, high = interval
     if not 0 <= low < high:

@@ -1,4 +1,4 @@
-"""Which times a training step sees: a map from uniform numbers u in [0, 1) (b,) to times (b,)."""
+"""Distributions of training times: each maps uniform numbers u in [0, 1), (b,), to times (b,)."""
 
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -16,17 +16,17 @@ class TimeSampler(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every index, or every time of the interval, equally often."""
+    """Uniform over the indices of a discrete schedule, or over the time interval of a continuous one."""
 
     schedule: Schedule
 
     def times(self, u: Tensor) -> Tensor:
-        return _stretch(self.schedule, u.double())
+        return _to_time(self.schedule, u.double())
 
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """The logit of the time, as a share of the schedule, is normal (Esser et al. 2024, equation 19)."""
+    """The logit of the time, as a fraction of the schedule, is normal (Esser et al. 2024, equation 19)."""
 
     schedule: Schedule
     mean: float = 0.0
@@ -36,14 +36,14 @@ class LogitNormal:
         _check_normal("logit-normal", self.mean, self.std)
 
     def times(self, u: Tensor) -> Tensor:
-        return _stretch(self.schedule, (self.mean + self.std * torch.special.ndtri(u.double())).sigmoid())
+        return _to_time(self.schedule, (self.mean + self.std * torch.special.ndtri(u.double())).sigmoid())
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """sigma/alpha is log-normal (Karras et al. 2022, table 1), as far as the schedule reaches.
+    """sigma/alpha is log-normal (Karras et al. 2022, table 1), clamped to the range of the schedule.
 
-    The paper's mean is for data of deviation 0.5; the same noise on data of deviation 1 has mean + ln 2.
+    The paper's mean is for data of standard deviation 0.5; for standard deviation 1, add ln 2 to it.
     """
 
     schedule: Schedule
@@ -61,16 +61,16 @@ class LogNormal:
 
 
 def stratified(u: Tensor, stratum: Tensor) -> Tensor:
-    """u (b,) in [0, 1) moved into each sample's own part of [0, 1); stratum (b, 2) says which of how many."""
-    which, count = stratum.double().unbind(1)
-    return (which + u) / count
+    """Maps u (b,) in [0, 1) into each sample's stratum of [0, 1); stratum (b, 2) holds its index and their number."""
+    index, count = stratum.double().unbind(1)
+    return (index + u) / count
 
 
-def _stretch(schedule: Schedule, share: Tensor) -> Tensor:
-    """A share in [0, 1] of the schedule as a time; the indices of a discrete one have equal shares."""
+def _to_time(schedule: Schedule, fraction: Tensor) -> Tensor:
+    """Maps a fraction in [0, 1] of the schedule to a time; each index of a discrete schedule has an equal share."""
     if schedule.discrete:
-        return (share * (schedule.t_max + 1)).floor().clamp(max=schedule.t_max)
-    return schedule.t_min + share * (schedule.t_max - schedule.t_min)
+        return (fraction * (schedule.t_max + 1)).floor().clamp(max=schedule.t_max)
+    return schedule.t_min + fraction * (schedule.t_max - schedule.t_min)
 
 
 def _check_normal(name: str, mean: float, std: float) -> None:

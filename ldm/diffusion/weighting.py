@@ -1,6 +1,7 @@
-"""How much the squared error counts at each noise level.
+"""Loss weightings: the weight of the squared error at each noise level.
 
-A weighting is written in the space of its paper as a function of log-SNR, and carried to the output here.
+Each weighting is defined as in its paper, as a function of log-SNR that weighs the error of x0, eps or the output;
+`Weighting` converts it to a weight of the output's error.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import Prediction
 
-TINY = 1e-150  # stands for 0 in the limits of SNR → 0 and SNR → ∞: its square is still a float64
+TINY = 1e-150  # replaces 0 in the limits of SNR → 0 and SNR → ∞, since its square is still a float64 above 0
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """`weight` of log-SNR, with these `settings`, multiplies the squared error of what `space` names."""
+    """`weight`, a function of log-SNR, multiplies the squared error in `space`; `settings` are its parameters."""
 
     name: str
     space: Literal["output", "x0", "eps"]
@@ -26,7 +27,7 @@ class Weighting:
     settings: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-        """The weight (b,) of the output's squared error, for float64 alpha and sigma (b,)."""
+        """Returns the weight (b,) of the output's squared error, for float64 alpha and sigma (b,)."""
         alpha, sigma = alpha.clamp(min=TINY), sigma.clamp(min=TINY)
         weight = self.weight(2 * (alpha / sigma).log())
         if self.space == "output":
@@ -65,8 +66,8 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - log SNR) on eps (Kingma & Gao 2023), for the times as they are drawn: the paper's integral is
-    over log-SNR, so it is the paper's where log-SNR is drawn uniformly, as schedule=edm with times=uniform does."""
+    """sigmoid(bias - log SNR) on eps (Kingma & Gao 2023), whatever the distribution of times. The paper's loss is an
+    integral over log-SNR, so it equals this one if log-SNR is uniform, as with schedule=edm and times=uniform."""
     if not isfinite(bias):
         raise ValueError(f"sigmoid's bias is {bias}, but must be finite")
     return Weighting("sigmoid", "eps", lambda log_snr: (bias - log_snr).sigmoid(), {"bias": bias})

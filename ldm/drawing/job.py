@@ -1,4 +1,4 @@
-"""Drawing a job of sample.py: batch by batch, going on where an earlier process was stopped, split over processes."""
+"""Runs the sampling jobs of sample.py batch by batch: resumes stopped jobs and splits jobs over processes."""
 
 import json
 import os
@@ -13,67 +13,51 @@ import torch
 from PIL.Image import Image
 
 from ldm.device import DTYPES, choose_precision
-from ldm.drawing.previews import Previews, film_of, is_film
-from ldm.drawing.prompts import Picture
-from ldm.drawing.sources import CALLED, Source
+from ldm.drawing.added_files import AddedFiles
+from ldm.drawing.previews import Previews, gif_path, is_own_gif
+from ldm.drawing.prompts import ImageSpec
+from ldm.drawing.recorded import LEGACY_SETTINGS
+from ldm.drawing.sources import CALL_NAMES, Source
 from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
-from ldm.pipeline.inputs import Item
+from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, open_model
 
-# How pictures were drawn that do not record these.
-UNRECORDED: dict[str, Any] = {
-    "fixed_steps": False,
-    "sampler_options": {},
-    "spacing_options": {},
-    "guidance_interval": None,
-    "guidance_rescale": 0.0,
-    "thresholding": "none",
-    "thresholding_options": {},
-    "clip_skip": 0,
-    "chunks": 1,
-    "tile": 0,
-    "noise": "ldm",
-    "strength": None,
-    "weak": None,
-    "compile": False,
-    "init": None,
-    "mask": None,
-}
-DECISIVE = ("fingerprint", "precision", "weak", "init", "mask")  # besides the settings, but for rounding
-GRID_MOST = 64
-CALL = ("negative", "strength", *(field.name for field in fields(Settings)))  # the keys that a pipeline's call takes
+# Together with the settings of a call, these determine an image.
+IDENTITY_KEYS = ("fingerprint", "precision", "weak", "init", "mask", "lora", "embedding")
+MAX_GRID_IMAGES = 64
+CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings)))  # arguments of a pipeline's call
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of several that torchrun started, which share a job's batches, or the only one."""
+    """A process that samples its share of a job's batches, one of those started by torchrun or the only one."""
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
 
     @classmethod
-    def here(cls) -> "Process":
-        environment = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)
-        return cls(*(int(os.environ.get(name, default)) for name, default in environment))
+    def current(cls) -> "Process":
+        variables = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)
+        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
 
     def device(self, name: str) -> str:
-        """Each process of a machine has a GPU of its own."""
-        own = self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
-        return f"cuda:{self.local_rank}" if own else name
+        """Assigns each process of a machine its own GPU."""
+        has_own_gpu = self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
+        return f"cuda:{self.local_rank}" if has_own_gpu else name
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to draw, all choices made but those that the model makes."""
+class SamplingJob:
+    """The settings of a sampling job; those that the command line left out are taken from the model."""
 
-    batches: list[list[Picture]]
-    call: dict[str, Any]  # of the pipeline, for all pictures
+    batches: list[list[ImageSpec]]
+    call: dict[str, Any]  # arguments of the pipeline's call, for all images
     out: Path
     model: str
     device: str
@@ -82,97 +66,99 @@ class Job:
     offload: str = "none"
     compile: bool = False
     preview: str | None = None
-    keep: int | None = None  # the only position of the only batch that is wanted
+    position: int | None = None  # position of the only image to write in a single batch; None writes all
     threads: int | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)  # that the model and the weak one must have
-    sources: dict[str, Source] = field(default_factory=dict)  # the pictures to start from
+    fingerprints: dict[str, str] = field(default_factory=dict)  # expected of the model and the weak model
+    sources: dict[str, Source] = field(default_factory=dict)  # source image and mask
+    added: AddedFiles = field(default_factory=AddedFiles)
 
-    def wanted(self, number: int) -> list[tuple[int, Path]]:
-        """Positions in a batch, and the files that they become."""
-        if self.keep is not None:
-            return [(self.keep, self.out / file_name(0))]
+    def outputs(self, number: int) -> list[tuple[int, Path]]:
+        """Returns the position in the batch and the file of each image to write."""
+        if self.position is not None:
+            return [(self.position, self.out / file_name(0))]
         first = number * len(self.batches[0])
         return [(k, self.out / file_name(first + k)) for k in range(len(self.batches[number]))]
 
     @property
     def files(self) -> list[Path]:
-        return [path for number in range(len(self.batches)) for _, path in self.wanted(number)]
+        return [path for number in range(len(self.batches)) for _, path in self.outputs(number)]
 
 
 def file_name(index: int) -> str:
     return f"{index:04d}.png"
 
 
-def draw(job: Job) -> None:
-    """Writes pictures as soon as they are drawn, so that Ctrl-C loses none, and at the end the grid.
+def run_job(job: SamplingJob) -> None:
+    """Writes each image as soon as it is sampled, so that Ctrl-C loses none, and finally the grid.
 
-    Batches with nothing left to draw are left out; one that is drawn is drawn whole, so that its bits are the same.
-    Raises ValueError where the folder holds something else under the name of a picture, a film or the grid.
+    Finished batches are skipped; an unfinished batch is sampled completely, so that its images are bit-identical.
+    Raises ValueError if the folder holds something else under the name of an image, a GIF or the grid.
     """
     check_sources(job)
     if job.threads:
-        torch.set_num_threads(job.threads)  # on the CPU, sums are split among threads and round accordingly
-    process = Process.here()
-    pipeline, origin = load(job, process)
+        torch.set_num_threads(job.threads)  # on the CPU, rounding depends on the number of threads that split a sum
+    process = Process.current()
+    pipeline, origin = load_pipeline(job, process)
     numbers = range(process.rank, len(job.batches), process.count)
-    left = [number for number in numbers if not finished(job, number, pipeline, origin)]
+    unfinished = [number for number in numbers if not is_finished(job, number, pipeline, origin)]
     check_grid(job.out)
-    check_films(job)
-    clean(job, left)
-    there = {path for path in job.files if path.exists()}
-    if len(left) < len(numbers):
-        print(f"{len(numbers) - len(left)} of {len(numbers)} batches are in {job.out} already", file=sys.stderr)
+    check_gifs(job)
+    remove_leftovers(job, unfinished)
+    existing = {path for path in job.files if path.exists()}
+    if len(unfinished) < len(numbers):
+        print(f"{len(numbers) - len(unfinished)} of {len(numbers)} batches are already in {job.out}", file=sys.stderr)
     try:
-        for path, image, metadata in pictures(job, left, pipeline, process):
-            if path not in there:
+        for path, image, metadata in sample_batches(job, unfinished, pipeline, process):
+            if path not in existing:
                 save_new(image, path, metadata | origin)
             clear()
             print(path, flush=True)
     except KeyboardInterrupt:
         clear()
         done = sum(path.exists() for path in job.files)
-        print(f"stopped: {done} of {len(job.files)} pictures are in {job.out}", file=sys.stderr)
+        print(f"stopped: {done} of {len(job.files)} images are in {job.out}", file=sys.stderr)
         raise
-    if all(path.exists() for path in job.files):  # of several processes the last one sees this
+    if all(path.exists() for path in job.files):  # only true in the process that finishes last
         save_grid(job)
         print(job.out / "grid.png")
 
 
-def pictures(
-    job: Job, numbers: list[int], pipeline: Pipeline, process: Process
+def sample_batches(
+    job: SamplingJob, numbers: list[int], pipeline: Pipeline, process: Process
 ) -> Iterator[tuple[Path, Image, dict[str, Any]]]:
-    """The wanted pictures of these batches, with the settings that draw them again."""
+    """Yields the output images of these batches, with the settings that reproduce them."""
     progress = Progress(1, label=f"process {process.rank}: " if process.count > 1 else "")
-    call = job.call | {CALLED[name]: source.image for name, source in job.sources.items()}
+    call = job.call | {CALL_NAMES[name]: source.image for name, source in job.sources.items()}
     size = max(map(len, job.batches))
     for k, number in enumerate(numbers):
-        batch, wanted = job.batches[number], job.wanted(number)
-        previews = Previews(job.preview, wanted[0][0], progress, pipeline.small)
+        batch, outputs = job.batches[number], job.outputs(number)
+        previews = Previews(job.preview, outputs[0][0], progress, pipeline.decode_preview)
         result = pipeline(
-            [picture.prompt for picture in batch],
-            seeds=[picture.seed for picture in batch],
+            [spec.prompt for spec in batch],
+            seeds=[spec.seed for spec in batch],
             batch_size=size,
-            on_step=counter(progress, k, len(numbers)),
+            on_step=step_counter(progress, k, len(numbers)),
             on_estimate=previews.show if job.preview else None,
-            **call | own(job, batch, pipeline.settings),
+            **call | per_image_settings(job, batch, pipeline.settings),
         )
-        size = min(size, max(len(one["batch"]["seeds"]) for one in result.settings))  # what memory sufficed for
-        for position, path in wanted:
+        largest = max(len(settings["batch"]["seeds"]) for settings in result.settings)
+        size = min(size, largest)  # smaller than `size` after an out-of-memory error
+        for position, path in outputs:
             [image] = to_pil(result.images[position])
             previews.save(position, path, image)
             yield path, image, result.settings[position]
 
 
-def own(job: Job, batch: list[Picture], settings: Settings) -> dict[str, Any]:
-    """What each picture of a batch may have for itself."""
+def per_image_settings(job: SamplingJob, batch: list[ImageSpec], settings: Settings) -> dict[str, Any]:
+    """Returns the arguments that may differ between the images of a batch."""
     negative, guidance = job.call.get("negative", ""), job.call.get("guidance", settings.guidance)
     return {
-        "negative": [negative if one.negative is None else one.negative for one in batch],
-        "guidance": [guidance if one.guidance is None else one.guidance for one in batch],
+        "negative": [negative if spec.negative is None else spec.negative for spec in batch],
+        "guidance": [guidance if spec.guidance is None else spec.guidance for spec in batch],
     }
 
 
-def counter(progress: Progress, number: int, batches: int) -> OnStep:
+def step_counter(progress: Progress, number: int, batches: int) -> OnStep:
     def on_step(done: int, total: int) -> None:
         progress.total = total * batches
         progress.step(number * total + done - progress.done)
@@ -180,89 +166,99 @@ def counter(progress: Progress, number: int, batches: int) -> OnStep:
     return on_step
 
 
-def finished(job: Job, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
-    """Whether all that is wanted of a batch is there, drawn as this job would."""
-    batch, each = job.batches[number], own(job, job.batches[number], pipeline.settings)
-    settings = pipeline.settings.changed({name: job.call[name] for name in job.call.keys() - {"negative", "strength"}})
-    there = [(position, path) for position, path in job.wanted(number) if path.exists()]
-    for k, path in there:
-        item = Item(batch[k].prompt, each["negative"][k], batch[k].seed, each["guidance"][k])
-        expected = settings.record(item, job.call.get("strength")) | {name: origin.get(name) for name in DECISIVE}
-        held = recorded(path)
-        found = UNRECORDED | held
-        if other := [name for name, value in json.loads(json.dumps(expected)).items() if found.get(name) != value]:
-            told = f" (there: {', '.join(f'{name}={found.get(name)}' for name in other)})" if held else ""
+def is_finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[str, Any]) -> bool:
+    """Returns whether all outputs of a batch exist. Raises ValueError if one is not an output of this job."""
+    batch, own = job.batches[number], per_image_settings(job, job.batches[number], pipeline.settings)
+    overrides = {name: job.call[name] for name in job.call.keys() - {"negative", "strength"}}
+    settings = pipeline.settings.overridden(overrides)
+    outputs = job.outputs(number)
+    existing = [(position, path) for position, path in outputs if path.exists()]
+    for k, path in existing:
+        request = ImageRequest(batch[k].prompt, own["negative"][k], batch[k].seed, own["guidance"][k])
+        expected = settings.record(request, job.call.get("strength")) | {
+            name: origin.get(name) for name in IDENTITY_KEYS
+        }
+        recorded = recorded_settings(path)
+        found = LEGACY_SETTINGS | recorded
+        if differing := [name for name, value in json.loads(json.dumps(expected)).items() if found.get(name) != value]:
+            values = f" (it has {', '.join(f'{name}={found.get(name)}' for name in differing)})" if recorded else ""
             raise ValueError(
-                f"{job.out} already holds {path.name}, which is not of this job{told}: "
-                "give another folder, or move that picture away"
+                f"{job.out} already holds {path.name}, which is not an image of this job{values}: "
+                "give another out=, or move that image away"
             )
-    return len(there) == len(job.wanted(number))
+    return len(existing) == len(outputs)
 
 
-def recorded(path: Path) -> dict[str, Any]:
-    """The settings of a picture, none if sample.py did not write it."""
+def recorded_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings stored in an image, empty if sample.py did not write it."""
     try:
         return read_metadata(path)
     except ValueError:
         return {}
 
 
-def clean(job: Job, numbers: Iterable[int]) -> None:
-    """Removes what a process that was killed had begun to write of these batches."""
-    names = {path.name for number in numbers for _, path in job.wanted(number)}
+def remove_leftovers(job: SamplingJob, numbers: Iterable[int]) -> None:
+    """Removes incomplete files of these batches that a killed process left behind."""
+    names = {path.name for number in numbers for _, path in job.outputs(number)}
     for path in leftovers(job.out, names.__contains__):
         path.unlink(missing_ok=True)
 
 
-def check_sources(job: Job) -> None:
-    """Raises ValueError where a picture that the job starts from is one that it would write."""
-    outputs = [*job.files, *map(film_of, job.files), job.out / "grid.png"]
+def check_sources(job: SamplingJob) -> None:
+    """Raises ValueError if the job would overwrite its own source image or mask."""
+    outputs = [*job.files, *map(gif_path, job.files), job.out / "grid.png"]
     for name, source in job.sources.items():
         if any(is_within(path, Path(source.path).expanduser()) for path in outputs):
             raise ValueError(f"{name}={source.path} is a file that this job would write: give another out=")
 
 
 def check_grid(out: Path) -> None:
-    if (out / "grid.png").exists() and "grid" not in recorded(out / "grid.png"):
-        raise ValueError(f"{out} already holds another grid.png: give another folder, or move that picture away")
+    if (out / "grid.png").exists() and "grid" not in recorded_settings(out / "grid.png"):
+        raise ValueError(
+            f"{out} already holds grid.png, which sample.py did not write: give another out=, or move that image away"
+        )
 
 
-def check_films(job: Job) -> None:
-    for path in map(film_of, job.files if job.preview == "gif" else []):
-        if path.exists() and not is_film(path):
+def check_gifs(job: SamplingJob) -> None:
+    for path in map(gif_path, job.files if job.preview == "gif" else []):
+        if path.exists() and not is_own_gif(path):
             raise ValueError(
-                f"{job.out} already holds {path.name}, which sample.py did not write: give another folder, or move it "
-                "away"
+                f"{job.out} already holds {path.name}, which sample.py did not write: give another out=, or move that "
+                "image away"
             )
 
 
 def save_new(image: Image, path: Path, metadata: dict[str, Any]) -> None:
-    """Raises ValueError for another picture that appeared there while this one was drawn."""
+    """Raises ValueError if another process has written a different image to `path` in the meantime."""
     if not path.exists():
         save_png(image, path, metadata)
-    elif recorded(path) != json.loads(json.dumps(metadata)):
-        raise ValueError(f"another process wrote {path} meanwhile: give each job its own out=")
+    elif recorded_settings(path) != json.loads(json.dumps(metadata)):
+        raise ValueError(f"another process wrote {path} in the meantime: give each job its own out=")
 
 
-def save_grid(job: Job) -> None:
-    shown = job.files[:GRID_MOST]
-    told = [read_metadata(path) for path in shown]
-    captions = [f"{one['prompt']} ({one['seed']})" for one in told]
-    save_png(grid([load_image(path) for path in shown], captions), job.out / "grid.png", {"grid": len(shown)})
+def save_grid(job: SamplingJob) -> None:
+    files = job.files[:MAX_GRID_IMAGES]
+    metadata = [read_metadata(path) for path in files]
+    captions = [f"{settings['prompt']} ({settings['seed']})" for settings in metadata]
+    save_png(grid([load_image(path) for path in files], captions), job.out / "grid.png", {"grid": len(files)})
 
 
-def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
-    """The pipeline, and what besides the settings of a call decides a picture's every bit."""
-    fingerprint, weak = fingerprint_as_recorded(job, "model"), job.weak and fingerprint_as_recorded(job, "weak")
+def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[str, Any]]:
+    """Returns the pipeline, and the provenance that determines an image's exact bits besides the call's settings."""
+    fingerprint, weak = checked_fingerprint(job, "model"), job.weak and checked_fingerprint(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
-    pipeline = Pipeline.load(job.model, device, DTYPES[precision], job.offload, job.weak, job.compile)
+    pipeline = Pipeline.load(
+        job.model, device, DTYPES[precision], job.offload, job.weak, job.compile, **job.added.arguments
+    )
     return pipeline, {
         "model": job.model,
         "fingerprint": fingerprint,
+        **({"guesses": guesses} if (guesses := list(open_model(job.model).guesses)) else {}),
         **({"weak": {"model": job.weak, "fingerprint": weak}} if weak else {}),
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
+        **job.added.record,
         "device": pipeline.device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),
@@ -271,14 +267,14 @@ def load(job: Job, process: Process) -> tuple[Pipeline, dict[str, Any]]:
     }
 
 
-def fingerprint_as_recorded(job: Job, key: str) -> str:
-    """Raises ValueError if it is no longer the one that drew the picture to draw again."""
+def checked_fingerprint(job: SamplingJob, key: str) -> str:
+    """Returns the fingerprint of a model. Raises ValueError if it differs from the recorded fingerprint."""
     path = getattr(job, key)
     found = model_fingerprint(path)
     if job.fingerprints.get(key) not in (None, found):
         raise ValueError(
-            f"{key}={path} is no longer the one that drew this picture; "
-            f"give {key}= the right one, or another to draw it with that"
+            f"{key}={path} has changed since it generated this image: "
+            f"set {key}= to the original, or to any other model to sample with that one instead"
         )
     return found
 

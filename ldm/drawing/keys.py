@@ -1,4 +1,4 @@
-"""The settings of sample.py: how each is read from text, and what its help says."""
+"""Defines the command-line keys of sample.py, with their parsers and help texts."""
 
 import json
 import math
@@ -7,20 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.drawing.added_files import embedding, lora
+from ldm.pipeline.settings import MAX_PIXELS
+
 
 @dataclass(frozen=True)
 class Key:
-    read: Callable[[str], Any]
+    parse: Callable[[str], Any]  # raises ValueError, whose message completes "must be …"
     help: str
 
 
-def whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-            raise ValueError(f"a whole number from {least} up, of at most 18 digits")
+def integer(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < minimum:
+            raise ValueError(f"an integer >= {minimum} with at most 18 digits")
         return int(text)
 
-    return read
+    return parse
 
 
 def number(text: str) -> float:
@@ -33,14 +36,14 @@ def number(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     value = number(text)
     if not 0 < value <= 1:
         raise ValueError("a number above 0 and at most 1")
     return value
 
 
-def low_and_high(text: str) -> tuple[float, float]:
+def interval(text: str) -> tuple[float, float]:
     low, _, high = text.partition(",")
     try:
         return number(low), number(high)
@@ -52,16 +55,18 @@ def height_by_width(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match:
         raise ValueError("HEIGHTxWIDTH in pixels, such as 64x96")
+    if int(match[1]) * int(match[2]) > MAX_PIXELS:
+        raise ValueError(f"HEIGHTxWIDTH of at most {MAX_PIXELS:,} pixels, such as 1024x1024")
     return int(match[1]), int(match[2])
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
+    def parse(text: str) -> str:
         if text not in choices:
             raise ValueError(f"one of {', '.join(choices)}")
         return text
 
-    return read
+    return parse
 
 
 def yes_or_no(text: str) -> bool:
@@ -69,7 +74,7 @@ def yes_or_no(text: str) -> bool:
 
 
 def options(text: str) -> dict[str, Any]:
-    """name=value,name=value; a value may be a list in brackets."""
+    """Parses name=value,name=value; a value may be a list in brackets."""
     pairs = re.findall(r"(\w+)=(\[[^\]]*\]|[^,\[\]]+)(?:,|$)", text)
     if ",".join(f"{name}={value}" for name, value in pairs) != text:
         raise ValueError("name=value,name=value …, such as eta=0.5 or sigmas=[10,3,0.5]")
@@ -77,67 +82,77 @@ def options(text: str) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    """A number, truth value or list as JSON writes it, else the text itself."""
+    """Returns JSON, such as a number, boolean or list, as its value, and other text unchanged."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def named(text: str) -> str:
+def nonempty(text: str) -> str:
     if not text:
         raise ValueError("a name or path")
     return text
 
 
 KEYS = {
-    "model": Key(named, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
-    "negative": Key(str, "what the pictures shall not show"),
-    "seed": Key(whole(0), "of each prompt's first picture; the next ones count up (0)"),
-    "n": Key(whole(1), "pictures a prompt (1)"),
-    "steps": Key(whole(1), "more take longer and are finer (the model's own)"),
-    "sampler": Key(named, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
-    "spacing": Key(named, "where the steps lie, such as trailing, leading or karras; spacing=? lists all"),
-    "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; what there is, the refusal lists"),
+    "model": Key(nonempty, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
+    "lora": Key(lora, "FILE or FILE:WEIGHT: an adapter to merge into the model; may be given several times (none)"),
+    "embedding": Key(embedding, "FILE or FILE:TOKEN: a textual inversion; may be given several times (none)"),
+    "negative": Key(str, "what the images should not show"),
+    "seed": Key(integer(0), "seed of each prompt's first image; the next images use the following seeds (0)"),
+    "n": Key(integer(1), "images per prompt (1)"),
+    "steps": Key(integer(1), "sampling steps; more steps are slower and more accurate (the model's own)"),
+    "sampler": Key(nonempty, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),
+    "spacing": Key(nonempty, "time step spacing, such as trailing, leading or karras; spacing=? lists all"),
+    "sampler_options": Key(options, "such as eta=0.5 or order=3,variant=bh1; an unknown option lists all"),
     "spacing_options": Key(options, "such as rho=5 or, for spacing=custom, sigmas=[10,3,0.5]"),
-    "guidance": Key(number, "how closely to follow the prompt; 1 is no guidance (the model's own)"),
-    "guidance_interval": Key(low_and_high, "LOW,HIGH of sigma/alpha between which there is guidance (the model's own)"),
-    "guidance_rescale": Key(number, "0 to 1: how much of the contrast that guidance adds is undone (the model's own)"),
-    "weak": Key(named, "a worse model of the same kind: guidance leads away from it, not from negative (none)"),
+    "final_sigma": Key(
+        one_of("zero", "min"),
+        "where sampling ends: at no noise, or at the noise of the schedule's first time (the model's own)",
+    ),
+    "guidance": Key(number, "guidance scale: how closely to follow the prompt; 1 is no guidance (the model's own)"),
+    "guidance_interval": Key(interval, "LOW,HIGH of sigma/alpha between which guidance applies (the model's own)"),
+    "guidance_rescale": Key(number, "0 to 1: how much of the contrast added by guidance to undo (the model's own)"),
+    "weak": Key(nonempty, "a worse model of the same kind, used by guidance in place of the negative prompt (none)"),
     "thresholding": Key(one_of("none", "static", "dynamic"), "how estimates are kept within a range (none)"),
     "thresholding_options": Key(options, "such as limit=4 for static or share=0.99,limit=4 for dynamic"),
-    "init": Key(named, "a picture to start from, scaled and cropped to the size"),
+    "init": Key(nonempty, "a source image, scaled and cropped to the size"),
     "strength": Key(
-        share, "share of the steps that change init: near 0 little, 1 nearly all (0.8; inpainting weights: 1)"
+        fraction,
+        "fraction of the steps to run on init: near 0 changes little, 1 nearly all (0.8; inpainting models: 1)",
     ),
-    "fixed_steps": Key(yes_or_no, "true takes all steps from where strength begins, instead of its share (false)"),
-    "mask": Key(named, "a picture that is white where init is repainted"),
+    "fixed_steps": Key(yes_or_no, "true runs all steps, not a fraction, from the noise level of strength (false)"),
+    "mask": Key(nonempty, "an image that is white where init is repainted"),
     "size": Key(height_by_width, "HEIGHTxWIDTH in pixels (the model's own)"),
-    "clip_skip": Key(whole(0), "last layers of the text encoder that are left out (0)"),
-    "chunks": Key(whole(1), "how many times the text encoder's context a prompt may fill (1)"),
-    "tile": Key(whole(0), "pixels of the tiles in which pictures are decoded, to save memory; 0 for none (0)"),
+    "clip_skip": Key(integer(0), "number of last layers of the text encoder to skip (0)"),
+    "chunks": Key(integer(1), "how many times a prompt may fill the text encoder's context (1)"),
+    "prompt_syntax": Key(
+        one_of("plain", "a1111"), "a1111 reads (word:1.2), [word] and BREAK as AUTOMATIC1111's web UI does (plain)"
+    ),
+    "tile": Key(integer(0), "decode images in tiles of this many pixels, to save memory; 0 for no tiles (0)"),
     "noise": Key(
-        one_of("ldm", "diffusers"), "whose numbers a seed means; diffusers' are those of its CPU generator (ldm)"
+        one_of("ldm", "diffusers"), "generator that seeds refer to; diffusers is that of its CPU generator (ldm)"
     ),
     "prompts_file": Key(
-        named, "a .txt with a prompt a line; a .csv or .jsonl with prompt, negative, seed, guidance, n"
+        nonempty, "a .txt with one prompt per line; a .csv or .jsonl with prompt, negative, seed, guidance, n"
     ),
-    "from": Key(named, "a PNG of sample.py, to draw it again; other keys and one prompt override what it says"),
-    "out": Key(named, "folder for 0000.png … and grid.png; if some are there, the rest (samples/<date>_<time>)"),
+    "from": Key(nonempty, "a PNG of sample.py to reproduce; other keys and one prompt override its settings"),
+    "out": Key(nonempty, "folder of 0000.png … and grid.png; existing images are kept (samples/<date>_<time>)"),
     "preview": Key(
-        one_of("gif", "terminal"), "gif keeps the estimates by step beside each picture; terminal shows them"
+        one_of("gif", "terminal"), "gif saves the estimates of all steps beside each image; terminal shows them"
     ),
-    "device": Key(named, "auto, cpu, cuda or cuda:N (auto)"),
+    "device": Key(nonempty, "auto, cpu, cuda or cuda:N (auto)"),
     "precision": Key(
         one_of("auto", "32", "bf16", "16"),
-        "32, bf16, or 16, which leaves the first stage at 32; auto is bf16 where the processor has it, else 32 (auto)",
+        "32, bf16, or 16, which keeps the first stage at 32; auto is bf16 if the processor supports it, else 32 (auto)",
     ),
     "offload": Key(
-        one_of("none", "idle", "sequential"), "what waits beside the GPU: nothing, idle networks, layers (none)"
+        one_of("none", "idle", "sequential"), "what to keep off the GPU: nothing, idle networks, or all layers (none)"
     ),
     "compile": Key(
         yes_or_no,
-        "true compiles the network, which takes a minute at the first step and pays for many pictures (false)",
+        "true compiles the network, which takes a minute at the first step and pays off for many images (false)",
     ),
-    "batch_size": Key(whole(1), "pictures at a time; fewer where memory does not suffice (8)"),
+    "batch_size": Key(integer(1), "images per batch; reduced when out of memory (8)"),
 }

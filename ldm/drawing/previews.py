@@ -1,4 +1,4 @@
-"""What a walk has come to at each step, as a film or in the terminal."""
+"""Shows the estimates of each sampling step as a GIF or in the terminal."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from ldm.files import atomic_write
 from ldm.image import pixels, to_pil
 from ldm.progress import Progress, clear
 
-MARK = b"ldm"  # the comment in films of ours
+MARK = b"ldm"  # the comment in GIFs written by ldm
 
 
 def save_gif(path: Path, frames: Sequence[Tensor], last: Image.Image, seconds: float = 3.0) -> None:
-    """The frames, uint8 (3, h, w), at the size of the last one, which stands for a second more."""
-    film = [to_pil(frame)[0].resize(last.size, Image.Resampling.BICUBIC) for frame in frames] + [last]
-    pause = max(20, round(1000 * seconds / len(film)))
-    pauses = [pause] * (len(film) - 1) + [pause + 1000]  # milliseconds
-    how: dict[str, Any] = {"save_all": True, "append_images": film[1:], "duration": pauses, "loop": 0, "comment": MARK}
-    atomic_write(path, lambda file: film[0].save(file, "GIF", **how))
+    """Writes frames, uint8 (3, h, w), scaled to the size of `last`, which is shown for one second more."""
+    images = [to_pil(frame)[0].resize(last.size, Image.Resampling.BICUBIC) for frame in frames] + [last]
+    duration = max(20, round(1000 * seconds / len(images)))  # milliseconds
+    durations = [duration] * (len(images) - 1) + [duration + 1000]
+    options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0, "comment": MARK}
+    atomic_write(path, lambda file: images[0].save(file, "GIF", duration=durations, **options))
 
 
-def is_film(path: Path) -> bool:
-    """Whether `save_gif` wrote the file."""
+def is_own_gif(path: Path) -> bool:
+    """Returns whether `save_gif` wrote the file."""
     try:
         with Image.open(path, formats=["GIF"]) as image:
             return image.info.get("comment") == MARK
@@ -33,48 +33,48 @@ def is_film(path: Path) -> bool:
         return False
 
 
-def in_terminal(picture: Tensor, columns: int = 64) -> list[str]:
-    """uint8 (3, h, w) → lines of half blocks in true colour, two pixels high each."""
-    image = to_pil(picture)[0]
-    width = min(columns, image.width)
-    small = image.resize((width, max(2, 2 * round(image.height * width / image.width / 2))))
-    rows = pixels(small).permute(1, 2, 0).tolist()  # (h, w, 3)
+def terminal_lines(image: Tensor, columns: int = 64) -> list[str]:
+    """Returns an image, uint8 (3, h, w), as lines of half blocks in 24-bit color, each two pixels high."""
+    pil_image = to_pil(image)[0]
+    width = min(columns, pil_image.width)
+    resized = pil_image.resize((width, max(2, 2 * round(pil_image.height * width / pil_image.width / 2))))
+    rows = pixels(resized).permute(1, 2, 0).tolist()  # (h, w, 3)
     return ["".join(map(_block, *pair)) + "\x1b[0m" for pair in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def _block(above: list[int], below: list[int]) -> str:
-    """Half a character in each of two colours (r, g, b)."""
+    """Returns a character whose upper and lower half have the colors (r, g, b)."""
     return "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*above, *below)
 
 
-def film_of(path: Path) -> Path:
-    """Where the film of a picture is."""
+def gif_path(path: Path) -> Path:
+    """Returns the path of an image's GIF."""
     return path.with_suffix(".gif")
 
 
 class Previews:
-    """Keeps estimates for GIFs, or shows those of one position in the terminal, above the line of progress."""
+    """Collects estimates for GIFs, or shows those of one position in the terminal, above the progress line."""
 
-    def __init__(self, kind: str | None, position: int, progress: Progress, small: Callable[[Tensor], Tensor]) -> None:
-        self.kind, self.position, self.progress, self.small = kind, position, progress, small
-        self.films: dict[int, list[Tensor]] = {}
+    def __init__(self, kind: str | None, position: int, progress: Progress, decode: Callable[[Tensor], Tensor]) -> None:
+        self.kind, self.position, self.progress, self.decode = kind, position, progress, decode
+        self.frames: dict[int, list[Tensor]] = {}
 
     def show(self, first: int, step: int, x0: Tensor) -> None:
-        for position, picture in enumerate(self.small(x0), start=first):
+        for position, image in enumerate(self.decode(x0), start=first):
             if step == 0:
-                self.films[position] = []
-            self.films[position].append(picture)
+                self.frames[position] = []
+            self.frames[position].append(image)
             if self.kind == "terminal" and position == self.position:
-                show_in_terminal(picture, step > 0, self.progress.done >= self.progress.total)
+                show_in_terminal(image, step > 0, self.progress.done >= self.progress.total)
 
     def save(self, position: int, path: Path, image: Image.Image) -> None:
         if self.kind == "gif":
-            save_gif(film_of(path), self.films[position], image)
+            save_gif(gif_path(path), self.frames[position], image)
 
 
-def show_in_terminal(picture: Tensor, again: bool, below: bool) -> None:
-    """On stderr; over the lines of before if `again`, which are one further up if a last line stands `below`."""
-    lines = in_terminal(picture)
+def show_in_terminal(image: Tensor, overwrite: bool, progress_below: bool) -> None:
+    """Prints an image on stderr; `overwrite` replaces the previous one, even above a finished progress line."""
+    lines = terminal_lines(image)
     clear()
-    up = f"\x1b[{len(lines) + below}A" if again else ""
-    print(up + "\n".join(lines), end="\n" * (1 + (again and below)), file=sys.stderr, flush=True)
+    up = f"\x1b[{len(lines) + progress_below}A" if overwrite else ""
+    print(up + "\n".join(lines), end="\n" * (1 + (overwrite and progress_below)), file=sys.stderr, flush=True)

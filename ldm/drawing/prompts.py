@@ -1,4 +1,4 @@
-"""The prompts of sample.py, each with what is its own, from the command line and from files."""
+"""Reads prompts_file of sample.py: prompts with their own negative prompts, seeds and guidance scales."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from typing import Any
 
 from ldm.drawing.keys import KEYS
 
-OWN = ("negative", "seed", "guidance", "n")  # keys that a row of a file may set for itself
-KINDS = (".txt", ".csv", ".jsonl")
+ROW_KEYS = ("negative", "seed", "guidance", "n")  # keys that a row of a file may set
+SUFFIXES = (".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a job; what is None is as the job or the model says."""
+class ImageSpec:
+    """One image of a job. A value of None is taken from the job or the model."""
 
     prompt: str
     seed: int
@@ -24,79 +24,81 @@ class Picture:
     guidance: float | None = None
 
 
-def pictures_of(rows: Iterable[Mapping[str, Any]], seed: int, n: int) -> list[Picture]:
-    """In order, those of every row with seeds counting up; `seed` and `n` are of rows that have none of their own."""
+def image_specs(rows: Iterable[Mapping[str, Any]], seed: int, n: int) -> list[ImageSpec]:
+    """Returns n images per row with consecutive seeds; `seed` and `n` are the defaults of rows that set none."""
     return [
-        Picture(row["prompt"], row.get("seed", seed) + k, row.get("negative"), row.get("guidance"))
+        ImageSpec(row["prompt"], row.get("seed", seed) + k, row.get("negative"), row.get("guidance"))
         for row in rows
         for k in range(row.get("n", n))
     ]
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a prompts_file: each a prompt, and maybe its own negative, seed, guidance and n.
+    """Returns the rows of a prompts_file: a prompt each, optionally with negative, seed, guidance and n.
 
-    A .txt has a prompt a line, a .csv a head that names its columns, a .jsonl an object a line. Raises ValueError or
-    FileNotFoundError, with the line, for what cannot be read so.
+    A .txt has one prompt per line, a .csv a header with the column names, a .jsonl one object per line. Raises
+    FileNotFoundError, or ValueError with the line number, for a file that cannot be read.
     """
     file = Path(path).expanduser()
-    if file.suffix not in KINDS:
-        raise ValueError(f"prompts_file={path} is none of the kinds that can be read: {', '.join(KINDS)}")
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"prompts_file={path} has an unknown type; give a file of type {', '.join(SUFFIXES)}")
     if not file.is_file():
-        raise FileNotFoundError(f"there is no prompts_file {path}")
+        raise FileNotFoundError(f"prompts_file={path} does not exist; give the path of a file of prompts")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts_file={path} is not UTF-8 text; save it as UTF-8") from error
-    found = {".txt": _of_txt, ".csv": _of_csv, ".jsonl": _of_jsonl}[file.suffix](text, path)
-    rows = [_checked(row, f"{path}, line {line}") for line, row in found]
+    parse = {".txt": _parse_txt, ".csv": _parse_csv, ".jsonl": _parse_jsonl}[file.suffix]
+    rows = [_checked(row, f"{path}, line {line}") for line, row in parse(text, path)]
     if not rows:
-        raise ValueError(f"prompts_file={path} holds no prompt; write one a line")
+        raise ValueError(f"prompts_file={path} holds no prompts; write one per line")
     return rows
 
 
-def _of_txt(text: str, path: str) -> Iterator[tuple[int, Any]]:
+def _parse_txt(text: str, path: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
-def _of_csv(text: str, path: str) -> Iterator[tuple[int, Any]]:
+def _parse_csv(text: str, path: str) -> Iterator[tuple[int, Any]]:
     lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in lines:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, line {lines.line_num} has not as many fields as the head")
+                raise ValueError(f"{path}, line {lines.line_num} does not have as many fields as the header")
             yield lines.line_num, {name: value for name, value in row.items() if value != ""}
     except csv.Error as error:
         raise ValueError(f"{path}, line {lines.line_num} cannot be read as CSV: {error}") from error
 
 
-def _of_jsonl(text: str, path: str) -> Iterator[tuple[int, Any]]:
+def _parse_jsonl(text: str, path: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise ValueError(f'{where} has no prompt: it must have one that is text, as in {{"prompt": "a red circle"}}')
-    if unknown := [name for name in row if name not in ("prompt", *OWN)]:
-        raise ValueError(f"{where} sets {unknown[0]!r}, but a row may set prompt, {', '.join(OWN)} only")
+        raise ValueError(f'{where} has no prompt: every row needs a text prompt, as in {{"prompt": "a red circle"}}')
+    if any("\ud800" <= letter <= "\udfff" for letter in row["prompt"] + str(row.get("negative"))):
+        raise ValueError(f"{where} contains half of a surrogate pair: write complete characters")
+    if unknown := [name for name in row if name not in ("prompt", *ROW_KEYS)]:
+        raise ValueError(f"{where} sets {unknown[0]!r}, but a row may only set prompt, {', '.join(ROW_KEYS)}")
     return {"prompt": row["prompt"]} | {
-        name: _read(name, row[name], where) for name in OWN if row.get(name) is not None
+        name: _parse(name, row[name], where) for name in ROW_KEYS if row.get(name) is not None
     }
 
 
-def _read(name: str, value: Any, where: str) -> Any:
-    """As the command line reads it."""
+def _parse(name: str, value: Any, where: str) -> Any:
+    """Parses a value as on the command line."""
     if name == "negative" and not isinstance(value, str):
-        raise ValueError(f"{where} has the negative {value!r}, which is no text")
+        raise ValueError(f"{where} has the negative {value!r}, which is not text")
     try:
-        return KEYS[name].read(str(value))
+        return KEYS[name].parse(str(value))
     except ValueError as error:
         raise ValueError(f"{where} has {name}={value}, but {name} must be {error}") from error

@@ -1,4 +1,4 @@
-"""The pictures that sample.py starts from; what is drawn names them by their path and content."""
+"""Reads the source image and mask of sample.py, which generated images record by path and SHA-256."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from PIL.Image import Image
 
 from ldm.errors import UsageError
 from ldm.image import load_image
+from ldm.pipeline.inputs import BACKGROUNDS
 
-BACKGROUNDS = {"init": (255, 255, 255), "mask": (0, 0, 0)}  # on what transparency is laid: in a mask it is kept
-CALLED = {"init": "image", "mask": "mask"}  # their names in a pipeline's call
+CALL_NAMES = {"init": "image", "mask": "mask"}  # key of sample.py: argument of a pipeline's call
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,32 @@ class Source:
 
 
 def sources_of(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Source]:
-    """The init and the mask that were given, else those that a picture records, which must be as they were then.
+    """Reads init and mask as given or, if not given, as recorded by an image.
 
-    Raises UsageError for a mask or a strength without an init; FileNotFoundError or ValueError for no such picture.
+    Raises UsageError for a mask or strength without init, FileNotFoundError or ValueError for a file that cannot be
+    read or, if recorded, has changed.
     """
-    found = {name: read(name, given[name]) for name in CALLED if name in given}
-    found |= {name: read_again(name, **recorded[name]) for name in CALLED if name in recorded and name not in found}
+    found = {name: read(name, given[name]) for name in CALL_NAMES if name in given}
+    found |= {
+        name: read_recorded(name, **recorded[name]) for name in CALL_NAMES if name in recorded and name not in found
+    }
     if "init" not in found and (clash := [name for name in ("mask", "strength") if name in given]):
-        raise UsageError(f"{clash[0]}= needs a picture to start from: give init= too, or leave it out")
+        raise UsageError(f"{clash[0]}= needs a source image: give init= too, or leave it out")
     return found
 
 
 def read(name: str, path: str) -> Source:
     data = Path(path).expanduser().read_bytes()
-    image = load_image(data, background=BACKGROUNDS[name], name=path)
+    image = load_image(data, background=BACKGROUNDS[CALL_NAMES[name]], name=path)
     return Source(path, hashlib.sha256(data).hexdigest(), image)
 
 
-def read_again(name: str, path: str, sha256: str) -> Source:
-    mend = f"put it back, or give another with {name}="
+def read_recorded(name: str, path: str, sha256: str) -> Source:
+    remedy = f"restore it, or give another file as {name}="
     try:
         source = read(name, path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}, the {name} of this picture, is not there: {mend}") from error
+        raise FileNotFoundError(f"{path}, the {name} of this image, does not exist: {remedy}") from error
     if source.sha256 != sha256:
-        raise ValueError(f"{path}, the {name} of this picture, is no longer what it was: {mend}")
+        raise ValueError(f"{path}, the {name} of this image, has changed since: {remedy}")
     return source

@@ -1,4 +1,4 @@
-"""What `ldm evaluate` found, as a run's metrics.json has it: JSON, a table, and pictures to look at."""
+"""Writes the results of `ldm evaluate`: JSON in the format of a run's metrics.json, a table, and a grid of images."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -8,32 +8,32 @@ from typing import Any, cast
 import torch
 
 from ldm.ema.reconstruction import last_step, read_snapshots
-from ldm.evaluation.run import Job, collect
+from ldm.evaluation.run import EvaluationJob, collect
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
-from ldm.metrics.measure import Ruler, report
+from ldm.metrics.measure import ImageMetrics, report
 from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference
 from ldm.metrics.summary import table
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
-from ldm.weights.model import find_model
+from ldm.weights.model import open_model
 from ldm.weights.storage.opening import open_tensors
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation: a job, the length of its weights' average, and the SHA-256 of all that decides its numbers."""
+    """One evaluation: a job, the EMA length of its weights, and the SHA-256 of all that determines its numbers."""
 
-    job: Job
+    job: EvaluationJob
     length: float | None
     identity: str
 
 
 @dataclass(frozen=True)
-class Where:
-    """The model, what it is compared with, and the machine."""
+class Context:
+    """The model, the data it is compared with, and the device."""
 
     model: str
     data: str
@@ -42,41 +42,48 @@ class Where:
     precision: str
 
 
-def result(cell: Cell, where: Where, ruler: Ruler, real: Reference, curve: NoiseLoss | None) -> dict[str, Any]:
-    """What a run's metrics.json would hold."""
-    job, found, size = cell.job, collect(cell.job), list(cell.job.settings.size)
-    metrics = {"sampling_seconds": found.seconds, "nfe": found.calls / job.count}
-    metrics |= ruler.metrics(found.rows, found.captions, size, real)
-    source = {**real.about["data"], "data": where.data, "sha256": real.about["sha256"], "size": real.about["size"]}
-    trained = trained_as(Path(where.model))
+def result(
+    cell: Cell, context: Context, image_metrics: ImageMetrics, real: Reference, curve: NoiseLoss | None
+) -> dict[str, Any]:
+    """Returns the report of an evaluation, in the format of a run's metrics.json."""
+    job, measured, size = cell.job, collect(cell.job), list(cell.job.settings.size)
+    metrics = {"sampling_seconds": measured.seconds, "nfe": measured.calls / job.count}
+    metrics |= image_metrics.compute(measured.rows, measured.captions, size, real)
+    source = {**real.about["data"], "data": context.data, "sha256": real.about["sha256"], "size": real.about["size"]}
+    trained = training_of(Path(context.model))
     provenance = Provenance(
-        feature_network=ruler.features.about,
+        feature_network=image_metrics.features.about,
+        feature_width=image_metrics.features.num_features,
         reference=source,
         prompts={
             "count": job.count,
-            "from": "ldm.data.shapes.held_out_prompts" if ruler.composition else "captions of the reference",
-            "sha256": text_hash(found.captions),
+            "from": "ldm.data.shapes.held_out_prompts" if image_metrics.composition else "captions of the reference",
+            "sha256": text_hash(measured.captions),
             "seeds": [job.seed, job.seed + job.count - 1],
         },
         sampling={**asdict(job.settings), "size": size},
         size=size,
         ema=trained["ema"] if cell.length is None else {"length": cell.length},
-        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(where.model))),
+        steps=trained["steps"] if cell.length is None else last_step(read_snapshots(Path(context.model))),
         seed=trained["seed"],
         ranks=None,
-        dtype=f"{where.precision}-true",
-        device=torch.cuda.get_device_name(where.device) if where.device.type == "cuda" else "cpu",
+        dtype=f"{context.precision}-true",
+        device=torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        clip=None if ruler.clip is None else ruler.clip.fingerprint,
+        clip=None if image_metrics.clip is None else image_metrics.clip.fingerprint,
         validation=None if curve is None else curve.about | {"data": source["sha256"]},
-        model={"weights": where.model, "fingerprint": where.fingerprint, "notes": list(find_model(where.model).notes)},
+        model={
+            "weights": context.model,
+            "fingerprint": context.fingerprint,
+            "notes": list(open_model(context.model).notes),
+        },
         identity=cell.identity,
     ).plain()
     return report(metrics, provenance, curve)
 
 
-def trained_as(path: Path) -> dict[str, Any]:
-    """What a run's folder says of its training; nothing of other models."""
+def training_of(path: Path) -> dict[str, Any]:
+    """Reads EMA, steps and seed from a run folder; they are None for other models."""
     if not path.is_dir():
         return {"ema": None, "steps": None, "seed": None}
     run = read_run(path)
@@ -86,7 +93,7 @@ def trained_as(path: Path) -> dict[str, Any]:
 
 
 def steps_of(run: Run) -> int | None:
-    """How long the weights that are read from a run's folder were trained, which may be stopped or trained on."""
+    """Returns the training steps of the weights in a run folder, whose training may be unfinished or resumed."""
     checkpoint = run.path / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         return cast(int | None, open_tensors(checkpoint).metadata.get("global_step"))
@@ -94,16 +101,19 @@ def steps_of(run: Run) -> int | None:
 
 
 def write(out: Path, reports: list[dict[str, Any]]) -> None:
-    """The file, and for people a table."""
+    """Writes the JSON file and prints a human-readable table."""
     if len(reports) > 1:
         write_json(out, {"evaluations": reports})
         print(write_sweep(out))
         return
     write_json(out, reports[0])
     counts = [reports[0]["provenance"][side]["count"] for side in ("prompts", "reference")]
-    print(table(reports[0]["metrics"], counts[0], counts[1], f"{out}, {out.with_suffix('.png')}"))
+    files = f"{out}, {out.with_suffix('.png')}"
+    print(table(reports[0]["metrics"], counts[0], counts[1], files, reports[0].get("warnings", {})))
 
 
-def save_sheet(path: Path, cell: Cell) -> None:
-    shown = collect(cell.job)
-    save_png(grid(to_pil(shown.images), shown.captions[: len(shown.images)]), path, {"identity": cell.identity})
+def save_images(path: Path, cell: Cell) -> None:
+    measured = collect(cell.job)
+    save_png(
+        grid(to_pil(measured.images), measured.captions[: len(measured.images)]), path, {"identity": cell.identity}
+    )

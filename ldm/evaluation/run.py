@@ -1,7 +1,7 @@
-"""Drawing and measuring many prompts, so that a kill costs a batch: what was measured of each is a file of its own.
+"""Samples and measures the images of an evaluation, saving one file per batch so that a kill loses one batch at most.
 
-Pictures are not kept, so memory does not grow with them; and a batch is the same whoever draws it, so neither a kill
-nor the number of ranks changes a number.
+Images are discarded after measuring, so that memory stays constant. A batch does not depend on the process that
+samples it, so that neither a kill nor the number of ranks changes a result.
 """
 
 import json
@@ -17,18 +17,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldm.files import atomic_write
-from ldm.metrics.measure import Rows, Ruler, counting
+from ldm.metrics.measure import ImageMetrics, Rows, counting
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import Settings
 
-SHOWN = 64  # pictures that are kept, to be looked at
+MAX_KEPT_IMAGES = 64  # for the grid
 
 
 @dataclass(frozen=True)
-class Job:
-    """`count` prompts, of which `captions` gives any range, drawn `batch` at a time; the i-th with `seed` + i.
+class EvaluationJob:
+    """Samples `count` prompts in batches of `batch`; prompt i has seed `seed` + i, `captions` returns ranges of them.
 
-    `folder` is this job's alone: whatever else decides its numbers must decide the folder's name.
+    Everything else that determines the results must determine the name of `folder`, which belongs to this job only.
     """
 
     folder: Path
@@ -45,13 +45,13 @@ class Job:
         return self.folder / f"{ids.start:08}.safetensors"
 
     def todo(self, rank: int = 0, world: int = 1) -> list[range]:
-        """The rank's batches that are not measured yet."""
+        """Returns the batches of a rank that are not measured yet."""
         return [ids for ids in self.batches()[rank::world] if not self.file(ids).is_file()]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of all pictures: rows, captions, seconds of drawing and network calls; and the first pictures themselves."""
+    """Features and captions of all images, seconds of sampling, number of network calls, and the first images."""
 
     rows: Rows
     captions: list[str]
@@ -60,31 +60,35 @@ class Measured:
     images: Tensor
 
 
-def measure(job: Job, pipeline: Pipeline, ruler: Ruler, rank: int = 0, world: int = 1) -> Iterator[int]:
-    """Draws and measures the rank's batches that are to do; gives the number of pictures of each when it is done."""
+def measure(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, rank: int = 0, world: int = 1
+) -> Iterator[int]:
+    """Samples and measures the unfinished batches of a rank; yields the number of images after each batch."""
     for ids in job.todo(rank, world):
         captions = job.captions(ids)
-        began = time.monotonic()
+        start = time.monotonic()
         with counting(pipeline.backbone) as calls:
             seeds = [job.seed + i for i in ids]
             images = pipeline(captions, seeds=seeds, batch_size=len(ids), **asdict(job.settings)).images
-        told = {"captions": captions, "seconds": time.monotonic() - began, "calls": calls[0]}
-        rows = {**ruler.rows(images, captions), "images": images[: max(0, SHOWN - ids.start)]}
-        _write(job.file(ids), rows, told)
+        record = {"captions": captions, "seconds": time.monotonic() - start, "calls": calls[0]}
+        rows = {**image_metrics.rows(images, captions), "images": images[: max(0, MAX_KEPT_IMAGES - ids.start)]}
+        _write(job.file(ids), rows, record)
         yield len(ids)
 
 
-def collect(job: Job) -> Measured:
-    """All batches in their order, whoever drew them. Raises ValueError for a damaged file."""
-    parts, told = zip(*(_read(job.file(ids)) for ids in job.batches()), strict=True)
+def collect(job: EvaluationJob) -> Measured:
+    """Reads all batches of all ranks, in order. Raises ValueError for a corrupt file."""
+    parts, records = zip(*(_read(job.file(ids)) for ids in job.batches()), strict=True)
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     images = rows.pop("images")
-    captions = [caption for one in told for caption in one["captions"]]
-    return Measured(rows, captions, sum(one["seconds"] for one in told), sum(one["calls"] for one in told), images)
+    captions = [caption for record in records for caption in record["captions"]]
+    return Measured(
+        rows, captions, sum(record["seconds"] for record in records), sum(record["calls"] for record in records), images
+    )
 
 
-def _write(path: Path, rows: Rows, told: dict[str, Any]) -> None:
-    content = save({name: row.contiguous() for name, row in rows.items()}, {"batch": json.dumps(told)})
+def _write(path: Path, rows: Rows, record: dict[str, Any]) -> None:
+    content = save({name: row.contiguous() for name, row in rows.items()}, {"batch": json.dumps(record)})
     atomic_write(path, lambda file: file.write(content))
 
 
@@ -93,4 +97,4 @@ def _read(path: Path) -> tuple[Rows, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["batch"])  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+        raise ValueError(f"{path} is corrupt ({error}); delete it and run the same command again") from error

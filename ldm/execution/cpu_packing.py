@@ -1,6 +1,6 @@
-"""Weights of a network that only draws on a CPU, laid out as oneDNN multiplies by them: once, not at every call.
+"""Packs the weights of inference-only networks into oneDNN's layout once, instead of at every call on the CPU.
 
-The operations are those that torch.compile calls for frozen weights; torch has no public name for them.
+The operations are those that torch.compile emits for frozen weights; torch has no public API for them.
 """
 
 from abc import ABC, abstractmethod
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ldm.device import has_bf16
 
-LEAST = 2**18  # numbers in a weight for which it pays
+MIN_SIZE = 2**18  # elements of a weight from which packing pays off
 ONEDNN: Any = torch.ops.mkldnn
 
 
 class Packed(nn.Module, ABC):
-    """A layer without gradients, in the type of its weight.
+    """A layer with a packed weight, without gradients, that computes in the dtype of its weight.
 
-    Its state dict holds the weight as the plain layer has it; `parameters()` does not, for no optimiser could move it.
+    Its state dict holds the plain layer's weight; `parameters()` does not, because no optimizer could update it.
     """
 
     def __init__(self, plain: nn.Linear | nn.Conv2d) -> None:
@@ -28,20 +28,20 @@ class Packed(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """A plain copy."""
+        """A copy in the plain layout."""
         return self.packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "the weights of a pipeline on a CPU are packed for drawing and have no gradients: "
+                "the weights of a pipeline on the CPU are packed for inference and have no gradients: "
                 "call it under torch.no_grad(), or read the network with ldm.weights.model.read_model"
             )
         return self._run(x.to(self.packed.dtype))
 
     @abstractmethod
     def _pack(self, weight: Tensor) -> Tensor:
-        """The plain weight, laid out anew."""
+        """Returns the plain weight in the packed layout."""
 
     @abstractmethod
     def _run(self, x: Tensor) -> Tensor: ...
@@ -79,8 +79,8 @@ class Packed(nn.Module, ABC):
             error_msgs.append(f"{name} is {tuple(weight.shape)}, but must be {tuple(self.packed.shape)}")
         else:
             self.packed = self._pack(weight.to(self.packed.dtype))
-        told = missing_keys, unexpected_keys, error_msgs
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *told)
+        problems = missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *problems)
 
 
 class PackedLinear(Packed):
@@ -93,32 +93,32 @@ class PackedLinear(Packed):
 
 class PackedConv2d(Packed):
     def __init__(self, plain: nn.Conv2d) -> None:
-        self.how = plain.padding, plain.stride, plain.dilation, plain.groups
+        self.arguments = plain.padding, plain.stride, plain.dilation, plain.groups
         super().__init__(plain)
 
     def _pack(self, weight: Tensor) -> Tensor:
-        return cast(Tensor, ONEDNN._reorder_convolution_weight(weight, *self.how))
+        return cast(Tensor, ONEDNN._reorder_convolution_weight(weight, *self.arguments))
 
     def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, ONEDNN._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], ""))
+        return cast(Tensor, ONEDNN._convolution_pointwise(x, self.packed, self.bias, *self.arguments, "none", [], ""))
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """On what it was measured on: x86-64 processors that calculate in this type."""
-    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if not here or torch.cpu.get_capabilities().get("architecture") != "x86_64":
+    """Returns whether packing is known to be faster: on x86-64 processors that compute natively in `dtype`."""
+    has_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not has_onednn or torch.cpu.get_capabilities().get("architecture") != "x86_64":
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bf16(device))
 
 
 def pack(network: nn.Module) -> None:
-    """Replaces linear layers and convolutions with large weights, one by one, so that plain weights take no memory."""
+    """Replaces large linear layers and convolutions one by one, so that only one weight is in memory twice."""
     for name in [name for name, _ in network.named_children()]:
         layer = getattr(network, name)
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= LEAST:
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= MIN_SIZE:
             setattr(network, name, PackedLinear(layer))
-        # a 1x1 convolution is slow unless it is packed for one size of pictures
-        elif isinstance(layer, nn.Conv2d) and layer.weight.numel() >= LEAST and layer.kernel_size != (1, 1):
+        # A 1x1 convolution is slower, unless it is packed for one fixed image size.
+        elif isinstance(layer, nn.Conv2d) and layer.weight.numel() >= MIN_SIZE and layer.kernel_size != (1, 1):
             setattr(network, name, PackedConv2d(layer))
         else:
             pack(layer)

@@ -1,4 +1,4 @@
-"""A network whose weights, gradients and optimizer state are spread over all ranks by FSDP2."""
+"""Shards weights, gradients and optimizer state over all ranks with FSDP2."""
 
 from dataclasses import replace
 
@@ -13,18 +13,19 @@ from ldm.nn.backbone import Backbone
 
 
 def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
-    """Shards each repeated block, and the rest, over all ranks; a second call changes nothing.
+    """Shards each repeated block, and the remaining weights, over all ranks; a second call changes nothing.
 
-    With `dtype` the network computes in it from float32 weights, cast as they are gathered, and gradients are added up
-    in float32. FSDP2 would cast the time too, of which bfloat16 can only tell 256 values apart: hence the hook.
+    With `dtype` the network computes in it from float32 weights, which are cast as they are gathered, and gradients are
+    reduced in float32. A hook casts the inputs, because FSDP2 would cast the time too, and bfloat16 cannot represent
+    most of the 1000 times.
     """
     if isinstance(backbone, FSDPModule):
         return
-    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 requires it
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in backbone.repeated_blocks():
         fully_shard(block, mp_policy=policy)
-    # Resharded, because after a forward pass without a backward one its weights must be parts again, too.
+    # Resharding after the forward pass keeps the root's weights sharded when no backward pass follows.
     fully_shard(backbone, mp_policy=replace(policy, output_dtype=torch.float32), reshard_after_forward=True)
     if dtype is not None:
 
@@ -35,37 +36,37 @@ def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
         backbone.register_forward_pre_hook(cast)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one of which each rank holds a part: every rank must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Returns the tensor, gathered if it is sharded; every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, if it holds but a part of `other`, and laid out in memory as that is."""
-    spread = tensor
+def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Returns the full `tensor` with the sharding (if any), device mesh and memory layout of `other`."""
+    distributed = tensor
     if isinstance(other, DTensor) and not isinstance(tensor, DTensor):
-        spread = distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+        distributed = distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
     elif tensor.stride() == other.stride():
         return tensor
-    return torch.empty_like(other, dtype=tensor.dtype).copy_(spread)
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(distributed)
 
 
-def spread_state(optimizer: Optimizer) -> None:
-    """Makes loaded state lie as its weight does, over ranks and in memory, which fused AdamW takes for granted."""
+def distribute_state(optimizer: Optimizer) -> None:
+    """Shards loaded state, and lays it out in memory, like its weight, which fused AdamW assumes without a check."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                state[name] = spread_like(value, weight)
+                state[name] = distribute_like(value, weight)
 
 
 def exchange(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Puts `value` in the place of what the parameter holds, which is returned.
+    """Sets the parameter to `value` and returns its previous value.
 
-    Nothing is copied but what is spread over ranks, since FSDP2 gathers it from where it lay at first.
+    Only sharded parameters are copied, because FSDP2 gathers them from their original storage.
     """
     if not isinstance(parameter, DTensor):
-        held, parameter.data = parameter.data, value
-        return held
-    held = parameter.detach().clone()
+        previous, parameter.data = parameter.data, value
+        return previous
+    previous = parameter.detach().clone()
     parameter.detach().copy_(value)
-    return held
+    return previous

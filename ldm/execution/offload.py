@@ -1,4 +1,4 @@
-"""Where networks lie while they work and while they wait, and what to do when memory is out."""
+"""Moves networks between an idle device and the one they run on, and reduces the batch size when out of memory."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 MODES = ("none", "idle", "sequential")
-MEND = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
+REMEDY = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Offload:
-    """Networks work on `device`. With mode none they lie there too; else they wait where they are, idle ones as a
-    whole and, with mode sequential, each layer until its turn, which takes least memory and most time."""
+    """Networks run on `device`. With mode "none" they are also kept there.
+
+    Otherwise they are kept elsewhere and copied to it only while in use: with mode "idle" the complete network, with
+    "sequential" each layer for its own call, which takes the least memory and the most time.
+    """
 
     device: torch.device
     mode: str = "none"
@@ -28,44 +31,44 @@ class Offload:
             raise ValueError(f"offload is {self.mode!r}, but must be one of {', '.join(MODES)}")
 
     @property
-    def home(self) -> torch.device:
-        """Where networks wait."""
+    def idle_device(self) -> torch.device:
+        """Where to keep networks that are not in use."""
         return self.device if self.mode == "none" else torch.device("cpu")
 
     @contextmanager
     def using(self, *networks: nn.Module) -> Iterator[None]:
-        """The networks can be called meanwhile, with tensors on the device."""
+        """A context in which the networks can be called with tensors on the device."""
         modules = [module for network in networks for module in network.modules()]
         layers = [module for module in modules if not any(module.children())] if self.mode == "sequential" else []
         with ExitStack() as stack:
             if self.mode != "none":
-                stack.enter_context(lent(set(modules) - set(layers), self.device))
+                stack.enter_context(moved(set(modules) - set(layers), self.device))
             for layer in layers:
-                stack.enter_context(lent_when_called(layer, self.device))
+                stack.enter_context(moved_during_calls(layer, self.device))
             yield
 
 
 @contextmanager
-def lent(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """The modules' own tensors (not their children's) on the device; afterwards those of before, never copied back."""
-    kept = []
+def moved(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Moves the modules' own tensors, not their children's, and restores the originals afterwards without a copy."""
+    originals = []
     try:
         for module in modules:
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                moved = tensor.detach().to(device)
-                kept.append((module, name, tensor))
-                setattr(module, name, nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved)
+                copy = tensor.detach().to(device)
+                originals.append((module, name, tensor))
+                setattr(module, name, nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy)
         yield
     finally:
-        for module, name, tensor in kept:
+        for module, name, tensor in originals:
             setattr(module, name, tensor)
 
 
 @contextmanager
-def lent_when_called(layer: nn.Module, device: torch.device) -> Iterator[None]:
-    """The layer's tensors on the device during each of its calls only."""
+def moved_during_calls(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """Moves the layer's tensors to the device for the duration of each of its calls."""
     call = ExitStack()
-    before = layer.register_forward_pre_hook(lambda module, _: call.enter_context(lent([module], device)))
+    before = layer.register_forward_pre_hook(lambda module, _: call.enter_context(moved([module], device)))
     after = layer.register_forward_hook(lambda *_: call.close(), always_call=True)
     try:
         yield
@@ -78,15 +81,15 @@ def in_batches(
     items: list[T],
     size: int,
     work: Callable[[list[T], int, int, int], Tensor],
-    on_remark: Callable[[str], None] = warnings.warn,
+    on_warning: Callable[[str], None] = warnings.warn,
 ) -> Iterator[tuple[list[T], Tensor]]:
-    """Batches of `size` items with work(batch, its first item, batches before, batches in all).
+    """Yields batches of `size` items with work(batch, index of its first item, batches done, batches in total).
 
-    Where memory is out it is half as many from there on, which `on_remark` reports once. Raises MemoryError, saying
-    what to set, if one item is too many.
+    A batch that is out of memory is halved, and so are all later ones; `on_warning` reports the first time. Raises
+    MemoryError, with settings that reduce memory, if a single item is out of memory.
     """
     first = done = 0
-    given = size
+    initial_size = size
     while first < len(items):
         batch = items[first : first + size]
         try:
@@ -95,17 +98,17 @@ def in_batches(
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise MemoryError(f"memory does not suffice for one picture: {MEND}") from error
+                raise MemoryError(f"out of memory for a single image: {REMEDY}") from error
         else:
             yield batch, result
             first, done = first + len(batch), done + 1
             continue
-        if size == given:
-            on_remark(f"memory does not suffice for {len(batch)} pictures at a time: drawing fewer")
+        if size == initial_size:
+            on_warning(f"out of memory for a batch of {len(batch)} images: continuing with smaller batches")
         size = len(batch) // 2
-        torch.cuda.empty_cache()  # which counts here, once the error, and so what it held, is gone
+        torch.cuda.empty_cache()  # effective only here, after the error, and with it the batch's tensors, is released
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is what torch raises then; on the CPU that has no class of its own."""
+    """Returns whether the error means out of memory, for which torch has no exception class on the CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Which pixels attend to which word of the prompt (Tang et al. 2023, "What the DAAM", section 3.1)."""
+"""Maps of the attention that each pixel pays to each word of the prompt (Tang et al. 2023, "What the DAAM", 3.1)."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,44 +21,46 @@ Watch = Callable[[str, Tensor], None]  # (layer, weights (b, heads, n, h, w), wh
 
 
 @contextmanager
-def watched(unet: UNet, watch: Watch) -> Iterator[None]:
-    """While it is open, each layer of the UNet that attends to text tells `watch` its weights, at each call.
+def watch_attention(unet: UNet, watch: Watch) -> Iterator[None]:
+    """Within the context, calls `watch` with the weights of each text attention layer at each call of the UNet.
 
-    They are computed a second time, beside the network, which runs as ever. A compiled UNet tells nothing.
+    The weights are computed separately, so that the network runs as before. A compiled UNet does not call `watch`.
     """
     with ExitStack() as hooks:
         for name, transformer in _transformers(unet):
-            size: list[int] = []  # height and width, which the attention within does not see
+            size: list[int] = []  # height and width, which the attention layer does not receive
             hooks.enter_context(transformer.register_forward_pre_hook(partial(_keep_size, size)))
             for layer, attention in _text_attentions(name, transformer):
-                hooks.enter_context(attention.register_forward_hook(partial(_tell, watch, layer, size)))
+                hooks.enter_context(attention.register_forward_hook(partial(_report, watch, layer, size)))
         yield
 
 
 def text_layers(unet: UNet) -> list[str]:
-    """The names of the layers that attend to text: down, middle_in, up."""
-    return [layer for name, within in _transformers(unet) for layer, _ in _text_attentions(name, within)]
+    """Returns the names of the layers that attend to text, from input to output: down, middle_in, up."""
+    return [layer for name, transformer in _transformers(unet) for layer, _ in _text_attentions(name, transformer)]
 
 
 @dataclass(frozen=True)
 class WordMaps:
-    """`maps` float32 (words, h, w): the share of each latent pixel's attention that each word gets; the marks of
-    begin and end get the rest. `image` uint8 (3, H, W) is the picture that was drawn meanwhile."""
+    """`maps` float32 (words, h, w) holds the fraction of each latent pixel's attention that each word receives.
+
+    The begin and end tokens receive the rest. `image` uint8 (3, H, W) is the image generated from the prompt.
+    """
 
     words: list[str]
     maps: Tensor
     image: Tensor
 
-    def picture(self) -> Image.Image:
-        """The picture, then where each word is attended to, from its least share (black) to its greatest."""
-        drawn = to_pil(self.image)
+    def figure(self) -> Image.Image:
+        """Returns the image followed by the map of each word, scaled from its minimum (black) to its maximum."""
+        images = to_pil(self.image)
         captions = [" ".join(self.words)]
-        for word, shares in zip(self.words, self.maps, strict=True):
-            low, high = float(shares.min()), float(shares.max())
-            heat = colormaps["inferno"](((shares - low) / max(high - low, 1e-9)).numpy(), bytes=True)
-            drawn.append(Image.fromarray(heat).convert("RGB").resize(drawn[0].size, Image.Resampling.NEAREST))
+        for word, weights in zip(self.words, self.maps, strict=True):
+            low, high = float(weights.min()), float(weights.max())
+            heat = colormaps["inferno"](((weights - low) / max(high - low, 1e-9)).numpy(), bytes=True)
+            images.append(Image.fromarray(heat).convert("RGB").resize(images[0].size, Image.Resampling.NEAREST))
             captions.append(f"{word}: {low:.1%} to {high:.1%}")
-        return grid(drawn, captions, columns=5)
+        return grid(images, captions, columns=5)
 
 
 def word_maps(
@@ -69,10 +71,10 @@ def word_maps(
     heads: Sequence[int] | None = None,
     steps: Collection[int] | None = None,
 ) -> WordMaps:
-    """Each word's map, its mean over layers, heads and steps while the pipeline draws the prompt by its settings.
+    """Generates an image with the pipeline's settings, and returns each word's mean map over layers, heads and steps.
 
-    `layers` lists beginnings of names in `text_layers`; heads and steps count from 0; all of each by default. Words
-    that the text encoder has no room for are left out. Raises ValueError for what the UNet or the walk has not.
+    `layers` lists prefixes of names in `text_layers`; heads and steps count from 0; the default is all of each. Words
+    beyond the text encoder's context are left out. Raises ValueError for unknown layers, heads or steps.
     """
     words, spans = _words(pipeline.text_encoder.tokenizers[0], prompt)
     unet = _unet_of(pipeline)
@@ -84,7 +86,7 @@ def word_maps(
     def watch(layer: str, weights: Tensor) -> None:
         nonlocal added
         if (layers is None or layer.startswith(tuple(layers))) and (steps is None or step in steps):
-            maps = _mean(weights[0], heads)  # of the prompt; the second half of the batch is the negative one's
+            maps = _mean(weights[0], heads)  # of the prompt; the other half of the batch is the negative prompt's
             total.add_(interpolate(maps[None], (height, width), mode="bilinear")[0].cpu())
             added += 1
 
@@ -92,10 +94,10 @@ def word_maps(
         nonlocal step
         step = done
 
-    with watched(unet, watch):
+    with watch_attention(unet, watch):
         image = pipeline(prompt, seeds=seed, chunks=1, on_step=on_step).images[0]
     if not added:
-        raise ValueError("no attention was seen: load the pipeline without compiling its UNet")
+        raise ValueError("no attention was recorded: load the pipeline without compiling its UNet")
     return WordMaps(words, torch.stack([total[span].sum(0) for span in spans]) / added, image)
 
 
@@ -103,16 +105,16 @@ def _transformers(unet: UNet) -> list[tuple[str, SpatialTransformer]]:
     return [(name, module) for name, module in unet.named_modules() if isinstance(module, SpatialTransformer)]
 
 
-def _text_attentions(name: str, within: SpatialTransformer) -> list[tuple[str, Attention]]:
-    found = within.named_modules(prefix=name)
-    return [(path, module) for path, module in found if path.endswith(".text_attention")]
+def _text_attentions(name: str, transformer: SpatialTransformer) -> list[tuple[str, Attention]]:
+    modules = transformer.named_modules(prefix=name)
+    return [(path, module) for path, module in modules if path.endswith(".text_attention")]
 
 
 def _keep_size(size: list[int], _module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
     size[:] = args[0].shape[2:]
 
 
-def _tell(
+def _report(
     watch: Watch, layer: str, size: list[int], attention: Attention, args: tuple[Tensor, Tensor], _out: Tensor
 ) -> None:
     q, k = (
@@ -124,7 +126,7 @@ def _tell(
 
 
 def _mean(weights: Tensor, heads: Sequence[int] | None) -> Tensor:
-    """(heads, n, h, w) → (n, h, w), over those heads."""
+    """Averages (heads, n, h, w) over the given heads, or over all: (n, h, w)."""
     if heads is None:
         return weights.mean(0)
     if not heads or not all(0 <= head < len(weights) for head in heads):
@@ -133,8 +135,8 @@ def _mean(weights: Tensor, heads: Sequence[int] | None) -> Tensor:
 
 
 def _words(tokenizer: Tokenizer, prompt: str) -> tuple[list[str], list[slice]]:
-    """The words of a prompt, and which of its tokens each is made of."""
-    words, spans, start = [], [], 1  # the first token is the mark of the beginning
+    """Returns the words of a prompt, and the range of tokens of each."""
+    words, spans, start = [], [], 1  # after the begin token
     for word in prompt.split():
         tokens = tokenizer([word])[0]
         stop = start + int((tokens == tokenizer.end).nonzero()[0]) - 1
@@ -146,19 +148,19 @@ def _words(tokenizer: Tokenizer, prompt: str) -> tuple[list[str], list[slice]]:
 
 
 def _unet_of(pipeline: Pipeline) -> UNet:
-    """Raises ValueError for a pipeline whose denoising network is none."""
+    """Returns the denoising network. Raises ValueError if it is not a UNet."""
     if not isinstance(pipeline.backbone, UNet):
-        raise ValueError(f"attention maps are of a UNet, but this model has a {pipeline.backbone.kind}")
+        raise ValueError(f"attention maps need a UNet, but this model has a {pipeline.backbone.kind}")
     return pipeline.backbone
 
 
 def _check(
-    unet: UNet, walked: int, words: list[str], layers: Sequence[str] | None, steps: Collection[int] | None
+    unet: UNet, total: int, words: list[str], layers: Sequence[str] | None, steps: Collection[int] | None
 ) -> None:
     if not words:
-        raise ValueError("the prompt has no words to map: give one that says what to draw")
+        raise ValueError("the prompt has no words to map: give a prompt with at least one word")
     known = text_layers(unet)
-    if layers is not None and not (layers and all(any(name.startswith(one) for name in known) for one in layers)):
-        raise ValueError(f"layers are {layers}, but each must begin one of {', '.join(known)}")
-    if steps is not None and not (steps and all(0 <= step < walked for step in steps)):
-        raise ValueError(f"steps are {list(steps)}, but the walk has steps 0 to {walked - 1}")
+    if layers is not None and not (layers and all(any(name.startswith(layer) for name in known) for layer in layers)):
+        raise ValueError(f"layers are {layers}, but each must be a prefix of one of {', '.join(known)}")
+    if steps is not None and not (steps and all(0 <= step < total for step in steps)):
+        raise ValueError(f"steps are {list(steps)}, but must be between 0 and {total - 1}")

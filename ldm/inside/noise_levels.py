@@ -1,12 +1,14 @@
-"""The noise levels that a pipeline walks along."""
+"""The noise levels at which a pipeline samples."""
 
 from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.grid import Grid
-from ldm.sampling.spacing import spacing_of
+from ldm.sampling.spacing import get_spacing
 
 
-def grid_of(pipeline: Pipeline, steps: int | None = None) -> Grid:
-    """Those of its settings, or of so many steps."""
+def sampling_grid(pipeline: Pipeline, steps: int | None = None) -> Grid:
+    """Returns the sampling grid of the pipeline's settings, or of another number of steps."""
     schedule, settings = pipeline.denoiser.schedule, pipeline.settings
-    times = spacing_of(settings.spacing, settings.spacing_options)(schedule, settings.steps if steps is None else steps)
+    times = get_spacing(settings.spacing, settings.spacing_options)(
+        schedule, settings.steps if steps is None else steps
+    )
     return Grid.of(schedule, times)

@@ -1,8 +1,8 @@
-"""What the columns of a metadata file hold, whatever the dump that wrote it calls them."""
+"""Maps the column names of public metadata dumps to standard names and types."""
 
 from collections.abc import Iterable, Mapping
 
-# Our name → the spellings of LAION's, COYO's, DataComp's and img2dataset's files, compared without case.
+# Standard name → spellings in the files of LAION, COYO, DataComp and img2dataset, compared case-insensitively.
 ALIASES = {
     "url": ("url", "image_url", "img_url"),
     "caption": ("caption", "text", "top_caption", "alt_text"),
@@ -19,7 +19,7 @@ ALIASES = {
     "sample_id": ("sample_id", "uid", "id"),
 }
 SIDES = ("width", "height")
-# The type that each is coerced to. What only names a row keeps its own type.
+# The type that each column is coerced to. Identifiers (hash, sample_id) keep their own type.
 TYPES = (
     dict.fromkeys(("url", "caption", "nsfw", "language", "license"), "VARCHAR")
     | dict.fromkeys(SIDES, "DOUBLE")
@@ -29,10 +29,10 @@ NUMBERS = tuple(name for name, kind in TYPES.items() if kind != "VARCHAR")
 
 
 def resolve(found: Iterable[str], needed: Iterable[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
-    """Our name → the column of the file `where`, for every column that is known and there.
+    """Maps standard names to the columns `found` in the file `where`, for every known column that is present.
 
-    `chosen` goes before the alias table. ValueError where a needed column is missing, and where two columns
-    could be the same one: both name the columns and how to choose.
+    `chosen` takes precedence over the alias table. Raises ValueError, with the option to set, if a needed column is
+    missing or two columns match the same name.
     """
     found = list(found)
     columns = {}
@@ -42,34 +42,40 @@ def resolve(found: Iterable[str], needed: Iterable[str], chosen: Mapping[str, st
                 raise ValueError(
                     f"{where} has no column {chosen[name]} (--column {name}={chosen[name]}); {_has(found)}"
                 )
+            if found.count(chosen[name]) > 1:
+                raise ValueError(
+                    f"{where} has {found.count(chosen[name])} columns named {chosen[name]}: rename one of them"
+                )
             columns[name] = chosen[name]
             continue
-        free = [column for column in found if column.lower() in spellings and column not in chosen.values()]
-        if len(free) > 1:
+        matches = [column for column in found if column.lower() in spellings and column not in chosen.values()]
+        if len(matches) > 1 and len({*matches}) == 1:
+            raise ValueError(f"{where} has {len(matches)} columns named {matches[0]}: rename one of them")
+        if len(matches) > 1:
             raise ValueError(
-                f"{where} has {len(free)} columns that could be the {name}, {' and '.join(free)}: "
-                f"choose one with --column {name}={free[0]}"
+                f"{where} has {len(matches)} columns that could be the {name}, {' and '.join(matches)}: "
+                f"choose one with --column {name}={matches[0]}"
             )
-        if free:
-            columns[name] = free[0]
+        if matches:
+            columns[name] = matches[0]
     for name in needed:
         if name not in columns:
             raise ValueError(
                 f"{where} has no column for {name} (looked for {', '.join(ALIASES[name])}): "
-                f"name it with --column {name}=COLUMN; {_has(found)}"
+                f"choose one with --column {name}=COLUMN; {_has(found)}"
             )
     return columns
 
 
 def parse_choices(texts: Iterable[str]) -> dict[str, str]:
-    """`name=COLUMN` of --column, as a dict; ValueError for another form or an unknown name."""
+    """Parses the `name=COLUMN` of --column. Raises ValueError for another form or an unknown name."""
     chosen: dict[str, str] = {}
     for text in texts:
         name, equals, column = text.partition("=")
         if not (equals and column):
             raise ValueError(f"--column {text}: expected name=COLUMN, such as url=URL")
         if name not in ALIASES:
-            raise ValueError(f"--column {text}: {name} is none of {', '.join(ALIASES)}")
+            raise ValueError(f"--column {text}: {name} is not one of {', '.join(ALIASES)}")
         chosen[name] = column
     return chosen
 

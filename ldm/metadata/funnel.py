@@ -1,4 +1,4 @@
-"""What a filter counts: rows by the rule that rejected them, nulls, coercions and histograms."""
+"""Counts what a filter does: rows rejected by each rule, nulls, failed coercions and histograms."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,10 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Axis:
-    """A histogram's quantity, in SQL over our columns, its range, and its cuts. What lies outside joins the ends."""
+    """The quantity of a histogram, in SQL over standard columns, its range and its thresholds.
+
+    Values out of range are counted in the first or last bin.
+    """
 
     title: str
     value: str
@@ -23,14 +26,14 @@ class Axis:
 
     @property
     def bin(self) -> str:
-        """SQL: 0 to BINS − 1, null where there is no value."""
+        """SQL for the bin, 0 to BINS − 1, null for a missing value."""
         scaled = f"floor(({self.value} - {self.low}) * {BINS / (self.high - self.low)})"
-        # greatest and least pass over nulls, so that a missing value would land in an end bin.
+        # greatest and least ignore nulls, so without this case a missing value would be counted in an end bin.
         return f"CASE WHEN ({self.value}) IS NOT NULL THEN greatest(0, least({BINS - 1}, {scaled}))::UTINYINT END"
 
 
-def axes(cuts: Thresholds, asked: list[Rule]) -> list[Axis]:
-    """One for every column that a rule over numbers or over caption length asks."""
+def axes(cuts: Thresholds, active_rules: list[Rule]) -> list[Axis]:
+    """Returns the histograms of all columns that are compared with a threshold."""
 
     def of(*values: float | None) -> tuple[float, ...]:
         return tuple(value for value in values if value is not None)
@@ -53,13 +56,13 @@ def axes(cuts: Thresholds, asked: list[Rule]) -> list[Axis]:
             text=True,
         ),
     ]
-    columns = {column for rule in asked for column in rule.columns}
+    columns = {column for rule in active_rules for column in rule.columns}
     return [axis for axis in scores if axis.cuts and columns.issuperset(axis.columns)]
 
 
 @dataclass
 class Tally:
-    """Counts that only ever grow. `masks` holds the rows by the set of rules over numbers, or over text, they fail."""
+    """Counts of a filter; the masks count rows by the set of rules, over numbers or over text, that they fail."""
 
     rows: int = 0
     number_masks: Counter[int] = field(default_factory=Counter)
@@ -70,20 +73,21 @@ class Tally:
     duplicates: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DUPLICATES, 0))
 
     def add(self, other: "Tally") -> None:
-        """The counts of one more batch."""
+        """Adds the counts of another batch."""
         self.rows += other.rows
         self.number_masks.update(other.number_masks)
         self.nulls.update(other.nulls)
         self.uncoercible.update(other.uncoercible)
 
-    def steps(self, asked: list[Rule]) -> list[dict[str, Any]]:
-        """Rule by rule: the rows that it was the first to reject, those left, and those that fail it at all.
+    def steps(self, active_rules: list[Rule]) -> list[dict[str, Any]]:
+        """Returns, for each rule, the rows that it is the first to reject, the rows left, and all rows that fail it.
 
-        `alone` counts among all rows for a rule over numbers, among the rows that reach the text for one over text.
+        The last count, `alone`, is among all rows for rules over numbers, and among the rows that pass those rules for
+        rules over text.
         """
         found, left = [], self.rows
         for text, masks in ((False, self.number_masks), (True, self.text_masks)):
-            for i, rule in enumerate(rule for rule in asked if rule.text == text):
+            for i, rule in enumerate(rule for rule in active_rules if rule.text == text):
                 first = sum(n for mask, n in masks.items() if mask & ((2 << i) - 1) == 1 << i)
                 left -= first
                 alone = sum(n for mask, n in masks.items() if mask >> i & 1)

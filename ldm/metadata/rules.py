@@ -1,7 +1,7 @@
-"""Which rows of a metadata table stay: an ordered list of rules, each a condition in SQL over our column names.
+"""Defines the rules that rows of metadata must pass, an ordered list of SQL conditions over standard column names.
 
-A row is rejected for the first rule that it fails. A null fails every rule over its column; so does what cannot be
-coerced to the column's type, such as NaN, an infinity, or a width beyond 32 bits.
+A row is rejected by the first rule that it fails. A null fails every rule over its column, and so does a value that
+cannot be coerced to the column's type, such as NaN, infinity, or a width beyond 32 bits.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ DUPLICATES = ("duplicate_url", "duplicate_normalised_url")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The settings of a filter; None switches a rule off. Units and senses: ldm/assets/laion_sd15_filter.yaml."""
+    """The settings of a filter; None disables a rule. Units and directions: ldm/assets/laion_sd15_filter.yaml."""
 
     min_aesthetic: float | None
     min_similarity: float | None
@@ -33,7 +33,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Rule:
-    """`keep` is SQL over `columns`. A rule over text is asked only of rows that passed every rule over numbers."""
+    """A rule with `keep` as SQL over `columns`. Rules over text apply only to rows that pass all rules over numbers."""
 
     reason: str
     keep: str
@@ -42,14 +42,14 @@ class Rule:
 
 
 def rules(cuts: Thresholds, has_nsfw: bool) -> list[Rule]:
-    """The rules in the order in which they are asked: cheap columns first, text last."""
-    made: list[Rule] = []
+    """Returns the rules in the order in which they apply: cheap columns first, text last."""
+    active: list[Rule] = []
 
     def add(
         value: float | str | None, reason: str, keep: Callable[[Any], str], *columns: str, text: bool = False
     ) -> None:
         if value is not None:
-            made.append(Rule(reason, keep(value), columns, text))
+            active.append(Rule(reason, keep(value), columns, text))
 
     add(cuts.min_aesthetic, "aesthetic", lambda v: f"aesthetic >= {_float(v)}", "aesthetic")
     add(cuts.min_similarity, "similarity", lambda v: f"similarity >= {_float(v)}", "similarity")
@@ -63,7 +63,7 @@ def rules(cuts: Thresholds, has_nsfw: bool) -> list[Rule]:
     else:
         add(cuts.max_unsafe, "unsafe", lambda v: f"punsafe < {_float(v)}", "punsafe")
     add(cuts.language, "language", lambda v: f"lower(trim(language)) = lower({quoted(v)})", "language")
-    # Anything else that urllib opens, such as file:, would read the disk of whoever downloads.
+    # Other protocols that urllib opens, such as file:, would read the disk of the machine that downloads.
     add("on", "url", lambda _: "regexp_matches(url, '^https?://[^/]', 'i')", "url", text=True)
     if cuts.min_caption is not None or cuts.max_caption is not None:
         low, high = cuts.min_caption or 0, cuts.max_caption or 2**31
@@ -76,38 +76,33 @@ def rules(cuts: Thresholds, has_nsfw: bool) -> list[Rule]:
         "caption",
         text=True,
     )
-    return made
+    return active
 
 
-def failed(asked: list[Rule]) -> str:
-    """SQL: a number whose bit i is set if rule i does not hold, so 0 for a row that stays."""
-    bits = [f"CASE WHEN {rule.keep} THEN 0 ELSE {1 << i} END" for i, rule in enumerate(asked)]
+def failure_mask(active_rules: list[Rule]) -> str:
+    """Returns SQL for a number whose bit i is set if rule i does not hold, so 0 for a row that passes."""
+    bits = [f"CASE WHEN {rule.keep} THEN 0 ELSE {1 << i} END" for i, rule in enumerate(active_rules)]
     return f"({' + '.join(bits) or '0'})::USMALLINT"
 
 
-def all_hold(asked: list[Rule]) -> str:
-    """SQL: bare comparisons, which DuckDB tests inside the parquet reader before it decodes any text."""
-    return " AND ".join(f"({rule.keep})" for rule in asked) or "true"
+def all_hold(active_rules: list[Rule]) -> str:
+    """Returns SQL of plain comparisons, which DuckDB evaluates in the parquet reader before it decodes text."""
+    return " AND ".join(f"({rule.keep})" for rule in active_rules) or "true"
 
 
-# http is https, the host has no case, no leading www. and no default port; a fragment, an empty query, closing slashes
-# and spaces around it say nothing. A query stays: it often chooses the picture.
-_WHOLE = "split_part(url, '#', 1)"
-_HOST = rf"lower(regexp_extract({_WHOLE}, '^ *[A-Za-z]+://([^/? ]*)', 1))"
-_REST = rf"regexp_replace(regexp_replace({_WHOLE}, '^ *[A-Za-z]+://[^/? ]*', ''), '[/? ]+$', '')"
+# Ignores the difference between http and https, the case of the host, a leading www., default ports, fragments, empty
+# queries, trailing slashes and surrounding spaces. Keeps the query, because it often selects the image.
+_WITHOUT_FRAGMENT = "split_part(url, '#', 1)"
+_HOST = rf"lower(regexp_extract({_WITHOUT_FRAGMENT}, '^ *[A-Za-z]+://([^/? ]*)', 1))"
+_REST = rf"regexp_replace(regexp_replace({_WITHOUT_FRAGMENT}, '^ *[A-Za-z]+://[^/? ]*', ''), '[/? ]+$', '')"
 NORMALISED_URL = rf"regexp_replace({_HOST}, '^www\.|:(80|443)$', '', 'g') || {_REST}"
 
 
 def quoted(text: str) -> str:
-    """A string literal of SQL."""
+    """Returns the text as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def identifier(name: str) -> str:
-    """A column name of SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _float(value: float) -> str:
-    """Scores are stored as float32, so that a threshold of 0.7 must mean float32's 0.7."""
+    """Returns the value as float32, because scores are float32 and 0.7 must equal the float32 of 0.7."""
     return f"{value}::FLOAT"

@@ -1,4 +1,4 @@
-"""CLIP score: how well pictures fit their captions (Hessel et al. 2021)."""
+"""CLIP score: how well images match their captions (Hessel et al. 2021)."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from ldm.weights.parts import text_encoder
 
 
 class ClipSimilarity(nn.Module):
-    """Pictures uint8 (b, 3, h, w) and their b captions → cosine similarities (b,) in the space they share."""
+    """Maps images uint8 (b, 3, h, w) and their b captions to cosine similarities (b,) in the shared space."""
 
     def __init__(self, text: TextEncoder, image: ClipFeatures) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class ClipSimilarity(nn.Module):
 
 
 def clip_similarity(image: str, text: str | None = None) -> ClipSimilarity:
-    """From the path of a whole CLIP, see `ldm.weights.find`, or from those of its two towers."""
+    """Loads CLIP from the path of a full model, see `ldm.weights.recognise`, or from the paths of its two towers."""
     return ClipSimilarity(text_encoder(image if text is None else text).network, clip_features(image))
 
 
 class ClipScore(Metric):
-    """100 · mean of max(cosine, 0) over pictures; a hundredth of it is MLPerf's CLIP score."""
+    """100 · mean of max(cosine, 0) over images, which is 100 times MLPerf's CLIP score."""
 
     full_state_update = False
     higher_is_better = True
@@ -51,13 +51,13 @@ class ClipScore(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, cosines: Tensor) -> None:
-        """Cosine similarities (b,)."""
+        """Adds cosine similarities (b,)."""
         if not cosines.isfinite().all():
-            raise ValueError("the similarities hold NaN or infinity: a CLIP tower overflowed; run it in float32")
+            raise ValueError("the similarities contain NaN or infinity: a CLIP tower overflowed; run it in float32")
         self.total += cosines.double().clamp(min=0).sum()
         self.count += len(cosines)
 
     def compute(self) -> Tensor:
         if not self.count:
-            raise ValueError("the CLIP score needs pictures, but was given none")
+            raise ValueError("the CLIP score needs at least one image, but was given none")
         return 100 * self.total / self.count

@@ -1,7 +1,8 @@
-"""Does a picture of shapes show what its caption says? Analysis by synthesis, with no trained network.
+"""Checks whether an image of shapes shows what its caption says, by analysis by synthesis without a trained network.
 
-Segment the picture into things, fit each of the six shapes to every thing, name colours and sizes, draw what
-was understood and compare: what the drawing does not explain (blobs, ghosts, halves, stray bits) is the misfit.
+The image is segmented into things, each of the six shapes is fitted to every thing, and colours and sizes are named.
+The fitted scene is then rendered and compared with the image: what it does not explain (blobs, ghosts, halves, stray
+bits) is the misfit.
 """
 
 import colorsys
@@ -19,24 +20,24 @@ from ldm.data.sources.phrasing import parse
 from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene
 from ldm.data.sources.shapes import signed_distance
 
-SIDE = 64  # of a picture, in pixels; radii and tolerances below are in such pixels and in levels of [0, 255]
-WINDOW = 40  # side of what is cut out around a thing; the largest thing spans 32
+SIDE = 64  # image side in pixels; the radii and tolerances below are in such pixels and in levels of [0, 255]
+WINDOW = 40  # side of the window cut out around a thing; the largest thing spans 32
 MARGIN = WINDOW // 2
-CENTERS = np.arange(WINDOW, dtype=np.float32) + 0.5  # of a window's pixels, along a side
-MOST_THINGS, FEWEST_PIXELS = 3, 16  # a picture's largest components are looked at; smaller ones are specks
-FAINT = 40.0  # levels; the palette's weakest colour lies 100 from gray
+CENTERS = np.arange(WINDOW, dtype=np.float32) + 0.5  # pixel centres along one side of a window
+MOST_THINGS, FEWEST_PIXELS = 3, 16  # only an image's largest components count; smaller ones are specks
+FAINT = 40.0  # levels; the palette's weakest colour is 100 from gray
 LEVEL_TOLERANCE = 24.0  # of a background
-SATURATION, VALUE = 0.5, 0.55  # what a colour needs to have a name; the data's are 0.75 and more
+SATURATION, VALUE = 0.5, 0.55  # minimum for a colour to have a name; the data's colours have at least 0.75
 BIG = (RADII["big"][0] + RADII["small"][1]) / 2
-LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # of a fit's x, y, radius, amount, blur
-BLENDED = 0.35  # share of a second shape that leaves a thing without a name; a 50/50 blend has about 0.5
-# The misfit is 1 where the smoothed difference reaches these levels or this share of a near thing's contrast.
+LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # bounds of a fit's x, y, radius, amount, blur
+BLENDED = 0.35  # a larger share of a second shape leaves a thing without a name; a 50/50 blend has about 0.5
+# The misfit is 1 where the smoothed difference reaches these levels or this share of a nearby thing's contrast.
 STRAY, SHARE = 25.0, 0.3
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing in a picture; colour or shape is None where no name fits. Centre in pixels."""
+    """A thing in an image, with its centre in pixels; colour or shape is None if no name fits."""
 
     color: str | None
     shape: str | None
@@ -47,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows. Where `misfit` exceeds 1, something in it is none of the found shapes."""
+    """The content of an image. A `misfit` above 1 means that the found shapes do not explain all of it."""
 
     things: tuple[Found, ...]
     background: str | None
@@ -56,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption a picture fulfils. What is missing has no colour, shape, relation."""
+    """Which parts of a caption an image satisfies. A missing thing fails colour, shape and relation."""
 
     color: bool
     shape: bool
@@ -70,42 +71,42 @@ class Verdict:
         return all(astuple(self))
 
 
-PARTS = ("accuracy", *(part.name for part in fields(Verdict)))  # the whole, and each part of a caption
+PARTS = ("accuracy", *(part.name for part in fields(Verdict)))  # the full caption, then each part of it
 
 
 @dataclass(frozen=True)
 class Patches:
-    """m components, each in its window of WINDOW × WINDOW pixels, everything 0 where another component is."""
+    """m components, each in a window of WINDOW × WINDOW pixels; all arrays are 0 where another component is."""
 
-    corner: np.ndarray  # (m, 3) which picture; top and left of the window
+    corner: np.ndarray  # (m, 3) index of the image; top and left of the window
     signal: np.ndarray  # (m, 3, h, w) colour minus background
-    coverage: np.ndarray  # (m, h, w) how much of the component's colour each pixel holds
+    coverage: np.ndarray  # (m, h, w) how much of the component's colour each pixel has
     own: np.ndarray  # (m, h, w) 1 on the component and near it
     free: np.ndarray  # (m, h, w) 1
 
 
 def check(image: Tensor, scene: Scene) -> Verdict:
-    """Which parts of the scene a uint8 (3, 64, 64) picture fulfils."""
+    """Returns which parts of the scene an image uint8 (3, 64, 64) satisfies."""
     return compare(see(image[None])[0], scene)
 
 
 def accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Shares of uint8 (n, 3, 64, 64) pictures that fulfil their caption: the whole ("accuracy") and by part."""
+    """Returns the shares of images uint8 (n, 3, 64, 64) that satisfy their caption ("accuracy") and each part of it."""
     return dict(zip(PARTS, verdicts(images, captions).double().mean(dim=0).tolist(), strict=True))
 
 
 def verdicts(images: Tensor, captions: Sequence[str]) -> Tensor:
-    """Which of PARTS each of uint8 (n, 3, 64, 64) pictures fulfils of its caption: bool (n, parts)."""
+    """Returns which of PARTS of its caption each image uint8 (n, 3, 64, 64) satisfies: bool (n, parts)."""
     if len(images) != len(captions) or not captions:
-        raise ValueError(f"accuracy needs a caption for each picture, not {len(captions)} for {len(images)}")
+        raise ValueError(f"accuracy needs one caption for each image, not {len(captions)} for {len(images)}")
     found = [compare(seen, parse(caption)) for seen, caption in zip(see(images), captions, strict=True)]
     return torch.tensor([(verdict.ok, *astuple(verdict)) for verdict in found])
 
 
 def see(images: Tensor) -> list[Seen]:
-    """What each of uint8 (n, 3, 64, 64) pictures shows."""
+    """Returns what each image uint8 (n, 3, 64, 64) shows."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"pictures must be uint8 (n, 3, {SIDE}, {SIDE}), not {images.dtype} {tuple(images.shape)}")
+        raise ValueError(f"images must be uint8 (n, 3, {SIDE}, {SIDE}), not {images.dtype} {tuple(images.shape)}")
     return [seen for chunk in images.cpu().contiguous().split(64) for seen in _see(chunk.float())]
 
 
@@ -116,24 +117,24 @@ def _see(images: Tensor) -> list[Seen]:
     signal = images - level[:, :, None, None]
     patches = _segment(signal)
     shape, geometry, rival = _fit(patches)
-    contrast, drawn = _paint(shape, geometry, patches)
-    misfit = _misfit(signal, drawn, patches)
+    contrast, rendered = _render(shape, geometry, patches)
+    misfit = _misfit(signal, rendered, patches)
     things: list[list[Found]] = [[] for _ in images]
-    for i, (picture, top, left) in enumerate(patches.corner.tolist()):
+    for i, (image, top, left) in enumerate(patches.corner.tolist()):
         x, y, radius = geometry[i, :3].tolist()
         name = SHAPES[shape[i]] if rival[i] < BLENDED else None
-        color = _name_color(level[picture].numpy() + contrast[i])
-        things[picture].append(Found(color, name, "big" if radius > BIG else "small", left + x, top + y))
+        color = _name_color(level[image].numpy() + contrast[i])
+        things[image].append(Found(color, name, "big" if radius > BIG else "small", left + x, top + y))
     return [Seen(tuple(things[i]), _name_background(level[i]), float(misfit[i])) for i in range(len(images))]
 
 
 def _near(x: Tensor, side: int) -> Tensor:
-    """The largest value within side × side; x may hold no picture."""
+    """Returns the maximum of x (n, h, w) over side × side around each pixel; n may be 0."""
     return max_pool2d(x, side, stride=1, padding=side // 2) if len(x) else x
 
 
 def _label(mask: Tensor) -> Tensor:
-    """Connected components of (n, h, w): the same positive number all over each, 0 elsewhere."""
+    """Labels the connected components of (n, h, w): one positive number per component, 0 elsewhere."""
     labels = torch.arange(1.0, mask[0].numel() + 1).view_as(mask[0]) * mask
     while True:
         across, down = max_pool2d(labels, (1, 3), 1, (0, 1)), max_pool2d(labels, (3, 1), 1, (1, 0))
@@ -144,7 +145,7 @@ def _label(mask: Tensor) -> Tensor:
 
 
 def _largest(labels: Tensor) -> list[tuple[float, int, int]]:
-    """Label and mean row and column of the largest components of one picture."""
+    """Returns label, mean row and mean column of the largest components of one image."""
     values, counts = labels[labels > 0].unique(return_counts=True)
     order = counts.argsort(descending=True)[:MOST_THINGS]
     values = values[order][counts[order] >= FEWEST_PIXELS]
@@ -152,34 +153,34 @@ def _largest(labels: Tensor) -> list[tuple[float, int, int]]:
 
 
 def _segment(signal: Tensor) -> Patches:
-    """Components of what differs from the background by half of the strongest difference near it."""
+    """Cuts out the components that differ from the background by at least half of the largest difference nearby."""
     strength = signal.norm(dim=1)  # (n, h, w)
     labels = _label((strength > FAINT) & (strength > 0.5 * _near(strength, 5)))
-    spots = [(i, *spot) for i, picture in enumerate(labels) for spot in _largest(picture)]
-    picture, value, row, column = torch.tensor(spots).view(-1, 4).T.long()[..., None, None]
-    window = picture, row + torch.arange(WINDOW)[:, None], column + torch.arange(WINDOW)  # in padded pictures
+    spots = [(i, *spot) for i, each in enumerate(labels) for spot in _largest(each)]
+    image, value, row, column = torch.tensor(spots).view(-1, 4).T.long()[..., None, None]
+    window = image, row + torch.arange(WINDOW)[:, None], column + torch.arange(WINDOW)  # in padded images
     labels = pad(labels, (MARGIN,) * 4)[window]
     signal = pad(signal, (MARGIN,) * 4).movedim(1, -1)[window].movedim(-1, 1)  # (m, 3, h, w)
     own, other = (labels == value).float(), ((labels > 0) & (labels != value)).float()
-    inner = -_near(-own, 3)  # without the pixels that an edge may cross
+    inner = -_near(-own, 3)  # without the pixels that an outline may cross
     inner = torch.where(inner.sum((1, 2), keepdim=True) >= 5, inner, own)
     contrast = torch.where(inner[:, None] > 0, signal, torch.nan).flatten(2).nanmedian(dim=2).values
     free = 1 - _near(other, 5) * (1 - own)
     coverage = torch.einsum("mchw,mc->mhw", signal, contrast / contrast.square().sum(1, keepdim=True)) * free
-    corner = torch.cat([picture, row - MARGIN, column - MARGIN], dim=1).view(-1, 3)
+    corner = torch.cat([image, row - MARGIN, column - MARGIN], dim=1).view(-1, 3)
     return Patches(*map(Tensor.numpy, (corner, signal * free[:, None], coverage, _near(own, 5) * free, free)))
 
 
 @cache
 def _moments(shape: str) -> tuple[float, float]:
-    """Area of the shape of radius 1, and how far its centroid lies below its centre."""
+    """Returns the area of the shape of radius 1, and how far its centroid is below its centre."""
     line = (np.arange(400) + 0.5) / 400 * 3 - 1.5
     inside = signed_distance(shape, line[None, :], line[:, None], 1.0) < 0
     return float(inside.mean() * 9), float((inside * line[:, None]).sum() / inside.sum())
 
 
 def _start(shape: str, patches: Patches) -> np.ndarray:
-    """Geometry (m, 5) from area and centroid alone: x, y, radius, amount, blur."""
+    """Initialises the geometry (m, 5) from area and centroid: x, y, radius, amount, blur."""
     weight = np.clip(patches.coverage, 0, 1) * patches.own
     mass = np.maximum(weight.sum(axis=(1, 2)), 1)
     area, below = _moments(shape)
@@ -189,35 +190,38 @@ def _start(shape: str, patches: Patches) -> np.ndarray:
 
 
 def _axes(geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres right of (m, 1, w) and below (m, h, 1) the shape's centre, in radii."""
+    """Returns how far pixel centres are right of (m, 1, w) and below (m, h, 1) the shape's centre, in radii."""
     x, y, radius = geometry.T[:3, :, None, None]
     return (CENTERS - x) / radius, (CENTERS[:, None] - y) / radius
 
 
 def _basis(shape: str, geometry: np.ndarray) -> np.ndarray:
-    """A shape in its window, (m, 2, h, w): its coverage, and what a blur of sigma 1 changes in that."""
+    """Returns (m, 2, h, w): the coverage of a shape in its window, and how a blur of sigma 1 changes it."""
     distance = geometry[:, 2, None, None] * signed_distance(shape, *_axes(geometry), 1.0).astype(np.float32)
     coverage = np.clip(0.5 - distance, 0, 1)
     return np.stack([coverage, _smooth(coverage) - coverage], axis=1)
 
 
-def _smooth(pictures: np.ndarray) -> np.ndarray:
-    """Gaussian of sigma 1 over the last two axes."""
+def _smooth(images: np.ndarray) -> np.ndarray:
+    """Applies a Gaussian blur of sigma 1 over the last two axes."""
     kernel = np.exp(-0.5 * np.arange(-3, 4, dtype=np.float32) ** 2)
     blur = torch.from_numpy(kernel / kernel.sum())
-    x = torch.from_numpy(pictures).view(-1, 1, *pictures.shape[-2:])
+    x = torch.from_numpy(images).view(-1, 1, *images.shape[-2:])
     x = conv2d(x, blur.view(1, 1, 7, 1), padding=(3, 0))
-    return conv2d(x, blur.view(1, 1, 1, 7), padding=(0, 3)).view(pictures.shape).numpy()
+    return conv2d(x, blur.view(1, 1, 1, 7), padding=(0, 3)).view(images.shape).numpy()
 
 
 def _solve(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares weights (m, k, c) of (m, k, pixels) for (m, c, pixels), finite by a trace of ridge."""
+    """Returns least-squares weights (m, k, c) of basis (m, k, pixels) for target (m, c, pixels).
+
+    A small ridge penalty keeps them finite.
+    """
     normal = basis @ basis.transpose(0, 2, 1) + 1e-2 * np.eye(basis.shape[1], dtype=np.float32)
     return np.linalg.solve(normal, basis @ target.transpose(0, 2, 1))
 
 
 def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One Gauss-Newton step: the better geometry, and the basis and squared error (m,) of the given one."""
+    """Takes one Gauss-Newton step: returns the new geometry, and the basis and squared error (m,) of the given one."""
     basis = _basis(shape, geometry) * patches.free[:, None]
     down, across = np.gradient(basis[:, 0], axis=(1, 2))
     u, v = _axes(geometry)
@@ -230,7 +234,7 @@ def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.nda
 
 
 def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index (m,) and geometry (m, 5) of the shape that fits each best, and a rival's share (m,)."""
+    """Returns index (m,) and geometry (m, 5) of each component's best shape, and the runner-up's share (m,)."""
     fits = []
     for shape in SHAPES:
         geometry, *_ = _improve(shape, _start(shape, patches), patches)
@@ -243,26 +247,26 @@ def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return best, np.stack(geometries)[best, each], amount.max(axis=0)
 
 
-def _paint(shape: np.ndarray, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
-    """Colour minus background (m, 3) and drawing (m, 3, h, w), each channel with a blur of its own."""
-    contrast, drawn = np.zeros((len(shape), 3), np.float32), np.zeros_like(patches.signal)
+def _render(shape: np.ndarray, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
+    """Returns colour minus background (m, 3) and the rendered shapes (m, 3, h, w), blurred per channel."""
+    contrast, rendered = np.zeros((len(shape), 3), np.float32), np.zeros_like(patches.signal)
     for index, name in enumerate(SHAPES):
         mine = shape == index
         basis = _basis(name, geometry[mine])
         visible = (basis * patches.free[mine][:, None]).reshape(-1, 2, WINDOW**2)
         weights = _solve(visible, patches.signal[mine].reshape(-1, 3, WINDOW**2))
         contrast[mine] = weights[:, 0]
-        drawn[mine] = np.einsum("mkc,mkhw->mchw", weights, basis)
-    return contrast, drawn
+        rendered[mine] = np.einsum("mkc,mkhw->mchw", weights, basis)
+    return contrast, rendered
 
 
-def _misfit(signal: Tensor, drawn: np.ndarray, patches: Patches) -> np.ndarray:
-    """The largest difference (n,) of each picture from what was understood of it, in tolerances."""
+def _misfit(signal: Tensor, rendered: np.ndarray, patches: Patches) -> np.ndarray:
+    """Returns the largest difference (n,) between each image and its rendered scene, in units of the tolerance."""
     canvas = np.zeros_like(pad(signal, (MARGIN,) * 4).numpy())
-    for (picture, top, left), patch in zip(patches.corner, drawn, strict=True):
-        canvas[picture, :, top + MARGIN :, left + MARGIN :][:, :WINDOW, :WINDOW] += patch
+    for (image, top, left), patch in zip(patches.corner, rendered, strict=True):
+        canvas[image, :, top + MARGIN :, left + MARGIN :][:, :WINDOW, :WINDOW] += patch
     canvas = canvas[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
-    difference = np.linalg.norm(_smooth(signal.numpy() - canvas), axis=1)  # smooth, as noise shall weigh little
+    difference = np.linalg.norm(_smooth(signal.numpy() - canvas), axis=1)  # smoothed to suppress noise
     contrast = _near(torch.from_numpy(np.linalg.norm(canvas, axis=1)), 9).numpy()
     return (difference / np.maximum(STRAY, SHARE * contrast)).max(axis=(1, 2))
 
@@ -279,18 +283,18 @@ def _name_background(level: Tensor) -> str | None:
 
 
 def _agree(chosen: Sequence[Found | None], scene: Scene) -> list[list[bool]]:
-    """For each thing of the scene whether colour, shape and size are right, and for all whether the relation is."""
+    """Returns whether colour, shape and size are right, a list over the scene's things each, and the relation."""
     pairs = list(zip(chosen, scene.things, strict=True))
     return [
         [found is not None and found.color == thing.color for found, thing in pairs],
         [found is not None and found.shape == thing.shape for found, thing in pairs],
         [thing.size is None or (found is not None and found.size == thing.size) for found, thing in pairs],
-        [_lie(chosen, scene.relation)],
+        [_relation_holds(chosen, scene.relation)],
     ]
 
 
-def _lie(chosen: Sequence[Found | None], relation: str | None) -> bool:
-    """Whether the first thing lies to the second as the relation says, along the axis that parts them most."""
+def _relation_holds(chosen: Sequence[Found | None], relation: str | None) -> bool:
+    """Returns whether the relation is that of the first thing to the second on the axis that separates them most."""
     seen = [found for found in chosen if found]
     if relation is None or len(seen) < 2:
         return relation is None
@@ -299,7 +303,7 @@ def _lie(chosen: Sequence[Found | None], relation: str | None) -> bool:
 
 
 def compare(seen: Seen, scene: Scene) -> Verdict:
-    """Match the caption's things with seen ones as well as can be, then judge each part of the caption."""
+    """Finds the best match of the caption's things with the seen ones, then judges each part of the caption."""
     missing = [None] * (len(scene.things) - len(seen.things))
     matches = permutations([*seen.things, *missing], len(scene.things))
     best = max((_agree(chosen, scene) for chosen in matches), key=lambda parts: sum(map(sum, parts)))

@@ -1,4 +1,4 @@
-"""What is measured between real and generated pictures, from features computed once."""
+"""Distances between real and generated images, all computed from the same features."""
 
 from functools import partial
 
@@ -13,11 +13,11 @@ from ldm.metrics.precision_recall import precision_recall
 def distances(
     num_features: int, neighbours: int = 3, resamples: int = 0, infinity: bool = False, sync: bool = True
 ) -> MetricCollection:
-    """fid, kid, precision and recall, by update(features, real=, ids=).
+    """Returns a collection of fid, kid, precision and recall, fed by update(features, real=, ids=).
 
-    With `resamples` also fid_error and kid_error, their bootstrap standard errors; with `infinity` fid_infinity.
-    sync=False is for a process that measures while others do not. Keeps every feature vector; for statistics in
-    bounded memory take FID alone.
+    `resamples` adds fid_error and kid_error, their bootstrap standard errors; `infinity` adds fid_infinity.
+    Use sync=False if only one of several processes measures. The collection keeps every feature vector; use FID alone
+    for bounded memory.
     """
     metrics = {
         "fid": FID(num_features, sync),

@@ -1,4 +1,4 @@
-"""Networks that turn pictures into features, which metrics compare instead of pixels."""
+"""Networks that map images to features, which the metrics compare instead of pixels."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,9 +18,9 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def tensorflow_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """What TensorFlow 1 calls bilinear: output pixel i lies at i · (in / out), and shrinking drops pixels."""
+    """Resizes like TensorFlow 1's bilinear: output pixel i is at i · (in / out), and downscaling skips pixels."""
     for dim, length in ((2, size[0]), (3, size[1])):
-        place = torch.arange(length, device=x.device, dtype=torch.float32) * (x.shape[dim] / length)  # its own type
+        place = torch.arange(length, device=x.device, dtype=torch.float32) * (x.shape[dim] / length)  # float32 as in TF
         left = place.floor().long()
         right = (left + 1).clamp(max=x.shape[dim] - 1)
         shape = [-1 if d == dim else 1 for d in range(4)]
@@ -37,9 +37,9 @@ RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
 
 
 class Features(nn.Module):
-    """uint8 (b, 3, h, w) of any size → features float32 (b, num_features) of any network.
+    """Maps images uint8 (b, 3, h, w) of any size to features float32 (b, num_features) of any network.
 
-    The network reads float (b, 3, size, size), brought to mean 0 and deviation 1 by a `mean` and `std` of [0, 1].
+    The network reads float (b, 3, size, size), normalised with `mean` and `std` that are given for values in [0, 1].
     """
 
     mean: Tensor
@@ -66,12 +66,12 @@ class Features(nn.Module):
 
     @property
     def about(self) -> dict[str, Any]:
-        """All that decides the features, as plain data."""
+        """Everything that determines the features, as plain data."""
         names = {"network": type(self.network).__name__, "fingerprint": self.fingerprint}
         return {**names, "resize": self.resize, "size": self.size, **self.normalisation}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the network reads of uint8 (b, 3, h, w)."""
+        """Resizes and normalises images uint8 (b, 3, h, w) for the network."""
         x = from_uint8(images)
         if x.shape[2:] != (size := (self.size, self.size)):
             x = RESIZES[self.resize](x, size)
@@ -98,11 +98,11 @@ class ClipFeatures(Features):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Where the pictures lie in the space that they share with captions (b, p)."""
+        """Returns the images' embeddings (b, p) in the space that they share with captions."""
         return self.network.embed(self.prepare(images))
 
 
 def clip_features(weights: str | Path) -> ClipFeatures:
-    """The features of the image tower of ldm's or anyone's CLIP at a path, see `ldm.weights.find`."""
+    """Loads the image tower of the CLIP at a path, in any layout that `ldm.weights.recognise` reads."""
     encoder = image_encoder(str(weights))
     return ClipFeatures(encoder.network, encoder.pixels.mean, encoder.pixels.std)

@@ -1,4 +1,4 @@
-"""Fréchet distance between real and generated pictures, in the features of any network (Heusel et al. 2017)."""
+"""Fréchet distance between real and generated images, in the features of any network (Heusel et al. 2017)."""
 
 import warnings
 from collections.abc import Iterable
@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ldm.metrics.few_samples import biased
 from ldm.metrics.frechet import frechet_distance, gram, moments, moments_of
 from ldm.metrics.pair import Network, check_features
 
 
 class FID(Metric):
-    """Of features (b, d), as many as one likes: what is kept is a (d + 1, d + 1) sum a side, in float64.
+    """FID from batches of features (b, d), in constant memory: a float64 sum (d + 1, d + 1) per side.
 
-    Ranks must not share pictures: a sampler that pads would count some of them twice.
+    Ranks must not share images: a distributed sampler that pads would count some of them twice.
     """
 
     full_state_update = False
@@ -30,7 +31,7 @@ class FID(Metric):
             self.add_state(side, zeros, dist_reduce_fx="sum")
 
     def update(self, features: Tensor, real: bool, ids: Tensor | None = None) -> None:
-        """Raises ValueError for features that are not finite. `ids` are for metrics beside this one."""
+        """Adds features (b, d). Raises ValueError if any is not finite. `ids` are ignored: other metrics use them."""
         check_features(features, real)
         state = self.real if real else self.fake
         state += gram(features)
@@ -42,23 +43,19 @@ class FID(Metric):
 
 
 def check_counts(real: int, fake: int, width: int) -> None:
-    """Raises ValueError where there is no covariance, warns where the covariance is singular."""
+    """Raises ValueError if there are too few images for a covariance, warns if the covariance is singular."""
     if min(real, fake) < 2:
-        raise ValueError(f"FID needs two pictures or more on each side, not {real} real and {fake} generated")
+        raise ValueError(f"FID needs at least two images on each side, not {real} real and {fake} generated")
     if min(real, fake) <= width:
-        warnings.warn(
-            f"FID from {real} real and {fake} generated pictures, fewer than the "
-            f"{width} features: compare it only with values from the same counts",
-            stacklevel=3,
-        )
+        warnings.warn(biased(real, fake, width), stacklevel=3)
 
 
 @torch.no_grad()
 def fid(real: Iterable[Tensor], fake: Iterable[Tensor], features: Network) -> float:
-    """Of batches of pictures uint8 (b, 3, h, w), in this process alone.
+    """Computes FID from batches of images uint8 (b, 3, h, w), in this process only.
 
-    Warns where there are fewer pictures than features, because then the value says more about their number
-    than about their quality.
+    Warns if there are no more images than features, because the value then depends more on their number than on
+    their quality.
     """
     device = next((p.device for p in features.parameters()), torch.device("cpu"))
     metric = FID(features.num_features, sync=False).to(device)
@@ -69,19 +66,20 @@ def fid(real: Iterable[Tensor], fake: Iterable[Tensor], features: Network) -> fl
 
 
 def feature_fid(real: Tensor, fake: Tensor) -> float:
-    """Of features (n, d) and (m, d)."""
+    """Computes FID from features (n, d) and (m, d)."""
     return frechet_distance(moments_of(real), moments_of(fake))
 
 
 def fid_infinity(real: Tensor, fake: Tensor, points: int = 15, seed: int = 0) -> float:
-    """What FID of ever more generated pictures would tend to (Chong & Forsyth 2020).
+    """Extrapolates FID to infinitely many generated images (Chong & Forsyth 2020).
 
-    Its bias is linear in 1/m: a line through the FID of `points` random subsets, of a tenth to all of fake (m, d).
+    FID's bias is linear in 1/m, so a line is fitted through the FID of `points` random subsets, whose sizes run from a
+    tenth to all of fake (m, d).
     """
     if points < 2 or len(fake) < 2 * points:
         raise ValueError(
-            f"FID∞ fits a line through {points} subsets: it needs two points and {2 * points} generated pictures "
-            f"or more, not {len(fake)}"
+            f"FID∞ fits a line through {points} subsets: it needs at least two subsets and {2 * points} generated "
+            f"images, not {len(fake)}"
         )
     generator, reference = torch.Generator().manual_seed(seed), moments_of(real)
     sizes = torch.linspace(len(fake) / 10, len(fake), points).round().long().clamp(min=2)

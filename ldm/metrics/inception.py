@@ -1,8 +1,8 @@
-"""The Inception-v3 of 2015 that FID is defined with (Szegedy et al. 2015), its weights ported from TensorFlow.
+"""The 2015 Inception-v3 that defines FID (Szegedy et al. 2015), for weights ported from TensorFlow.
 
 Modules are named as in `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, which torch-fidelity ships as
-`weights-inception-2015-12-05-6726825d.pth`. It differs from torchvision's network: average pools leave the padding
-out, the last block pools by the maximum, and there are 1008 classes.
+`weights-inception-2015-12-05-6726825d.pth`. It differs from torchvision's network: average pooling excludes the
+padding, the last block uses max pooling, and there are 1008 classes.
 """
 
 import pickle
@@ -21,7 +21,7 @@ CLASSES = 1008
 
 Kernel = int | tuple[int, int]
 Layer = tuple[str, int, Kernel]  # name, channels out, kernel
-Branch = list[Layer | list[Layer]]  # a list within is a fork, whose ends are put side by side
+Branch = list[Layer | list[Layer]]  # a nested list is a fork, whose outputs are concatenated
 
 POOLS = {
     "average": partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
@@ -43,9 +43,9 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions side by side, the last of them after a pool.
+    """Parallel branches of convolutions, the last of them after pooling.
 
-    Convolutions keep the size, but for the last ones of a block that halves it.
+    Convolutions keep the spatial size, except for the last ones of a block that halves it.
     """
 
     def __init__(self, channels: int, branches: Sequence[Branch], pool: str) -> None:
@@ -114,7 +114,7 @@ def mixed_7(channels: int, pool: str) -> Mixed:
 
 
 class Inception(nn.Module):
-    """Float (b, 3, 299, 299) in [-1, 1) → pooled features (b, 2048); `logits` are the classes' without bias."""
+    """Maps float (b, 3, 299, 299) in [-1, 1) to pooled features (b, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,34 +139,34 @@ class Inception(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))  # (b, 2048, 8, 8) before the mean
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of features (b, 2048), for the Inception score: (b, 1008)."""
+        """Returns class logits (b, 1008) of features (b, 2048), without bias, for the Inception score."""
         return features @ self.fc.weight.T
 
 
 def inception_features(weights: str | Path, resize: str = "tensorflow") -> Features:
-    """The features that published FIDs are measured in. The weights are a .pth of pytorch-fid or torch-fidelity.
+    """Loads the features of published FIDs. The weights are the .pth file of pytorch-fid or torch-fidelity.
 
-    Raises FileNotFoundError, or ValueError for a file of another network; nothing in it is run.
+    Raises FileNotFoundError, or ValueError for a file of another network; no code in the file is executed.
     """
     file = Path(weights).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
-            f"there are no Inception weights {file}; fetch pt_inception-2015-12-05-6726825d.pth from the releases of "
-            "pytorch-fid, and give its path"
+            f"Inception weights {file} not found; download pt_inception-2015-12-05-6726825d.pth from the releases of "
+            "pytorch-fid and give its path"
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is no file of plain tensors, or is cut short; fetch it again") from error
+        raise ValueError(f"{file} is not a file of plain tensors, or is truncated; download it again") from error
     with torch.device("meta"):
         network = Inception()
     if not isinstance(state, dict):
-        raise ValueError(f"{file} holds no state dict of an Inception network; give the file of pytorch-fid")
+        raise ValueError(f"{file} contains no state dict of an Inception network; give the file of pytorch-fid")
     fill(network, state | _counters(network), file)
     level = [128 / 255] * 3
     return Features(network, 299, resize, mean=level, std=level)
 
 
 def _counters(network: nn.Module) -> dict[str, Tensor]:
-    """What batch norms count while training, which files may leave out and nothing here reads."""
+    """Returns zeros for the batch counters of batch norms, which inference does not read and files may omit."""
     return {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith("_tracked")}

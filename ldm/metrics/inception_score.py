@@ -6,9 +6,9 @@ from torchmetrics import Metric
 
 
 class InceptionScore(Metric):
-    """exp(E KL(p(y|x) ‖ p(y))) of class logits (b, k), over all pictures at once.
+    """exp(E KL(p(y|x) ‖ p(y))) of class logits (b, k), over all images at once.
 
-    The paper's mean over ten parts is lower: compare only values of the same kind and count.
+    The paper's mean over ten splits is lower: compare only values of the same kind and count.
     """
 
     full_state_update = False
@@ -25,7 +25,7 @@ class InceptionScore(Metric):
 
     def update(self, logits: Tensor) -> None:
         if not logits.isfinite().all():
-            raise ValueError("the logits hold NaN or infinity: the classifier overflowed; run it in float32")
+            raise ValueError("the logits contain NaN or infinity: the classifier overflowed; run it in float32")
         log_p = logits.double().log_softmax(dim=1)
         self.probability += log_p.exp().sum(dim=0)
         self.negative_entropy += (log_p.exp() * log_p).sum()
@@ -33,6 +33,6 @@ class InceptionScore(Metric):
 
     def compute(self) -> Tensor:
         if not self.count:
-            raise ValueError("the Inception score needs pictures, but was given none")
+            raise ValueError("the Inception score needs at least one image, but was given none")
         mean = self.probability / self.count
         return (self.negative_entropy / self.count - torch.special.xlogy(mean, mean).sum()).exp()

@@ -1,4 +1,4 @@
-"""Generated pictures measured: a row of numbers a picture, and the metrics that all rows together give."""
+"""Measures generated images: one row of numbers per image, and the metrics of all rows together."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from ldm.metrics.clip_score import ClipScore, ClipSimilarity
 from ldm.metrics.composition import PARTS, verdicts
 from ldm.metrics.distances import distances
 from ldm.metrics.features import Features
+from ldm.metrics.few_samples import few_samples
 from ldm.metrics.inception import CLASSES, Inception
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.noise_loss import NoiseLoss
@@ -22,14 +23,15 @@ from ldm.metrics.reference import Reference
 
 NEIGHBOURS = 3  # of precision and recall
 
-Rows = dict[str, Tensor]  # by what was measured; a picture is a row
+Rows = dict[str, Tensor]  # by quantity; one row per image
 
 
 @dataclass(frozen=True)
-class Ruler:
-    """What pictures are measured with; with `composition` captions are of shapes, and each picture is checked.
+class ImageMetrics:
+    """The networks and settings that images are measured with.
 
-    `resamples` and `infinity` are those of `distances`.
+    With `composition` the captions describe shapes, and each image is checked against its own. `resamples` and
+    `infinity` are those of `distances`.
     """
 
     features: Features
@@ -44,39 +46,39 @@ class Ruler:
             self.clip.to(device)
 
     def rows(self, images: Tensor, captions: Sequence[str]) -> Rows:
-        """Of pictures uint8 (b, 3, h, w), on the CPU."""
-        there = images.to(self.features.mean.device)
-        rows = {"features": self.features(there).cpu()}
+        """Measures images uint8 (b, 3, h, w); the rows are on the CPU."""
+        on_device = images.to(self.features.mean.device)
+        rows = {"features": self.features(on_device).cpu()}
         check_features(rows["features"], real=False)
         if self.clip is not None:
-            rows["cosines"] = self.clip(there, captions).cpu()
+            rows["cosines"] = self.clip(on_device, captions).cpu()
         if self.composition:
             rows["verdicts"] = verdicts(images, captions)
         return rows
 
-    def metrics(self, rows: Rows, captions: Sequence[str], size: Sequence[int], real: Reference) -> dict[str, float]:
-        """Of all pictures, whose `size` is (height, width), against the real ones."""
-        found = composition(rows["verdicts"], captions) if self.composition else {}
-        found |= self._distances(rows["features"], size, real)
+    def compute(self, rows: Rows, captions: Sequence[str], size: Sequence[int], real: Reference) -> dict[str, float]:
+        """Computes the metrics of all images, whose `size` is (height, width), against the real ones."""
+        values = composition(rows["verdicts"], captions) if self.composition else {}
+        values |= self._distances(rows["features"], size, real)
         if self.clip is not None:
             score = ClipScore(sync=False)
             score.update(rows["cosines"])
-            found["clip_score"] = float(score.compute())
-        return found
+            values["clip_score"] = float(score.compute())
+        return values
 
     def _distances(self, features: Tensor, size: Sequence[int], real: Reference) -> dict[str, float]:
-        """Alone in this process: other ranks do not measure."""
+        """Computes FID, KID, precision and recall in this process only: other ranks do not measure."""
         if min(len(features), len(real.ids)) <= NEIGHBOURS:
             warnings.warn(
-                f"no FID, KID, precision or recall from {len(features)} generated and {len(real.ids)} real pictures: "
-                f"they need {NEIGHBOURS + 1} a side",
+                f"FID, KID, precision and recall are skipped: they need at least {NEIGHBOURS + 1} images on each side, "
+                f"not {len(features)} generated and {len(real.ids)} real",
                 stacklevel=3,
             )
             return {}
         if list(size) != real.about["size"]:
             warnings.warn(
-                f"the generated pictures are {list(size)}, the reference {real.about['size']} pixels high "
-                "and wide: both are resized for the features, so the distances measure that too",
+                f"the generated images have size {list(size)}, the reference images {real.about['size']} (height, "
+                "width in pixels): both are resized for the features, which affects FID, KID, precision and recall",
                 stacklevel=3,
             )
         metrics = distances(self.features.num_features, NEIGHBOURS, self.resamples, self.infinity, sync=False)
@@ -92,7 +94,10 @@ class Ruler:
 
 
 def composition(found: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Of `verdicts`: accuracy over all prompts, by attribute, and for prompts without and with an unseen pair apart."""
+    """Computes accuracies from `verdicts`: overall, by attribute, and for prompts without and with an unseen pair.
+
+    A pair is a colour and a shape; training images show none of the unseen ones.
+    """
     shares = found.double().mean(dim=0).tolist()
     scores = {"accuracy": shares[0]} | {f"accuracy_{part}": s for part, s in zip(PARTS[1:], shares[1:], strict=True)}
     unseen = torch.tensor([parse(caption).is_unseen for caption in captions])
@@ -104,7 +109,7 @@ def composition(found: Tensor, captions: Sequence[str]) -> dict[str, float]:
 
 @contextmanager
 def counting(network: nn.Module) -> Iterator[list[int]]:
-    """Within it the one number of the list rises by the outputs of the network, two for each guided sample."""
+    """Yields a list whose only number counts the samples that the network processes, two for each guided sample."""
     calls = [0]
 
     def count(_: Any, _inputs: Any, out: Tensor) -> None:
@@ -118,10 +123,13 @@ def counting(network: nn.Module) -> Iterator[list[int]]:
 
 
 def report(metrics: dict[str, float], provenance: dict[str, Any], curve: NoiseLoss | None) -> dict[str, Any]:
-    """What metrics.json holds."""
-    found: dict[str, Any] = {"metrics": metrics, "provenance": provenance}
+    """Returns the contents of metrics.json; "warnings" names the metrics that were measured on too few images."""
+    contents: dict[str, Any] = {"metrics": metrics, "provenance": provenance, "warnings": {}}
     if curve is not None:
-        found["metrics"] = metrics | {"noise_loss": sum(curve.means) / len(curve.means)}
+        contents["metrics"] = metrics | {"noise_loss": sum(curve.means) / len(curve.means)}
         errors = {"mean": curve.means, "standard_error": curve.standard_errors}
-        found["curves"] = {"noise_loss": {"log_snr": list(curve.levels), **errors}}
-    return found
+        contents["curves"] = {"noise_loss": {"log_snr": list(curve.levels), **errors}}
+    for name in contents["metrics"]:
+        if warning := few_samples(name, provenance):
+            contents["warnings"][name] = warning
+    return contents

@@ -1,4 +1,4 @@
-"""Statistics of two sets of features, real (n, d) and generated (m, d), that need every vector at once."""
+"""Statistics of two sets of features, real (n, d) and generated (m, d), that need all vectors at once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ Statistic = Callable[[Tensor, Tensor], float | dict[str, float]]
 
 
 class Network(Protocol):
-    """A module that turns pictures uint8 (b, 3, h, w) into features (b, num_features)."""
+    """A module that maps images uint8 (b, 3, h, w) to features (b, num_features)."""
 
     num_features: int
 
@@ -21,9 +21,9 @@ class Network(Protocol):
 
 
 class Pair(Metric):
-    """`statistic` of the features of all ranks, in the order of their ids, each id counted once.
+    """Computes `statistic` on the features of all ranks, ordered by their ids, each id counted once.
 
-    So neither the number of ranks nor a sampler that pads the last batch changes the value.
+    The value therefore depends neither on the number of ranks nor on a sampler that pads the last batch.
     """
 
     full_state_update = False
@@ -39,14 +39,14 @@ class Pair(Metric):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, real: bool, ids: Tensor) -> None:
-        """Features (b, d) of the pictures ids (b,); a rank without any gives a batch of none."""
+        """Adds features (b, d) of the images with ids (b,); a rank without images must add an empty batch."""
         check_features(features, real)
         (self.real if real else self.fake).append(features)
         (self.real_ids if real else self.fake_ids).append(ids.to(features.device))
 
     def compute(self) -> Any:
         if not len(self.real) or not len(self.fake):
-            raise ValueError("real and generated pictures are needed, but one side has none; update with both")
+            raise ValueError("both real and generated images are needed, but one side has none; update with both")
         value = self.statistic(_ordered(self.real, self.real_ids), _ordered(self.fake, self.fake_ids))
         if isinstance(value, dict):
             return {name: torch.tensor(number, dtype=torch.float64) for name, number in value.items()}
@@ -61,30 +61,30 @@ def _ordered(features: list[Tensor], ids: list[Tensor]) -> Tensor:
 
 
 def check_features(features: Tensor, real: bool) -> None:
-    """Raises ValueError for what is no matrix (b, d) of finite numbers."""
+    """Raises ValueError unless the features are a matrix (b, d) of finite numbers."""
     side = "real" if real else "generated"
     if features.ndim != 2:
-        raise ValueError(f"features of {side} pictures must be (b, d), not {tuple(features.shape)}")
+        raise ValueError(f"features of {side} images must be (b, d), not {tuple(features.shape)}")
     finite = features.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(
-            f"{int((~finite).sum())} of {len(features)} {side} pictures have features that are NaN or infinite: "
-            "the feature network overflowed or its weights are damaged; run it in float32 or fetch them again"
+            f"{int((~finite).sum())} of {len(features)} {side} images have features that are NaN or infinite: "
+            "the feature network overflowed or its weights are corrupt; run it in float32 or download them again"
         )
 
 
 def bootstrap_error(statistic: Callable[[Tensor, Tensor], float], resamples: int = 100, seed: int = 0) -> Statistic:
-    """The standard error of `statistic` over draws of the generated pictures, by resampling them (Efron 1979).
+    """Returns a function that estimates the standard error of `statistic` by the bootstrap (Efron 1979).
 
-    1.96 of it on either side is a 95 % interval; the reference stays as it is.
+    It resamples the generated images only. ±1.96 standard errors is a 95 % interval.
     """
     if resamples < 2:
-        raise ValueError(f"a bootstrap needs two resamples or more, not {resamples}")
+        raise ValueError(f"a bootstrap needs at least two resamples, not {resamples}")
 
     def error(real: Tensor, fake: Tensor) -> float:
         generator = torch.Generator().manual_seed(seed)
-        draws = (torch.randint(len(fake), (len(fake),), generator=generator) for _ in range(resamples))
-        values = [statistic(real, fake[draw.to(fake.device)]) for draw in draws]
+        samples = (torch.randint(len(fake), (len(fake),), generator=generator) for _ in range(resamples))
+        values = [statistic(real, fake[sample.to(fake.device)]) for sample in samples]
         return torch.tensor(values, dtype=torch.float64).std().item()
 
     return error

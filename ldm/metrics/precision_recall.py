@@ -1,17 +1,18 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019): do pictures look real, and are all kinds drawn?"""
+"""Improved precision and recall of generated images: fidelity and coverage (Kynkäänniemi et al. 2019)."""
 
 import torch
 from torch import Tensor
 
 
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3, block: int = 2048) -> dict[str, float]:
-    """Shares of fake (m, d) within real's manifold, and of real (n, d) within fake's.
+    """Returns the shares of fake (m, d) within real's manifold (precision) and of real (n, d) within fake's (recall).
 
-    A manifold is the union of balls around a set's points, each out to its k-th nearest neighbour in the set.
+    A manifold is the union of balls around a set's points, each with the distance to the point's k-th nearest
+    neighbour in the set as its radius.
     """
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(
-            f"precision and recall with {neighbours} neighbours need {neighbours + 1} pictures or more on each side, "
+            f"precision and recall with {neighbours} neighbours need at least {neighbours + 1} images on each side, "
             f"not {len(real)} real and {len(fake)} generated"
         )
     real, fake = real.double(), fake.double()
@@ -22,7 +23,7 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3, block: int
 
 
 def _radii(points: Tensor, neighbours: int, block: int) -> Tensor:
-    """Distance (n,) of each point to its k-th nearest other one; itself, at distance 0, is the nearest."""
+    """Returns the distance (n,) of each point to its k-th nearest neighbour; the nearest is itself, at distance 0."""
     return torch.cat([torch.cdist(rows, points).kthvalue(neighbours + 1).values for rows in points.split(block)])
 
 

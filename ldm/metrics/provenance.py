@@ -1,4 +1,4 @@
-"""Where a number comes from, and whether two numbers may stand side by side."""
+"""Records how metrics were measured, and decides whether two values of a metric are comparable."""
 
 import hashlib
 import subprocess
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-WORDS = 2**256
+HASHES = 2**256  # number of SHA-256 values
 
-# By the first part of a metric's name: which entries of its provenance are the ruler, rather than what is measured.
-PICTURES = ("feature_network", "reference.sha256", "reference.count", "prompts.sha256", "prompts.count", "size")
+# The provenance entries that define the measurement, and must agree for two values to be comparable, by the first
+# part of a metric's name. The other entries describe what is measured.
+IMAGES = ("feature_network", "reference.sha256", "reference.count", "prompts.sha256", "prompts.count", "size")
 CAPTIONS = ("prompts.sha256", "prompts.count", "size")
 MACHINE = ("device", "torch", "dtype")
-RULERS: dict[str, tuple[str, ...]] = {
-    "fid": PICTURES,
-    "kid": PICTURES,
-    "precision": PICTURES,
-    "recall": PICTURES,
+MUST_AGREE: dict[str, tuple[str, ...]] = {
+    "fid": IMAGES,
+    "kid": IMAGES,
+    "precision": IMAGES,
+    "recall": IMAGES,
     "inception": ("feature_network", *CAPTIONS),
     "clip": ("clip", *CAPTIONS),
     "accuracy": CAPTIONS,
@@ -33,72 +34,78 @@ RULERS: dict[str, tuple[str, ...]] = {
 }
 NAMES = {
     "feature_network": "feature networks",
-    "reference.sha256": "reference pictures",
-    "reference.count": "numbers of reference pictures",
+    "reference.sha256": "reference images",
+    "reference.count": "numbers of reference images",
     "prompts.sha256": "prompts",
-    "prompts.count": "numbers of generated pictures",
-    "size": "picture sizes",
+    "prompts.count": "numbers of generated images",
+    "size": "image sizes",
     "clip": "CLIP networks",
     "validation": "validation data",
     "device": "devices",
     "torch": "versions of torch",
-    "dtype": "number types",
+    "dtype": "data types",
 }
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that it takes to measure again, as plain data; it is stored beside the metrics in metrics.json.
+    """Everything needed to repeat a measurement, as plain data; it is stored beside the metrics in metrics.json.
 
-    Without generated images the first five are None, and so is `sets` without a validation during training.
+    Without generated images the entries from `feature_network` to `clip` are None, and so is `sets` without a
+    validation during training.
     """
 
     ema: dict[str, Any] | None
-    steps: int | None  # of training; None where a model does not tell
+    steps: int | None  # of training; None if the model does not record them
     seed: int | None  # of training
-    ranks: int | None  # that trained
+    ranks: int | None  # of training
     dtype: str
     device: str
     finished: str
     feature_network: dict[str, Any] | None = None  # Features.about: fingerprint, resize filter, size, normalisation
+    feature_width: int | None = None  # number of features of an image
     reference: dict[str, Any] | None = None  # {"data", "count", "sha256"}
-    prompts: dict[str, Any] | None = None  # {"from", "count", "sha256", "seeds"}; the noise has the seeds from … to
+    prompts: dict[str, Any] | None = None  # {"from", "count", "sha256", "seeds": [first, last] of the noise}
     sampling: dict[str, Any] | None = None  # sampler, spacing, steps, guidance, size
-    size: list[int] | None = None  # of the pictures, height and width
-    clip: str | None = None  # fingerprint of what measured the CLIP score
-    validation: dict[str, Any] | None = None  # of the loss by noise level
-    validated: int | None = None  # the step of the last validation during training
-    sets: dict[str, dict[str, Any]] | None = None  # by set of that validation: {"count", "sha256", …what a loss means}
+    size: list[int] | None = None  # height and width of the images
+    clip: str | None = None  # fingerprint of the network of the CLIP score
+    validation: dict[str, Any] | None = None  # data of the loss by noise level
+    validated: int | None = None  # step of the last validation during training
+    sets: dict[str, dict[str, Any]] | None = None  # its sets by name: {"count", "sha256", loss settings}
     model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes"}
-    identity: str | None = None  # of `ldm evaluate`: hash of all that decides the numbers
+    identity: str | None = None  # of `ldm evaluate`: hash of everything that determines the numbers
     torch: str = torch.__version__
     commit: str | None = field(default_factory=lambda: commit())
 
     def plain(self) -> dict[str, Any]:
-        """With "features", the fingerprint alone, as runs before this one wrote it."""
+        """Returns a dictionary that also has "features", the network's fingerprint, for readers of older runs."""
         network = self.feature_network
         return {**asdict(self), "features": None if network is None else network["fingerprint"]}
 
 
-def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Why two values of a metric, each with its provenance, do not measure the same thing; [] where they do.
+def must_agree(metric: str) -> tuple[str, ...]:
+    """Returns the provenance entries that define the measurement of a metric."""
+    return MUST_AGREE.get(metric.partition("_")[0], (*IMAGES, "clip", "validation"))
 
-    What was sampled (steps, guidance, sampler, weights) may differ, being what is compared; the ruler may not.
+
+def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Returns why two values of a metric, each with its provenance, are not comparable; [] if they are.
+
+    The settings under comparison (steps, guidance, sampler, weights) may differ; how they were measured may not.
     """
     if metric.startswith("val/"):  # val/SET/NAME, measured during training
         return _of_validation(metric.split("/")[1], a, b)
-    keys = RULERS.get(metric.partition("_")[0], (*PICTURES, "clip", "validation"))
     return [
         f"{NAMES[key]} differ ({_short(x)} and {_short(y)})"
-        for key in keys
+        for key in must_agree(metric)
         if (x := _entry(a, key)) != (y := _entry(b, key))
     ]
 
 
 def _of_validation(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    x, y = ((one.get("sets") or {}).get(name, {}) for one in (a, b))
+    x, y = ((about.get("sets") or {}).get(name, {}) for about in (a, b))
     if bool(x) != bool(y):
-        return [f"what the validation on {name} measured is recorded of one only"]
+        return [f"only one of them records what the validation on {name} measured"]
     return [
         f"validations on {name} differ in {key} ({_short(x.get(key))} and {_short(y.get(key))})"
         for key in dict.fromkeys([*x, *y])
@@ -107,7 +114,7 @@ def _of_validation(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]
 
 
 def _entry(provenance: dict[str, Any], key: str) -> Any:
-    """None where it is not recorded; runs of older code recorded a network's fingerprint and the size elsewhere."""
+    """Returns an entry, or None if it is not recorded. Older runs stored the fingerprint and the size elsewhere."""
     if key == "feature_network" and key not in provenance and "features" in provenance:
         return {"fingerprint": provenance["features"]}
     if key == "size" and key not in provenance:
@@ -127,28 +134,29 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def picture_hash(images: Tensor, captions: Sequence[str] = ()) -> int:
-    """Of pictures uint8 (b, 3, h, w), or their moments, perhaps with captions, in any order: the sum of their SHA-256,
-    so that ranks' hashes add up.
+def image_hash(images: Tensor, captions: Sequence[str] = ()) -> int:
+    """Returns the sum of the SHA-256 of images uint8 (b, 3, h, w), or of their moments, with or without captions.
+
+    It does not depend on the order, and the hashes of several ranks add up by `add_hashes`.
     """
     rows = images.cpu().contiguous().numpy()
     head = f"{images.dtype} {list(images.shape[1:])}".encode()
     texts = [caption.encode() for caption in captions] or [b""] * len(rows)
     samples = (head + row.tobytes() + text for row, text in zip(rows, texts, strict=True))
-    return sum(int.from_bytes(hashlib.sha256(sample).digest()) for sample in samples) % WORDS
+    return sum(int.from_bytes(hashlib.sha256(sample).digest()) for sample in samples) % HASHES
 
 
 def add_hashes(*hashes: int) -> int:
-    return sum(hashes) % WORDS
+    return sum(hashes) % HASHES
 
 
 def text_hash(texts: Sequence[str]) -> str:
-    """Of captions in their order."""
+    """Returns the SHA-256 of captions, in their order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def commit() -> str | None:
-    """The commit that this code runs from, with "-dirty" where files differ; None outside a git checkout."""
+    """Returns the commit that this code runs from, with "-dirty" if files differ; None outside a git checkout."""
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -1,4 +1,4 @@
-"""Attention over the pixels of a feature map, and from pixels to text (Rombach et al. 2022, appendix E.2)."""
+"""Self-attention over the pixels of a feature map and cross-attention to text (Rombach et al. 2022, appendix E.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +9,18 @@ from ldm.nn.init import zeroed
 from ldm.nn.layers import GroupNorm
 
 
-def repeated(x: Tensor, like: Tensor) -> Tensor:
-    """(b, …) → (k·b, …), the whole batch k times and laid out as it was, where `like` has k·b entries."""
+def repeat_batch(x: Tensor, like: Tensor) -> Tensor:
+    """Repeats the batch of x (b, …) to the k·b samples of `like`, (k·b, …), and keeps its memory format."""
     return x if len(x) == len(like) else torch.cat([x] * (len(like) // len(x)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (b, n, width) to context (b, m, context_width), or to itself."""
+    """Multi-head attention of x (b, n, width) to context (b, m, context_width), by default to x itself."""
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"an attention width of {width} does not split into {heads} heads")
+            raise ValueError(f"the attention width is {width}, but must be a multiple of the number of heads, {heads}")
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width or width, width, bias=False)
@@ -33,11 +33,11 @@ class Attention(nn.Module):
             tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, width / heads)
             for tensor in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))  # (b, n, width)
 
 
 class FeedForward(nn.Module):
-    """GEGLU, then back to `width` (Shazeer 2020)."""
+    """GEGLU and a projection back to `width` (Shazeer 2020)."""
 
     def __init__(self, width: int, expansion: int = 4) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each on a normalised input, each added back.
+    """Self-attention, cross-attention to text and a feed-forward layer, each pre-norm and residual.
 
-    x (b, n, width) and k contexts for each of its entries, (k·b, m, context_width), give (k·b, n, width).
+    Takes x (b, n, width) and context (k·b, m, context_width), k texts for each sample of x; returns (k·b, n, width).
     """
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
@@ -63,15 +63,15 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = repeated(x + self.self_attention(self.norm1(x)), context)
+        x = repeat_batch(x + self.self_attention(self.norm1(x)), context)
         x = x + self.text_attention(self.norm2(x), context)
         return x + self.feed_forward(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map (b, c, h, w); starts as the identity.
+    """Transformer blocks over the pixels of a feature map (b, c, h, w), on a residual path that starts at zero.
 
-    `linear_projection` projects after flattening, as SD 2.x stores it; SD 1.x projects by 1x1 convolutions.
+    `linear_projection` projects after flattening, as in SD 2.x; SD 1.x projects before it, by 1x1 convolutions.
     """
 
     def __init__(
@@ -98,4 +98,4 @@ class SpatialTransformer(nn.Module):
         hidden = hidden.transpose(1, 2).unflatten(2, (height, -1))  # (b, c, h, w)
         if not self.linear_projection:
             hidden = self.proj_out(hidden)
-        return repeated(x, hidden) + hidden
+        return repeat_batch(x, hidden) + hidden

@@ -1,4 +1,4 @@
-"""A diffusion transformer (Peebles & Xie 2023) that reads text by cross-attention (Chen et al. 2024, PixArt-α)."""
+"""A diffusion transformer (DiT, Peebles & Xie 2023) with cross-attention to text (PixArt-α, Chen et al. 2024)."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning
-from ldm.nn.attention import Attention, repeated
+from ldm.nn.attention import Attention, repeat_batch
 from ldm.nn.backbone import Backbone
 from ldm.nn.init import zeroed
 from ldm.nn.unet import timestep_embedding
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and a perceptron, scaled, shifted and gated by the time (adaLN-zero), and attention to the text.
+    """Self-attention, cross-attention to text and an MLP; the time modulates the first and the last (adaLN-zero).
 
-    x (b, n, width), time (b, width) and text (b, m, context_width) give (b, n, width); a new block is the identity.
+    Takes x (b, n, width), time (b, width) and text (k·b, m, context_width); returns (k·b, n, width). A new block is
+    the identity.
     """
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
@@ -28,16 +29,17 @@ class DiTBlock(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)  # (b, 1, width)
         x = x + gate1 * self.self_attention(self.norm1(x) * (1 + scale1) + shift1)
-        x = repeated(x, text)
+        x = repeat_batch(x, text)
         x = x + self.text_attention(x, text)
-        shift2, scale2, gate2 = (repeated(one, text) for one in (shift2, scale2, gate2))
+        shift2, scale2, gate2 = (repeat_batch(part, text) for part in (shift2, scale2, gate2))
         return x + gate2 * self.perceptron(self.norm2(x) * (1 + scale2) + shift2)
 
 
 class DiT(Backbone):
-    """Squares of `patch` latent pixels become tokens of `width` numbers, with sine-cosine position embeddings."""
+    """A diffusion transformer: each patch×patch square of latent pixels becomes one token, with a sine-cosine
+    position embedding."""
 
     kind = "dit"
 
@@ -53,7 +55,7 @@ class DiT(Backbone):
     ) -> None:
         super().__init__()
         if width % 4:
-            raise ValueError(f"the width of a DiT is {width}, but must be a multiple of 4 for its position embeddings")
+            raise ValueError(f"the width of a DiT is {width}, but must be a multiple of 4 for its position embedding")
         self.config: dict[str, Any] = {
             "channels": channels,
             "width": width,
@@ -79,28 +81,29 @@ class DiT(Backbone):
         return {"text": self.config["context_width"]}
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         return self.patch
 
     def repeated_blocks(self) -> list[nn.Module]:
         return list(self.blocks)
 
     def forward(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        text = self.shared(conditioning.get("text"), x)
+        text = self.text_states(conditioning, x)
         time = self.time(timestep_embedding(time, 256).to(x.dtype))
         hidden = self.conv_in(x)  # (b, width, h/p, w/p)
         height, width = hidden.shape[2:]
-        places = position_embedding(height, width, self.width, x.device).to(x.dtype)
-        hidden = hidden.flatten(2).transpose(1, 2) + places  # (b, n, width)
+        positions = position_embedding(height, width, self.width, x.device).to(x.dtype)
+        hidden = hidden.flatten(2).transpose(1, 2) + positions  # (b, n, width)
         for block in self.blocks:
-            hidden = self.run(block, hidden, repeated(time, hidden), text)
-        shift, scale = repeated(self.modulation_out(time), hidden)[:, None].chunk(2, dim=-1)
-        out = self.linear_out(self.norm_out(hidden) * (1 + scale) + shift)  # (b, n, c·p²)
-        return nn.functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), self.patch)
+            hidden = self.run_block(block, hidden, repeat_batch(time, hidden), text)
+        shift, scale = repeat_batch(self.modulation_out(time), hidden)[:, None].chunk(2, dim=-1)
+        out = self.linear_out(self.norm_out(hidden) * (1 + scale) + shift)  # (k·b, n, c·p²)
+        out = out.transpose(1, 2).unflatten(2, (height, width))  # (k·b, c·p², h/p, w/p)
+        return nn.functional.pixel_shuffle(out, self.patch)
 
 
 def position_embedding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """(h·w, channels): half of the channels embed the row, half the column, both counted from 0 to 16 at any size."""
+    """Returns (h·w, channels): half of the channels embed the row, half the column, both scaled to [0, 16)."""
     rows, columns = (
         timestep_embedding(torch.arange(side, device=device) * (16 / side), channels // 2) for side in (height, width)
     )

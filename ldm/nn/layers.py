@@ -1,4 +1,4 @@
-"""Convolutional parts that the UNet and the autoencoder share."""
+"""Convolutional layers that the UNet and the autoencoder share."""
 
 import torch
 import torch.nn.functional as F
@@ -6,21 +6,26 @@ from torch import Tensor, nn
 
 from ldm.nn.init import scaled, zeroed
 
-LARGE = 1024  # pixels of a feature map, channels last, from which on a CPU sums over the whole batch at once
+LARGE = 1024  # pixels of a channels-last feature map from which PyTorch's CPU kernel sums over the batch at once
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalises each picture by itself where the others in its batch would decide how its sums are rounded."""
+    """Group normalisation whose result for an image does not depend on the batch that it is in.
+
+    Where PyTorch's kernel would round the sums of an image differently for every batch size, images are normalised one
+    at a time (without gradients only).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        at_once = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()
-        if at_once or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        independent = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()
+        if independent or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
-        return torch.cat([F.group_norm(one, self.num_groups, self.weight, self.bias, self.eps) for one in x.split(1)])
+        settings = self.num_groups, self.weight, self.bias, self.eps
+        return torch.cat([F.group_norm(image, *settings) for image in x.split(1)])
 
 
 class PixelNorm(nn.Module):
-    """Normalises each pixel's channels by themselves, so that flat regions keep their level: (b, c, h, w) → same."""
+    """Layer normalisation over the channels of each pixel of (b, c, h, w), which keeps the level of flat regions."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -31,12 +36,12 @@ class PixelNorm(nn.Module):
 
 
 def normalize(groups: int, width: int, eps: float) -> nn.Module:
-    """Group normalisation, or `PixelNorm` where `groups` is 0."""
+    """Returns a group normalisation, or a `PixelNorm` if `groups` is 0."""
     return GroupNorm(groups, width, eps=eps) if groups else PixelNorm(width, eps)
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions on a residual path; the time embedding, if any, is added between them."""
+    """Two pre-norm 3x3 convolutions on a residual path; the time embedding, if any, is added between them."""
 
     def __init__(
         self, inputs: int, outputs: int, time_width: int | None = None, groups: int = 32, eps: float = 1e-5
@@ -57,7 +62,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided convolution; `asymmetric` pads right and below only, as SD's autoencoder does."""
+    """Halves the size by a strided convolution; `asymmetric` pads right and below only, as SD's autoencoder does."""
 
     def __init__(self, width: int, asymmetric: bool = False) -> None:
         super().__init__()
@@ -69,7 +74,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """To the given size, or twice the size, by nearest neighbour; then a convolution."""
+    """Resizes by nearest neighbour to the given size, or to twice the size, and applies a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

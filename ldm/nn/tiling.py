@@ -1,8 +1,8 @@
-"""Convolutions and group normalisations on pictures too large for memory: tile by tile, with the whole's result.
+"""Applies convolutions and group normalisations in tiles, for images whose activations do not fit in memory.
 
-A tile is computed with as much around it as the layers reach to and cropped, so convolutions give what they give on
-the whole picture. A group normalisation sees all of it: each is measured over all tiles, in the order of the layers,
-with the statistics of those before it.
+The result is the same as on the full image. Each tile is computed with the margin that the layers' receptive field
+needs, and then cropped. Group normalisations need statistics of the full image: these are accumulated over all tiles,
+for one normalisation after another, in the order of the layers.
 """
 
 import math
@@ -17,7 +17,7 @@ from ldm.nn.layers import Downsample, ResBlock, Upsample
 
 
 class Box(NamedTuple):
-    """A rectangle of cells."""
+    """A rectangle of cells; a cell is the smallest square of pixels at which a tile may be cut."""
 
     top: int
     bottom: int
@@ -28,34 +28,39 @@ class Box(NamedTuple):
     def area(self) -> int:
         return (self.bottom - self.top) * (self.right - self.left)
 
-    def of(self, x: Tensor, cell: int) -> Tensor:
-        """What lies in the box of x (…, h, w), where a cell is `cell` pixels wide."""
+    def crop(self, x: Tensor, cell: int) -> Tensor:
+        """Returns the box of x (…, h, w), where a cell is `cell` pixels wide."""
         return x[..., self.top * cell : self.bottom * cell, self.left * cell : self.right * cell]
 
-    def within(self, other: "Box") -> "Box":
-        """The same cells, counted from the corner of `other`."""
+    def relative_to(self, other: "Box") -> "Box":
+        """Returns the same cells, counted from the top left corner of `other`."""
         return Box(self.top - other.top, self.bottom - other.top, self.left - other.left, self.right - other.left)
 
 
-def tiles(height: int, width: int, side: int, reach: int) -> Iterator[tuple[Box, Box]]:
-    """Boxes of `side` cells that cover the picture, each with the box around it that it depends on."""
+def tiles(height: int, width: int, side: int, margin: int) -> Iterator[tuple[Box, Box]]:
+    """Yields boxes of `side` cells that cover the image, each with its window: the box and `margin` cells around it."""
     for top in range(0, height, side):
         for left in range(0, width, side):
             bottom, right = min(top + side, height), min(left + side, width)
             yield (
                 Box(top, bottom, left, right),
-                Box(max(top - reach, 0), min(bottom + reach, height), max(left - reach, 0), min(right + reach, width)),
+                Box(
+                    max(top - margin, 0),
+                    min(bottom + margin, height),
+                    max(left - margin, 0),
+                    min(right + margin, width),
+                ),
             )
 
 
-def in_tiles(layers: nn.Sequential, x: Tensor, side: int) -> Tensor:
-    """layers(x) of one x (1, c, h, w), in tiles that are `side` pixels of x wide; no gradient is meant to pass.
+def apply_in_tiles(layers: nn.Sequential, x: Tensor, side: int) -> Tensor:
+    """Returns layers(x) for one x (1, c, h, w), computed in tiles that are `side` pixels of x wide, without gradients.
 
-    Each group normalisation in `layers` costs a pass over the layers before it.
+    Each group normalisation in `layers` costs one pass through the layers before it.
     """
-    cell_in, cell_out = cells(layers)
+    cell_in, cell_out = cell_sizes(layers)
     height, width = x.shape[2] // cell_in, x.shape[3] // cell_in
-    boxes = list(tiles(height, width, side // cell_in, math.ceil(reach(layers) / cell_in)))
+    boxes = list(tiles(height, width, side // cell_in, math.ceil(receptive_radius(layers) / cell_in)))
     if len(boxes) == 1:
         return layers(x)
     norms = [module for module in layers.modules() if isinstance(module, nn.GroupNorm)]
@@ -64,21 +69,21 @@ def in_tiles(layers: nn.Sequential, x: Tensor, side: int) -> Tensor:
         for norm in norms:
             total = torch.zeros(2, norm.num_groups, dtype=torch.float64, device=x.device)
             for core, window in boxes:
-                seen = _input_of(norm, layers, window.of(x, cell_in))
-                part = core.within(window).of(seen, seen.shape[3] // (window.right - window.left))
+                hidden = _input_of(norm, layers, window.crop(x, cell_in))
+                part = core.relative_to(window).crop(hidden, hidden.shape[3] // (window.right - window.left))
                 total += _moments(part, norm.num_groups) * core.area / (height * width)
             statistics[norm] = total
         out = None
         for core, window in boxes:
-            tile = layers(window.of(x, cell_in))
+            tile = layers(window.crop(x, cell_in))
             out = tile.new_empty(1, tile.shape[1], height * cell_out, width * cell_out) if out is None else out
-            core.of(out, cell_out).copy_(core.within(window).of(tile, cell_out))
+            core.crop(out, cell_out).copy_(core.relative_to(window).crop(tile, cell_out))
     assert out is not None
     return out
 
 
-def cells(layers: nn.Sequential) -> tuple[int, int]:
-    """Into squares of how many pixels, of the layers' input and output, both can be cut alike."""
+def cell_sizes(layers: nn.Sequential) -> tuple[int, int]:
+    """Returns the width of a cell in pixels of the layers' input, and in pixels of their output."""
     smaller = larger = 1
     for layer in layers:
         match layer:
@@ -93,33 +98,35 @@ def cells(layers: nn.Sequential) -> tuple[int, int]:
     return smaller, larger
 
 
-def reach(layers: nn.Sequential) -> int:
-    """How many pixels of their input the layers look at to each side of a pixel."""
-    seen = 0
+def receptive_radius(layers: nn.Sequential) -> int:
+    """Returns how many pixels of their input, to each side, an output pixel of the layers depends on."""
+    radius = 0
     for layer in reversed(list(layers)):
         match layer:
             case Upsample():
-                seen = math.ceil((seen + 1) / 2)
+                radius = math.ceil((radius + 1) / 2)
             case Downsample():
-                seen = 2 * seen + 1
+                radius = 2 * radius + 1
             case ResBlock():
-                seen += 2
+                radius += 2
             case nn.Conv2d():
-                seen += layer.kernel_size[0] // 2
+                radius += layer.kernel_size[0] // 2
             case nn.PixelShuffle():
-                seen = math.ceil(seen / layer.upscale_factor)
+                radius = math.ceil(radius / layer.upscale_factor)
             case nn.PixelUnshuffle():
-                seen *= layer.downscale_factor
-    return seen
+                radius *= layer.downscale_factor
+    return radius
 
 
 class _Reached(Exception):
+    """Carries the input of a layer out of the forward pass that it interrupts."""
+
     def __init__(self, x: Tensor) -> None:
         self.x = x
 
 
 def _input_of(norm: nn.Module, layers: nn.Module, x: Tensor) -> Tensor:
-    """What `norm` gets to see of layers(x); it and what follows is not computed."""
+    """Returns the input of `norm` in layers(x), computing only the layers before it."""
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
         raise _Reached(inputs[0])
@@ -131,11 +138,11 @@ def _input_of(norm: nn.Module, layers: nn.Module, x: Tensor) -> Tensor:
         return reached.x
     finally:
         handle.remove()
-    raise ValueError(f"the layers never come to their {norm}")
+    raise ValueError(f"the layers never call their {norm}")
 
 
 def _moments(x: Tensor, groups: int) -> Tensor:
-    """Mean and mean square (2, g) of each group of x (1, c, h, w)."""
+    """Returns the mean and mean square (2, g) of each group of x (1, c, h, w)."""
     variance, mean = torch.var_mean(x[0].unflatten(0, (groups, -1)), dim=(1, 2, 3), correction=0)
     mean, variance = mean.double(), variance.double()
     return torch.stack([mean, variance + mean**2])
@@ -143,7 +150,7 @@ def _moments(x: Tensor, groups: int) -> Tensor:
 
 @contextmanager
 def _normalising_by(statistics: dict[nn.GroupNorm, Tensor], norms: list[nn.GroupNorm]) -> Iterator[None]:
-    """`norms` use the mean and mean square that `statistics` holds, or comes to hold, of them."""
+    """Makes `norms` normalise by the mean and mean square in `statistics`, as soon as it has theirs."""
 
     def normalise(norm: nn.GroupNorm, inputs: tuple[Tensor], _output: Tensor) -> Tensor | None:
         if norm not in statistics:

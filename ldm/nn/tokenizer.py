@@ -1,59 +1,115 @@
-"""CLIP's byte-pair tokenizer: captions to token ids."""
+"""CLIP's byte-pair tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken, Encoding
 from torch import Tensor
 
 CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
 
 
 class Tokenizer:
-    """Captions to tokens (b, context): begin, the caption's, end, then `pad` (SD 1.x: 49407, SD 2.x: 0).
+    """Maps captions to tokens (b, context): begin, the caption, end, and `pad` up to the context.
 
-    The vocabulary is CLIP's own unless the two files of another are given.
+    `pad` is 49407 in SD 1.x and 0 in SD 2.x. The vocabulary is CLIP's unless the files of another one are given.
     """
 
     def __init__(
         self, vocab: Path | None = None, merges: Path | None = None, context: int = 77, pad: int = 49407
     ) -> None:
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # here: the import takes 0.7 s
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # imported here because it takes 0.7 s
 
         if (vocab is None) != (merges is None):
-            raise ValueError("A tokenizer needs both files, vocab and merges, or neither for CLIP's own vocabulary.")
+            raise ValueError("a tokenizer needs both files, vocab and merges, or neither, to use CLIP's vocabulary")
         if context < 3:
-            raise ValueError(f"The context is {context} tokens, but begin, end and a word need at least 3.")
+            raise ValueError(
+                f"the context is {context} tokens, but must be at least 3, for begin, end and one more token"
+            )
         files = vocab or CLIP_BPE / "vocab.json", merges or CLIP_BPE / "merges.txt"
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"There is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model."
+                    f"there is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model"
                 )
         clip = CLIPTokenizer(vocab=str(files[0]), merges=str(files[1]), model_max_length=context)
         self.context = context
         self.pad = pad
         self.begin, self.end = clip.bos_token_id, clip.eos_token_id
         self._bpe = clip.backend_tokenizer
+        self._added: dict[int, list[int]] = {}  # id of an added word → the tokens that replace it
+
+    def check_new(self, word: str) -> None:
+        """Raises ValueError if the word is already a token, is empty, or has spaces around it."""
+        if not word.strip() or word.strip() != word:
+            raise ValueError(f"the new token is {word!r}, but must be a word without spaces around it")
+        if any(self._bpe.token_to_id(one) is not None for one in (word, word.lower(), f"{word.lower()}</w>")):
+            raise ValueError(f"{word!r} is a token already: give the new one another name")
+
+    def add(self, word: str, ids: list[int]) -> None:
+        """Maps a word, in any case, to these tokens. Words of letters and digits do not match within longer words."""
+        self.check_new(word)
+        whole = word[0].isalnum() and word[-1].isalnum()
+        self._bpe.add_tokens([AddedToken(word.lower(), single_word=whole, normalized=True)])
+        if (own := self._bpe.token_to_id(word.lower())) is None:
+            raise ValueError(f"the tokenizer takes no new token {word!r}: give it another name")
+        self._added[own] = ids
+
+    def without_added(self, caption: str) -> str:
+        """Returns the caption with added words replaced by spaces."""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._added:
+                caption = caption[:begin] + " " * (end - begin) + caption[end:]
+        return caption
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        """Returns token ids, with added words replaced by their tokens."""
+        return [token for own in encoding.ids for token in self._added.get(own, [own])]
 
     def __call__(self, captions: list[str], chunks: int = 1) -> Tensor:
-        """Tokens int64 (b, chunks · context): a caption goes on from chunk to chunk, each with its own begin and end.
+        """Returns int64 tokens (b, chunks · context); a caption continues from chunk to chunk, each with begin and end.
 
-        What does not fit is left out, see `cut`.
+        A caption that does not fit is truncated; `cut` returns the rest.
         """
         tokens = torch.full((len(captions), chunks, self.context), self.pad)
-        room = self.context - 2
         for rows, encoding in zip(tokens, self._bpe.encode_batch(captions, add_special_tokens=False), strict=True):
+            own = self._ids(encoding)
             for chunk, row in enumerate(rows):
-                ids = [self.begin, *encoding.ids[chunk * room : (chunk + 1) * room], self.end]
-                row[: len(ids)] = torch.tensor(ids)
+                self._fill(row, own[chunk * self.room : (chunk + 1) * self.room])
         return tokens.flatten(1)
 
+    @property
+    def room(self) -> int:
+        """The number of caption tokens per chunk, without begin and end."""
+        return self.context - 2
+
+    def ids(self, text: str) -> list[int]:
+        """Returns the tokens of a text of any length, without begin, end and padding."""
+        return self._ids(self._bpe.encode(text, add_special_tokens=False))
+
+    def frame(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Returns int64 tokens (chunks, context): each chunk of ids between begin and end, and padded."""
+        tokens = torch.full((len(chunks), self.context), self.pad)
+        for row, ids in zip(tokens, chunks, strict=True):
+            self._fill(row, ids)
+        return tokens
+
+    def _fill(self, row: Tensor, ids: Sequence[int]) -> None:
+        framed = [self.begin, *ids, self.end]
+        row[: len(framed)] = torch.tensor(framed)
+
     def cut(self, caption: str, chunks: int = 1) -> str:
-        """The end of the caption that does not fit into so many chunks, '' if all of it does."""
-        offsets = self._bpe.encode(caption, add_special_tokens=False).offsets[chunks * (self.context - 2) :]
-        return caption[offsets[0][0] :] if offsets else ""
+        """Returns the end of the caption that does not fit into this number of chunks, or "" if all of it fits."""
+        encoding = self._bpe.encode(caption, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        begins = [begin for own, (begin, _) in pairs for _ in self._added.get(own, [own])]
+        left_out = begins[chunks * self.room :]
+        return caption[left_out[0] :] if left_out else ""
 
     def words(self, ids: list[int]) -> list[str]:
-        """What each token stands for; part of a character reads '\N{REPLACEMENT CHARACTER}'."""
-        texts = (self._bpe.decode([token], skip_special_tokens=False) for token in ids)
+        """Returns the text of each token; part of a character is decoded as '\N{REPLACEMENT CHARACTER}'."""
+        added = {token: self._bpe.id_to_token(word) for word, tokens in self._added.items() for token in tokens}
+        texts = (added.get(token) or self._bpe.decode([token], skip_special_tokens=False) for token in ids)
         return [text.removesuffix("</w>").strip() for text in texts]

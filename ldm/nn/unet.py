@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning
-from ldm.nn.attention import SpatialTransformer, repeated
+from ldm.nn.attention import SpatialTransformer, repeat_batch
 from ldm.nn.backbone import Backbone
 from ldm.nn.init import zeroed
 from ldm.nn.layers import Downsample, GroupNorm, ResBlock, Upsample
 
 
 def timestep_embedding(time: Tensor, width: int) -> Tensor:
-    """(b,) → (b, width): cosines, then sines, of frequencies from 1 down to 1/10000 (Vaswani et al. 2017)."""
+    """Maps times (b,) to (b, width): cosines, then sines, at frequencies from 1 to 1/10000 (Vaswani et al. 2017)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=time.device, dtype=torch.float32) / half)
     angles = time.float()[:, None] * frequencies
@@ -23,7 +23,7 @@ def timestep_embedding(time: Tensor, width: int) -> Tensor:
 
 
 class Stage(nn.Module):
-    """One residual block and, where `depth` > 0, one spatial transformer."""
+    """A residual block, followed by a spatial transformer where a level has attention."""
 
     def __init__(self, block: ResBlock, transformer: SpatialTransformer | None) -> None:
         super().__init__()
@@ -35,39 +35,39 @@ class Stage(nn.Module):
 
 
 def channels(width: int, widths: Sequence[int], blocks: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Inputs of every block on the way down and, from the lowest level, on the way up.
+    """Returns the input channels of every block, by level: of the down path, and of the up path from the lowest level.
 
-    The way down hands on the output of `conv_in`, of each block and of each downsampling; each block on the
-    way up, of which every level has one more, reads the latest that is left beside its own input.
+    The outputs of `conv_in`, of each block and of each downsampling on the down path are skip connections. Each block
+    on the up path, which has one more block per level, concatenates the latest unused one to its input.
     """
-    down = [[before] + [own] * (blocks - 1) for before, own in zip([width, *widths], widths, strict=False)]
+    down = [[before] + [level] * (blocks - 1) for before, level in zip([width, *widths], widths, strict=False)]
     skips = [width]
-    for own in widths:
-        skips += [own] * (blocks + 1)
-    skips.pop()  # nothing is downsampled after the last level
+    for level in widths:
+        skips += [level] * (blocks + 1)
+    skips.pop()  # there is no downsampling after the last level
     up, current = [], widths[-1]
-    for own in reversed(widths):
-        up.append([before + skips.pop() for before in [current] + [own] * blocks])
-        current = own
+    for level in reversed(widths):
+        up.append([before + skips.pop() for before in [current] + [level] * blocks])
+        current = level
     return down, up
 
 
 def each_level(name: str, value: int | Sequence[int], levels: int) -> list[int]:
-    """One number a level; a single one stands for all. Raises ValueError for another count."""
+    """Returns one number per level; a single number applies to all levels. Raises ValueError for another count."""
     numbers = [value] * levels if isinstance(value, int) else list(value)
     if len(numbers) != levels:
-        raise ValueError(f"a UNet of {levels} levels needs as many numbers for {name}, not {numbers}")
+        raise ValueError(f"{name} is {numbers}, but a UNet of {levels} levels needs {levels} numbers, or one for all")
     return numbers
 
 
 class UNet(Backbone):
-    """Stable Diffusion's UNet; text (b, n, context_width) is read by cross-attention.
+    """Stable Diffusion's UNet, with cross-attention to text (b, n, context_width).
 
     `multipliers` gives the width of each level as a multiple of `width`; each level but the last halves the size,
-    rounded up. `depth` is the number of transformer blocks at each level, 0 for none, and `middle_depth` that of the
-    middle. `heads` is the number of attention heads, one for all levels or one per level; `head_width` gives the width
-    of one head instead (SD 2.x). Input channels beyond the output's are those of the hint "inpainting": the mask and
-    the latents of the masked image.
+    rounded up. `depth` is the number of transformer blocks at each level, 0 for no attention, and `middle_depth` the
+    number in the middle. `heads` is the number of attention heads, for all levels or per level; `head_width` sets the
+    width of a head instead (SD 2.x). Input channels in excess of the output channels are those of the hint
+    "inpainting": the mask and the latents of the masked image.
     """
 
     kind = "unet"
@@ -152,11 +152,11 @@ class UNet(Backbone):
         return [module for module in self.modules() if isinstance(module, Stage)]
 
     def forward(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        text = self.shared(conditioning.get("text"), x)
+        text = self.text_states(conditioning, x)
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
         if "inpainting" in self.reads:
             hint = conditioning.get("inpainting").to(x.dtype)
-            x = torch.cat([repeated(x, hint), hint], dim=1)
+            x = torch.cat([repeat_batch(x, hint), hint], dim=1)  # (b or k·b, in_channels, h, w)
         hidden = self.conv_in(x)
         skips = [hidden]
         for level, stages in enumerate(self.down):
@@ -170,20 +170,20 @@ class UNet(Backbone):
 
         for level, stages in enumerate(self.up):
             for stage in stages:  # type: ignore[attr-defined]
-                hidden = torch.cat([hidden, repeated(skips.pop(), hidden)], dim=1)
+                hidden = torch.cat([hidden, repeat_batch(skips.pop(), hidden)], dim=1)
                 hidden = self._stage(stage, hidden, embedding, text)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
-        return self.conv_out(nn.functional.silu(self.norm_out(repeated(hidden, text))))
+        return self.conv_out(nn.functional.silu(self.norm_out(repeat_batch(hidden, text))))
 
     def _stage(self, stage: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        return self.run(stage, x, repeated(time, x), text)
+        return self.run_block(stage, x, repeat_batch(time, x), text)
 
 
 def _heads(heads: int | Sequence[int], head_width: int | None, widths: list[int]) -> list[int]:
-    """Attention heads at each level. Raises ValueError where a width does not split into heads of `head_width`."""
+    """Returns the number of heads at each level. Raises ValueError if a width is not a multiple of `head_width`."""
     if head_width is None:
         return each_level("heads", heads, len(widths))
-    if unfit := [width for width in widths if width % head_width]:
-        raise ValueError(f"a UNet of widths {widths} cannot have heads of width {head_width}: {unfit} do not split")
+    if any(width % head_width for width in widths):
+        raise ValueError(f"head_width is {head_width}, but must divide the width of every level: {widths}")
     return [width // head_width for width in widths]

@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion: pixels ↔ latents an eighth the size; the defaults are Stable Diffusion's."""
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022); the defaults are Stable Diffusion's, with f = 8."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ldm.nn.attend import attend
 from ldm.nn.init import scaled
 from ldm.nn.layers import Downsample, ResBlock, Upsample, normalize
-from ldm.nn.tiling import in_tiles
+from ldm.nn.tiling import apply_in_tiles
 
 
 class PixelAttention(nn.Module):
-    """One head of self-attention over all pixels of a feature map (b, c, h, w)."""
+    """Single-head self-attention over all pixels of a feature map (b, c, h, w)."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -23,12 +23,14 @@ class PixelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h·w, c)
-        q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))
-        hidden = self.to_out(attend(q, k, v)[:, 0])
-        return x + hidden.transpose(1, 2).unflatten(2, x.shape[2:])
+        q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))  # (b, 1, h·w, c)
+        hidden = self.to_out(attend(q, k, v)[:, 0])  # (b, h·w, c)
+        return x + hidden.transpose(1, 2).unflatten(2, x.shape[2:])  # (b, c, h, w)
 
 
 class Middle(nn.Module):
+    """The blocks at the lowest resolution, with attention over the entire image."""
+
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.block1 = ResBlock(width, width, groups=groups, eps=1e-6)
@@ -40,7 +42,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (b, 3, H, W) → features (b, outputs, H/f, W/f)."""
+    """Maps pixels (b, 3, H, W) to features (b, outputs, H/f, W/f)."""
 
     def __init__(self, widths: Sequence[int], blocks: int, outputs: int, groups: int, patch: int) -> None:
         super().__init__()
@@ -64,11 +66,11 @@ class Encoder(nn.Module):
         return self.finish(self.down(self.conv_in(x)))
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """What follows the levels: the middle, whose attention sees everything, and the last layers."""
+        """Applies the layers after the levels: the middle, which attends to the entire image, and the output layers."""
         return self.conv_out(F.silu(self.norm_out(self.middle(hidden))))
 
     def levels(self) -> list[nn.Sequential]:
-        """What comes before `finish`, level by level."""
+        """Returns the layers before `finish`, level by level."""
         layers, size = list(self.down), self.blocks + 1
         parts = [layers[i : i + size] for i in range(0, len(layers), size)]
         parts[0] = [nn.PixelUnshuffle(self.patch), self.conv_in, *parts[0]]
@@ -76,7 +78,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (b, inputs, h, w) → pixels (b, 3, f·h, f·w); one residual block a level more than the encoder."""
+    """Maps latents (b, inputs, h, w) to pixels (b, 3, f·h, f·w); has one more residual block per level than Encoder."""
 
     def __init__(self, widths: Sequence[int], blocks: int, inputs: int, groups: int, patch: int) -> None:
         super().__init__()
@@ -100,11 +102,11 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(hidden, self.patch)
 
     def begin(self, z: Tensor) -> Tensor:
-        """What comes before the levels: the first layer, and the middle, whose attention sees everything."""
+        """Applies the layers before the levels: the input layer and the middle, which attends to the entire image."""
         return self.middle(self.conv_in(z))
 
     def levels(self) -> list[nn.Sequential]:
-        """What follows `begin`, level by level; enlarging belongs to the level that it leads to."""
+        """Returns the layers after `begin`, level by level; upsampling belongs to the level after it."""
         layers, size = list(self.up), self.blocks + 2
         parts = [layers[max(i, 0) : i + size] for i in range(-1, len(layers), size)]
         parts[-1] += [self.norm_out, nn.SiLU(), self.conv_out, nn.PixelShuffle(self.patch)]
@@ -112,17 +114,17 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images in [-1, 1] (b, 3, H, W) ↔ latents (b, z, H/f, W/f) of about unit variance.
+    """Maps images in [-1, 1] (b, 3, H, W) to latents (b, z, H/f, W/f) of about unit variance, and back.
 
-    f = patch · 2^(levels - 1); `patch` > 1 folds squares of pixels into channels, which is cheap on small pictures.
+    f = patch · 2^(levels - 1); `patch` > 1 folds squares of pixels into channels, which is cheap for small images.
 
-    `scale` and `shift` (one number, or one a channel) normalise latents to (mean - shift) · scale here and nowhere
-    else. `moments` are the unscaled posterior's mean and log-variance, which is what caches hold.
+    `scale` and `shift` (one number, or one per channel) normalise latents to (mean - shift) · scale, here and nowhere
+    else. `moments` are the mean and log-variance of the unscaled posterior, which caches store.
 
-    With `tile` pictures go one at a time, level by level, through tiles of that many pixels: in a fraction of the
-    memory, in a multiple of the time, and with the same result to rounding. No gradient is meant to pass.
+    With `tile`, images are processed one at a time, level by level, in tiles of that many pixels: this takes a fraction
+    of the memory and a multiple of the time, and gives the same result up to rounding. It is for inference only.
 
-    Layers may be in another precision than pictures and latents; `scale` and `shift` stay in theirs.
+    The layers may have another precision than images and latents; `scale` and `shift` keep that of the latents.
     """
 
     scale: Tensor
@@ -152,33 +154,36 @@ class VAE(nn.Module):
         self.factor = patch * 2 ** (len(widths) - 1)
         self.encoder = Encoder(widths, blocks, 2 * latent_channels, groups, patch)
         self.quant = scaled(nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1))
-        self.quant.bias.data[latent_channels:] = -4.0  # type: ignore[union-attr]  # start nearly deterministic, not as noise
+        self.quant.bias.data[latent_channels:] = -4.0  # type: ignore[union-attr]  # start with little posterior noise
         self.post_quant = scaled(nn.Conv2d(latent_channels, latent_channels, 1))
         self.decoder = Decoder(widths, blocks, latent_channels, groups, patch)
         self.register_buffer("scale", torch.tensor(scale, device="cpu").reshape(-1, 1, 1), persistent=False)
         self.register_buffer("shift", torch.tensor(shift, device="cpu").reshape(-1, 1, 1), persistent=False)
 
     def moments(self, image: Tensor, tile: int = 0) -> Tensor:
-        """The posterior of each latent: mean and log-variance, unscaled (b, 2z, h, w)."""
+        """Returns the mean and log-variance of the unscaled posterior (b, 2z, h, w)."""
         if image.shape[-1] % self.factor or image.shape[-2] % self.factor:
             height, width = image.shape[-2:]
-            raise ValueError(f"image size {height}x{width} is no multiple of {self.factor}; resize or crop it")
-        given = image.to(self.quant.weight.dtype)
-        features = self._encode_tiled(given, tile) if tile else self.encoder(given)
+            raise ValueError(
+                f"the image is {height}x{width}, but its sides must be multiples of {self.factor}: resize or crop it"
+            )
+        x = image.to(self.quant.weight.dtype)
+        features = self._encode_tiled(x, tile) if tile else self.encoder(x)
         mean, log_variance = self.quant(features).to(image.dtype).chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Scaled latents drawn from `moments` with standard normal `noise` (b, z, h, w); their mean without."""
+        """Returns scaled latents sampled from `moments` with standard normal `noise` (b, z, h, w), or their mean."""
         mean, log_variance = moments.chunk(2, dim=1)
         sample = mean if noise is None else mean + (log_variance / 2).exp() * noise
         return (sample - self.shift) * self.scale
 
     def encode(self, image: Tensor, noise: Tensor | None = None, tile: int = 0) -> Tensor:
+        """Returns scaled latents (b, z, h, w) of images (b, 3, H, W); see `latents` for `noise`."""
         return self.latents(self.moments(image, tile), noise)
 
     def decode(self, latents: Tensor, tile: int = 0) -> Tensor:
-        """Images (b, 3, H, W), about in [-1, 1]."""
+        """Returns images (b, 3, H, W), approximately in [-1, 1]."""
         z = self.post_quant((latents / self.scale + self.shift).to(self.post_quant.weight.dtype))
         return (self._decode_tiled(z, tile) if tile else self.decoder(z)).to(latents.dtype)
 
@@ -187,21 +192,21 @@ class VAE(nn.Module):
         features = []
         for hidden in image.split(1):
             for level in self.encoder.levels():
-                hidden = in_tiles(level, hidden, tile * hidden.shape[-1] // image.shape[-1])
+                hidden = apply_in_tiles(level, hidden, tile * hidden.shape[-1] // image.shape[-1])
             features.append(self.encoder.finish(hidden))
         return torch.cat(features)
 
     def _decode_tiled(self, z: Tensor, tile: int) -> Tensor:
         self.check_tile(tile)
-        pictures = []
+        images = []
         for latent in z.split(1):
             hidden = self.decoder.begin(latent)
             for level in self.decoder.levels():
-                hidden = in_tiles(level, hidden, tile * hidden.shape[-1] // (z.shape[-1] * self.factor))
-            pictures.append(hidden)
-        return torch.cat(pictures)
+                hidden = apply_in_tiles(level, hidden, tile * hidden.shape[-1] // (z.shape[-1] * self.factor))
+            images.append(hidden)
+        return torch.cat(images)
 
     def check_tile(self, tile: int) -> None:
-        """Raises ValueError for a tile of no whole number of latents."""
+        """Raises ValueError unless the tile is an integer number of latents wide."""
         if tile < 0 or tile % self.factor:
-            raise ValueError(f"tile is {tile}, but must be 0, for none, or a multiple of {self.factor} pixels")
+            raise ValueError(f"tile is {tile}, but must be 0, for no tiles, or a multiple of {self.factor} pixels")

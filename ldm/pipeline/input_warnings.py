@@ -1,56 +1,76 @@
-"""What of a call is not drawn as it was given."""
+"""Warns of inputs that the model cannot use as given: truncated prompts, unknown words, resized images."""
 
 import re
 from collections.abc import Iterator, Sequence
 
 from ldm.nn.text_encoder import TextEncoder
-from ldm.pipeline.inputs import Item, ends
+from ldm.pipeline.inputs import ImageRequest, prompt_texts
+from ldm.pipeline.prompt_syntax import parse
+from ldm.pipeline.settings import Settings
+
+WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
 
 
-def remarks_of(items: Sequence[Item], size: tuple[int, int], chunks: int, encoder: TextEncoder) -> list[str]:
-    """Each different one once; pictures are drawn at this size, texts read in so many chunks."""
-    prompts, others, _ = ends([item.prompt for item in items])
-    texts = dict.fromkeys(prompts + others + [item.negative for item in items])
-    return list(dict.fromkeys([*of_text(encoder, list(texts), chunks), *of_sizes(items, size)]))
+def input_warnings(requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder) -> list[str]:
+    """Returns each distinct warning once."""
+    texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
+    if settings.prompt_syntax == "a1111":
+        syntax = []
+        texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
+    found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
+    return list(dict.fromkeys(found))
 
 
-def of_text(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
-    """What the text encoder will not read: ends that are too long, and unknown words; one remark on each."""
+def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
+    """Yields at most one warning about plain prompts in the syntax of AUTOMATIC1111's web UI."""
+    if found := [(text, match[0]) for text in texts if (match := WEB_UI.search(text))]:
+        text, part = found[0]
+        yield f"{part!r} in {_shortened(text)} is read as plain words; prompt_syntax=a1111 reads it as the web UI does"
+
+
+def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
+    """Yields at most one warning about truncated texts and one about words that the text encoder does not know."""
     cuts = {text: end for text in texts if (end := encoder.cut(text, chunks))}
     if cuts:
         text, end = next(iter(cuts.items()))
-        others = f", as of {len(cuts)} prompts in all" if len(cuts) > 1 else ""
+        scope = f" ({len(cuts)} prompts are too long)" if len(cuts) > 1 else ""
         yield (
-            f"the prompt {_short(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
-            f"reads; this end was cut off: {end!r}{others} (chunks={chunks + 1} reads more)"
+            f"the prompt {_shortened(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
+            f"reads; this end was cut off: {end!r}{scope}; chunks={chunks + 1} reads more"
         )
-    words = dict.fromkeys(word for text in texts for word in _words(text))
+    known = encoder.tokenizers[0].without_added
+    words = dict.fromkeys(word for text in texts for word in _words(known(text)))
     unknown = [word for word in words if encoder.unknown_tokens(word)]
     if unknown:
-        met = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]
-        where = f"{len(met)} prompts, such as {_short(met[0])}" if len(met) > 1 else _short(met[0])
-        yield f"the text encoder does not know {_listed(unknown)} in {where}; the model was not trained on such words"
+        affected = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]
+        where = _shortened(affected[0])
+        if len(affected) > 1:
+            where = f"{len(affected)} prompts, such as {where}"
+        yield f"the text encoder does not know {_joined(unknown)} in {where}; the model was not trained on these words"
 
 
-def of_sizes(items: Sequence[Item], size: tuple[int, int]) -> Iterator[str]:
-    """Images that are not of the `size` (height, width) that is drawn, and masks that are not of their image's."""
-    drawn = f"{size[0]}x{size[1]}"
-    for item in items:
-        image, mask = item.image, item.mask
+def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> Iterator[str]:
+    """Yields a warning for each image that is not of `size` (height, width) and each mask unlike its image."""
+    target = f"{size[0]}x{size[1]}"
+    for request in requests:
+        image, mask = request.image, request.mask
         if image is not None and image.size != size[::-1]:
-            yield f"the image is {image.height}x{image.width}; it was scaled and cropped to the {drawn} that is drawn"
+            yield f"the image is {image.height}x{image.width}; it was scaled and cropped to the output size {target}"
         if image is not None and mask is not None and mask.size != image.size:
-            yield f"the mask is {mask.height}x{mask.width}; it was scaled to the image's {image.height}x{image.width}"
+            yield (
+                f"the mask is {mask.height}x{mask.width}; it was scaled to the size of the image, "
+                f"{image.height}x{image.width}"
+            )
 
 
 def _words(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text)))
 
 
-def _listed(words: Sequence[str], most: int = 12) -> str:
-    rest = f" and {len(words) - most} other words" if len(words) > most else ""
-    return ", ".join(map(repr, words[:most])) + rest
+def _joined(words: Sequence[str], limit: int = 12) -> str:
+    rest = f" and {len(words) - limit} other words" if len(words) > limit else ""
+    return ", ".join(map(repr, words[:limit])) + rest
 
 
-def _short(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
+def _shortened(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")

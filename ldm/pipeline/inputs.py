@@ -1,4 +1,4 @@
-"""What may differ from picture to picture of one call."""
+"""The inputs of a pipeline call that may differ from image to image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import to_pil
+from ldm.image import BLACK, WHITE, to_pil, to_rgb
 
 MAX_SEED = 2**63 - 1
+BACKGROUNDS = {"image": WHITE, "mask": BLACK}  # for transparent pixels, which a mask does not repaint
 
 T = TypeVar("T")
-Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
-Picture = Image.Image | Tensor  # RGB, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
+OneOrEach: TypeAlias = T | Sequence[T]  # one value for all images, or one for each
+ImageInput = Image.Image | Tensor  # of any mode, or uint8 (3, h, w); a mask is (1, h, w) and may be bool
 
 
 @dataclass(frozen=True)
 class Between(Generic[T]):
-    """What lies a share of the way, from 0 to 1, between two prompts or two seeds."""
+    """Interpolates between two prompts or two seeds: `share` 0 is the first, 1 the second."""
 
     first: T
     second: T
@@ -28,18 +29,24 @@ class Between(Generic[T]):
 
     def __post_init__(self) -> None:
         if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
-            raise ValueError(f"the share between two prompts or seeds is {self.share!r}, but must lie from 0 to 1")
+            raise ValueError(f"the share between two prompts or seeds is {self.share!r}, but must be from 0 to 1")
 
 
-def ends(values: Sequence[T | Between[T]]) -> tuple[list[T], list[T], list[float]]:
-    """Firsts, seconds and shares; a plain value is both its ends."""
-    pairs = [one if isinstance(one, Between) else Between(one, one, 0.0) for one in values]
-    return [one.first for one in pairs], [one.second for one in pairs], [one.share for one in pairs]
+def endpoints(values: Sequence[T | Between[T]]) -> tuple[list[T], list[T], list[float]]:
+    """Returns first values, second values and shares; a plain value is both of its endpoints."""
+    pairs = [value if isinstance(value, Between) else Between(value, value, 0.0) for value in values]
+    return [pair.first for pair in pairs], [pair.second for pair in pairs], [pair.share for pair in pairs]
+
+
+def prompt_texts(requests: "Sequence[ImageRequest]") -> list[str]:
+    """Returns each distinct prompt and negative prompt once."""
+    first, second, _ = endpoints([request.prompt for request in requests])
+    return list(dict.fromkeys(first + second + [request.negative for request in requests]))
 
 
 @dataclass(frozen=True)
-class Item:
-    """Raises ValueError for what is of the wrong type or out of range."""
+class ImageRequest:
+    """The inputs of one image. Raises ValueError for values of the wrong type or out of range."""
 
     prompt: str | Between[str]
     negative: str
@@ -49,74 +56,91 @@ class Item:
     mask: Image.Image | None = None
 
     def __post_init__(self) -> None:
-        prompts, seeds = (first + second for first, second, _ in (ends([self.prompt]), ends([self.seed])))
+        prompts, seeds = (first + second for first, second, _ in (endpoints([self.prompt]), endpoints([self.seed])))
         for name, texts in (("prompt", prompts), ("negative", [self.negative])):
             for text in texts:
                 if not isinstance(text, str):
-                    raise ValueError(f"a {name} is {text!r}, which is no text: give a str, or a list of them")
+                    raise ValueError(f"a {name} is {text!r}, which is not text: give a str or a list of str")
+                if not _is_unicode(text):
+                    raise ValueError(
+                        f"a {name} is {text!r}, which holds half of a surrogate pair: give whole characters"
+                    )
         for seed in seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"a seed is {seed!r}, but must be a whole number between 0 and {MAX_SEED}")
+                raise ValueError(f"a seed is {seed!r}, but must be an integer between 0 and {MAX_SEED}")
         if not isinstance(self.guidance, int | float) or not isfinite(self.guidance):
             raise ValueError(f"a guidance scale is {self.guidance!r}, but must be a finite number")
         if self.mask is not None and self.image is None:
-            raise ValueError("a mask was given without an image: give the image of which it is a mask")
+            raise ValueError("a mask was given without an image: give the image that it masks")
 
 
-def items_of(
-    prompts: Each[str | Between[str]],
-    negative: Each[str],
-    seeds: Each[int | Between[int]] | None,
-    guidance: Each[float],
-    image: Each[Picture] | Tensor | None = None,
-    mask: Each[Picture] | Tensor | None = None,
-) -> list[Item]:
-    """One a picture. What is no list goes for all of them; seeds are 0, 1, … by default.
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
-    Raises ValueError for lists of several lengths, and for an image or mask that is none.
+
+def image_requests(
+    prompts: OneOrEach[str | Between[str]],
+    negative: OneOrEach[str],
+    seeds: OneOrEach[int | Between[int]] | None,
+    guidance: OneOrEach[float],
+    image: OneOrEach[ImageInput] | Tensor | None = None,
+    mask: OneOrEach[ImageInput] | Tensor | None = None,
+) -> list[ImageRequest]:
+    """Returns one request per image. A value that is not a list applies to all images; seeds default to 0, 1, ….
+
+    Raises ValueError for lists of different lengths, and for an image or mask of the wrong type.
     """
     columns = {
-        "prompts": _listed(prompts),
-        "negatives": _listed(negative),
-        "seeds": _listed(seeds),
-        "guidance scales": _listed(guidance),
-        "images": _pictures("image", image, 3),
-        "masks": _pictures("mask", mask, 1),
+        "prompts": _as_list(prompts),
+        "negatives": _as_list(negative),
+        "seeds": _as_list(seeds),
+        "guidance scales": _as_list(guidance),
+        "images": _images("image", image, 3),
+        "masks": _images("mask", mask, 1),
     }
     lengths = {name: len(column) for name, column in columns.items() if isinstance(column, list)}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        told = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"there are {told}: give as many of each, at least 1, or one that is no list, for all")
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(
+            f"there are {counts}: give lists of equal length, at least 1, or a single value for all images"
+        )
     count = next(iter(lengths.values()), 1)
     if seeds is None:
         columns["seeds"] = list(range(count))
     rows = (column if isinstance(column, list) else [column] * count for column in columns.values())
-    return [Item(*row) for row in zip(*rows, strict=True)]
+    return [ImageRequest(*row) for row in zip(*rows, strict=True)]
 
 
-def _listed(given: object) -> Any:
-    """A sequence as a list; what is one thing, as text is, as it is."""
+def _as_list(given: object) -> Any:
+    """Returns a sequence as a list, and anything else, including text, unchanged."""
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else given
 
 
-def _pictures(name: str, given: object, channels: int) -> Any:
+def _images(name: str, given: object, channels: int) -> Any:
     if given is None:
         return None
     if isinstance(given, Tensor) and given.ndim == 4:
         given = list(given.unbind())
-    found = _listed(given)
-    return (
-        [_picture(name, one, channels) for one in found] if isinstance(found, list) else _picture(name, found, channels)
-    )
+    values = _as_list(given)
+    if isinstance(values, list):
+        return [_image(name, value, channels) for value in values]
+    return _image(name, values, channels)
 
 
-def _picture(name: str, given: object, channels: int) -> Image.Image:
+def _image(name: str, given: object, channels: int) -> Image.Image:
     if isinstance(given, Image.Image):
-        return given
+        try:
+            return to_rgb(given, BACKGROUNDS[name])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the {name} cannot be used: {error}") from error
     if isinstance(given, Tensor) and given.ndim == 3 and len(given) == channels and given.numel():
         if given.dtype == torch.bool:
             given = given.to(torch.uint8) * 255
         if given.dtype == torch.uint8:
             return to_pil(given.expand(3, -1, -1))[0]
-    told = f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
-    raise ValueError(f"the {name} is {told}, but must be a PIL picture or a uint8 tensor ({channels}, h, w)")
+    value = f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+    raise ValueError(f"the {name} is {value}, but must be a PIL image or a uint8 tensor ({channels}, h, w)")

@@ -1,34 +1,40 @@
-"""The noise that a seed stands for: where a walk begins, and what it adds on the way."""
+"""Turns seeds into the initial noise of sampling and the noise that stochastic samplers add at each step."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ldm.pipeline.inputs import Between, ends
+from ldm.pipeline.inputs import Between, endpoints
 from ldm.random import normal
 from ldm.sampling.grid import Noise
 
-START = -1  # the draw that a walk begins with; its steps count from 0
+INITIAL = -1  # the draw of the initial noise; the draws of steps count from 0
 Shape = tuple[int, ...]
 
 
-def noise_of(kind: str, seeds: Sequence[int | Between[int]], shape: Shape, device: torch.device) -> Noise:
-    """draw → standard normal numbers (b, *shape), of a kind in KINDS; between two seeds along the great circle."""
-    if kind not in KINDS:
-        raise ValueError(f"noise is {kind!r}, but must be one of {', '.join(KINDS)}")
-    firsts, seconds, shares = ends(seeds)
-    noise = KINDS[kind](firsts, shape, device)
+def seed_noise(kind: str, seeds: Sequence[int | Between[int]], shape: Shape, device: torch.device) -> Noise:
+    """Returns draw → standard normal noise (b, *shape), of a kind in GENERATORS.
+
+    Noise between two seeds is interpolated along the great circle. Raises ValueError for an unknown kind.
+    """
+    if kind not in GENERATORS:
+        raise ValueError(f"noise is {kind!r}, but must be one of {', '.join(GENERATORS)}")
+    firsts, seconds, shares = endpoints(seeds)
+    noise = GENERATORS[kind](firsts, shape, device)
     if not any(shares):
         return noise
-    other, share = KINDS[kind](seconds, shape, device), torch.tensor(shares, device=device)
+    other, share = GENERATORS[kind](seconds, shape, device), torch.tensor(shares, device=device)
     return lambda draw: slerp(noise(draw), other(draw), share)
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """The share (b,) of the angle from a to b (b, …), which keeps the length that noise must have (Shoemake 1985)."""
+    """Interpolates from a to b (b, …) by the share (b,) of the angle between them (Shoemake 1985).
+
+    Unlike linear interpolation this keeps the norm, and so the standard deviation, of noise.
+    """
     cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1 + 1e-6, 1 - 1e-6)
-    angle, share = (one.view(-1, *[1] * (a.ndim - 1)) for one in (cosine.acos(), share))
+    angle, share = (value.view(-1, *[1] * (a.ndim - 1)) for value in (cosine.acos(), share))
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
 
 
@@ -37,15 +43,15 @@ def _keyed(seeds: list[int], shape: Shape, device: torch.device) -> Noise:
     ids = torch.tensor(seeds, device=device)
 
     def noise(draw: int) -> Tensor:
-        return normal(0, *(("initial noise", ids, 0) if draw == START else ("step noise", ids, draw)), shape)
+        return normal(0, *(("initial noise", ids, 0) if draw == INITIAL else ("step noise", ids, draw)), shape)
 
     return noise
 
 
-def _generated(seeds: list[int], shape: Shape, device: torch.device) -> Noise:
-    """What diffusers draws with a generator a picture on the CPU, in float32; the draws must come in order."""
+def _diffusers(seeds: list[int], shape: Shape, device: torch.device) -> Noise:
+    """The noise of diffusers with one CPU generator per image, in float32; draws must be requested in order."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return lambda draw: torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)
+    return lambda draw: torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
-KINDS: dict[str, Callable[[list[int], Shape, torch.device], Noise]] = {"ldm": _keyed, "diffusers": _generated}
+GENERATORS: dict[str, Callable[[list[int], Shape, torch.device], Noise]] = {"ldm": _keyed, "diffusers": _diffusers}

@@ -1,23 +1,62 @@
-"""How a pipeline draws: what goes for all pictures of a call."""
+"""The sampling settings of a pipeline, shared by all images of a call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ldm.pipeline.inputs import Between, Item
+from ldm.pipeline.inputs import Between, ImageRequest
 
-OPTIONED = ("sampler", "spacing", "thresholding")
+MAX_PIXELS = 2**25  # maximum of an image: 5792x5792
+MAX_COUNT = 2**20
+MAX_NUMBER = 1e30  # NaN and infinity are not below it
+SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
+EXPECTED: dict[str, Callable[[Any], bool]] = {
+    SIZE: lambda value: (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(map(_is_count, value))
+        and value[0] * value[1] <= MAX_PIXELS
+    ),
+    "a name": lambda value: isinstance(value, str),
+    "an integer": lambda value: _is_count(value),  # its range is checked where it is used
+    "true or false": lambda value: isinstance(value, bool),
+    "a finite number": lambda value: _is_number(value),
+    "a mapping of options": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+}
+TYPES = {
+    "size": SIZE,
+    "sampler": "a name",
+    "spacing": "a name",
+    "final_sigma": "a name",
+    "thresholding": "a name",
+    "noise": "a name",
+    "steps": "an integer",
+    "chunks": "an integer",
+    "clip_skip": "an integer",
+    "tile": "an integer",
+    "fixed_steps": "true or false",
+    "guidance": "a finite number",
+    "guidance_rescale": "a finite number",
+    "sampler_options": "a mapping of options",
+    "spacing_options": "a mapping of options",
+    "thresholding_options": "a mapping of options",
+}
+HAVE_OPTIONS = ("sampler", "spacing", "thresholding")  # settings that name a function, with a setting for its options
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to walk from noise to a picture of `size` (height, width).
+    """How to sample images of `size` (height, width).
 
-    `sampler_options`, `spacing_options` and `thresholding_options` are arguments of the functions so named.
-    A strength takes the last of the `steps`, or with `fixed_steps` as many, which are the finer.
-    Guidance acts while sigma/alpha lies in `guidance_interval`, and `guidance_rescale` is a share, see `rescaled`.
-    `clip_skip` leaves out the text encoder's last layers; a prompt may fill `chunks` times its context; with `tile`
-    pictures are decoded one at a time, in tiles of that many pixels. `noise` says whose numbers a seed means.
+    `sampler_options`, `spacing_options` and `thresholding_options` are keyword arguments of the chosen functions.
+    Sampling ends at the clean image, or with final_sigma="min" at the noise of the schedule's first time. With a
+    strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
+    steps, spaced more finely, over the same range of noise. Guidance applies while sigma/alpha is in
+    `guidance_interval`; `guidance_rescale` is a fraction, see `rescaled`. `clip_skip` omits the last layers of the text
+    encoder; a prompt may fill its context `chunks` times. `prompt_syntax` is "plain" or "a1111", which reads emphasis
+    and BREAK as AUTOMATIC1111's web UI does, in as many chunks as the longest prompt of the call needs. With `tile`,
+    images are decoded one at a time in tiles of that many pixels. `noise` selects the generator of seeds, see
+    `ldm.pipeline.seed_noise.GENERATORS`.
     """
 
     size: tuple[int, int]
@@ -27,6 +66,7 @@ class Settings:
     fixed_steps: bool = False
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     spacing_options: Mapping[str, Any] = field(default_factory=dict)
+    final_sigma: str = "zero"
     guidance: float = 2.0
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
@@ -34,31 +74,52 @@ class Settings:
     thresholding_options: Mapping[str, Any] = field(default_factory=dict)
     clip_skip: int = 0
     chunks: int = 1
+    prompt_syntax: str = "plain"
     tile: int = 0
     noise: str = "ldm"
 
-    def changed(self, changes: Mapping[str, Any]) -> "Settings":
-        """With those of the changes that are not None; another sampler, spacing or thresholding has its own options.
+    def __post_init__(self) -> None:
+        for name, expected in TYPES.items():
+            if not EXPECTED[expected](value := getattr(self, name)):
+                raise ValueError(f"{name} is {_shortened(value)}, but must be {expected}")
 
-        Raises TypeError for what is no setting.
+    def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
+        """Returns a copy with all overrides that are not None.
+
+        Another sampler, spacing or thresholding starts from its own default options. Raises TypeError for unknown
+        names.
         """
-        if unknown := changes.keys() - {one.name for one in fields(self)}:
-            raise TypeError(f"there is no setting {min(unknown)}; there are {', '.join(Changes.__annotations__)}")
-        given = {name: value for name, value in changes.items() if value is not None}
-        for name in OPTIONED:
+        if unknown := overrides.keys() - {setting.name for setting in fields(self)}:
+            known = ", ".join(SettingsOverrides.__annotations__)
+            raise TypeError(f"there is no setting {min(unknown)}; choose from {known}")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        for name in HAVE_OPTIONS:
             if given.get(name, getattr(self, name)) != getattr(self, name):
                 given.setdefault(f"{name}_options", {})
         return replace(self, **given)
 
-    def record(self, item: Item, strength: float | None) -> dict[str, Any]:
-        """All that decides a picture but for rounding, the model and the pictures it starts from, as plain data."""
-        own = {"prompt": plain(item.prompt), "negative": item.negative, "seed": plain(item.seed)}
-        drawn = asdict(self) | {"guidance": item.guidance, "size": list(self.size)}
-        return own | drawn | ({} if strength is None else {"strength": strength})
+    def record(self, request: ImageRequest, strength: float | None) -> dict[str, Any]:
+        """Returns as JSON data everything that determines an image up to rounding, except model and source images."""
+        own = {"prompt": as_json(request.prompt), "negative": request.negative, "seed": as_json(request.seed)}
+        shared = asdict(self) | {"guidance": request.guidance, "size": list(self.size)}
+        return own | shared | ({} if strength is None else {"strength": strength})
 
 
-class Changes(TypedDict, total=False):
-    """Settings of one call. Guidance is none of them, since it may differ from picture to picture."""
+def model_settings(model: Mapping[str, Any], source: object) -> Settings:
+    """Returns the default sampling settings in a model's file. Raises ValueError if they are invalid."""
+    sampling = model["sampling"]
+    if unknown := sampling.keys() - {setting.name for setting in fields(Settings) if setting.name != "size"}:
+        raise ValueError(
+            f"{source} says to sample with {min(unknown, key=str)}, which is no setting of this version of ldm"
+        )
+    try:
+        return Settings(size=tuple(model["size"]), **sampling)
+    except ValueError as error:
+        raise ValueError(f"{source} does not say how to sample from it: {error}") from error
+
+
+class SettingsOverrides(TypedDict, total=False):
+    """Settings of one call. Guidance is not among them, because it may differ from image to image."""
 
     size: tuple[int, int] | None
     sampler: str | None
@@ -67,24 +128,38 @@ class Changes(TypedDict, total=False):
     fixed_steps: bool | None
     sampler_options: Mapping[str, Any] | None
     spacing_options: Mapping[str, Any] | None
+    final_sigma: str | None
     guidance_interval: tuple[float, float] | None
     guidance_rescale: float | None
     thresholding: str | None
     thresholding_options: Mapping[str, Any] | None
     clip_skip: int | None
     chunks: int | None
+    prompt_syntax: str | None
     tile: int | None
     noise: str | None
 
 
-def batch_record(batch: Sequence[Item], position: int) -> dict[str, Any]:
-    """The batch decides a picture's every bit: in another one convolutions round differently."""
-    varied = {name: [getattr(one, name) for one in batch] for name in ("negative", "guidance")}
+def batch_record(batch: Sequence[ImageRequest], position: int) -> dict[str, Any]:
+    """Records the batch of an image, which fixes its exact bits: convolutions round differently in another batch."""
+    varied = {name: [getattr(request, name) for request in batch] for name in ("negative", "guidance")}
     varied = {name: values for name, values in varied.items() if len(set(values)) > 1}
-    each = {"prompts": [plain(one.prompt) for one in batch], "seeds": [plain(one.seed) for one in batch]}
-    return {"batch": each | {"position": position} | varied}
+    prompts, seeds = ([as_json(getattr(request, name)) for request in batch] for name in ("prompt", "seed"))
+    return {"batch": {"prompts": prompts, "seeds": seeds, "position": position} | varied}
 
 
-def plain(value: object) -> Any:
-    """As JSON can hold it."""
+def as_json(value: object) -> Any:
+    """Returns `value` in a form that JSON can represent."""
     return asdict(value) if isinstance(value, Between) else value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_COUNT
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+
+
+def _shortened(value: object, most: int = 60) -> str:
+    return repr(value) if len(repr(value)) <= most else repr(value)[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Looking into a resolved config: nested dictionaries and lists that name classes by `_target_`."""
+"""Searches a resolved config (nested dictionaries and lists with `_target_` keys) and builds its networks."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -8,7 +8,7 @@ import torch
 
 
 def find(node: Any, key: str) -> Any:
-    """The first value under `key` in nested dictionaries and lists, or None."""
+    """Returns the first value under `key` in nested dictionaries and lists, or None."""
     if isinstance(node, dict) and key in node:
         return node[key]
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
@@ -16,7 +16,7 @@ def find(node: Any, key: str) -> Any:
 
 
 def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in nested dictionaries and lists."""
+    """Yields every `_target_` in nested dictionaries and lists."""
     if isinstance(node, dict) and "_target_" in node:
         yield node["_target_"]
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -24,19 +24,19 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def build(node: Any, notes: list[str]) -> Any:
-    """The network of a config node, on the meta device; an argument made of no network keeps its default."""
+    """Builds a network on the meta device; omits arguments that are objects other than networks."""
     if not isinstance(node, dict) or "_target_" not in node:
         return node
     arguments = {}
     for key, value in node.items():
-        if isinstance(value, dict) and not value.get("_target_", "").startswith("ldm.nn."):
-            notes.append(f"{key} is left to its default, because {value.get('_target_')} could need data")
+        if isinstance(value, dict) and not value.get("_target_", "ldm.nn.").startswith("ldm.nn."):
+            notes.append(f"{key} keeps its default, because {value['_target_']} may need data")
         elif key != "_target_":
             arguments[key] = build(value, notes)
     with torch.device("meta"):
-        return named(node["_target_"])(**arguments)
+        return import_target(node["_target_"])(**arguments)
 
 
-def named(target: str) -> Any:
+def import_target(target: str) -> Any:
     module, _, name = target.rpartition(".")
     return getattr(import_module(module), name)

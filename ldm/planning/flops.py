@@ -1,4 +1,4 @@
-"""What a pass through a network costs, counted on the meta device, where tensors have shapes and no data."""
+"""Counts the FLOPs and saved activations of a network on the meta device, where tensors have shapes but no data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ Forward = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations (a multiply-add is two) and bytes kept for the backward pass at its peak."""
+    """FLOPs (a multiply-add counts as two) and peak bytes saved for the backward pass."""
 
     forward: int
     backward: int
     saved: int
 
 
-class AsOnGPU(TorchFunctionMode):
-    """Attention that keeps no n x n matrix and, where `low` is given, CUDA's autocast to it."""
+class GPUEmulation(TorchFunctionMode):
+    """Emulates flash attention, which saves no (n, n) matrix, and, if `low` is given, CUDA's autocast to it."""
 
     lowered = (F.linear, F.conv2d, F.scaled_dot_product_attention)
     raised = (F.layer_norm, F.group_norm)
@@ -49,52 +49,52 @@ class AsOnGPU(TorchFunctionMode):
 
 
 def measure(forward: Forward, low: torch.dtype | None = None, grad: bool = True, backward: bool = True) -> Cost:
-    """Of `forward` on meta tensors, autocast to `low`, and with `grad` of the backward pass of its sum.
+    """Measures `forward` on meta tensors, autocast to `low`, and, with `grad`, the backward pass of its sum.
 
-    backward=False leaves the backward pass out, but counts what is kept for it.
+    backward=False skips the backward pass, but counts the bytes saved for it.
     """
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor  # which keeps the address from being used again
+            saved[tensor.untyped_storage()._cdata] = tensor  # a reference, so that the address is not reused
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with AsOnGPU(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
+        with GPUEmulation(low), torch.set_grad_enabled(grad), saved_tensors_hooks(keep, lambda tensor: tensor):
             out = forward()
         flops = counter.get_total_flops()
-        if grad and backward:
+        if backward and out.requires_grad:  # false if neither the block nor anything before it is trained
             out.float().sum().backward()
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     return Cost(flops, counter.get_total_flops() - flops, kept)
 
 
 def measure_training(network: nn.Module, forward: Forward, low: torch.dtype | None = None) -> Cost:
-    """`measure`, with gradient checkpointing where the network is set to it.
+    """Like `measure`, with gradient checkpointing if the network enables it.
 
-    Its repeated blocks then keep only their inputs, and each is recomputed, by itself, in the backward pass.
+    The repeated blocks then save only their inputs, and each is recomputed, one at a time, in the backward pass.
     """
     if not isinstance(network, Backbone) or not network.checkpointing:
         return measure(forward, low)
     kept = measure(forward, low, backward=False).saved
-    blocks = [measure(call, low) for call in calls_of_blocks(network, forward, low)]
+    blocks = [measure(call, low, backward=False) for call in block_calls(network, forward, low)]
     network.checkpointing = False
     plain = measure(forward, low)
     network.checkpointing = True
-    again = sum(block.forward for block in blocks)
-    return Cost(plain.forward, plain.backward + again, kept + max(block.saved for block in blocks))
+    recomputed = sum(block.forward for block in blocks)
+    return Cost(plain.forward, plain.backward + recomputed, kept + max(block.saved for block in blocks))
 
 
-def calls_of_blocks(backbone: Backbone, forward: Forward, low: torch.dtype | None) -> list[Forward]:
-    """The forward pass of each repeated block by itself, with the inputs that it gets in `forward`."""
+def block_calls(backbone: Backbone, forward: Forward, low: torch.dtype | None) -> list[Forward]:
+    """Returns the forward pass of each repeated block, with the inputs that it receives in `forward`."""
     calls: list[Forward] = []
 
     def record(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.append(partial(block.forward, *inputs))
+        calls.append(partial(block.forward, *(x.detach().requires_grad_(x.requires_grad) for x in inputs)))
 
     hooks = [block.register_forward_pre_hook(record) for block in backbone.repeated_blocks()]
-    measure(forward, low, grad=False)
+    measure(forward, low, backward=False)  # with gradients, which only some inputs require if weights are frozen
     for hook in hooks:
         hook.remove()
     return calls

@@ -1,4 +1,4 @@
-"""The networks of a training on the meta device, with inputs of the size that its config asks for."""
+"""Builds the networks of a training run on the meta device, with inputs of the configured size."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,24 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.adapters.adapter import Adapter
+from ldm.adapters.text import train_all
 from ldm.conditioning import Conditioning
 from ldm.nn.backbone import Backbone, check_size, trainable
 from ldm.nn.clip import CLIP, TextTower
 from ldm.nn.inpainting import INPAINTING
+from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import build, find, targets
 from ldm.planning.flops import Forward
 from ldm.planning.numbers import amount
-from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute
-from ldm.weights.find import find as find_weights
+from ldm.planning.settings import AUTOCAST, ONE_DTYPE, compute_dtype
+from ldm.weights.contents import open_contents
 from ldm.weights.native import build as build_network
 
-LATENTS = ("ldm.data.latents.in_memory.InMemory", "ldm.data.latents.cache.CachedLatents")  # data sets of moments
+LATENTS = ("ldm.data.latents.in_memory.InMemory", "ldm.data.latents.cache.CachedLatents")  # datasets of latent moments
 
 
 @dataclass(frozen=True)
-class Part:
-    """A network on the meta device and its forward pass on one batch; None where a step does not call it."""
+class PlannedNetwork:
+    """A network on the meta device and its forward pass on one batch, or None if a training step does not call it."""
 
     name: str
     network: nn.Module
@@ -32,8 +36,8 @@ class Part:
     note: str
 
 
-def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
-    """The trained network, then the frozen ones, with inputs as configured; and what to know of them."""
+def plan_networks(config: dict[str, Any]) -> tuple[list[PlannedNetwork], list[str]]:
+    """Returns the trained network followed by the frozen ones, with the configured inputs, and notes about them."""
     training, precision = config["training"], config["trainer"]["precision"]
     notes: list[str] = []
     if precision not in ONE_DTYPE | AUTOCAST:
@@ -43,62 +47,74 @@ def parts_of(config: dict[str, Any]) -> tuple[list[Part], list[str]]:
     name = next(name for name in ("backbone", "vae", "clip") if name in training)
     network = build(training[name], notes).to("meta", dtype)
     if isinstance(network, Backbone):
-        if config.get("adapter"):
-            build(config["adapter"], notes).adapt(network)
-        return diffusion_parts(config, network, compute(config), notes), notes
+        adapter = build(config["adapter"], notes) if config.get("adapter") else None
+        if adapter is not None:
+            adapter.adapt(network)
+        return diffusion_networks(config, network, adapter, compute_dtype(config), notes), notes
     if isinstance(network, CLIP):
-        return [clip_part(config, network, dtype)], notes
+        return [clip_network(config, network, dtype)], notes
     if isinstance(network, VAE):
-        return [autoencoder_part(config, network, dtype)], notes
-    raise ValueError(f"model is a {type(network).__name__}, which is no Backbone, autoencoder or CLIP to plan")
+        return [autoencoder_network(config, network, dtype)], notes
+    raise ValueError(f"model is a {type(network).__name__}, but only a Backbone, a VAE or a CLIP can be planned")
 
 
-def clip_part(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> Part:
+def clip_network(config: dict[str, Any], clip: CLIP, dtype: torch.dtype) -> PlannedNetwork:
     shape = config["data"]["batch_size"], config["training"]["tokenizer"]["context"]
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
-    images = pictures(config, (clip.image.size, clip.image.size), dtype)
-    return Part("CLIP", clip, partial(clip, tokens, images), "trained")
+    images = image_batch(config, (clip.image.size, clip.image.size), dtype)
+    return PlannedNetwork("CLIP", clip, partial(clip, tokens, images), "trained")
 
 
-def autoencoder_part(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> Part:
+def autoencoder_network(config: dict[str, Any], vae: VAE, dtype: torch.dtype) -> PlannedNetwork:
     side = find(config["data"], "size")
     if side is None:
-        raise ValueError("data names no size of pictures to plan with; add +data.size=64, or whatever it is")
-    images = pictures(config, (side, side) if isinstance(side, int) else side, dtype)
+        raise ValueError("data sets no image size to plan with; add it, as in +data.size=64")
+    images = image_batch(config, (side, side) if isinstance(side, int) else side, dtype)
     channels_last(vae)
-    return Part("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
+    return PlannedNetwork("autoencoder", vae, lambda: vae.decode(vae.encode(images)), "trained")
 
 
-def diffusion_parts(config: dict[str, Any], backbone: Backbone, dtype: torch.dtype, notes: list[str]) -> list[Part]:
-    """The denoising network, and of its frozen companions those whose architecture is known."""
+def diffusion_networks(
+    config: dict[str, Any], backbone: Backbone, adapter: Adapter | None, dtype: torch.dtype, notes: list[str]
+) -> list[PlannedNetwork]:
+    """Returns the denoising network and those of its frozen networks whose architecture is known."""
     training, batch = config["training"], config["data"]["batch_size"]
     height, width = training["size"]
-    vae = frozen(training["first_stage"], "first stage", "vae", notes)
-    text = frozen(training["text_encoder"], "text encoder", "text_tower", notes)
+    vae = frozen_network(training["first_stage"], "first stage", "vae", notes)
+    text = frozen_network(training["text_encoder"], "text encoder", "text_tower", notes)
     factor, n = vae.factor if isinstance(vae, VAE) else 8, text.context if isinstance(text, TextTower) else 77
     if vae is None:
-        notes.append("latents are taken to be an eighth the size of pictures")
+        notes.append("latents are assumed to be 8 times smaller than images, per side")
     check_size(backbone, factor, (height, width), "training.size")
     shape = batch, backbone.latent_channels, height // factor, width // factor
     with torch.device("meta"):
         x, time = torch.empty(shape, dtype=dtype), torch.empty(batch)
         tokens = torch.empty(batch, n, dtype=torch.int64)
     x = x.contiguous(memory_format=torch.channels_last)
-    forward = partial(backbone, x, time, inputs_of(backbone, x, n))
-    parts = [Part(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
+    conditioning = conditioning_of(backbone, x, n)
+    if isinstance(text, TextTower) and trains_text(config):
+        encoder = TextEncoder([text], [Tokenizer(context=text.context)])
+        if text.known is not None:
+            text.known = torch.tensor(text.config["token_ids"])  # buffers have no values on the meta device
+        (train_all if adapter is None else adapter.adapt_text)(encoder)
+        text.to("meta")
+        conditioning.get("text").requires_grad_()
+    forward = partial(backbone, x, time, conditioning)
+    networks = [PlannedNetwork(backbone.kind, channels_last(backbone), forward, trained_share(backbone))]
     if isinstance(vae, VAE):
         cached = any(target in LATENTS for target in targets(config["data"]["module"]["train"]))
-        encode = None if cached else partial(vae.moments, pictures(config, (height, width), torch.float32))
+        encode = None if cached else partial(vae.moments, image_batch(config, (height, width), torch.float32))
         note = "frozen; not called in a step, because data holds latents" if cached else "frozen"
-        parts.append(Part("first stage", vae, encode, note))
+        networks.append(PlannedNetwork("first stage", vae, encode, note))
     if isinstance(text, TextTower):
-        note = "frozen; not called in a step, because data holds its states" if has_states(config) else "frozen"
-        parts.append(Part("text encoder", text, None if has_states(config) else partial(text, tokens), note))
-    return parts
+        cached = has_text_states(config)
+        note = "frozen; not called in a step, because data holds its outputs" if cached else trained_share(text)
+        networks.append(PlannedNetwork("text encoder", text, None if cached else partial(text, tokens), note))
+    return networks
 
 
-def inputs_of(backbone: Backbone, x: Tensor, tokens: int) -> Conditioning:
-    """The conditioning that a network reads beside the latents x, on the meta device."""
+def conditioning_of(backbone: Backbone, x: Tensor, tokens: int) -> Conditioning:
+    """Returns the conditioning that a network reads for the latents x, on the meta device."""
     given: dict[str, Tensor] = {}
     for name, width in backbone.reads.items():
         shape = {"text": (tokens, width), INPAINTING: (width, *x.shape[2:]), "labels": ()}.get(name, (width,))
@@ -107,35 +123,43 @@ def inputs_of(backbone: Backbone, x: Tensor, tokens: int) -> Conditioning:
     return Conditioning(**given, hints=hints)
 
 
-def trained_share(backbone: Backbone) -> str:
-    """How much of the network is trained, for people."""
-    trained = sum(weight.numel() for weight in trainable(backbone).values())
-    total = sum(weight.numel() for weight in backbone.parameters())
+def trained_share(network: nn.Module) -> str:
+    """Returns a human-readable note on how many weights are trained."""
+    trained = sum(weight.numel() for weight in trainable(network).values())
+    total = sum(weight.numel() for weight in network.parameters())
+    if not trained:
+        return "frozen"
     return "trained" if trained == total else f"{amount(trained)} of them trained"
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """`network` itself, laid out as in training."""
+    """Converts the network in place to the memory format of training."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def pictures(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A batch (b, 3, h, w) on the meta device."""
+def image_batch(config: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns a batch (b, 3, h, w) on the meta device."""
     shape = config["data"]["batch_size"], 3, *size
     return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
 
 
-def has_states(config: dict[str, Any]) -> bool:
-    """Whether the data holds what the text encoder says of captions."""
-    return find(config["data"]["module"]["train"], "text_encoder") is not None
+def has_text_states(config: dict[str, Any]) -> bool:
+    """Returns whether the data contains text states, the outputs of the text encoder."""
+    return not trains_text(config) and find(config["data"]["module"]["train"], "text_encoder") is not None
 
 
-def frozen(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
-    """The network its weights file describes, else the node's `config`; None with a note if neither."""
+def trains_text(config: dict[str, Any]) -> bool:
+    """Returns whether the text encoder is trained, by a separate learning rate or the vectors of a new token."""
+    inversion = "ldm.adapters.text.TextualInversion" in targets(config.get("adapter"))
+    return inversion or config["training"].get("text_encoder_lr") is not None
+
+
+def frozen_network(node: dict[str, Any], name: str, kind: str, notes: list[str]) -> nn.Module | None:
+    """Builds the network described by its weights file or else the node's `config`; without either, None and a note."""
     try:
         if not node["weights"]:
             raise FileNotFoundError("its weights are not given")
-        network = find_weights(node["weights"]).network(kind).build()
+        network = open_contents(node["weights"]).network(kind).build()
     except (FileNotFoundError, ValueError) as error:
         if "config" not in node:
             notes.append(f"the {name} is not counted: {error}")

@@ -1,4 +1,4 @@
-"""Numbers and rows as a plan prints them."""
+"""Formats the numbers and rows of a plan."""
 
 
 def row(name: str, value: str, note: str = "") -> str:
@@ -6,7 +6,7 @@ def row(name: str, value: str, note: str = "") -> str:
 
 
 def amount(value: float, base: int = 1000, unit: str = "") -> str:
-    """Four digits and a prefix: 859.5 M, or with base 1024 and unit B 13.94 GiB."""
+    """Formats four digits and a prefix, as in 859.5 M, or 13.94 GiB with base 1024 and unit B."""
     exponent = 0
     while value >= base and exponent < 6:
         value, exponent = value / base, exponent + 1

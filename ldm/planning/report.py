@@ -1,15 +1,15 @@
-"""The cost of a run, counted on the meta device: no data and no weights are read, and nothing is trained."""
+"""Reports the cost of a training run, computed on the meta device without data, weights or training."""
 
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ldm.nn.backbone import Backbone
+from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.flops import Cost, measure, measure_training
 from ldm.planning.memory import memory
-from ldm.planning.networks import Part, has_states, parts_of
+from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
 from ldm.planning.numbers import amount, count, row
-from ldm.planning.settings import AUTOCAST, compute, count_gpus, is_sharded, precision_of
+from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, precision_of
 
 # Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
 GPUS = (
@@ -20,9 +20,9 @@ GPUS = (
     ("L4", 24, 121.0),
     ("RTX 4090", 24, 165.2),
 )
-UTILISATION = 0.4  # of the peak, assumed
-ROOM = 0.9  # of a GPU's memory, the rest being for CUDA, workspaces and fragmentation
-CAPTION = 100  # bytes, assumed
+UTILIZATION = 0.4  # assumed fraction of the peak
+USABLE = 0.9  # fraction of a GPU's memory; the rest is for CUDA, workspaces and fragmentation
+CAPTION_BYTES = 100  # assumed
 
 
 def print_plan(config: dict[str, Any]) -> None:
@@ -32,73 +32,74 @@ def print_plan(config: dict[str, Any]) -> None:
 
 
 def plan(config: dict[str, Any]) -> Iterator[str]:
-    """The lines that `print_plan` prints."""
+    """Yields the lines that `print_plan` prints."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
-    parts, notes = parts_of(config)
-    trained, others = parts[0], [part.network for part in parts[1:]]
+    networks, notes = plan_networks(config)
+    trained, others = networks[0], [planned.network for planned in networks[1:]]
     low, gpus, sharded = AUTOCAST.get(trainer["precision"]), count_gpus(trainer), is_sharded(trainer)
     held, other = (memory(config, trained.network, others, gpus, fsdp) for fsdp in (sharded, not sharded))
-    trained.network.to(compute(config))  # which the weights are cast to as they are gathered
+    trained.network.to(compute_dtype(config))  # the dtype of gathered weights
     costs = {
-        part.name: measure_training(part.network, part.forward, low)
-        if part is trained
-        else measure(part.forward, low, grad=False)
-        for part in parts
-        if part.forward
+        planned.name: measure_training(planned.network, planned.forward, low)
+        if planned is trained or trainable(planned.network)
+        else measure(planned.forward, low, grad=False)
+        for planned in networks
+        if planned.forward
     }
-    held["activations"] = other["activations"] = costs[trained.name].saved
+    held["activations"] = other["activations"] = sum(cost.saved for cost in costs.values())
     need = sum(held.values())
     images = config["data"]["global_batch"] or batch * gpus
     flops = sum(cost.forward + cost.backward for cost in costs.values()) * images // batch
 
     yield "parameters"
-    for part in parts:
-        yield row(part.name, amount(sum(p.numel() for p in part.network.parameters())), part.note)
-    yield f"FLOPs, a batch of {batch} on one GPU"
-    yield from operations(costs)
-    each = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
-    yield row("a step", amount(flops), each)
+    for planned in networks:
+        yield row(planned.name, amount(sum(p.numel() for p in planned.network.parameters())), planned.note)
+    yield f"FLOPs for a batch of {batch} on one GPU"
+    yield from flop_rows(costs)
+    images_note = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
+    yield row("a step", amount(flops), images_note)
     names = ("ddp", "fsdp") if not sharded else ("fsdp", "ddp")
-    yield f"memory a GPU (strategy {names[0]}, precision {precision_of(config)}, batch {batch})"
+    yield f"memory per GPU (strategy {names[0]}, precision {precision_of(config)}, batch {batch})"
     for name, size in (held | {"all": need}).items():
         yield row(name, amount(size, 1024, "B"))
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
-    yield "  as if all were there at once; without workspaces, and without what torch.compile saves"
-    yield from cache(trained, has_states(config))
-    yield from hours(config, flops, need, held["activations"] / batch, gpus)
+    yield "  assumes that all of it is held at once; excludes workspaces and savings by torch.compile"
+    yield from cache_rows(trained, has_text_states(config))
+    yield from time_rows(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
 
 
-def operations(costs: dict[str, Cost]) -> Iterator[str]:
+def flop_rows(costs: dict[str, Cost]) -> Iterator[str]:
     for name, cost in costs.items():
         yield row(f"{name}, forward", amount(cost.forward))
         if cost.backward:
             yield row(f"{name}, backward", amount(cost.backward))
 
 
-def cache(trained: Part, states: bool) -> Iterator[str]:
-    """What `ldm encode` would write a sample: moments in half precision, and a caption, perhaps with its states."""
+def cache_rows(trained: PlannedNetwork, states: bool) -> Iterator[str]:
+    """Yields the size per sample written by `ldm encode`: moments in float16, a caption, and text states if any."""
     if isinstance(trained.network, Backbone) and isinstance(trained.forward, partial):
         z, height, width = trained.forward.args[0].shape[1:]
-        _, tokens, width_of_states = trained.forward.args[2].get("text").shape
-        held = 2 * (2 * z * height * width) + CAPTION + states * 2 * tokens * width_of_states
-        told = f", with states {tokens}x{width_of_states} in float16" if states else ""
-        yield f"cache (moments {2 * z}x{height}x{width} in float16; {CAPTION} bytes of caption{told}, assumed)"
-        yield row("a sample", amount(held, 1024, "B"))
-        yield row("a million", amount(held * 10**6, 1024, "B"))
+        _, tokens, text_width = trained.forward.args[2].get("text").shape
+        sample_bytes = 2 * (2 * z * height * width) + CAPTION_BYTES + states * 2 * tokens * text_width
+        states_note = f", with text states {tokens}x{text_width} in float16" if states else ""
+        moments = f"moments {2 * z}x{height}x{width} in float16"
+        yield f"cache ({moments}; {CAPTION_BYTES} bytes of caption{states_note}, assumed)"
+        yield row("a sample", amount(sample_bytes, 1024, "B"))
+        yield row("a million", amount(sample_bytes * 10**6, 1024, "B"))
 
 
-def hours(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
-    """Time for all steps on each of `GPUS`, and up to which batch size memory is enough; an image adds `image`."""
+def time_rows(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
+    """Yields the time of all steps and the largest batch size for each of `GPUS`; an image adds `image` bytes."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
-    steps, single = trainer["max_steps"], precision_of(config).startswith("32")
-    yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILISATION:.0%} (assumed) of the dense peak"
-    for name, held, peak in GPUS:
-        peak = peak / 2 if single else peak  # TF32
-        duration = flops * steps / (gpus * peak * 1e12 * UTILISATION) / 3600
-        most = int((ROOM * held * 2**30 - need) / image + batch)  # images of a batch
-        fits = f"fits a batch up to {most}" if most > 0 else f"does not fit in {ROOM:.0%} of {held} GiB"
-        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if single else 'bf16'}, {fits}")
+    steps, float32 = trainer["max_steps"], precision_of(config).startswith("32")
+    yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILIZATION:.0%} (assumed) of the dense peak"
+    for name, gib, peak in GPUS:
+        peak = peak / 2 if float32 else peak  # TF32
+        duration = flops * steps / (gpus * peak * 1e12 * UTILIZATION) / 3600
+        largest = int((USABLE * gib * 2**30 - need) / image + batch)
+        fits = f"fits a batch of up to {largest}" if largest > 0 else f"does not fit in {USABLE:.0%} of {gib} GiB"
+        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if float32 else 'bf16'}, {fits}")
     if trainer["devices"] in ("auto", "-1", -1):
-        yield "trainer.devices=auto counts as one GPU a node: set trainer.devices=N for N"
+        yield "trainer.devices=auto counts as one GPU per node; set trainer.devices=N for N GPUs"

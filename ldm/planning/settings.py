@@ -1,4 +1,4 @@
-"""The precision, strategy and number of GPUs that a resolved config asks for."""
+"""Reads the precision, strategy and number of GPUs from a resolved config."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ def is_sharded(trainer: dict[str, Any]) -> bool:
     return any("ModelParallel" in target for target in targets(trainer["strategy"]))
 
 
-def compute(config: dict[str, Any]) -> torch.dtype:
-    """What the trained network's weights are when it is called."""
-    named = config["training"].get("compute")
-    return getattr(torch, named) if named else ONE_DTYPE.get(config["trainer"]["precision"], torch.float32)
+def compute_dtype(config: dict[str, Any]) -> torch.dtype:
+    """Returns the dtype of the trained network's weights in the forward pass."""
+    name = config["training"].get("compute")
+    return getattr(torch, name) if name else ONE_DTYPE.get(config["trainer"]["precision"], torch.float32)
 
 
 def precision_of(config: dict[str, Any]) -> str:
-    named = config["training"].get("compute")
-    return f"{named} from float32 weights" if named else config["trainer"]["precision"]
+    name = config["training"].get("compute")
+    return f"{name} from float32 weights" if name else config["trainer"]["precision"]
 
 
 def count_gpus(trainer: dict[str, Any]) -> int:
-    """How many GPUs the Trainer's arguments ask for; as many as it finds (auto) counts as one a node."""
+    """Returns the number of GPUs in the Trainer's arguments; devices=auto or -1 counts as one per node."""
     devices = trainer["devices"]
     if isinstance(devices, list):
         return len(devices) * trainer["num_nodes"]

@@ -1,4 +1,4 @@
-"""The plots of a comparison, each a function of it; small enough in inches to be read on a phone."""
+"""Plots of a comparison, sized to be readable on a phone."""
 
 import io
 import math
@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ldm.metrics.provenance import incomparable
-from ldm.report.comparison import Comparison, Metric
+from ldm.report.comparison import Comparison
 from ldm.report.groups import Group, label_of
+from ldm.report.metric import Metric
 from ldm.report.runs import Curve, Run
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
-ROOM = 6  # names that fit among the curves
-OBJECTIVE = ("schedule", "prediction", "weighting", "times", "training")  # what makes losses other quantities
+ROOM = 6  # legend entries that fit inside the axes
+OBJECTIVE = ("schedule", "prediction", "weighting", "times", "training")  # settings that define the loss
 FORMATS = ("svg", "pdf")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """`name` is that of its file."""
+    """A figure; `name` is that of its file, without the extension."""
 
     name: str
     title: str
@@ -39,18 +40,18 @@ class Plot:
 
 
 def plots(comparison: Comparison) -> list[Plot]:
-    """Those that the runs have data for. Raises ValueError where matplotlib is not installed."""
-    found = [_by_noise(comparison)]
-    found += [_curve(comparison, name, over) for name in _scalars(comparison) for over in ("images", "minutes")]
+    """Returns the plots that the runs have data for. Raises ValueError if matplotlib is not installed."""
+    candidates = [_by_noise(comparison)]
+    candidates += [_curve(comparison, name, over) for name in _scalars(comparison) for over in ("images", "minutes")]
     headline = next((metric for metric in comparison.metrics if metric.headline), None)
     if headline is not None:
-        found += paretos(comparison, headline)
-    return [plot for plot in found if plot is not None]
+        candidates += paretos(comparison, headline)
+    return [plot for plot in candidates if plot is not None]
 
 
-def drawn(made: Sequence[Plot], prefix: str = "") -> dict[str, bytes]:
-    """Each as SVG and PDF, by the name of its file."""
-    return {f"{prefix}{plot.name}.{form}": _bytes(plot, form) for plot in made for form in FORMATS}
+def rendered(figures: Sequence[Plot], prefix: str = "") -> dict[str, bytes]:
+    """Renders each plot as SVG and PDF; returns the contents by file name."""
+    return {f"{prefix}{plot.name}.{form}": _bytes(plot, form) for plot in figures for form in FORMATS}
 
 
 def _bytes(plot: Plot, form: str) -> bytes:
@@ -78,7 +79,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _legend(axes: "Axes") -> None:
-    """Among the curves, or below them where it would hide them; none for one name."""
+    """Adds a legend inside the axes, or below them if it is long; none for a single entry."""
     shown = len(axes.get_legend_handles_labels()[1])
     if 1 < shown <= ROOM:
         axes.legend(fontsize=7.5, frameon=False, loc="best")
@@ -89,8 +90,8 @@ def _legend(axes: "Axes") -> None:
 
 
 def _by_noise(comparison: Comparison) -> Plot | None:
-    """The mean over seeds of the error at each log-SNR, and the seeds' range."""
-    figure, axes = _axes("log-SNR (noise ← → signal)", "squared error of x0")
+    """Plots the mean over seeds of the error at each log-SNR, and the range of the seeds."""
+    figure, axes = _axes("log-SNR (noise ← → signal)", "mean squared error of x0")
     runs = [run for group in comparison.groups for run in group.runs if run.by_noise]
     if not runs:
         return None
@@ -107,7 +108,7 @@ def _by_noise(comparison: Comparison) -> Plot | None:
             axes.fill_between(levels, low, high, alpha=0.15, color=COLORS[index % len(COLORS)], linewidth=0)
     axes.set_yscale("log")
     _legend(axes)
-    note = "Same pictures and same noise for every run, so the curves differ by the models alone; bands span the seeds."
+    note = "All runs use the same images and the same noise, so only the models differ; bands span the seeds."
     note += f" {len(runs) - len(fits)} run(s) measured on other data or levels are left out." if runs != fits else ""
     return Plot("error_by_noise", "Error by noise level", note, figure)
 
@@ -118,15 +119,15 @@ def _name(group: Group) -> str:
 
 
 def _scalars(comparison: Comparison) -> list[str]:
-    """Validation first, then the training loss; not the parts of a loss (val/SET/loss_by_log_snr/RANGE)."""
+    """Returns validation scalars, then the training loss, without a loss's parts (val/SET/loss_by_log_snr/RANGE)."""
     names = dict.fromkeys(name for group in comparison.groups for run in group.runs for name in run.scalars)
     validation = sorted(name for name in names if name.startswith("val/") and name.count("/") == 2)
     return [*validation, *(name for name in names if name == "train/loss")]
 
 
 def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:
-    """A thin line for each run, smoothed where it is noisy."""
-    label = "training images seen" if over == "images" else "minutes of training"
+    """Plots a scalar with one line per run; training scalars are smoothed."""
+    label = "training images seen" if over == "images" else "training time in minutes"
     figure, axes = _axes(label, scalar)
     shown = 0
     for index, group in enumerate(comparison.groups):
@@ -143,9 +144,9 @@ def _curve(comparison: Comparison, scalar: str, over: str) -> Plot | None:
     if not shown:
         return None
     _legend(axes)
-    note = "One line a run."
+    note = "One line per run."
     if any(d.key.startswith(OBJECTIVE) for d in comparison.differences):
-        note += " The groups' objectives differ, so heights of losses are not comparable, only their course."
+        note += " The objectives differ, so only the shapes of their loss curves are comparable, not the values."
     if scalar == "train/loss":
         note += " Smoothed."
     name = f"{scalar.replace('/', '_')}_by_{over}"
@@ -161,7 +162,7 @@ def _line(run: Run, scalar: str, over: str) -> tuple[list[float], list[float]] |
 
 
 def _smooth(curve: Curve) -> list[float]:
-    """An average over about a tenth of the curve, exponential and without a bias towards its start."""
+    """Returns the bias-corrected exponential moving average over about a tenth of the curve."""
     keep, total, weight, values = 1 - 10 / max(20, len(curve.values)), 0.0, 0.0, []
     for value in curve.values:
         total, weight = keep * total + (1 - keep) * value, keep * weight + 1 - keep
@@ -169,28 +170,28 @@ def _smooth(curve: Curve) -> list[float]:
     return values
 
 
-def _seconds_a_picture(run: Run) -> float | None:
+def _seconds_per_image(run: Run) -> float | None:
     count = (run.provenance.get("prompts") or {}).get("count")
     return run.metrics["sampling_seconds"] / count if count and "sampling_seconds" in run.metrics else None
 
 
 COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
-    ("seconds", "seconds a picture", _seconds_a_picture),
-    ("nfe", "network calls a picture (NFE)", lambda run: run.metrics.get("nfe") or None),
-    ("training", "minutes of training", lambda run: run.metrics.get("training_seconds", 0) / 60 or None),
+    ("seconds", "seconds per image", _seconds_per_image),
+    ("nfe", "network calls per image (NFE)", lambda run: run.metrics.get("nfe") or None),
+    ("training", "training time in minutes", lambda run: run.metrics.get("training_seconds", 0) / 60 or None),
 )
 
 
 def paretos(comparison: Comparison, metric: Metric) -> list[Plot]:
-    """Quality against each cost that is known of two runs or more."""
-    found = [_pareto(comparison, metric, *axis) for axis in COSTS]
-    return [plot for plot in found if plot is not None]
+    """Plots quality against each cost that at least two runs have."""
+    candidates = [_pareto(comparison, metric, *axis) for axis in COSTS]
+    return [plot for plot in candidates if plot is not None]
 
 
 def _pareto(
     comparison: Comparison, metric: Metric, name: str, label: str, cost: Callable[[Run], float | None]
 ) -> Plot | None:
-    """Quality against what it costs: means, and faintly each run; a line joins those that none beats in both."""
+    """Plots quality against cost: group means, single runs as small dots, and the Pareto front as a broad line."""
     figure, axes = _axes(label, f"{metric.title}, %" if metric.percent else metric.title)
     scale = 100 if metric.percent else 1
     means: list[tuple[float, float]] = []
@@ -199,24 +200,24 @@ def _pareto(
         values = [
             [(c, scale * r.metrics[metric.key]) for r in _measured(group, metric) if (c := cost(r))] for group in groups
         ]
-        if not (runs := [point for found in values for point in found]):
+        if not (runs := [point for points in values for point in points]):
             continue
         color, marker = COLORS[shown % len(COLORS)], MARKERS[shown % len(MARKERS)]
-        middles = sorted((fmean(c for c, _ in found), fmean(v for _, v in found)) for found in values if found)
-        axes.plot(*zip(*middles, strict=True), lw=1, color=color, marker=marker, ms=5, label=title)
-        if len(runs) > len(middles):
+        centers = sorted((fmean(c for c, _ in points), fmean(v for _, v in points)) for points in values if points)
+        axes.plot(*zip(*centers, strict=True), lw=1, color=color, marker=marker, ms=5, label=title)
+        if len(runs) > len(centers):
             axes.scatter([c for c, _ in runs], [v for _, v in runs], s=9, color=color, alpha=0.4, linewidths=0)
-        means, shown, count = means + middles, shown + 1, count + len(runs)
+        means, shown, count = means + centers, shown + 1, count + len(runs)
     if count < 2:
         return None
     costs = [cost for cost, _ in means]
     if max(costs) > 5 * min(costs):
         axes.set_xscale("log")
-    unbeaten = front(means, metric.better)
-    axes.plot(*zip(*unbeaten, strict=True), lw=6, color="#888888", alpha=0.3, zorder=0, solid_capstyle="round")
+    pareto = front(means, metric.better)
+    axes.plot(*zip(*pareto, strict=True), lw=6, color="#888888", alpha=0.3, zorder=0, solid_capstyle="round")
     _legend(axes)
-    left_out = sum(map(bool, comparison.remarks[metric.key]))
-    note = "Small dots are runs. The broad line joins the means that no other beats in both."
+    left_out = sum(map(bool, comparison.not_comparable[metric.key]))
+    note = "Small dots are single runs. The broad line is the Pareto front of the means."
     note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
     key = metric.key.replace("/", "_")
     return Plot(f"{key}_by_{name}", f"{metric.title} against {label}", note, figure)
@@ -227,22 +228,22 @@ def _measured(group: Group, metric: Metric) -> list[Run]:
 
 
 def _series(comparison: Comparison, metric: Metric) -> list[tuple[str, list[Group]]]:
-    """Comparable groups; those that differ only in their number of sampling steps together, in a line."""
+    """Returns the comparable groups as lines; groups that differ only in their number of sampling steps share one."""
     others = [d for d in comparison.differences if d.key.rpartition(".")[2] != "steps"]
-    found: dict[tuple[str, ...], list[int]] = {}
+    lines: dict[tuple[str, ...], list[int]] = {}
     for index in range(len(comparison.groups)):
-        if not comparison.remarks[metric.key][index]:
-            found.setdefault(tuple(d.values[index] for d in others), []).append(index)
-    told = [d for d in others if "_options." not in d.key]
-    titles = {key: label_of(told, members[0], 34) for key, members in found.items()}
-    chosen = {key: [comparison.groups[i] for i in members] for key, members in found.items()}
+        if not comparison.not_comparable[metric.key][index]:
+            lines.setdefault(tuple(d.values[index] for d in others), []).append(index)
+    named = [d for d in others if "_options." not in d.key]
+    titles = {key: label_of(named, members[0], 34) for key, members in lines.items()}
+    chosen = {key: [comparison.groups[i] for i in members] for key, members in lines.items()}
     return [(titles[key] if len(groups) > 1 else _name(groups[0]), groups) for key, groups in chosen.items()]
 
 
 def front(points: list[tuple[float, float]], better: int) -> list[tuple[float, float]]:
-    """The (cost, value) that no other beats in both, by cost."""
-    found: list[tuple[float, float]] = []
+    """Returns the Pareto front of (cost, value) points, sorted by cost."""
+    pareto: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -better * point[1])):
-        if not found or better * value > better * found[-1][1]:
-            found.append((cost, value))
-    return found
+        if not pareto or better * value > better * pareto[-1][1]:
+            pareto.append((cost, value))
+    return pareto

@@ -1,4 +1,4 @@
-"""Which runs are repetitions of one another, and in which settings the others differ."""
+"""Groups runs that differ only in their seed, and finds the settings in which the groups differ."""
 
 import json
 from collections import defaultdict
@@ -7,10 +7,11 @@ from typing import Any
 
 from ldm.report.runs import Run
 
-# Where results lie and what is shown on the way decides no result.
+# Settings that do not affect the results: where they are stored, and what is shown during the run.
 NEUTRAL = (
     *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
+    *("data.latent_store", "data.module.train.store"),
 )
 ABSENT = "–"
 
@@ -20,7 +21,7 @@ class Group:
     """Runs that differ only in their seed."""
 
     letter: str
-    label: str  # its settings among those that differ, or the folder of its only run
+    label: str  # the values of the settings that differ, or the folder of the only run
     runs: list[Run]
 
     @property
@@ -28,17 +29,17 @@ class Group:
         return f"{self.letter}: {self.label}" if self.letter else self.label
 
     def values(self, metric: str) -> dict[int | None, float]:
-        """By seed; of two runs with one seed, the first."""
-        found: dict[int | None, float] = {}
+        """Returns the metric by seed; of two runs with the same seed, the first counts."""
+        by_seed: dict[int | None, float] = {}
         for run in self.runs:
             if metric in run.metrics:
-                found.setdefault(run.seed, run.metrics[metric])
-        return found
+                by_seed.setdefault(run.seed, run.metrics[metric])
+        return by_seed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting with its value in each group; `also` are longer keys that repeat it."""
+    """A setting with its value in each group; `also` lists longer keys that repeat it."""
 
     key: str
     values: list[str]
@@ -46,7 +47,7 @@ class Difference:
 
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
-    """Runs with settings or metrics in groups, in the order given, and how the groups' settings differ."""
+    """Groups the runs that have settings or metrics, in the order given, and finds how the groups' settings differ."""
     runs = [run for run in runs if run.config or run.metrics]
     settings = _decisive(runs)
     members: dict[str, list[int]] = defaultdict(list)
@@ -64,7 +65,7 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
 
 
 def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
-    """A run's settings, by dotted key, without its folder and what is neutral."""
+    """Returns the settings that affect the results, by dotted key, with the run's folder replaced by "RUN"."""
     return {
         key: value.replace(folder, "RUN") if isinstance(value, str) else value
         for key, value in config.items()
@@ -73,34 +74,34 @@ def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
 
 
 def _decisive(runs: list[Run]) -> list[dict[str, Any]]:
-    """Each run's without its seed."""
-    follows = _seed_keys(runs)
+    """Returns the settings of each run that affect its results, without its seed."""
+    seeds = _seed_keys(runs)
     kept = [decisive(run.config, str(run.config.get("run_dir", run.path))) for run in runs]
-    return [{key: value for key, value in one.items() if key not in follows} for one in kept]
+    return [{key: value for key, value in config.items() if key not in seeds} for config in kept]
 
 
 def _seed_keys(runs: list[Run]) -> set[str]:
-    """Settings that are the run's seed by another name: equal to it in every run."""
+    """Returns the settings that repeat the run's seed: those named seed that equal it in every run."""
     keys = {key for run in runs for key in run.config if key.rpartition(".")[2] == "seed"}
     return {key for key in keys if all(run.config.get(key, run.seed) == run.seed for run in runs)}
 
 
 def _differences(settings: list[dict[str, Any]]) -> list[Difference]:
-    """A setting that stands in several places of a config is told once, at its shortest key."""
+    """Lists the settings that differ; one that a config repeats is listed once, by its shortest key."""
     rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key in dict.fromkeys(key for one in settings for key in one):
-        values = tuple(_text(one[key]) if key in one else ABSENT for one in settings)
+    for key in dict.fromkeys(key for config in settings for key in config):
+        values = tuple(_text(config[key]) if key in config else ABSENT for config in settings)
         if len(set(values)) > 1:
             rows[(key.rpartition(".")[2], *values)].append(key)
-    found = []
-    for (_, *told), keys in rows.items():
+    differences = []
+    for (_, *row), keys in rows.items():
         first, *rest = sorted(keys, key=lambda key: (key.count("."), len(key)))
-        found.append(Difference(_short(first), told, rest))
-    return sorted(found, key=lambda difference: difference.key.count("."))
+        differences.append(Difference(_short(first), row, rest))
+    return sorted(differences, key=lambda difference: difference.key.count("."))
 
 
 def _short(key: str) -> str:
-    """schedule._target_ and prediction.name are the schedule and the prediction."""
+    """Shortens schedule._target_ to schedule, and prediction.name to prediction."""
     head, _, leaf = key.rpartition(".")
     return head if head and leaf in ("_target_", "name") else key
 
@@ -111,8 +112,11 @@ def _text(value: Any) -> str:
 
 
 def label_of(differences: list[Difference], position: int, most: int = 60) -> str:
-    """The settings of a group among those that differ; what belongs to another of these only where it must."""
-    differences = _telling(differences)
+    """Returns a group's values of the settings that differ, cut off after about `most` characters.
+
+    Subordinate settings are included only if the groups cannot be distinguished without them.
+    """
+    differences = _distinguishing(differences)
     leaves = [d.key.rpartition(".")[2] for d in differences]
     names = [d.key if leaves.count(leaf) > 1 else leaf for d, leaf in zip(differences, leaves, strict=True)]
     values = [d.values[position] for d in differences]
@@ -125,8 +129,8 @@ def label_of(differences: list[Difference], position: int, most: int = 60) -> st
     return label
 
 
-def _telling(differences: list[Difference]) -> list[Difference]:
-    """Without the numbers of a schedule where the schedule itself differs, if that still tells all groups apart."""
+def _distinguishing(differences: list[Difference]) -> list[Difference]:
+    """Leaves out subordinate settings, such as schedule.offset if the schedule differs, if all groups stay distinct."""
     keys = {difference.key for difference in differences}
     own = [d for d in differences if not any(d.key.startswith(f"{key}.") for key in keys)]
     enough = len(set(zip(*(d.values for d in own), strict=True))) == len(
@@ -136,5 +140,5 @@ def _telling(differences: list[Difference]) -> list[Difference]:
 
 
 def _letters(index: int) -> str:
-    """A … Z, AA, AB …"""
+    """Returns A … Z, AA, AB …"""
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)

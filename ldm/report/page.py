@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing beside it, and as Markdown."""
+"""Renders a comparison as one self-contained HTML page, and as Markdown."""
 
 import base64
 import json
@@ -7,9 +7,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from ldm.report.comparison import Comparison, Metric, Pair
+from ldm.metrics.few_samples import MIN_IMAGES
+from ldm.report.comparison import MIN_SEEDS, Comparison, GroupPair
 from ldm.report.figures import Plot
-from ldm.report.pictures import Row
+from ldm.report.images import Row
+from ldm.report.metric import Metric
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL
 
@@ -19,7 +21,7 @@ NONE = "–"
 
 
 def table_of_means(comparison: Comparison) -> tuple[list[str], list[list[Cell]], list[str]]:
-    """Header, a row a group, and the notes that its marks [1], [2] … stand for."""
+    """Returns the header, one row per group, and the notes that the marks [1], [2] … refer to."""
     metrics = [metric for metric in comparison.metrics if any(comparison.means[metric.key])]
     notes: list[str] = []
     rows = []
@@ -32,11 +34,12 @@ def table_of_means(comparison: Comparison) -> tuple[list[str], list[list[Cell]],
 
 
 def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) -> Cell:
-    found = comparison.means[metric.key][index]
-    if found is None:
+    mean = comparison.means[metric.key][index]
+    if mean is None:
         return NONE
-    text = metric.write(found.value, found.half)
-    for reason in comparison.remarks[metric.key][index]:
+    text = metric.write(mean.value, mean.half)
+    reasons = [f"not comparable with the first row: {r}" for r in comparison.not_comparable[metric.key][index]]
+    for reason in [*reasons, *comparison.warnings(metric.key, index)]:
         note = f"{metric.title}: {reason}"
         if note not in notes:
             notes.append(note)
@@ -45,20 +48,20 @@ def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) 
 
 
 def table_of_pairs(comparison: Comparison, headline: bool) -> tuple[list[str], list[list[Cell]]]:
-    """Of the headline metrics, or of the others."""
+    """Returns the header and the rows of the pairs by the headline metrics, or by the others."""
     header = ["metric", "better", "than", "difference", "seeds", "p (Holm)", "shown?"]
     return header, [_pair(pair, comparison) for pair in comparison.pairs if pair.metric.headline == headline]
 
 
-def _pair(pair: Pair, comparison: Comparison) -> list[Cell]:
+def _pair(pair: GroupPair, comparison: Comparison) -> list[Cell]:
     a, b = (comparison.groups[i] for i in (pair.a, pair.b))
     start = [pair.metric.title, a.letter or a.label, b.letter or b.label]
     if pair.contrast is None:
         return [*start, NONE, NONE, NONE, f"not comparable: {'; '.join(pair.reasons)}"]
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
-    if pair.contrast.half is None or pair.p is None:
-        return [*start, by, str(pair.contrast.count), NONE, "no: one seed a side"]
-    seeds = f"{pair.contrast.count} {'paired' if pair.contrast.paired else 'a side'}"
+    if pair.few or pair.p is None:
+        return [*start, by, str(pair.contrast.count), NONE, f"no: {', '.join(pair.few)}"]
+    seeds = f"{pair.contrast.count} {'paired' if pair.contrast.paired else 'per group'}"
     return [*start, by, seeds, f"{pair.p:.2g}", "yes" if pair.p < LEVEL else "no"]
 
 
@@ -89,7 +92,7 @@ def markdown(comparison: Comparison) -> str:
     header, rows, notes = table_of_means(comparison)
     parts = ["# Comparison of runs", "\n".join(f"- {text}" for text in _sentences(comparison))]
     parts += [f"## Means\n\n{_markdown(header, rows)}"]
-    parts += ["\n".join(f"[{i}] not comparable with the first row: {note}  " for i, note in enumerate(notes, 1))]
+    parts += ["\n".join(f"[{i}] {note}  " for i, note in enumerate(notes, 1)), comparison.coverage]
     parts += [f"{title}\n\n{_markdown(*table)}" for title, table in _tables(comparison) if table[1]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -97,7 +100,7 @@ def markdown(comparison: Comparison) -> str:
 def _tables(comparison: Comparison) -> list[tuple[str, tuple[list[str], list[list[Cell]]]]]:
     return [
         ("## Differences between the means", table_of_pairs(comparison, headline=True)),
-        ("### Of the other metrics", table_of_pairs(comparison, headline=False)),
+        ("### Other metrics", table_of_pairs(comparison, headline=False)),
         ("## Settings that differ", table_of_settings(comparison)),
         ("## Runs", table_of_runs(comparison)),
     ]
@@ -112,21 +115,23 @@ def _sentences(comparison: Comparison) -> list[str]:
     if comparison.sentences:
         return comparison.sentences
     if len(comparison.groups) == 1:
-        return ["These runs differ in nothing but their seed: there is nothing to compare."]
-    return ["No two of these groups of runs share a metric that says which is better."]
+        return ["These runs differ only in their seed: there is nothing to compare."]
+    return ["No two of these groups of runs have a metric in common that can be ranked."]
 
 
-def html(comparison: Comparison, made: Sequence[Plot], rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    """The whole page."""
+def html(comparison: Comparison, figures: Sequence[Plot], rows: Sequence[Row], image_notes: Sequence[str]) -> str:
+    """Returns the complete page."""
     header, means, notes = table_of_means(comparison)
-    marks = "".join(f"<li>not comparable with the first row: {escape(note)}</li>" for note in notes)
+    marks = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return Template(TEMPLATE.read_text()).substitute(
         sentences="".join(f"<li>{escape(text)}</li>" for text in _sentences(comparison)),
+        coverage=escape(comparison.coverage),
+        least=f"{MIN_SEEDS} seeds and {MIN_IMAGES} images",
         means=_html(header, means) + (f'<ol class="notes">{marks}</ol>' if marks else ""),
         pairs=_pairs(comparison),
         settings=_or_none(_html(*table_of_settings(comparison)), comparison.differences),
-        plots="".join(map(_figure, made)) or "<p>No run logged a curve.</p>",
-        pictures=_pictures(comparison, rows, remarks),
+        plots="".join(map(_figure, figures)) or "<p>No run logged a curve.</p>",
+        images=_images(comparison, rows, image_notes),
         runs=_html(*table_of_runs(comparison)),
         provenance="".join(_provenance(comparison)) or "<p>None recorded.</p>",
     )
@@ -134,7 +139,7 @@ def html(comparison: Comparison, made: Sequence[Plot], rows: Sequence[Row], rema
 
 def _pairs(comparison: Comparison) -> str:
     header, others = table_of_pairs(comparison, headline=False)
-    folded = f"<details><summary>Of the other metrics</summary>{_html(header, others)}</details>" if others else ""
+    folded = f"<details><summary>Other metrics</summary>{_html(header, others)}</details>" if others else ""
     header, rows = table_of_pairs(comparison, headline=True)
     return _or_none(_html(header, rows), rows) + folded
 
@@ -161,21 +166,21 @@ def _figure(plot: Plot) -> str:
     return f'<figure><img src="{source}" alt="{title}"><figcaption><b>{title}.</b> {note}</figcaption></figure>'
 
 
-def _pictures(comparison: Comparison, rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    told = "".join(f"<p>{escape(remark)}.</p>" for remark in remarks)
+def _images(comparison: Comparison, rows: Sequence[Row], image_notes: Sequence[str]) -> str:
+    notes = "".join(f"<p>{escape(note)}.</p>" for note in image_notes)
     if not rows:
-        return told
+        return notes
     names = [group.letter or group.label for group in comparison.groups]
     blocks = []
     for row in rows:
         cells = "".join(
-            f'<figure><img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
+            f'<figure><img src="data:image/png;base64,{base64.b64encode(image).decode()}" '
             f'alt="{escape(name)}: {escape(row.caption)}"><figcaption>{escape(name)}</figcaption></figure>'
-            for name, picture in zip(names, row.pictures, strict=True)
-            if picture
+            for name, image in zip(names, row.images, strict=True)
+            if image
         )
         blocks.append(f"<section class='prompt'><p>{escape(row.caption)}</p><div class='row'>{cells}</div></section>")
-    return f"{told}<div class='prompts'>{''.join(blocks)}</div>"
+    return f"{notes}<div class='prompts'>{''.join(blocks)}</div>"
 
 
 def _provenance(comparison: Comparison) -> list[str]:

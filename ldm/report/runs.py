@@ -1,4 +1,4 @@
-"""What a run's folder says of it: settings, state, numbers, curves."""
+"""Reads a run's folder: its settings, state, metrics and curves."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import yaml
 
 from ldm.files import LOCK, is_locked
 
-WAITING = ".waiting"  # beside the runs of a sweep: an empty file for each that is still to come
+WAITING = ".waiting"  # folder beside the runs of a sweep, with an empty file for each run that has not started
 SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
 SPEED = "train/images_per_second"
 SEEN = "train/images_seen"
@@ -22,7 +22,7 @@ SEEN = "train/images_seen"
 
 @dataclass(frozen=True)
 class Curve:
-    """A scalar by optimizer step."""
+    """The values of a scalar by optimizer step."""
 
     steps: list[int]
     values: list[float]
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """`state` is finished, in progress, stopped, waiting, empty or damaged; `note` says more of it, for people."""
+    """`state` is finished, in progress, stopped, waiting, empty or damaged; `note` is a human-readable explanation."""
 
     path: Path
     state: str
@@ -48,9 +48,9 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Pictures an optimizer step, of all ranks; 1 where that is not known.
+        """Images per optimizer step over all ranks; 1 if unknown.
 
-        By what the run logged, else by its settings, which do not tell how many ranks devices=auto came to.
+        It is read from the logs if possible, because settings such as devices=auto do not give the number of ranks.
         """
         if seen := self.scalars.get(SEEN):
             return round(seen.values[-1] / (seen.steps[-1] + 1))
@@ -61,7 +61,7 @@ class Run:
         return int(self.config.get("data.batch_size", 1)) * int(ranks)
 
     def minutes(self, steps: Iterable[int]) -> list[float] | None:
-        """Of training, at each step, by the speeds that the run logged: time between restarts does not count."""
+        """Returns the training time at each step from the logged speeds, which excludes the time between restarts."""
         speed = self.scalars.get(SPEED)
         if speed is None or not all(value > 0 for value in speed.values):
             return None
@@ -72,38 +72,38 @@ class Run:
 
 
 def read_runs(path: str | Path) -> list[Run]:
-    """The run at a path, or every evaluation of a sweep of `ldm evaluate`, where the noise is what is seeded."""
+    """Reads the run at a path, or all evaluations of a sweep of `ldm evaluate`, whose seed is that of the noise."""
     file = Path(path)
     reports = _sweep(file) if file.is_file() else []
-    runs = [_evaluated(file.with_name(f"{file.name}[{i}]"), one) for i, one in enumerate(reports)]
-    return [replace(run, config=run.config | {"seed": _noise(run)}) for run in runs] or [read_run(path)]
+    runs = [_from_report(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
+    return [replace(run, config=run.config | {"seed": _noise_seed(run)}) for run in runs] or [read_run(path)]
 
 
 def _sweep(file: Path) -> list[dict[str, Any]]:
     try:
-        held = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):  # which `read_run` tells
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):  # `read_run` reports them
         return []
-    reports = held.get("evaluations") if isinstance(held, dict) else None
+    reports = content.get("evaluations") if isinstance(content, dict) else None
     return reports if isinstance(reports, list) else []
 
 
-def _noise(run: Run) -> int:
-    """Which noise was drawn from: the first picture's seed, counted in whole evaluations."""
+def _noise_seed(run: Run) -> int:
+    """Returns the number of evaluations before this one, whose images used up the lower noise seeds."""
     prompts = run.provenance["prompts"]
     return int(prompts["seeds"][0]) // int(prompts["count"])
 
 
 def read_run(path: str | Path) -> Run:
-    """A run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError for nothing there."""
+    """Reads a run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no run {path}; give the folder of one, as train.py printed it")
+        raise FileNotFoundError(f"run {path} not found; give the folder of a run, as train.py printed it")
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
     if not config_file.is_file() and not metrics_file.is_file():
-        return Run(path, "empty", "the folder holds no config.yaml and no metrics.json")
+        return Run(path, "empty", "the folder contains no config.yaml and no metrics.json")
     try:
         config = _config(config_file)
         report = _report(metrics_file)
@@ -117,13 +117,13 @@ def read_run(path: str | Path) -> Run:
 
 def _evaluation(path: Path) -> Run:
     try:
-        return _evaluated(path, _report(path))
+        return _from_report(path, _report(path))
     except ValueError as error:
         return Run(path, "damaged", str(error))
 
 
-def _evaluated(path: Path, report: dict[str, Any]) -> Run:
-    """A report of metrics; what was sampled and how stands in for the settings."""
+def _from_report(path: Path, report: dict[str, Any]) -> Run:
+    """Makes a run of a report of metrics, with the model and the sampling settings as its settings."""
     numbers = _numbers(report)
     kept = {key: numbers["provenance"].get(key) for key in ("model", "sampling", "ema", "seed")}
     return Run(path, "finished", config=flatten({k: v for k, v in kept.items() if v is not None}), **numbers)
@@ -137,12 +137,12 @@ def _config(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file.name} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file.name} holds no settings")
+        raise ValueError(f"{file.name} contains no settings")
     return flatten(config)
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, by dotted key; lists stay whole, as text."""
+    """Flattens nested dicts into one with dotted keys; lists become JSON text."""
     if not isinstance(node, dict):
         return {prefix: node if isinstance(node, str | int | float | bool | None) else json.dumps(node, default=str)}
     flat: dict[str, Any] = {}
@@ -160,16 +160,16 @@ def _report(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
     parts = [report.get(part) for part in ("metrics", "provenance")] if isinstance(report, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{file.name} holds no metrics with their provenance")
+        raise ValueError(f"{file.name} contains no metrics with their provenance")
     return dict(report)
 
 
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:
-    """The finite numbers; what is not a number is left out, as if it had not been measured."""
+    """Extracts the finite metrics, their provenance and the loss by noise level; other values count as not measured."""
     metrics = report.get("metrics", {})
     curve = (report.get("curves") or {}).get("noise_loss") or {}
     if curve and len(curve["log_snr"]) != len(curve["mean"]):
-        raise ValueError("the loss by noise level has other levels than values")
+        raise ValueError("the loss by noise level has different numbers of levels and values")
     return {
         "metrics": {name: float(value) for name, value in metrics.items() if is_number(value)},
         "provenance": report.get("provenance", {}),
@@ -182,14 +182,14 @@ def is_number(value: Any) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its end: its weights are written out last."""
+    """Whether a run has finished: it exports its weights last."""
     return any(folder.glob("*.safetensors"))
 
 
 def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
     steps, last = config.get("trainer.max_steps"), trained(scalars)
     measured = report["provenance"].get("steps") if report else None
-    longer = isinstance(measured, int) and last > measured  # a finished run that was resumed, to train further
+    longer = isinstance(measured, int) and last > measured  # a finished run that was resumed to train further
     if report and not longer and not is_locked(path):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
         notes = [f"not numbers: {', '.join(broken)}"] if broken else []
@@ -198,20 +198,20 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
             notes.append(f"last validated at step {validated} of {measured}")
         return "finished", "; ".join(notes)
     if not report and is_finished(path) and not is_locked(path):
-        return "finished", "it measured nothing"
+        return "finished", "no metrics were measured"
     files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
     age = max(0.0, time.time() - max(files))
     where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
     where += f" (metrics of step {measured})" if longer else ""
     if is_locked(path) if (path / LOCK).is_file() else age < SILENCE:
         return "in progress", f"{where}, last wrote {_ago(age)} ago"
-    return "stopped", f"{where}, last wrote {_ago(age)} ago; go on with resume=auto"
+    return "stopped", f"{where}, last wrote {_ago(age)} ago; continue with resume=auto"
 
 
 def trained(scalars: dict[str, Curve]) -> int:
-    """How many optimizer steps were logged, which the log counts from 0.
+    """Returns the number of optimizer steps by the logs, which count steps from 0.
 
-    Only training and validation count: older runs logged their metrics at the end as if there had been one step more.
+    Only training and validation scalars count, because older runs logged their final metrics one step too late.
     """
     curves = (curve for name, curve in scalars.items() if name.startswith(("train/", "val/")))
     return max((curve.steps[-1] + 1 for curve in curves), default=0)
@@ -225,11 +225,11 @@ def _ago(seconds: float) -> str:
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """Every scalar of the CSV log, else of TensorBoard's; where a resumed run repeats a step, the later counts."""
+    """Reads all scalars from the CSV logs, or else from TensorBoard's; the last value counts if a step is repeated."""
     points: dict[str, dict[int, float]] = {}
     logs = [*folder.glob("csv/metrics.csv"), *sorted(folder.glob("csv/version_*/metrics.csv"), key=_version)]
-    found = chain.from_iterable(map(_csv, logs)) if logs else _events(folder / "tensorboard")
-    for name, step, value in found:
+    logged = chain.from_iterable(map(_csv, logs)) if logs else _events(folder / "tensorboard")
+    for name, step, value in logged:
         if math.isfinite(value):
             points.setdefault(name, {})[step] = value
     ordered = {name: sorted(curve.items()) for name, curve in points.items()}
@@ -237,7 +237,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 
 def _version(file: Path) -> int:
-    """A resumed run logs into the next folder."""
+    """Returns the number of a log's folder; each resumption logs to the next one."""
     return int(file.parent.name.rpartition("_")[2])
 
 
@@ -250,7 +250,7 @@ def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
 
 
 def _events(folder: Path) -> Iterable[tuple[str, int, float]]:
-    """A file that a crash cut short is read as far as it goes."""
+    """Yields the scalars of TensorBoard's files; a file that a crash truncated is read up to that point."""
     if not any(folder.glob("events.out.tfevents.*")):
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -263,7 +263,7 @@ def _events(folder: Path) -> Iterable[tuple[str, int, float]]:
 
 
 def _between(ends: list[tuple[int, float]], step: int) -> float:
-    """Linear in the step, and beyond the last end as fast as before it."""
+    """Interpolates the time linearly between the (step, time) ends, and extrapolates beyond the last."""
     for (s0, t0), (s1, t1) in pairwise(ends):
         if step <= s1 or (s1, t1) == ends[-1]:
             return t0 + (t1 - t0) * (step - s0) / max(1, s1 - s0)

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals, and differences with their p-values, by Student's t."""
+"""Means over seeds with confidence intervals, and differences with p-values, by Student's t."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Mean:
-    """`half` is half of the 95 % interval; None for fewer than two values."""
+    """A mean of `count` values; `half` is half the width of its 95 % interval, None for fewer than two values."""
 
     value: float
     half: float | None
@@ -21,12 +21,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Contrast:
-    """a - b, with half of its 95 % interval and its p-value where there are seeds enough."""
+    """The difference a - b; half the width of its 95 % interval and its p-value are None if there are too few seeds."""
 
     difference: float
     half: float | None
     p: float | None
-    count: int  # pairs, or values of the smaller side
+    count: int  # of pairs, or of values of the smaller group
     paired: bool
 
 
@@ -37,38 +37,38 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def contrast(a: Mapping[int | None, float], b: Mapping[int | None, float]) -> Contrast:
-    """Of values by seed: paired over the seeds that both have if those are two or more, else Welch's."""
+    """Compares values by seed: paired if at least two seeds are common, over those, otherwise by Welch's test."""
     common = [seed for seed in a if seed in b and seed is not None]
     if len(common) > 1:
         differences = [a[seed] - b[seed] for seed in common]
         error = statistics.stdev(differences) / math.sqrt(len(common))
-        return _judged(statistics.fmean(differences), error, len(common) - 1, len(common), paired=True)
+        return _tested(statistics.fmean(differences), error, len(common) - 1, len(common), paired=True)
     x, y = list(a.values()), list(b.values())
     difference, count = statistics.fmean(x) - statistics.fmean(y), min(len(x), len(y))
     if count < 2:
         return Contrast(difference, None, None, count, paired=False)
     u, v = statistics.variance(x) / len(x), statistics.variance(y) / len(y)
     freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1)) if u + v else len(x) + len(y) - 2
-    return _judged(difference, math.sqrt(u + v), freedom, count, paired=False)
+    return _tested(difference, math.sqrt(u + v), freedom, count, paired=False)
 
 
-def _judged(difference: float, error: float, freedom: float, count: int, paired: bool) -> Contrast:
+def _tested(difference: float, error: float, freedom: float, count: int, paired: bool) -> Contrast:
     p = two_sided(abs(difference) / error, freedom) if error else float(difference == 0)
     return Contrast(difference, quantile(freedom) * error, p, count, paired)
 
 
 def two_sided(t: float, freedom: float) -> float:
-    """P(|T| > t) of Student's t."""
+    """Returns P(|T| > t) of Student's t distribution."""
     return float(2 * stdtr(freedom, -abs(t)))
 
 
 def quantile(freedom: float, level: float = LEVEL) -> float:
-    """The t with P(|T| > t) = level."""
+    """Returns the t with P(|T| > t) = level of Student's t distribution."""
     return float(-stdtrit(freedom, level / 2))
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted for how many they are (Holm 1979)."""
+    """Adjusts p-values for their number (Holm 1979)."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     adjusted, largest = [0.0] * len(values), 0.0
     for rank, index in enumerate(order):

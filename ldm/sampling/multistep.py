@@ -1,6 +1,6 @@
-"""Solvers that extrapolate the denoiser's earlier answers in log-SNR, one call a step.
+"""Multistep solvers that extrapolate earlier estimates of x0 in log-SNR, with one call per step.
 
-A step from pure noise is infinitely long in log-SNR: it is of first order, and is not extrapolated from.
+A step from pure noise is infinitely long in log-SNR, so it is of first order and later steps do not use its x0.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoise
 from ldm.sampling.grid import Grid, Noise, Point, State
 from ldm.sampling.options import check_choice, check_range
-from ldm.sampling.step import BELOW, CURVATURES, contraction, data_weights, first_order, order_at
+from ldm.sampling.step import CURVATURES, FEW_STEPS, contraction, data_weights, first_order, order_at
 
-RULES = {"midpoint": "bh2", "heun": "exact"}  # under Zhao et al.'s names for what is the same
-History = list[tuple[Point, Tensor]]  # where x0 was asked for and what it was, the latest first
+RULES = {"midpoint": "bh2", "heun": "exact"}  # the equivalent rules in the notation of Zhao et al.
+History = list[tuple[Point, Tensor]]  # points and the estimates of x0 there, the latest first
 
 
 def dpmpp_2m(
@@ -28,7 +28,7 @@ def dpmpp_2m(
 ) -> Iterator[State]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); rule=heun integrates the line through two x0 exactly.
 
-    `lower_order_final` takes less than 15 steps to an end of first order, as the authors' code does.
+    With `lower_order_final` and fewer than 15 steps the last step is of first order, as in the authors' code.
     """
     return _dpmpp(denoise, x, grid, noise, 2, 0.0, rule, "exact", lower_order_final)
 
@@ -42,10 +42,10 @@ def dpmpp_3m(
     curvature: str = "exact",
     lower_order_final: bool = True,
 ) -> Iterator[State]:
-    """DPM-Solver++(3M): the parabola through three x0, integrated exactly (Lu et al. 2022); two at first, by `rule`.
+    """DPM-Solver++(3M): integrates the parabola through three x0 exactly (Lu et al. 2022); `rule` applies to two.
 
-    curvature=half halves the parabola's second difference, as the authors' code, k-diffusion and diffusers do, which
-    costs the third order.
+    curvature=half halves the parabola's second difference, as the authors' code, k-diffusion and diffusers do; this
+    loses the third order.
     """
     return _dpmpp(denoise, x, grid, noise, 3, 0.0, rule, curvature, lower_order_final)
 
@@ -70,14 +70,17 @@ def dpmpp_3m_sde(
     noise: Noise,
     eta: float = 1.0,
     rule: str = "heun",
-    curvature: str = "exact",
+    curvature: str = "half",
     lower_order_final: bool = True,
 ) -> Iterator[State]:
-    """DPM++ 3M SDE of k-diffusion, which has curvature=half; eta = 0 is dpmpp_3m.
+    """DPM++ 3M SDE of k-diffusion; eta = 0 is dpmpp_3m with curvature=half.
 
-    curvature=diffusers is diffusers' own, half but for a sign, which costs the second order too.
+    `lower_order_final` lowers the order in the last two steps of any number of steps, not only of fewer than 15: the
+    last steps are the longest in log-SNR, where extrapolated parabolas amplify the noise that was added before.
+    curvature=exact, which integrates parabolas exactly, and curvature=diffusers, which differs from half by a sign,
+    amplify it more.
     """
-    return _dpmpp(denoise, x, grid, noise, 3, eta, rule, curvature, lower_order_final)
+    return _dpmpp(denoise, x, grid, noise, 3, eta, rule, curvature, lower_order_final, few_steps=None)
 
 
 def unipc(
@@ -90,9 +93,9 @@ def unipc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Iterator[State]:
-    """UniPC on x0 (Zhao et al. 2023, algorithms 5 and 6): each x0 first mends the step that led to it.
+    """UniPC on x0 (Zhao et al. 2023, algorithms 5 and 6): each new x0 first corrects the step that led to it.
 
-    Without the corrector it is UniP. Where three answers are used bh1 and bh2 are the same.
+    Without the corrector it is UniP. With three estimates of x0, bh1 and bh2 are the same.
     """
     check_range("order", order, 1, 3)
     check_choice("variant", variant, "bh1", "bh2")
@@ -122,11 +125,13 @@ def _dpmpp(
     rule: str,
     curvature: str,
     lower_order_final: bool,
+    few_steps: int | None = FEW_STEPS,
 ) -> Iterator[State]:
+    """`lower_order_final` applies to fewer steps than `few_steps`, or to any number if that is None."""
     check_range("eta", eta, 0.0, 1.0)
     check_choice("rule", rule, *RULES)
     check_choice("curvature", curvature, *CURVATURES)
-    lower_order_final = lower_order_final and len(grid.points) - 1 < BELOW
+    lower_order_final = lower_order_final and (few_steps is None or len(grid.points) - 1 < few_steps)
     history: History = []
     for step, (t, s) in enumerate(pairwise(grid.points)):
         x0 = denoise(x, t.time)
@@ -143,15 +148,15 @@ def _dpmpp(
 def _step(
     x: Tensor, t: Point, s: Point, known: History, rule: str, eta: float = 0.0, curvature: str = "exact"
 ) -> Tensor:
-    """sigma_s/sigma_t·exp(-eta·h)·x, and x0 integrated along the polynomial through what is known of it."""
-    kept = contraction(t, s)
-    h = (1 + eta) * -log(kept) if kept > 0 else inf
+    """Returns sigma_s/sigma_t·exp(-eta·h)·x plus the integral of the polynomial through the known estimates of x0."""
+    decay = contraction(t, s)
+    h = (1 + eta) * -log(decay) if decay > 0 else inf
     length = s.log_snr - t.log_snr
     if len(known) == 1:
-        weights = [1 - kept ** (1 + eta)]
+        weights = [1 - decay ** (1 + eta)]
     else:
         weights = data_weights([(point.log_snr - t.log_snr) / length for point, _ in known], h, rule, curvature)
-    x = s.sigma / t.sigma * kept**eta * x
+    x = s.sigma / t.sigma * decay**eta * x
     for weight, (_, x0) in zip(weights, known, strict=True):
         x.add_(x0, alpha=s.alpha * weight)
     return x

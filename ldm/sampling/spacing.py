@@ -1,4 +1,4 @@
-"""At which times a sampler calls the denoiser: float64 (steps,), falling."""
+"""Spacings: the decreasing times, float64 (steps,), at which a sampler calls the denoiser."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ from ldm.diffusion.schedule import Schedule
 from ldm.sampling.options import check_range, choose
 
 Spacing = Callable[[Schedule, int], Tensor]
-RATIOS = 0.002, 80.0  # of sigma / alpha, where a schedule's own end is 0 or infinite (Karras et al. 2022, table 1)
+RATIOS = 0.002, 80.0  # bounds of sigma / alpha if those of the schedule are 0 or infinite (Karras et al. 2022, table 1)
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
-    """Equal strides back from the last time (Lin et al. 2024, table 2, as are leading and linspace)."""
+    """Equal strides down from the last time (Lin et al. 2024, table 2, like leading and linspace)."""
     _check(schedule, steps)
     index = torch.arange(steps, dtype=torch.float64)
     if not schedule.discrete:
@@ -26,10 +26,10 @@ def trailing(schedule: Schedule, steps: int) -> Tensor:
 
 
 def leading(schedule: Schedule, steps: int, offset: int = 1, extra: bool = False) -> Tensor:
-    """Whole strides up from index `offset` (SD's steps_offset), so that the last time is left out.
+    """Integer strides up from index `offset` (SD's steps_offset), which leave out the last time.
 
-    A continuous schedule is cut into a thousand. `extra` makes the strides those of one more step, of which the
-    last is left out, as diffusers' DPM-Solver, DEIS and UniPC do.
+    A continuous schedule is divided into 1000 indices. `extra` uses the strides of one more step and leaves out the
+    last of its times, as diffusers' DPM-Solver, DEIS and UniPC do.
     """
     _check(schedule, steps)
     check_range("the offset of spacing=leading", offset, 0)
@@ -39,7 +39,7 @@ def leading(schedule: Schedule, steps: int, offset: int = 1, extra: bool = False
     if index[0] > size - 1:
         raise ValueError(
             f"leading spacing of {steps} steps from offset {offset} reaches index {index[0]:.0f} of "
-            f"{size - 1:.0f}: take fewer steps or spacing=trailing"
+            f"{size - 1:.0f}: use fewer steps or spacing=trailing"
         )
     if schedule.discrete:
         return index
@@ -47,10 +47,10 @@ def leading(schedule: Schedule, steps: int, offset: int = 1, extra: bool = False
 
 
 def linspace(schedule: Schedule, steps: int, rounded: bool = True, extra: bool = False) -> Tensor:
-    """From the last time to the first, both included unless the first is clean.
+    """Equal strides from the last time to the first, both included unless the first has no noise.
 
-    On a discrete schedule times are indices unless `rounded` is false (as in diffusers' Euler, Heun and LMS).
-    `extra` is that of `leading`.
+    On a discrete schedule, times are rounded to indices unless `rounded` is false (as in diffusers' Euler, Heun and
+    LMS). `extra` is that of `leading`.
     """
     _check(schedule, steps)
     first = schedule.sigma(torch.tensor(schedule.t_min, dtype=torch.float64))
@@ -63,17 +63,17 @@ def linspace(schedule: Schedule, steps: int, rounded: bool = True, extra: bool =
 def karras(
     schedule: Schedule, steps: int, rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, equation 5), between bounds as in `log_snr`."""
+    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, equation 5), between the bounds of `log_snr`."""
     if not (isinstance(rho, int | float) and 0 < rho < math.inf):
         raise ValueError(f"the rho of spacing=karras is {rho!r}, but must be a positive number")
     return _between(schedule, steps, sigma_min, sigma_max, lambda ratio: ratio ** (1 / rho), lambda root: root**rho)
 
 
 def log_snr(schedule: Schedule, steps: int, sigma_min: float | None = None, sigma_max: float | None = None) -> Tensor:
-    """Equal steps in log-SNR (Lu et al. 2022), which is `exponential` in k-diffusion.
+    """Equal steps in log-SNR (Lu et al. 2022), called `exponential` in k-diffusion.
 
-    sigma_min and sigma_max bound sigma/alpha, and are the schedule's own by default. Where that is no number,
-    they are 0.002 and 80, and the first time is pure noise itself.
+    sigma_min and sigma_max bound sigma/alpha; the defaults are the bounds of the schedule. If those are 0 or infinite,
+    they are replaced by 0.002 and 80, and in the latter case the first time is that of pure noise.
     """
     return _between(schedule, steps, sigma_min, sigma_max, torch.log, torch.exp)
 
@@ -81,18 +81,18 @@ def log_snr(schedule: Schedule, steps: int, sigma_min: float | None = None, sigm
 def custom(
     schedule: Schedule, steps: int, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
 ) -> Tensor:
-    """The times that are listed, or those at which sigma/alpha is as listed; a 0 at the end of sigmas is left out."""
+    """The listed times, or the times of the listed values of sigma/alpha, of which a final 0 is left out."""
     if (times is None) == (sigmas is None):
-        raise ValueError("spacing=custom needs a list of times or one of sigmas (of sigma/alpha)")
+        raise ValueError("spacing=custom needs either a list of times or a list of sigmas (values of sigma/alpha)")
     name, given = ("times", times) if sigmas is None else ("sigmas", sigmas)
     numbers = isinstance(given, Sequence) and all(isinstance(value, int | float) for value in given)
     listed = [float(value) for value in given or ()] if numbers else []
     if name == "sigmas" and listed and listed[-1] == 0:
         listed.pop()
-    falling = all(t > s for t, s in pairwise([math.inf, *listed]))  # NaN does not
-    if not listed or not falling or listed[-1] < 0:
+    decreasing = all(t > s for t, s in pairwise([math.inf, *listed]))  # false for NaN
+    if not listed or not decreasing or listed[-1] < 0:
         raise ValueError(
-            f"the {name} of spacing=custom must be numbers that fall, but are {given}: list them from the noisiest "
+            f"the {name} of spacing=custom must be decreasing numbers, but are {given}: list them from the noisiest "
             "to the cleanest, none below 0"
         )
     if len(listed) != steps:
@@ -112,8 +112,8 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-def spacing_of(name: str, options: Mapping[str, Any] | None = None) -> Spacing:
-    """A spacing with its options. Raises ValueError for names that are not known."""
+def get_spacing(name: str, options: Mapping[str, Any] | None = None) -> Spacing:
+    """Returns a spacing with its options bound. Raises ValueError for an unknown name or option."""
     return choose("spacing", SPACINGS, name, options or {})
 
 
@@ -122,10 +122,10 @@ def _between(
     steps: int,
     sigma_min: float | None,
     sigma_max: float | None,
-    there: Callable[[Tensor], Tensor],
-    back: Callable[[Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
+    inverse: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Equal steps of `there(sigma/alpha)`, both bounds included."""
+    """Equal steps in `forward(sigma/alpha)`, both bounds included; `inverse` undoes `forward`."""
     _check(schedule, steps)
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     own = (schedule.sigma(ends) / schedule.alpha(ends)).tolist()
@@ -134,8 +134,8 @@ def _between(
     if not all(isinstance(end, int | float) for end in (low, high)) or not 0 < low < high < math.inf:
         raise ValueError(f"a spacing needs 0 < sigma_min < sigma_max, not {low} and {high}")
     from_noise = own[1] == math.inf and sigma_max is None
-    first, last = there(torch.tensor([high, low], dtype=torch.float64)).tolist()
-    ratios = back(torch.linspace(first, last, steps - from_noise, dtype=torch.float64))
+    first, last = forward(torch.tensor([high, low], dtype=torch.float64)).tolist()
+    ratios = inverse(torch.linspace(first, last, steps - from_noise, dtype=torch.float64))
     times = _within(schedule, _times(schedule, ratios))
     return torch.cat((ends[1:], times)) if from_noise else times
 
@@ -145,18 +145,18 @@ def _times(schedule: Schedule, ratios: Tensor) -> Tensor:
 
 
 def _within(schedule: Schedule, times: Tensor) -> Tensor:
-    """The times, if they are the schedule's but for rounding."""
+    """Clamps times to the range of the schedule. Raises ValueError if they exceed it by more than rounding."""
     low, high = schedule.t_min, schedule.t_max
     slack = 1e-9 * (high - low)
     if len(times) and not low - slack <= float(times.min()) <= float(times.max()) <= high + slack:
         raise ValueError(
-            f"the spacing asks for times from {float(times.min()):g} to {float(times.max()):g}, but "
-            f"schedule={schedule.name} has those from {low:g} to {high:g}"
+            f"the spacing needs times from {float(times.min()):g} to {float(times.max()):g}, but "
+            f"schedule={schedule.name} has times from {low:g} to {high:g}"
         )
     return times.clamp(low, high)
 
 
 def _check(schedule: Schedule, steps: int) -> None:
-    most = schedule.t_max + 1 if schedule.discrete else 1000
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise ValueError(f"steps is {steps!r}, but must lie between 1 and {most:.0f} and be a whole number")
+    maximum = schedule.t_max + 1 if schedule.discrete else 1000
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= maximum:
+        raise ValueError(f"steps is {steps!r}, but must be a whole number between 1 and {maximum:.0f}")

@@ -1,4 +1,4 @@
-"""What the steps of several solvers are made of. A step goes from point t to point s."""
+"""Building blocks of solver steps, each of which leads from point t to point s."""
 
 import math
 from collections.abc import Callable
@@ -16,41 +16,41 @@ CURVATURES: dict[str, Callable[[float], float]] = {
     "half": lambda moment: moment / 2,
     "diffusers": lambda moment: (moment - 1) / 2,
 }
-BELOW = 15  # steps, under which the authors of DPM-Solver++ lower the order towards the end
+FEW_STEPS = 15  # below this number of steps, the code of DPM-Solver++ lowers the order towards the end
 
 
 def blend(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
-    """a·x + b·y, as one new tensor instead of three, which at the size of latents take longer than the sum."""
+    """Returns a·x + b·y. Allocates one tensor instead of three, which take longer than the sum for small latents."""
     return (a * x).add_(y, alpha=b)
 
 
 def eps_of(x: Tensor, x0: Tensor, t: Point) -> Tensor:
-    """The noise in x, of which x0 is the data."""
+    """Returns eps of x = alpha·x0 + sigma·eps."""
     return blend(1 / t.sigma, x, -t.alpha / t.sigma, x0)
 
 
 def first_order(x: Tensor, t: Point, s: Point, x0: Tensor) -> Tensor:
-    """The exact step if x0 stays what it is: that of DDIM. It holds at pure noise and at the clean end."""
+    """Returns the DDIM step, exact for a constant x0; valid from pure noise and to the clean end."""
     ratio = s.sigma / t.sigma
     return blend(ratio, x, s.alpha - ratio * t.alpha, x0)
 
 
 def contraction(t: Point, s: Point) -> float:
-    """sqrt(SNR(t) / SNR(s)) = exp(-h), h the step in half log-SNR: 0 from pure noise and to the clean end."""
+    """Returns sqrt(SNR(t) / SNR(s)) = exp(-h), h the step in half log-SNR; 0 from pure noise and to the clean end."""
     return t.alpha * s.sigma / (s.alpha * t.sigma)
 
 
 def ancestral(t: Point, s: Point, eta: float) -> tuple[Point, float]:
-    """The point to descend to without noise, and the standard deviation of the noise that leads on to s.
+    """Returns the target of the deterministic step, and the std of the noise to add after it to reach s.
 
-    At eta = 1 that is the posterior's, beta-tilde (Song et al. 2021, equation 16).
+    At eta = 1 its variance is that of the posterior, beta-tilde (Song et al. 2021, equation 16).
     """
     std = eta * s.sigma * math.sqrt(1 - contraction(t, s) ** 2)
     return Point(math.nan, s.alpha, math.sqrt(s.sigma**2 - std**2)), std
 
 
 def order_at(step: int, grid: Grid, order: int, lower_order_final: bool) -> int:
-    """The order of a multistep step: 1 to the clean end, and at most the number of steps left where asked."""
+    """Returns the order of a multistep step: 1 to the clean end; with `lower_order_final` at most the steps left."""
     total = len(grid.points) - 1
     if grid.points[step + 1].sigma == 0:
         return 1
@@ -58,12 +58,11 @@ def order_at(step: int, grid: Grid, order: int, lower_order_final: bool) -> int:
 
 
 def data_weights(nodes: list[float], h: float, rule: str = "exact", curvature: str = "exact") -> list[float]:
-    """Weights of x0 at nodes in half log-SNR, in units of the step from 0 to 1, so that their sum is the mean
-    of x0 under the density h·exp(-h(1 - u)) on the step, times 1 - exp(-h).
+    """Returns weights of x0 at `nodes` u in half log-SNR, scaled so that the step leads from u = 0 to u = 1.
 
-    With `exact` so for the polynomial through all nodes. The rules bh1 and bh2 (Zhao et al. 2023, section 3.4)
-    put h/2 and (1 - exp(-h))/2 in place of a line's moment, where there are two nodes. `curvature` says what to put in
-    place of a parabola's, where there are three.
+    The weighted sum of x0 is the integral of the polynomial through all nodes times h·exp(-h·(1 - u)) over the step.
+    With two nodes the rules bh1 and bh2 (Zhao et al. 2023, section 3.4) replace the moment of u by h/2 and
+    (1 - exp(-h))/2; with three nodes `curvature` replaces the moment of u²/2.
     """
     moments = [-math.expm1(-h)]  # of u^k / k!
     for k in range(1, len(nodes)):
@@ -77,18 +76,20 @@ def data_weights(nodes: list[float], h: float, rule: str = "exact", curvature: s
 
 
 def noise_weights(variable: str, grid: Grid, t: Point, s: Point, nodes: list[Point]) -> list[float]:
-    """Weights of eps at the nodes: the integrals over sigma/alpha, from t to s, of the Lagrange polynomials in
-    `variable`: the ratio sigma/alpha, its logarithm log_ratio, or the time."""
+    """Returns weights of eps at the nodes: integrals of the Lagrange polynomials over sigma/alpha from t to s.
+
+    The polynomials are in `variable`: ratio (sigma/alpha), log_ratio (its logarithm) or time.
+    """
     a, b = t.ratio, s.ratio
     if variable == "ratio":
-        ratios, lengths = _quadrature(a, b)
-        return _integrals([node.ratio for node in nodes], ratios, lengths)
-    logs, lengths = _quadrature(math.log(a), math.log(b))
-    lengths = lengths * np.exp(logs)
+        ratios, weights = _quadrature(a, b)
+        return _integrals([node.ratio for node in nodes], ratios, weights)
+    logs, weights = _quadrature(math.log(a), math.log(b))
+    weights = weights * np.exp(logs)
     if variable == "log_ratio":
-        return _integrals([math.log(node.ratio) for node in nodes], logs, lengths)
+        return _integrals([math.log(node.ratio) for node in nodes], logs, weights)
     times = grid.schedule.time(torch.from_numpy(-2 * logs)).numpy()
-    return _integrals([node.time for node in nodes], times, lengths)
+    return _integrals([node.time for node in nodes], times, weights)
 
 
 @lru_cache(maxsize=1)
@@ -97,15 +98,15 @@ def _gauss() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _quadrature(a: float, b: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points from a to b and the signed lengths that they stand for."""
-    at, weight = _gauss()
-    return (a + b) / 2 + (b - a) / 2 * at, (b - a) / 2 * weight
+    """Returns the nodes and the signed weights of Gauss-Legendre quadrature from a to b."""
+    nodes, weights = _gauss()
+    return (a + b) / 2 + (b - a) / 2 * nodes, (b - a) / 2 * weights
 
 
-def _integrals(nodes: list[float], at: NDArray[np.float64], lengths: NDArray[np.float64]) -> list[float]:
-    """Of the polynomials that are 1 at one node and 0 at the others."""
-    total = []
+def _integrals(nodes: list[float], at: NDArray[np.float64], weights: NDArray[np.float64]) -> list[float]:
+    """Returns the integrals of the Lagrange polynomials, which are 1 at one node and 0 at the others."""
+    integrals = []
     for node in nodes:
         factors = [(at - other) / (node - other) for other in nodes if other != node]
-        total.append(float(np.prod(factors, axis=0) @ lengths) if factors else float(lengths.sum()))
-    return total
+        integrals.append(float(np.prod(factors, axis=0) @ weights) if factors else float(weights.sum()))
+    return integrals

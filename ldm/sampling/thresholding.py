@@ -1,7 +1,7 @@
-"""Keeping x0 within the range of data: a function from a denoiser to a denoiser.
+"""Thresholding: wraps a denoiser so that its estimates of x0 stay within the range of the data.
 
-Made for diffusion in pixel space (Saharia et al. 2022, section 2.3): latents have no such range, so a limit for them
-is a number of their deviations, such as 4.
+It was designed for diffusion in pixel space (Saharia et al. 2022, section 2.3). Latents have no fixed range, so their
+limit is a number of standard deviations, such as 4.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,16 @@ def none(denoise: Denoise) -> Denoise:
 
 
 def static(denoise: Denoise, limit: float = 1.0) -> Denoise:
-    """x0 cut off at ±limit."""
+    """Clamps x0 to ±limit."""
     _check("limit", limit, inf)
     return lambda x, t: denoise(x, t).clamp(-limit, limit)
 
 
 def dynamic(denoise: Denoise, share: float = 0.995, limit: float = 1.0) -> Denoise:
-    """x0 cut off, in each picture, below which this share of its absolute values lies, and divided by that if it
-    exceeds the limit."""
+    """Clamps x0 of each image to the quantile `share` of its absolute values, and scales that bound down to `limit`.
+
+    An image whose quantile is below the limit is clamped to the limit.
+    """
     _check("share", share, 1.0)
     _check("limit", limit, inf)
 
@@ -42,14 +44,14 @@ def dynamic(denoise: Denoise, share: float = 0.995, limit: float = 1.0) -> Denoi
 THRESHOLDINGS: dict[str, Callable[[Denoise], Denoise]] = {"none": none, "static": static, "dynamic": dynamic}
 
 
-def thresholding_of(name: str, options: Mapping[str, Any] | None = None) -> Callable[[Denoise], Denoise]:
-    """A thresholding with its options. Raises ValueError for those that there are not, and for values out of range."""
+def get_thresholding(name: str, options: Mapping[str, Any] | None = None) -> Callable[[Denoise], Denoise]:
+    """Returns a thresholding with its options bound. Raises ValueError for an unknown name or invalid options."""
     chosen = choose("thresholding", THRESHOLDINGS, name, options or {})
     chosen(lambda x, t: x)
     return chosen
 
 
-def _check(name: str, value: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most or value == inf:
-        bounds = "above 0" if most == inf else f"above 0 and at most {most:g}"
+def _check(name: str, value: float, maximum: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= maximum or value == inf:
+        bounds = "above 0" if maximum == inf else f"above 0 and at most {maximum:g}"
         raise ValueError(f"the {name} of thresholding is {value!r}, but must be a number {bounds}")

@@ -1,4 +1,4 @@
-"""Training of the first stage: reconstruct, stay near a normal distribution, and decode noisy latents too."""
+"""Trains a VAE first stage to reconstruct images, with a KL penalty and noise on the latents."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from ldm.image import psnr
 from ldm.nn.backbone import trainable
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.diffusion import Batch, ExportedFile, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits
 
 
 class AutoencoderTraining(LightningModule):
-    """L1 + L2 on pixels, plus `kl_weight` times the KL divergence to a standard normal, per latent.
+    """Minimises L1 + L2 on pixels plus `kl_weight` times the KL divergence to a standard normal, per latent element.
 
-    Latents of half of the pictures reach the decoder with extra noise, of a random size up to `noise` times their
-    own deviation: what a diffusion model draws is never exact, and the decoder so learns to draw sharp pictures
-    from it (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). With `decoder_only` the encoder stays
-    as it is, and so do all latents made with it.
+    Half of the images get extra noise on their latents, of a random scale up to `noise` times the latents' standard
+    deviation, so that the decoder learns to reconstruct sharp images from the inexact latents of a diffusion model
+    (Yang et al. 2025, "Latent denoising makes good visual tokenizers"). With `decoder_only` the encoder is frozen, and
+    existing latents stay valid.
     """
 
     def __init__(
@@ -77,13 +77,14 @@ class AutoencoderTraining(LightningModule):
         log_validation(self, dataloader_idx, {"psnr": psnr(decoded, image)})
 
     @property
-    def ruler(self) -> dict[str, Any]:
-        """Nothing but the data decides the meaning of a PSNR."""
+    def validation_meaning(self) -> dict[str, Any]:
+        """Empty, because the meaning of a PSNR depends on the data only."""
         return {}
 
     @torch.no_grad()
-    def parts(self) -> list[Part]:
-        """The autoencoder, its latents normalised by their mean and deviation over the first validation set."""
+    def exported_files(self) -> list[ExportedFile]:
+        """Returns the autoencoder, with latents normalised by their mean and standard deviation per channel over the
+        first validation set."""
         batches = [as_float(batch["image"]).to(self.device) for batch in self.trainer.datamodule.val_dataloader()[0]]  # type: ignore[attr-defined]
         means = torch.cat([self.vae.moments(image).chunk(2, dim=1)[0] for image in batches])
         config = {
@@ -91,4 +92,4 @@ class AutoencoderTraining(LightningModule):
             "shift": [round(x, 4) for x in means.mean((0, 2, 3)).tolist()],
             "scale": [round(1 / x, 4) for x in means.std((0, 2, 3)).tolist()],
         }
-        return [Part("vae", self.vae.state_dict(), {"kind": "vae", "config": config})]
+        return [ExportedFile("vae", self.vae.state_dict(), {"kind": "vae", "config": config})]

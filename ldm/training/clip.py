@@ -1,4 +1,4 @@
-"""Contrastive training of the text and image towers (Radford et al. 2021)."""
+"""Trains CLIP text and image towers contrastively (Radford et al. 2021)."""
 
 import math
 from typing import Any
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from ldm.nn.backbone import trainable
 from ldm.nn.clip import CLIP
 from ldm.nn.tokenizer import Tokenizer
-from ldm.training.diffusion import Batch, Part, as_float, log_validation
+from ldm.training.diffusion import Batch, ExportedFile, as_float, log_validation
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
 from ldm.weights.native import check_fits
 
 
 class ClipTraining(LightningModule):
-    """Each picture should find its caption in the batch, and each caption its picture.
+    """Trains each image to match its caption within the batch, and each caption its image.
 
-    Several rows may hold the same caption: all of them are right answers.
+    If several rows have the same caption, all of them count as matches.
     """
 
     def __init__(self, clip: CLIP, tokenizer: Tokenizer, optimizer: MakeOptimizer, lr: Curve) -> None:
@@ -44,9 +44,9 @@ class ClipTraining(LightningModule):
         return self.tokenizer(captions)
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scaled cosine similarities (captions, images), and which pairs are right (bool, same shape)."""
+        """Returns scaled cosine similarities (captions, images), and which pairs match (bool, same shape)."""
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["caption"])
-        longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # what follows an end says nothing
+        longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # tokens after the end are padding
         tokens = tokens[:, :longest].contiguous().to(self.device)
         same = (tokens[:, None] == tokens[None]).all(-1)
         return self.clip(tokens, as_float(batch["image"])), same
@@ -61,24 +61,25 @@ class ClipTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.means.log(self)
 
-    def on_train_batch_start(self, *_: Any) -> None:  # not after the batch: a checkpoint saves before that
+    def on_train_batch_start(self, *_: Any) -> None:  # on_train_batch_end would run after a checkpoint is saved
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(100))
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
-        """Is each caption's nearest picture of the batch a right one, and each picture's nearest caption?"""
+        """Logs the share of captions whose nearest image in the batch matches, and vice versa."""
         logits, same = self.similarities(batch)
         rows = torch.arange(len(same), device=same.device)
-        found = {"picture_found": same[rows, logits.argmax(1)], "caption_found": same[logits.argmax(0), rows]}
-        log_validation(self, dataloader_idx, found)
+        matches = {"picture_found": same[rows, logits.argmax(1)], "caption_found": same[logits.argmax(0), rows]}
+        log_validation(self, dataloader_idx, matches)
 
     @property
-    def ruler(self) -> dict[str, Any]:
-        """The nearest of a larger batch is harder to find."""
+    def validation_meaning(self) -> dict[str, Any]:
+        """The batch size, because the nearest of more candidates is harder to find."""
         return {"batch": self.trainer.datamodule.val_batch_size}  # type: ignore[attr-defined]
 
-    def parts(self) -> list[Part]:
+    def exported_files(self) -> list[ExportedFile]:
         towers = {"text_tower": self.clip.text, "image_tower": self.clip.image}
         return [
-            Part(name, tower.state_dict(), {"kind": name, "config": tower.config}) for name, tower in towers.items()
+            ExportedFile(name, tower.state_dict(), {"kind": name, "config": tower.config})
+            for name, tower in towers.items()
         ]

@@ -1,4 +1,4 @@
-"""Muon (Jordan 2024): momentum, with each matrix's update made orthogonal."""
+"""The Muon optimizer (Jordan 2024): momentum with orthogonalised matrix updates."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-ITERATIONS = 4  # in bfloat16 at most: with a fifth its rounding grows without bound on matrices of low rank
-QUINTIC = 3.4445, -4.7750, 2.0315  # of s·(a + b·s² + c·s⁴), which drives singular values towards 1
+ITERATIONS = 4  # the maximum in bfloat16: a fifth amplifies rounding errors without bound on low-rank matrices
+QUINTIC = 3.4445, -4.7750, 2.0315  # (a, b, c) of s·(a + b·s² + c·s⁴), which drives singular values towards 1
 
 
 def orthogonal(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """About U·Vᵀ of U·S·Vᵀ = each matrix of (n, r, c).
+    """Approximates U·Vᵀ for each matrix U·S·Vᵀ of (n, r, c) by Newton-Schulz iterations.
 
-    What is above a twentieth of the largest singular value comes out between 0.6 and 1.4, the rest below.
-    Newton-Schulz, run on the smaller Gram matrix alone, so that the long side is multiplied only twice.
+    Singular values above 1/20 of the largest one are mapped to between 0.6 and 1.4, smaller ones to less. The
+    iterations run on the smaller Gram matrix, so that only two products involve the long side.
     """
     a, b, c = QUINTIC
     x = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
@@ -35,17 +35,17 @@ def orthogonal(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Every weight of two or more dimensions is a matrix (its rows the outputs) and gets an orthogonal update, whose
-    entries are as large as AdamW's would be (Liu et al. 2025, "Muon is scalable for LLM training"), so that one `lr`
-    serves both; the rest gets AdamW's, by `betas` and `eps`. `precision` is the Trainer's: with bf16-mixed the updates
-    are made orthogonal in bfloat16.
+    """Muon for weights of two or more dimensions, which count as matrices with outputs as rows; AdamW for the rest.
 
-    It needs whole matrices: not for weights that are sharded over ranks.
+    Orthogonal updates are scaled to the RMS of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so that
+    one `lr` serves both; `betas` and `eps` are AdamW's. `params` may be groups, each with an `lr` of its own.
+    `precision` is that of the Trainer: with bf16-mixed the updates are orthogonalised in bfloat16. Weights must not be
+    sharded over ranks, because it needs full matrices.
     """
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 4e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -56,15 +56,22 @@ class Muon(Optimizer):
     ) -> None:
         if not (lr >= 0 and 0 <= momentum < 1 and iterations >= 1):
             raise ValueError(
-                f"Muon takes lr >= 0, momentum in [0, 1) and iterations >= 1, not {(lr, momentum, iterations)}"
+                f"Muon's (lr, momentum, iterations) are {(lr, momentum, iterations)}, but lr must be >= 0, momentum in "
+                "[0, 1) and iterations >= 1"
             )
         if precision == "bf16-mixed" and iterations > ITERATIONS:
-            raise ValueError(f"Muon takes at most {ITERATIONS} iterations in bfloat16, not {iterations}")
-        self.dtype = torch.bfloat16 if precision == "bf16-mixed" else None  # None: that of the weights
-        weights = list(params)
+            raise ValueError(f"Muon's iterations are {iterations}, but must be at most {ITERATIONS} in bfloat16")
+        self.dtype = torch.bfloat16 if precision == "bf16-mixed" else None  # None: the dtype of the weights
+        given: list[Any] = list(params)
+        sets: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups: list[dict[str, Any]] = [
-            {"params": [weight for weight in weights if weight.ndim >= 2], "matrices": True},
-            {"params": [weight for weight in weights if weight.ndim < 2], "matrices": False},
+            {
+                **one,
+                "params": [weight for weight in one["params"] if (weight.ndim >= 2) == matrices],
+                "matrices": matrices,
+            }
+            for one in sets
+            for matrices in (True, False)
         ]
         settings = dict(momentum=momentum, betas=betas, eps=eps, weight_decay=weight_decay, iterations=iterations)
         super().__init__([group for group in groups if group["params"]], {"lr": lr, **settings})
@@ -90,14 +97,14 @@ class Muon(Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        alike = defaultdict(list)
+        by_shape = defaultdict(list)
         for weight, direction in zip(weights, directions, strict=True):
             matrix = direction.flatten(1)
-            alike[matrix.shape].append((weight, matrix))
-        for shape, pairs in alike.items():
+            by_shape[matrix.shape].append((weight, matrix))
+        for shape, pairs in by_shape.items():
             matrices = torch.stack([matrix for _, matrix in pairs])
-            made = orthogonal(matrices.to(self.dtype), group["iterations"]).to(matrices.dtype)
-            updates = [update.view_as(weight) for update, (weight, _) in zip(made, pairs, strict=True)]
+            stacked = orthogonal(matrices.to(self.dtype), group["iterations"]).to(matrices.dtype)
+            updates = [update.view_as(weight) for update, (weight, _) in zip(stacked, pairs, strict=True)]
             size = 0.2 * max(shape) ** 0.5
             torch._foreach_sub_([weight for weight, _ in pairs], updates, alpha=group["lr"] * size)
 

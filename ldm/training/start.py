@@ -1,34 +1,68 @@
-"""The weights that a training starts from."""
+"""Loads the weights that training starts from."""
 
-from torch import nn
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ldm.nn.attention import Attention
 from ldm.nn.backbone import Backbone
+from ldm.nn.inpainting import INPAINTING
 from ldm.nn.vae import VAE
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from ldm.weights.native import fill, fingerprint
 from ldm.weights.parts import first_stage
 
 
 def start_from(backbone: Backbone, start: str) -> dict[str, str]:
-    """Fills the network with the weights of the model at the path `start`; returns their "weights" and "fingerprint".
+    """Loads the weights of the model at the path `start` into `backbone`, see `widened`.
 
-    Raises FileNotFoundError or ValueError for weights that are not there, do not fit or mean something else.
+    Returns {"weights": path, "fingerprint": hash}, and "licence" if it is known.
+
+    Raises FileNotFoundError if the file does not exist, and ValueError if its weights do not fit the backbone.
     """
-    found = find(start).denoising
+    found = open_contents(start).denoising
     if found.kind != backbone.kind:
         raise ValueError(
-            f"training.start={start} holds a {found.kind}, but model is a {backbone.kind}: choose a model of its kind"
+            f"training.start={start} contains a {found.kind}, but model is a {backbone.kind}: choose a model of the "
+            "same kind"
         )
     stored = found.load()
-    fill(backbone, stored.state_dict(), start)
+    fill(backbone, widened(stored.state_dict(), backbone, cast(Backbone, stored)), start)
     check_meaning(backbone, stored, start)
-    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict())}
+    licence = found.tensors.metadata.get("modelspec.license")
+    known = {"licence": licence} if isinstance(licence, str) else {}
+    return {"weights": start, "fingerprint": fingerprint(backbone.state_dict()), **known}
+
+
+def check_adaptable(backbone: Backbone, start: str) -> None:
+    """Raises ValueError if the input channels of an adapter's network differ from those of the starting weights."""
+    stored = cast(Backbone, open_contents(start).denoising.blueprint)
+    if (INPAINTING in backbone.reads) != (INPAINTING in stored.reads):
+        raise ValueError(
+            f"training.start={start} does not read masks, but model has input channels for them, whose weights an "
+            "adapter would not train: choose adapter=none, or start from inpainting weights"
+        )
+
+
+def widened(state: dict[str, Tensor], backbone: Backbone, stored: Backbone) -> dict[str, Tensor]:
+    """Returns the weights of `stored`, with zeros for the hint's input channels that only `backbone` has.
+
+    An inpainting network that starts from them initially ignores the hint and predicts the same as `stored`.
+    """
+    if INPAINTING not in backbone.reads or INPAINTING in stored.reads:
+        return state
+    own = backbone.state_dict()
+    more = {
+        name: own[name].shape[1] - tensor.shape[1]
+        for name, tensor in state.items()
+        if name in own and tensor.ndim == 4 and own[name].shape[1] > tensor.shape[1]
+    }
+    return state | {name: pad(state[name], (0, 0, 0, 0, 0, count)) for name, count in more.items()}
 
 
 def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:
-    """Raises ValueError where weights have the right shapes for the network but another meaning: a different number of
-    groups or of attention heads."""
+    """Raises ValueError if weights whose shapes fit belong to a network with other numbers of groups or heads."""
     kinds: dict[str, tuple[type[nn.Module], str]] = {
         "groups": (nn.GroupNorm, "num_groups"),
         "heads": (Attention, "heads"),
@@ -45,12 +79,12 @@ def check_meaning(backbone: nn.Module, stored: nn.Module, source: str) -> None:
 
 
 def first_stage_from(vae: VAE, start: str | None, decoder_only: bool) -> VAE:
-    """The autoencoder, filled with the weights of the one at the path `start` if given.
+    """Loads the weights at the path `start`, if given, into the autoencoder.
 
-    Raises ValueError for decoder_only without weights, whose encoder would stay random.
+    Raises ValueError for decoder_only without weights, because the encoder would stay random.
     """
     if start is not None:
         fill(vae, first_stage(start).network.state_dict(), start)
     elif decoder_only:
-        raise ValueError("training.decoder_only trains the decoder of a file: say which by training.start=FILE")
+        raise ValueError("training.decoder_only needs a trained autoencoder: give training.start=FILE")
     return vae

@@ -1,4 +1,4 @@
-"""What a training step reports of the global batch, however it was split into batches and over ranks."""
+"""Averages logged training values over the batches and ranks of an optimizer step."""
 
 import torch
 from lightning import LightningModule
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class StepMeans:
-    """Means of named values over the batches of one optimizer step and over ranks, logged as train/NAME.
+    """Logs the means of named values over the batches of an optimizer step and over ranks as train/NAME.
 
-    `add` takes what each batch gives; `log` is for `on_before_optimizer_step`, after the step's last batch. Batches
-    are of one size, so that the mean of their means is that of their samples.
+    Call `add` for each batch, and `log` in `on_before_optimizer_step`, after the step's last batch. All batches must
+    have the same size, so that the mean of their means is the mean over samples.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Architectures read off the shapes of tensors, for files that say nothing else."""
+"""Infers the architecture of a network from the shapes of its tensors, for files without a configuration."""
 
 import re
 from collections.abc import Mapping
@@ -8,20 +8,22 @@ from typing import Any
 from ldm.weights.storage.tensors import Header
 
 Shapes = Mapping[str, Header]
-# What shapes do not tell: Stable Diffusion 1.x has 8 heads everywhere, 2.x heads of width 64 everywhere.
+# Shapes do not determine attention heads: Stable Diffusion 1.x has 8 heads everywhere, 2.x heads of width 64.
 HEADS: dict[int, dict[str, Any]] = {768: {"heads": 8, "head_width": None}, 1024: {"head_width": 64}}
-CLIP_HEAD = 64  # the width of a head in every CLIP
+CLIP_HEAD = 64  # the width of an attention head in every CLIP
 
 
 def infer(kind: str, layout: str, shapes: Shapes, source: Path) -> dict[str, Any]:
-    """The `config` of a network with these tensors. Raises ValueError where they do not suffice."""
+    """Returns the `config` of a network with these tensors. Raises ValueError if they do not determine it."""
     readers = {"unet": _unet, "vae": _vae, "text_tower": _text_tower, "image_tower": _image_tower}
     try:
         return readers[kind](layout, shapes)
     except KeyError as error:
-        raise ValueError(f"{source} lacks the tensor {error} of a {kind}; fetch or export it again") from error
+        raise ValueError(f"{source} lacks the tensor {error} of a {kind}; download or export it again") from error
     except (IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{source} holds tensors of no {kind} that ldm knows; fetch or export it again") from error
+        raise ValueError(
+            f"the tensors in {source} do not form a {kind} that ldm knows; download or export it again"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{source} {error}") from error
 
@@ -33,8 +35,8 @@ def _unet(layout: str, shapes: Shapes) -> dict[str, Any]:
     if layout == "compvis":
         ends = _numbers(shapes, r"input_blocks\.(\d+)\.0\.op\.weight")
         blocks = (ends[0] if ends else len(_numbers(shapes, r"input_blocks\.(\d+)\.0\..*"))) - 1
-        places = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(len(ends) + 1)]
-        convs, transformers = [f"{place}.0.out_layers.3" for place in places], [f"{place}.1" for place in places]
+        firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(len(ends) + 1)]
+        convs, transformers = [f"{block}.0.out_layers.3" for block in firsts], [f"{block}.1" for block in firsts]
         middle = "middle_block.1"
     else:
         levels = _numbers(shapes, r"down_blocks\.(\d+)\..*")
@@ -48,7 +50,7 @@ def _unet(layout: str, shapes: Shapes) -> dict[str, Any]:
     if context not in HEADS:
         raise ValueError(
             f"does not say how many attention heads its UNet has (its context width of {context} is neither that of "
-            "Stable Diffusion 1.x nor of 2.x); give the diffusers folder, or a file that ldm wrote"
+            "Stable Diffusion 1.x nor that of 2.x); give the diffusers folder, or a file that ldm wrote"
         )
     return {
         "in_channels": int(in_channels),
@@ -69,7 +71,8 @@ def _vae(layout: str, shapes: Shapes) -> dict[str, Any]:
     levels = _numbers(shapes, rf"encoder\.{level}\.(\d+)\..*")
     if "quant_conv.weight" not in shapes:
         raise ValueError(
-            "holds an autoencoder without a quant convolution, as of SD 3 or Flux, which ldm does not read"
+            "holds an autoencoder without a quant convolution, as in SD 3 or Flux, which ldm does not read; give one "
+            "of Stable Diffusion 1.x or 2.x"
         )
     return {
         "widths": [int(shapes[f"encoder.{level}.{n}.{block}.0.conv2.weight"].shape[0]) for n in levels],
@@ -95,10 +98,10 @@ def _text_tower(layout: str, shapes: Shapes) -> dict[str, Any]:
         "layers": layers,
         "heads": max(1, int(width) // CLIP_HEAD),
         "context": int(shapes[f"{prefix}{position}"].shape[0]),
-        # OpenAI's towers are at most 768 wide and use quick_gelu; those of OpenCLIP that SD uses are wider
+        # OpenAI's towers are at most 768 wide and use quick_gelu; the OpenCLIP towers in SD are wider and use gelu.
         "activation": "gelu" if layout == "openclip" or width >= 1024 else "quick_gelu",
         "projection": projection,
-        # SD 2.x reads the penultimate layer; files converted from diffusers have lost the last, the 24th
+        # SD 2.x reads the penultimate layer; files converted from diffusers lack the last, the 24th.
         "skip": 1 if layout == "openclip" and layers != 23 else 0,
     }
 
@@ -119,7 +122,7 @@ def _image_tower(_: str, shapes: Shapes) -> dict[str, Any]:
 
 
 def _numbers(shapes: Shapes, pattern: str) -> list[int]:
-    """The numbers that the names matching `pattern` have in its group."""
+    """Returns the sorted, distinct numbers in the group of `pattern`, over all names that match it."""
     return sorted({int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))})
 
 

@@ -1,4 +1,4 @@
-"""Our tensors as another layout has them, and back."""
+"""Converts tensors between ldm's layout (`ours`) and the layout of another tool (`theirs`)."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ldm.weights.keymaps import Entry
 
 
 def to_theirs(entries: Sequence[Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as a layout has them; all parts of a packed one must be there."""
+    """Converts ldm's tensors to another layout. All parts of a packed tensor must be in `state`."""
     parts: dict[str, list[Tensor]] = {}
     for entry in entries:
         parts.setdefault(entry.theirs, []).append(_theirs(state[entry.ours], entry.form))
@@ -17,7 +17,7 @@ def to_theirs(entries: Sequence[Entry], state: dict[str, Tensor]) -> dict[str, T
 
 
 def to_ours(entries: Sequence[Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layout's tensors as ours: views of the same memory wherever the bytes are the same."""
+    """Converts the tensors of another layout to ldm's; they are views of the same memory where the bytes agree."""
     return {entry.ours: _ours(state[entry.theirs], entry.form) for entry in entries}
 
 

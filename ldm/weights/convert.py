@@ -1,4 +1,4 @@
-"""From any of the formats that `find` reads to any that other tools read."""
+"""Converts weights from any format that `recognise` reads to the formats of other tools or of ldm."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from ldm.files import atomic_folder, check_writable, settle
+from ldm.files import atomic_folder, check_writable, recover_folder
 from ldm.ownership import Record
 from ldm.weights.compvis.writer import write_file
-from ldm.weights.contents import Contents, StoredNetwork
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers.writer import write_folder
-from ldm.weights.find import find
 from ldm.weights.keymaps import LAYOUTS, NATIVE
-from ldm.weights.model import PARTS, check_same, referenced, references
+from ldm.weights.model import PARTS, check_fingerprint, names_frozen_parts, open_frozen_part
 from ldm.weights.native import fingerprint, write_network
 from ldm.weights.storage.tensors import PICKLED
 from ldm.weights.storage.values import verified as verified_tensors
@@ -23,33 +22,39 @@ from ldm.weights.storage.values import verified as verified_tensors
 FORMATS = ("single", "diffusers", "ldm")
 
 
-def gathered(contents: Contents) -> Contents:
-    """A model of ours together with the frozen parts that it only names, which are checked to be those."""
+def with_frozen_parts(contents: Contents) -> Contents:
+    """Adds the frozen parts that a model in ldm's own format only names, after checking their fingerprints.
+
+    Raises FileNotFoundError for missing parts, ValueError for changed ones and for adapters.
+    """
     if contents.base:
         raise ValueError(
-            f"{contents.source} is an adapter of {contents.base['weights']}, and no model that could be converted; "
-            "give the whole model"
+            f"{contents.source} is an adapter of {contents.base['weights']}, and adapters cannot be converted; "
+            "give the complete model"
         )
-    if not references(contents.model):
+    if not names_frozen_parts(contents.model):
         return contents
     networks, pad = dict(contents.networks), contents.pad
     for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
-        found, _ = referenced(contents, name)
-        networks[kind], pad = found.network(kind), found.pad
-        check_same(contents, name, _mark(networks[kind]))
+        opened, _ = open_frozen_part(contents, name)
+        networks[kind], pad = opened.network(kind), opened.pad
+        check_fingerprint(contents, name, _fingerprint(networks[kind]))
     model = {key: value for key, value in contents.model.items() if key not in PARTS}
     return replace(contents, networks=networks, model=model, pad=pad)
 
 
 def part(contents: Contents, kind: str) -> Contents:
-    """One network alone."""
+    """Returns only the network of this kind."""
     return replace(contents, networks={kind: contents.network(kind)}, model={})
 
 
 def verified(
     contents: Contents, dtype: torch.dtype | None = None, on_read: Callable[[int], None] = lambda _: None
 ) -> Contents:
-    """The same, its floats cast to `dtype` if given. Raises ValueError for tensors that do not fit their network."""
+    """Returns the same contents, whose floats are cast to `dtype` (if given) and checked when they are read.
+
+    Raises ValueError for tensors that do not fit their network.
+    """
     networks = {}
     for kind, network in contents.networks.items():
         network.check()
@@ -58,27 +63,33 @@ def verified(
 
 
 def format_of(path: Path) -> str:
-    """A file's ending means a single file, no ending a diffusers folder. Raises ValueError for another ending."""
+    """Returns "single" for a path with the extension of a weights file, "diffusers" for one without an extension.
+
+    Raises ValueError for another extension.
+    """
     if path.suffix in (".safetensors", *PICKLED):
         return "single"
     if path.suffix and not path.is_dir():
-        raise ValueError(f"{path} ends in {path.suffix}, but weights are written to .safetensors, .ckpt or a folder")
+        raise ValueError(
+            f"{path} ends in {path.suffix}, but weights are written to a .safetensors, .ckpt or folder; give one"
+        )
     return "diffusers"
 
 
 def write(contents: Contents, path: Path, to: str, shard: int | None = None, overwrite: bool = False) -> None:
-    """Write `contents` to a file or a folder that appears whole or not at all; a folder with a record of its files.
+    """Writes `contents` atomically to a file, or to a folder with a record of its files.
 
-    Raises ValueError as `check_apart`, and for what the format cannot hold; FileExistsError as `check_replaceable`.
+    Raises ValueError as `check_apart` does and for contents that the format cannot represent, and FileExistsError as
+    `check_replaceable` does.
     """
-    settle(path)
+    recover_folder(path)
     check_apart(path, sources_of(contents))
     check_replaceable(path, overwrite)
     check_writable(path.parent)
     is_file = format_of(path) == "single"
     own = [kind for kind in contents.networks if kind not in LAYOUTS]
     if to != "ldm" and own:
-        raise ValueError(f"{contents.source} holds a {own[0]}, which only files of ldm can hold: give --to ldm")
+        raise ValueError(f"{contents.source} holds a {own[0]}, which only ldm's own format can store: give --to ldm")
     if to == "single" and is_file:
         return write_file(path, contents)
     if to == "ldm" and is_file and len(contents.networks) == 1:
@@ -86,7 +97,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
     if is_file or to == "single":
         raise ValueError(
             f"{path} is a {'file' if is_file else 'folder'}, but --to {to} writes a {'folder' if is_file else 'file'} "
-            f"here; give {'a name without an ending' if is_file else 'a .safetensors or .ckpt'}"
+            f"here; give {'a path without an extension' if is_file else 'a .safetensors or .ckpt'}"
         )
     with atomic_folder(path) as folder:
         if to == "diffusers":
@@ -94,7 +105,7 @@ def write(contents: Contents, path: Path, to: str, shard: int | None = None, ove
         else:
             _write_native_folder(folder, contents)
         Record(folder, "convert").write_all()
-        check_replaceable(path, overwrite)  # again, as it took a while
+        check_replaceable(path, overwrite)  # again, because writing took a while
 
 
 def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> None:
@@ -103,11 +114,11 @@ def _write_native(path: Path, kind: str, contents: Contents, **about: Any) -> No
         about |= {"pad": contents.pad}
     if kind == "image_tower":
         about |= {"pixels": asdict(contents.pixels)}
-    write_network(path, kind, network.full_config, network.arranged(NATIVE), **about)
+    write_network(path, kind, network.full_config, network.in_layout(NATIVE), **about)
 
 
 def _write_native_folder(folder: Path, contents: Contents) -> None:
-    """The denoising network's file names the other two, beside it, with their fingerprints."""
+    """Writes a file per network; that of the denoising network names the other two, with their fingerprints."""
     for kind in contents.networks:
         if kind != contents.backbone:
             _write_native(folder / f"{kind}.safetensors", kind, contents)
@@ -115,13 +126,13 @@ def _write_native_folder(folder: Path, contents: Contents) -> None:
         return
     sources = {}
     for name, kind in zip(PARTS, ("vae", "text_tower"), strict=True):
-        written = find(folder / f"{kind}.safetensors").network(kind)
-        sources[name] = {"weights": f"./{kind}.safetensors", "fingerprint": _mark(written)}
+        written = open_contents(folder / f"{kind}.safetensors").network(kind)
+        sources[name] = {"weights": f"./{kind}.safetensors", "fingerprint": _fingerprint(written)}
     _write_native(
         folder / f"{contents.backbone}.safetensors", contents.backbone, contents, model=contents.model | sources
     )
 
 
-def _mark(network: StoredNetwork) -> str:
-    """The fingerprint of a frozen part as it is used, in float32."""
+def _fingerprint(network: StoredNetwork) -> str:
+    """Returns the fingerprint of a frozen part in float32, in which it is used."""
     return fingerprint(network.load().state_dict())

@@ -1,10 +1,10 @@
-"""The names that other tools give to our networks' tensors, as tables.
+"""Maps the names of ldm's tensors to those of other tools, as tables.
 
-A row is one layer, or one tensor, under our name and under that of each layout in `LAYOUTS`; ".weight" and ".bias"
-follow unless the row holds them. Words in braces are numbers: those of our names, and those that `_numbers` makes
-of them. What follows a name in brackets says how their tensor differs from ours: [1x1] is a convolution where we
-have a linear layer, [linear] is our own form but may be read from a convolution, [T] is transposed, and [0/3] is
-the first third of one tensor.
+A row is one layer, or one tensor, under its name in ldm and in each layout of `LAYOUTS`; ".weight" and ".bias" are
+appended unless the row contains them. Words in braces stand for the numbers in ldm's name, or for those that
+`_numbers` computes from them. A suffix in brackets says how the other tool's tensor differs from ldm's: [1x1] is a
+convolution in place of a linear layer, [linear] is a linear layer that may be stored as a convolution, [T] is
+transposed, and [0/3] is the first third of a packed tensor.
 """
 
 import re
@@ -89,7 +89,7 @@ VAE_BLOCK = [
     ("conv2", "conv2", "conv2"),
     ("skip", "nin_shortcut", "conv_shortcut"),
 ]
-VAE_HALF = [  # of the encoder, and of the decoder
+VAE_HALF = [  # what encoder and decoder have in common
     ("conv_in", "conv_in", "conv_in"),
     *_within(("middle.block1", "mid.block_1", "mid_block.resnets.0"), VAE_BLOCK),
     *_within(
@@ -172,7 +172,7 @@ IMAGE_TOWER: list[Row] = [
 ]
 TABLES = {"unet": UNET, "vae": VAE, "text_tower": TEXT_TOWER, "image_tower": IMAGE_TOWER}
 
-# Other spellings of a layout's names, (pattern, replacement): read, never written.
+# Alternative spellings of a layout's names as (pattern, replacement); they are read, but never written.
 ALIASES: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("vae", "diffusers"): [  # diffusers before 0.18
         (r"(attentions\.0)\.query\b", r"\1.to_q"),
@@ -183,8 +183,8 @@ ALIASES: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("text_tower", "transformers"): [(r"^(?=(embeddings|encoder|final_layer_norm)\.)", "text_model.")],
     ("image_tower", "transformers"): [(r"^(?=(embeddings|encoder|pre_layrnorm|post_layernorm)\.)", "vision_model.")],
 }
-# What a layout's files hold besides and this network does not need: constants, what only training uses, the other
-# tower of a CLIP.
+# Tensors in a layout's files that the network does not need: constants, tensors that only training uses, and the
+# other tower of a CLIP.
 UNUSED = {
     ("vae", "compvis"): r"loss\..*|model_ema\..*",
     (
@@ -201,7 +201,7 @@ UNUSED = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Our tensor, theirs, and the bracket that says how they differ."""
+    """The name of a tensor in ldm and in another layout, and the bracketed suffix that says how the two differ."""
 
     ours: str
     theirs: str
@@ -209,22 +209,22 @@ class Entry:
 
 
 def entries(kind: str, layout: str, config: dict[str, Any], names: Sequence[str]) -> list[Entry]:
-    """For each of our tensors' `names` in a network of this `config` its place in a layout."""
+    """Returns the entry in a layout of each of ldm's tensor `names`, for a network with this `config`."""
     if layout == NATIVE:
         return [Entry(name, name, "") for name in names]
     return [_entry(kind, config, _rows(kind, layout), name) for name in names]
 
 
 def canonical(kind: str, layout: str, names: Sequence[str]) -> dict[str, str]:
-    """A layout's own name → the name found in a file, without what is not used."""
+    """Returns a dictionary from a layout's standard names to the `names` in a file, without unused tensors."""
     unused = re.compile(UNUSED.get((kind, layout), r"(?!)"))
     found = {}
     for name in names:
-        own = name
+        standard = name
         for pattern, replacement in ALIASES.get((kind, layout), []):
-            own = re.sub(pattern, replacement, own)
-        if not unused.fullmatch(own):
-            found[own] = name
+            standard = re.sub(pattern, replacement, standard)
+        if not unused.fullmatch(standard):
+            found[standard] = name
     return found
 
 
@@ -246,11 +246,13 @@ def _entry(kind: str, config: dict[str, Any], rows: list[tuple[re.Pattern[str], 
             theirs, _, form = template.partition(" ")
             theirs = theirs.format(**_numbers(kind, config, numbers)) + (match["leaf"] or "")
             return Entry(name, theirs, form.strip("[]"))
-    raise ValueError(f"no other tool has the tensor {name} of this {kind}; keep it as a file of ldm, or leave it out")
+    raise ValueError(
+        f"no other tool has the tensor {name} of this {kind}; convert the {kind} to ldm's own format, --to ldm"
+    )
 
 
 def _numbers(kind: str, config: dict[str, Any], numbers: dict[str, int]) -> dict[str, int]:
-    """`numbers` of our name, and those of other layouts: CompVis counts a UNet's blocks through all levels."""
+    """Returns `numbers` of ldm's name and those of other layouts; CompVis numbers a UNet's blocks across levels."""
     if kind == "unet" and "level" in numbers:
         blocks, level, block = config["blocks"], numbers["level"], numbers.get("block", 0)
         out_last = level * (blocks + 1) + blocks
@@ -259,7 +261,7 @@ def _numbers(kind: str, config: dict[str, Any], numbers: dict[str, int]) -> dict
             "in_last": (level + 1) * (blocks + 1),
             "out": level * (blocks + 1) + block,
             "out_last": out_last,
-            "place": 2 if config["depth"][-1 - level] else 1,  # behind the transformer, where there is one
+            "place": 2 if config["depth"][-1 - level] else 1,  # after the transformer, if the level has one
         }
     if kind == "vae" and "n" in numbers:
         down, down_block = divmod(numbers["n"], config["blocks"] + 1)

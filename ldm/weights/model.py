@@ -1,11 +1,12 @@
-"""A whole model: its networks, and as plain data all else that sampling needs.
+"""Loads and saves complete models: their networks, and everything else that sampling needs, as plain data.
 
 Nothing in a file is ever run: classes come from a closed list, and checkpoints are read with weights_only=True.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,28 +14,36 @@ import torch
 from torch import Tensor
 
 from ldm.adapters.adapter import from_config
+from ldm.adapters.change import Change
+from ldm.adapters.merging import merge
 from ldm.nn.backbone import Backbone, trainable
+from ldm.nn.clip import TextTower
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.vae import VAE
-from ldm.weights.compvis.reader import Choices
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.find import DEFAULT, find
+from ldm.weights.adapters.names import TEXT
+from ldm.weights.adapters.own import TEXT_PREFIX
+from ldm.weights.adapters.reader import open_adapter
+from ldm.weights.adapters.recognise import has_adapter
+from ldm.weights.compvis.reader import ReadOptions
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
 from ldm.weights.kinds import ADAPTER, BACKBONES
-from ldm.weights.native import save_network
+from ldm.weights.native import fingerprint, save_network
 from ldm.weights.parts import Frozen, first_stage_in, text_encoder_in
-from ldm.weights.storage.tensors import refuse_misfits
-from ldm.weights.storage.values import check_finite
+from ldm.weights.recognise import DEFAULT
+from ldm.weights.storage.opening import open_tensors
+from ldm.weights.storage.tensors import refuse_mismatch
+from ldm.weights.storage.values import check_finite, in_memory
 
 NEEDED = {"schedule", "prediction", "time", "size", "sampling"}
-PARTS = ("first_stage", "text_encoder")  # which a model of ours names with their fingerprints
+PARTS = ("first_stage", "text_encoder")  # a file in ldm's own format stores their paths and fingerprints
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Model:
-    """The networks; about["model"] says how to sample."""
+    """The networks of a model; about["model"] says how to sample from them."""
 
     source: str
     about: dict[str, Any]
@@ -44,14 +53,14 @@ class Model:
 
 
 def save_model(path: str | Path, state: State, about: dict[str, Any]) -> None:
-    """Write a native file of the denoising network's weights. Raises ValueError where `about` is incomplete."""
+    """Writes the denoising network to a file in ldm's own format. Raises ValueError if `about` is incomplete."""
     check_model(path, about.get("kind"), about.get("model"), native=True)
     save_network(path, about["kind"], about["config"], state, model=about["model"])
 
 
-def find_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Contents:  # noqa: B008 - a constant
-    """What `read_model` would read, without its tensors."""
-    contents = find(path, choices)
+def open_model(path: str | Path = DEFAULT, options: ReadOptions = ReadOptions()) -> Contents:  # noqa: B008 - a constant
+    """Opens the model that `read_model` would load, without reading its tensors."""
+    contents = open_contents(path, options)
     kind = contents.backbone or next(iter(contents.networks))
     check_model(contents.source, kind, contents.model, native=contents.networks[kind].layout == NATIVE)
     return contents
@@ -60,35 +69,39 @@ def find_model(path: str | Path = DEFAULT, choices: Choices = Choices()) -> Cont
 def read_model(
     path: str | Path = DEFAULT,
     dtype: torch.dtype | None = torch.float32,
-    choices: Choices = Choices(),  # noqa: B008 - a constant
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - a constant
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> Model:
-    """The model at `path`, see `find`; its denoising network in `dtype` (None: the file's), see `StoredNetwork.load`.
+    """Loads the model at `path` (see `recognise`), its denoising network as `StoredNetwork.load` does.
 
-    Its frozen parts are in float32 on the CPU, as their fingerprints are taken.
-    Raises FileNotFoundError or ValueError, in one sentence, for what is not there or cannot be used.
+    The frozen parts are loaded in float32 on the CPU, in which their fingerprints are computed.
+    Raises FileNotFoundError or ValueError with a one-sentence message if the model is missing or unusable.
     """
-    contents = find_model(path, choices)
-    network = base_of(contents).denoising if ADAPTER in contents.networks else contents.denoising
+    contents = open_model(path, options)
+    for guess in contents.guesses:
+        warnings.warn(f"{contents.source}: {guess}", stacklevel=2)
+    network = open_base(contents).denoising if ADAPTER in contents.networks else contents.denoising
     backbone = cast(Backbone, network.load(dtype, device, channels_last))
     if ADAPTER in contents.networks:
-        adapt(backbone, contents.networks[ADAPTER])
-    stage, text = frozen_parts(contents)
+        apply_adapter(backbone, contents.networks[ADAPTER])
+    stage, text = load_frozen_parts(contents)
+    if ADAPTER in contents.networks and (changes := text_changes(contents, text.network.towers[0])):
+        merge(text.network.towers[0], {layer: [(change, 1.0)] for layer, change in changes.items()})
     sources = {"first_stage": stage.source, "text_encoder": text.source}
     about = {"kind": backbone.kind, "config": backbone.config, "model": sources | contents.model}
     return Model(str(path), about, backbone, stage, text)
 
 
 def model_fingerprint(path: str | Path = DEFAULT) -> str:
-    """SHA-256 of all that decides what the model at `path` draws: weights, architecture, schedule and prediction."""
-    contents = find_model(path)
+    """Returns the SHA-256 of everything that determines samples: weights, architecture, schedule and prediction."""
+    contents = open_model(path)
     adapted = ADAPTER in contents.networks
-    network, model = base_of(contents).denoising if adapted else contents.denoising, contents.model
-    stage, text = frozen_parts(contents)
+    network, model = open_base(contents).denoising if adapted else contents.denoising, contents.model
+    stage, text = load_frozen_parts(contents)
     decisive = {
         network.kind: [network.fingerprint, network.full_config],
-        **({ADAPTER: _of_adapter(contents.networks[ADAPTER])} if adapted else {}),
+        **({ADAPTER: _identity(contents)} if adapted else {}),
         "first_stage": [stage.source["fingerprint"], stage.network.config],
         "text_encoder": [text.source["fingerprint"], *(tower.config for tower in text.network.towers)],
         "diffusion": [model["schedule"], model["prediction"], model["time"]],
@@ -96,50 +109,62 @@ def model_fingerprint(path: str | Path = DEFAULT) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _of_adapter(adapter: StoredNetwork) -> list[Any]:
-    return [adapter.fingerprint, adapter.config]
+def _identity(contents: Contents) -> list[Any]:
+    adapter = contents.networks[ADAPTER]
+    if contents.source.suffix == ".ckpt":
+        return [adapter.fingerprint, adapter.config]
+    tensors = open_tensors(contents.source)
+    text = tensors.read([name for name in tensors if name.startswith(TEXT_PREFIX)])
+    return [adapter.fingerprint, adapter.config, *([fingerprint(dict(text))] if text else [])]
 
 
 def check_model(source: object, kind: str | None, model: Any, native: bool) -> None:
-    """Raises ValueError where it is no whole model or does not say how to sample; one of ours names its parts too."""
+    """Raises ValueError if the model is incomplete or lacks sampling settings.
+
+    A `native` file must also name its frozen parts.
+    """
     if kind not in (*BACKBONES, ADAPTER):
-        raise ValueError(f"{source} holds a {kind}, but a model is needed here; give a file of one, or a run")
+        raise ValueError(f"{source} holds a {kind}, but a model is needed here; give the file of a model, or a run")
     missing = (
         sorted((NEEDED | (set(PARTS) if native else set())) - set(model)) if isinstance(model, dict) else ["model"]
     )
     if missing:
         raise ValueError(
             f"{source} does not say how to sample from it (it lacks {', '.join(missing)}); "
-            "save it again from its run, or give the whole model"
+            "save it again from its run, or give the complete model"
         )
 
 
-def base_of(contents: Contents) -> Contents:
-    """The model that an adapter was trained on. Raises FileNotFoundError or ValueError where it is another today."""
+def open_base(contents: Contents) -> Contents:
+    """Opens the model that an adapter was trained on.
+
+    Raises FileNotFoundError if it is missing, ValueError if it has changed since.
+    """
     base = contents.base
     try:
-        found = find(base["weights"])
+        opened = open_contents(base["weights"])
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{contents.source} is an adapter of {base['weights']}, which is not there: put the file back"
+            f"{contents.source} is an adapter of {base['weights']}, which does not exist: restore the file"
         ) from error
-    if found.denoising.fingerprint != base["fingerprint"]:
+    if opened.denoising.fingerprint != base["fingerprint"]:
         raise ValueError(
-            f"{contents.source} is an adapter of another {base['weights']} than that of today: put back the file whose "
+            f"{contents.source} is an adapter of {base['weights']}, which has changed since: restore the file whose "
             f"fingerprint begins with {base['fingerprint'][:12]}"
         )
-    return found
+    return opened
 
 
-def adapt(backbone: Backbone, stored: StoredNetwork) -> None:
-    """Changes the network as the stored adapter says, and fills in what was trained.
+def apply_adapter(backbone: Backbone, stored: StoredNetwork) -> None:
+    """Adapts the network as the stored adapter's config says, and loads the trained tensors into it.
 
-    Raises ValueError for tensors that are missing, unexpected, of another shape or not finite.
+    Raises ValueError for tensors that are missing, unexpected, of the wrong shape or not finite.
     """
-    from_config(stored.config).adapt(backbone)
+    adapter = from_config(stored.config)
+    adapter.adapt(backbone)
     trained, source = trainable(backbone), stored.tensors.source
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
-    refuse_misfits(
+    refuse_mismatch(
         source,
         "adapter",
         missing=trained.keys() - shapes.keys(),
@@ -153,43 +178,69 @@ def adapt(backbone: Backbone, stored: StoredNetwork) -> None:
     for name, tensor in stored.tensors.read(shapes).items():
         check_finite(name, tensor, source)
         trained[name].data = torch.empty_like(trained[name]).copy_(tensor)
+    adapter.merge(backbone)
 
 
-def references(model: dict[str, Any]) -> bool:
-    """Whether it only names its frozen parts, as a model of ours does, instead of holding them."""
+def text_changes(contents: Contents, tower: TextTower) -> dict[str, Change]:
+    """Returns the changes of the text encoder's layers in an adapter that was trained with it; none in a checkpoint."""
+    if contents.source.suffix == ".ckpt" or not has_adapter(contents.source):
+        return {}
+    return open_adapter(contents.source).changes_for(TEXT, tower)
+
+
+def with_trained(path: str | Path, trained: State) -> State:
+    """Returns the weights of a run's network with its trained weights replaced by `trained`, such as an average.
+
+    For an adapter's run, `trained` holds the adapter's weights, and the result is the full network, merged.
+    """
+    contents = open_model(path)
+    if ADAPTER not in contents.networks:
+        return trained
+    backbone = cast(Backbone, open_base(contents).denoising.load())
+    apply_adapter(backbone, replace(contents.networks[ADAPTER], tensors=in_memory(contents.source, trained)))
+    return backbone.state_dict()
+
+
+def names_frozen_parts(model: dict[str, Any]) -> bool:
+    """Returns whether a model names its frozen parts, as in ldm's own format, instead of containing them."""
     return "first_stage" in model
 
 
-def frozen_parts(contents: Contents) -> tuple[Frozen[VAE], Frozen[TextEncoder]]:
-    """The frozen parts beside a denoising network, or those that a model of ours was trained with, and no others."""
-    if not references(contents.model):
+def load_frozen_parts(contents: Contents) -> tuple[Frozen[VAE], Frozen[TextEncoder]]:
+    """Loads the frozen parts of a model, from its file or from the paths that it names, which must be unchanged."""
+    if not names_frozen_parts(contents.model):
         return first_stage_in(contents), text_encoder_in(contents)
-    stage_at, text_at = (referenced(contents, name) for name in PARTS)
+    stage_at, text_at = (open_frozen_part(contents, name) for name in PARTS)
     stage, text = first_stage_in(*stage_at), text_encoder_in(*text_at)
     for name, source in zip(PARTS, (stage.source, text.source), strict=True):
-        check_same(contents, name, source["fingerprint"])
+        check_fingerprint(contents, name, source["fingerprint"])
     return stage, text
 
 
-def referenced(contents: Contents, name: str) -> tuple[Contents, str]:
-    """The file of a part that a model of ours was trained with, and where it lies."""
+def open_frozen_part(contents: Contents, name: str) -> tuple[Contents, str]:
+    """Opens a frozen part that a model names, and returns it with its path."""
     weights = contents.model[name]["weights"]
-    if weights.startswith("./"):  # beside the model, wherever that has been moved to
+    if contents.model[name].get("trained"):
+        raise ValueError(
+            f"{contents.source} is a checkpoint of a run that also trains the {name.replace('_', ' ')}: give the "
+            "file that the run exports at its end or, if it trains a new token, the base model and embedding=RUN"
+        )
+    if weights.startswith("./"):  # relative to the model's file, so that their folder can be moved
         weights = str(contents.source.parent / weights)
     try:
-        return find(weights), weights
+        return open_contents(weights), weights
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{contents.source} was trained with the {name.replace('_', ' ')} {weights}, which is not there: "
-            "put the file back"
+            f"{contents.source} was trained with the {name.replace('_', ' ')} {weights}, which does not exist: "
+            "restore the file"
         ) from error
 
 
-def check_same(contents: Contents, name: str, found: str) -> None:
-    """Raises ValueError where a part has another fingerprint than the one that the model was trained with."""
+def check_fingerprint(contents: Contents, name: str, fingerprint: str) -> None:
+    """Raises ValueError if the `fingerprint` of a part differs from that of the part the model was trained with."""
     expected = contents.model[name]
-    if found != expected["fingerprint"]:
+    if fingerprint != expected["fingerprint"]:
         raise ValueError(
-            f"{contents.source} was trained with another {name.replace('_', ' ')} than the {expected['weights']} of "
-            f"today: put back the file whose fingerprint begins with {expected['fingerprint'][:12]}"
+            f"{contents.source} was trained with the {name.replace('_', ' ')} {expected['weights']}, which has changed "
+            f"since: restore the file whose fingerprint begins with {expected['fingerprint'][:12]}"
         )

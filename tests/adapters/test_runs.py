@@ -1,4 +1,4 @@
-"""An adapter by train.py, and what the other commands make of it."""
+"""Adapters trained by train.py, and used by the other commands."""
 
 import json
 import re
@@ -18,19 +18,19 @@ ADAM = (*TINY, *ALONE, "optimizer=adamw", "optimizer.lr=1e-2")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained until text matters: its layers begin at zero, one behind another."""
+    """A base model, trained until the text affects its output, because the text layers are initialised to zero."""
     return run(tmp_path_factory.mktemp("base"), *ADAM, "trainer.max_steps=4")
 
 
 @pytest.fixture(scope="module")
 def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an adapter's run, stopped and resumed."""
+    """The folder of an adapter run that was stopped and resumed."""
     folder, how = tmp_path_factory.mktemp("adapted"), (*ADAM, ADAPTER, f"training.start={base}")
     run(folder, *how, "trainer.max_steps=1")
     return run(folder, *how, "trainer.max_steps=3", "resume=auto")
 
 
-def test_the_run_exports_an_adapter_in_place_of_a_network(base: Path, adapted: Path) -> None:
+def test_a_run_exports_an_adapter_instead_of_a_network(base: Path, adapted: Path) -> None:
     assert (adapted / "adapter.safetensors").is_file() and not (adapted / "unet.safetensors").exists()
     about, network = read_about(adapted / "adapter.safetensors"), read_about(base / "unet.safetensors")
     assert about["kind"] == "adapter" and about["config"] == {"name": "train_only", "names": ["*.text_attention.*"]}
@@ -39,103 +39,103 @@ def test_the_run_exports_an_adapter_in_place_of_a_network(base: Path, adapted: P
     assert about["model"] == network["model"]
 
 
-def test_its_checkpoint_is_smaller_than_the_base_s_by_what_is_frozen(base: Path, adapted: Path) -> None:
+def test_its_checkpoint_does_not_contain_the_frozen_weights(base: Path, adapted: Path) -> None:
     sizes = [(folder / "checkpoints" / "last.ckpt").stat().st_size for folder in (base, adapted)]
     state = torch.load(adapted / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    whole = torch.load(base / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    frozen = sum(tensor.nbytes for name, tensor in whole.items() if name not in state)
+    full = torch.load(base / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    frozen = sum(tensor.nbytes for name, tensor in full.items() if name not in state)
     assert sizes[0] - sizes[1] > 4 * frozen  # weights, their average and Adam's two moments
 
 
 @pytest.mark.parametrize("file", ["", "adapter.safetensors", "checkpoints/last.ckpt"])
-def test_info_names_the_base_and_what_is_trained(base: Path, adapted: Path, file: str) -> None:
-    told = describe(str(adapted / file))
+def test_info_shows_the_base_and_the_number_of_trained_parameters(base: Path, adapted: Path, file: str) -> None:
+    described = describe(str(adapted / file))
     fingerprint = read_about(adapted / "adapter.safetensors")["base"]["fingerprint"]
-    assert told["base"] == f"{base} ({fingerprint[:12]})"
-    assert told["base's network"].startswith("unet, in_channels=4")
-    assert told["settings"] == "name=train_only, names=['*.text_attention.*']"
+    assert described["base"] == f"{base} ({fingerprint[:12]})"
+    assert described["base's network"].startswith("unet, in_channels=4")
+    assert described["settings"] == "name=train_only, names=['*.text_attention.*']"
     names = torch.load(adapted / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert told["parameters"] == f"{sum(tensor.numel() for tensor in names.values()):,}"
+    assert described["parameters"] == f"{sum(tensor.numel() for tensor in names.values()):,}"
 
 
-def test_a_model_has_no_base_to_name(base: Path) -> None:
+def test_info_shows_no_base_for_a_model(base: Path) -> None:
     assert "base" not in describe(str(base))
 
 
-def test_it_is_evaluated_like_a_model(adapted: Path, base: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_evaluated_like_a_model(adapted: Path, base: Path, tmp_path: Path) -> None:
     small = ["--data", "shapes", "--prompts", "4", "--count", "8", "--validation", "2", "--steps", "1"]
-    found = []
+    results = []
     for model in (base, adapted):
         out = tmp_path / f"{model.name}.json"
         assert main(["evaluate", str(model), *small, "--out", str(out)]) == 0
-        found.append(json.loads(out.read_text()))
-    assert found[0]["metrics"]["noise_loss"] != found[1]["metrics"]["noise_loss"]
+        results.append(json.loads(out.read_text()))
+    assert results[0]["metrics"]["noise_loss"] != results[1]["metrics"]["noise_loss"]
 
 
-def test_an_average_of_any_length_of_it_is_evaluated(base: Path, tmp_path: Path) -> None:
+def test_an_average_of_any_length_of_an_adapter_is_evaluated(base: Path, tmp_path: Path) -> None:
     average = "ema=power", "ema.every_n_train_steps=1", "trainer.max_steps=3"
     folder = run(tmp_path / "run", *ADAM, ADAPTER, f"training.start={base}", *average)
     assert main(["ema", str(folder), "--length", "0.1"]) == 0
     small = ["--data", "shapes", "--prompts", "2", "--count", "8", "--validation", "2", "--steps", "1"]
-    found = []
+    results = []
     for arguments in ([str(folder), "--ema-length", "0.1"], [str(folder / "ema_0.100.safetensors")]):
-        out = tmp_path / f"{len(found)}.json"
+        out = tmp_path / f"{len(results)}.json"
         assert main(["evaluate", *arguments, *small, "--out", str(out)]) == 0
-        found.append(json.loads(out.read_text())["metrics"]["noise_loss"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        results.append(json.loads(out.read_text())["metrics"]["noise_loss"])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_conversion_of_an_adapter_is_refused_in_a_sentence(
-    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conversion_of_an_adapter_is_refused(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(adapted), str(tmp_path / "m.safetensors")]) == 1
-    assert re.search("is an adapter of .* give the whole model", capsys.readouterr().err)
+    assert re.search("is an adapter of .* give the complete model", capsys.readouterr().err)
 
 
 def test_an_adapter_of_an_adapter_is_refused(adapted: Path, tmp_path: Path) -> None:
-    told = refusal(tmp_path, *TINY, *ALONE, ADAPTER, f"training.start={adapted}", "trainer.max_steps=1")
-    assert "holds no denoising network (it holds adapter)" in told
+    message = refusal(tmp_path, *TINY, *ALONE, ADAPTER, f"training.start={adapted}", "trainer.max_steps=1")
+    assert "holds no denoising network (it holds adapter)" in message
 
 
-def test_without_a_model_to_start_from_it_is_refused(tmp_path: Path) -> None:
-    told = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "trainer.max_steps=1")
-    assert told == "an adapter changes trained weights: say whose by training.start=MODEL"
+def test_an_adapter_without_a_model_to_start_from_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "trainer.max_steps=1")
+    assert message == "an adapter needs the weights of a trained model: give training.start=MODEL"
 
 
-def test_where_no_denoising_network_is_trained_it_is_refused(tmp_path: Path) -> None:
-    told = refusal(tmp_path, "experiment=shapes_vae", "data.shards=none.tar", *ALONE[1:], ADAPTER)
-    assert told.startswith("an adapter changes a denoising network, which this experiment does not train")
+def test_an_adapter_of_a_run_without_a_denoising_network_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "experiment=shapes_vae", "data.shards=none.tar", *ALONE[1:], ADAPTER)
+    assert message.startswith("an adapter needs a denoising network, but this experiment trains none")
 
 
-def test_names_that_the_network_does_not_have_are_refused(base: Path, tmp_path: Path) -> None:
-    told = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "adapter.names=[attn2.*]", f"training.start={base}")
-    assert told.startswith("adapter.names=['attn2.*'] matches no weight of this unet")
+def test_names_that_match_no_weight_are_refused(base: Path, tmp_path: Path) -> None:
+    message = refusal(tmp_path, *TINY, *ALONE, ADAPTER, "adapter.names=[attn2.*]", f"training.start={base}")
+    assert message.startswith("adapter.names=['attn2.*'] matches no weight of this unet")
 
 
-def test_a_run_resumes_on_no_other_base(adapted: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_on_another_base(adapted: Path, tmp_path: Path) -> None:
     other = run(tmp_path / "other", *ADAM, "trainer.max_steps=1", "seed=1")
-    again = f"training.start={other}", f"resume={adapted}/checkpoints/last.ckpt", "trainer.max_steps=4"
-    told = refusal(tmp_path / "again", *ADAM, ADAPTER, *again, "accept_changes=true")
-    assert re.match(r"the checkpoint holds another model than this config builds \(base \w{64} → \w{64}\)", told)
+    how = f"training.start={other}", f"resume={adapted}/checkpoints/last.ckpt", "trainer.max_steps=4"
+    message = refusal(tmp_path / "again", *ADAM, ADAPTER, *how, "accept_changes=true")
+    assert re.match(
+        r"the checkpoint contains a different model than this config builds \(base \w{64} → \w{64}\)", message
+    )
 
 
-def test_the_plan_counts_gradients_optimizer_and_average_of_the_trained_share(
+def test_the_plan_counts_gradients_and_states_of_trained_weights_only(
     base: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = torch.load(adapted / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     count, plans = sum(tensor.numel() for tensor in trained.values()), {}
-    for name, how in (("whole", ()), ("adapter", (ADAPTER,))):
+    for name, how in (("full", ()), ("adapter", (ADAPTER,))):
         run(tmp_path, *ADAM, "debug=plan", "trainer.max_steps=1", *how)
         plans[name] = capsys.readouterr().out.splitlines()
     assert f"{count / 1000:.2f} k of them trained" in next(line for line in plans["adapter"] if "of them" in line)
 
     def kib(name: str, row: str) -> float:
-        """The memory that a plan states in a row."""
+        """Returns the memory in a row of a plan, in KiB."""
         number, unit = next(line.split()[1:3] for line in plans[name] if line.split()[:1] == [row])
         return float(number) * {"KiB": 1, "MiB": 1024}[unit]
 
     assert kib("adapter", "gradients") == kib("adapter", "EMA") == pytest.approx(4 * count / 1024, rel=1e-2)
     assert kib("adapter", "optimizer") == pytest.approx(8 * count / 1024, rel=1e-2)
-    assert kib("adapter", "weights") == kib("whole", "weights")
+    assert kib("adapter", "weights") == kib("full", "weights")
     for row in ("gradients", "optimizer", "EMA", "activations", "all"):
-        assert kib("adapter", row) < kib("whole", row)
+        assert kib("adapter", row) < kib("full", row)

@@ -1,4 +1,4 @@
-"""Choosing which weights are trained, and adapters as plain data."""
+"""Adapters that train some of the weights, and their configs."""
 
 from typing import Any
 
@@ -12,36 +12,36 @@ from tests.tiny import tiny_dit, tiny_unet
 
 
 @pytest.mark.parametrize("backbone", [tiny_unet(), tiny_dit()], ids=["unet", "dit"])
-def test_the_weights_that_match_a_pattern_require_gradients_and_no_others(backbone: Backbone) -> None:
+def test_only_weights_that_match_a_pattern_require_gradients(backbone: Backbone) -> None:
     TrainOnly(["*.text_attention.*"]).adapt(backbone)
     names = [name for name, _ in backbone.named_parameters() if ".text_attention." in name]
     assert [*trainable(backbone)] == names and 0 < len(names) < len([*backbone.parameters()])
 
 
-def test_a_weight_that_matches_any_of_the_patterns_is_trained() -> None:
+def test_a_weight_that_matches_any_pattern_is_trained() -> None:
     unet = tiny_unet()
     TrainOnly(["conv_out.*", "time.0.weight"]).adapt(unet)
     assert {*trainable(unet)} == {"conv_out.weight", "conv_out.bias", "time.0.weight"}
 
 
-def test_the_network_still_computes_what_it_did() -> None:
+def test_train_only_does_not_change_the_weights() -> None:
     unet, before = tiny_unet(), {name: weight.clone() for name, weight in tiny_unet().state_dict().items()}
     TrainOnly(["*.text_attention.*"]).adapt(unet)
     assert unet.state_dict().keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
 
 
-def test_patterns_that_match_nothing_are_refused_with_what_there_is() -> None:
+def test_patterns_that_match_nothing_are_refused_with_the_known_names() -> None:
     with pytest.raises(
-        ValueError, match=r"adapter.names=\['attn2'\] matches no weight of this dit, .* time, conv_in, "
+        ValueError, match=r"adapter.names=\['attn2'\] matches no weight of this dit: .* time, conv_in, "
     ):
         TrainOnly(["attn2"]).adapt(tiny_dit())
 
 
-def test_an_adapter_is_made_again_from_its_config() -> None:
+def test_an_adapter_can_be_rebuilt_from_its_config() -> None:
     adapter = TrainOnly(("*.text_attention.*", "conv_out.*"))
-    again = from_config(adapter.config)
-    assert isinstance(again, TrainOnly) and again.config == adapter.config
+    rebuilt = from_config(adapter.config)
+    assert isinstance(rebuilt, TrainOnly) and rebuilt.config == adapter.config
     assert adapter.config["name"] in ADAPTERS
 
 
@@ -50,9 +50,9 @@ def test_an_adapter_is_made_again_from_its_config() -> None:
     [
         ({"name": "hypernetwork"}, "the adapter is 'hypernetwork', but must be one of train_only"),
         ({}, "the adapter is None, but must be one of train_only"),
-        ({"name": "train_only", "rank": 4}, r"the adapter train_only cannot be made with \{'rank': 4\}"),
+        ({"name": "train_only", "rank": 4}, r"the adapter train_only cannot be built with \{'rank': 4\}"),
     ],
 )
-def test_a_config_that_describes_no_adapter_is_refused(config: dict[str, Any], message: str) -> None:
+def test_an_invalid_adapter_config_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_config(config)

@@ -1,4 +1,4 @@
-"""Training an adapter: what changes, what checkpoints and files hold, and on which weights they can be used."""
+"""Training an adapter: which weights change, what files contain, and with which base they can be used."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 
 def adapted(base: Path, names: list[str] = NAMES) -> DiffusionTraining:
-    """A training of an adapter on the tiny model in a folder."""
+    """A training module for an adapter of the tiny model in a folder."""
     backbone, adapter = tiny_unet(seed=9).train(), TrainOnly(names)
     start = start_from(backbone, str(base / "unet.safetensors"))
     adapter.adapt(backbone)
@@ -47,7 +47,7 @@ def adapted(base: Path, names: list[str] = NAMES) -> DiffusionTraining:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the model that is adapted."""
+    """The folder of the base model."""
     folder = tmp_path_factory.mktemp("base")
     save_tiny_model(folder)
     return folder
@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DiffusionTraining, EMA]:
-    """The folder of a run of an adapter, its module and its average."""
+    """The folder of an adapter run, its module and its averages."""
     folder, module, ema = tmp_path_factory.mktemp("run"), adapted(base), EMA(decay=0.5)
     callbacks = [ema, Checkpoint(folder), Export(folder)]
     fit(folder, module, 4, callbacks=callbacks, enable_checkpointing=True)
@@ -67,11 +67,11 @@ def is_text(name: str) -> bool:
 
 
 def averaged(module: DiffusionTraining, ema: EMA) -> State:
-    """The network that the run exports: the base's weights, and the averages of those that were trained."""
+    """The exported network: frozen weights of the base, and averages of the trained ones."""
     return {name: ema.averages.get(name, weight) for name, weight in module.backbone.state_dict().items()}
 
 
-def test_training_changes_what_matches_and_leaves_the_rest_as_it_was(
+def test_training_changes_matching_weights_only(
     trained: tuple[Path, DiffusionTraining, EMA],
 ) -> None:
     before, after = tiny_unet().state_dict(), trained[1].backbone.state_dict()
@@ -79,7 +79,7 @@ def test_training_changes_what_matches_and_leaves_the_rest_as_it_was(
     assert changed == {name for name in before if is_text(name)}
 
 
-def test_a_checkpoint_holds_trained_weights_alone(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
+def test_a_checkpoint_contains_trained_weights_only(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
     names = [name for name, _ in tiny_unet().named_parameters() if is_text(name)]
     checkpoint = checkpoint_file.read(trained[0] / "last.ckpt")
     assert [*checkpoint["state_dict"]] == [f"backbone.{name}" for name in names]
@@ -89,8 +89,8 @@ def test_a_checkpoint_holds_trained_weights_alone(trained: tuple[Path, Diffusion
     assert [state["exp_avg"].shape for state in moments] == shapes
 
 
-def test_files_are_as_small_as_what_is_trained(base: Path, tmp_path: Path) -> None:
-    """A checkpoint holds the weights, their average and Adam's two moments; what else is in it is the same."""
+def test_file_sizes_are_proportional_to_the_trained_weights(base: Path, tmp_path: Path) -> None:
+    """A checkpoint contains the weights, their average and Adam's two moments; the rest has a constant size."""
     sizes, counts = {}, {}
     for name, patterns in (("few", ["conv_out.bias"]), ("text", NAMES), ("all", ["*"])):
         module, folder = adapted(base, patterns), tmp_path / name
@@ -103,11 +103,11 @@ def test_files_are_as_small_as_what_is_trained(base: Path, tmp_path: Path) -> No
         for name in ("text", "all"):
             growth = sizes[name][file] - sizes["few"][file]
             tensors = 4 * copies * (counts[name] - counts["few"])
-            assert tensors <= growth < 1.3 * tensors + 50_000  # names, and padding of each tensor
+            assert tensors <= growth < 1.3 * tensors + 50_000  # names and padding of tensors
 
 
 @pytest.mark.parametrize("file", ["adapter.safetensors", "last.ckpt"])
-def test_what_is_read_again_is_the_trained_network_bit_for_bit(
+def test_reading_an_adapter_restores_the_trained_network_exactly(
     trained: tuple[Path, DiffusionTraining, EMA], file: str
 ) -> None:
     folder, module, ema = trained
@@ -117,113 +117,115 @@ def test_what_is_read_again_is_the_trained_network_bit_for_bit(
     assert model.about["kind"] == "unet" and model.about["config"] == module.backbone.config
 
 
-def test_it_draws_what_the_trained_network_draws(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
+def test_it_generates_the_same_images_as_the_trained_network(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
     folder, module, ema = trained
     pipeline, unet = Pipeline.load(str(folder / "adapter.safetensors"), "cpu"), tiny_unet()
     unadapted = assembled(pipeline, backbone=tiny_unet())("a red circle").images
     unet.load_state_dict(averaged(module, ema))
-    drawn = pipeline("a red circle").images
-    assert torch.equal(drawn, assembled(pipeline, backbone=unet)("a red circle").images)
-    assert not torch.equal(drawn, unadapted)
+    images = pipeline("a red circle").images
+    assert torch.equal(images, assembled(pipeline, backbone=unet)("a red circle").images)
+    assert not torch.equal(images, unadapted)
 
 
-def test_it_can_be_loaded_in_half_precision(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
+def test_an_adapter_can_be_loaded_in_half_precision(trained: tuple[Path, DiffusionTraining, EMA]) -> None:
     folder, module, ema = trained
     state = read_model(folder / "adapter.safetensors", torch.bfloat16).backbone.state_dict()
     assert all(torch.equal(state[name], weight.bfloat16()) for name, weight in averaged(module, ema).items())
 
 
-def test_the_fingerprint_is_another_than_the_base_s_and_that_of_another_adapter(
+def test_fingerprints_differ_between_base_and_adapters(
     base: Path, trained: tuple[Path, DiffusionTraining, EMA], tmp_path: Path
 ) -> None:
     fit(tmp_path, adapted(base), 1, callbacks=[Export(tmp_path)])
-    found = [model_fingerprint(folder) for folder in (base / "unet.safetensors", trained[0], tmp_path)]
-    assert len(set(found)) == 3
+    fingerprints = [model_fingerprint(folder) for folder in (base / "unet.safetensors", trained[0], tmp_path)]
+    assert len(set(fingerprints)) == 3
     assert model_fingerprint(trained[0] / "adapter.safetensors") == model_fingerprint(trained[0] / "last.ckpt")
 
 
 @pytest.fixture
-def moved(tmp_path: Path) -> Path:
-    """A base of its own and an adapter that was trained on it, in one folder."""
+def standalone(tmp_path: Path) -> Path:
+    """A folder with a base of its own and an adapter trained on it."""
     save_tiny_model(tmp_path)
     fit(tmp_path, adapted(tmp_path), 1, callbacks=[Export(tmp_path), Checkpoint(tmp_path)], enable_checkpointing=True)
     return tmp_path
 
 
-def other_weights(folder: Path) -> None:
+def replace_base(folder: Path) -> None:
     save_model(folder / "unet.safetensors", tiny_unet(seed=5).state_dict(), tiny_about(folder))
 
 
-@pytest.mark.parametrize("look", [read_model, model_fingerprint])
-def test_a_base_that_has_changed_is_refused(moved: Path, look: Callable[[Path], Any]) -> None:
-    other_weights(moved)
+@pytest.mark.parametrize("read", [read_model, model_fingerprint])
+def test_a_base_that_has_changed_is_refused(standalone: Path, read: Callable[[Path], Any]) -> None:
+    replace_base(standalone)
     with pytest.raises(
-        ValueError, match=r"adapter of another .*unet\.safetensors than that of today: put back the file"
+        ValueError, match=r"adapter of .*unet\.safetensors, which has changed since: restore the file whose"
     ):
-        look(moved / "adapter.safetensors")
+        read(standalone / "adapter.safetensors")
 
 
-@pytest.mark.parametrize("look", [read_model, model_fingerprint])
-def test_a_base_that_is_missing_is_named(moved: Path, look: Callable[[Path], Any]) -> None:
-    (moved / "unet.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"is an adapter of .*unet\.safetensors, which is not there: put the"):
-        look(moved / "adapter.safetensors")
+@pytest.mark.parametrize("read", [read_model, model_fingerprint])
+def test_a_base_that_is_missing_is_named(standalone: Path, read: Callable[[Path], Any]) -> None:
+    (standalone / "unet.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"is an adapter of .*unet\.safetensors, which does not exist: restore"):
+        read(standalone / "adapter.safetensors")
 
 
-def test_a_run_does_not_resume_on_another_base(moved: Path) -> None:
-    other_weights(moved)
-    with pytest.raises(ValueError, match=r"another model than this config builds \(base \w{64} → \w{64}\)"):
-        fit(moved, adapted(moved), 2, moved / "last.ckpt")
+def test_a_run_does_not_resume_on_another_base(standalone: Path) -> None:
+    replace_base(standalone)
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(base \w{64} → \w{64}\)"):
+        fit(standalone, adapted(standalone), 2, standalone / "last.ckpt")
 
 
-def test_a_run_does_not_resume_with_another_adapter(moved: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(names \['\*.text_attention"):
-        fit(moved, adapted(moved, ["conv_out.*"]), 2, moved / "last.ckpt")
+def test_a_run_does_not_resume_with_another_adapter(standalone: Path) -> None:
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(names \['\*.text_attention"):
+        fit(standalone, adapted(standalone, ["conv_out.*"]), 2, standalone / "last.ckpt")
 
 
-def test_a_run_of_the_whole_network_does_not_resume_from_an_adapter(moved: Path) -> None:
-    with pytest.raises(ValueError, match=r"another model than this config builds \(kind adapter → unet"):
-        fit(moved, diffusion(), 2, moved / "last.ckpt")
+def test_a_run_of_the_full_network_does_not_resume_from_an_adapter(standalone: Path) -> None:
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(kind adapter → unet"):
+        fit(standalone, diffusion(), 2, standalone / "last.ckpt")
 
 
-def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(base: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(base: Path, tmp_path: Path) -> None:
     def train(folder: Path, steps: int, resume: Path | None = None) -> tuple[State, State]:
         module, ema = adapted(base), EMA(decay=0.5)
         fit(folder, module, steps, resume, callbacks=[ema, Checkpoint(folder)], enable_checkpointing=True)
         return module.backbone.state_dict(), ema.averages
 
-    straight = train(tmp_path / "a", 5)
+    uninterrupted = train(tmp_path / "a", 5)
     train(tmp_path / "b", 3)
     resumed = train(tmp_path / "b", 5, tmp_path / "b" / "last.ckpt")
-    for ours, theirs in zip(resumed, straight, strict=True):
+    for ours, theirs in zip(resumed, uninterrupted, strict=True):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_an_adapter_of_weights_that_nobody_trained_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"an adapter changes trained weights: say whose by training\.start=MODEL"):
+def test_an_adapter_of_untrained_weights_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"an adapter needs the weights of a trained model: give training\.start=MODEL"
+    ):
         diffusion(adapter=TrainOnly(NAMES))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.popitem(), r"those of another adapter \(1 missing: \S+text_attention"),
+        (lambda state: state.popitem(), r"expected adapter \(1 missing: \S+text_attention"),
         (
             lambda state: state.update({"conv_in.bias": torch.zeros(8)}),
-            r"another adapter \(1 unexpected: conv_in\.bias\)",
+            r"expected adapter \(1 unexpected: conv_in\.bias\)",
         ),
         (
             lambda state: state.update({next(iter(state)): torch.zeros(1)}),
-            r"another adapter \(.*text_attention.* \[1\]",
+            r"expected adapter \(.*text_attention.* \[1\]",
         ),
         (lambda state: next(iter(state.values())).fill_(torch.nan), "NaN"),
     ],
     ids=["missing", "unexpected", "misshapen", "not finite"],
 )
-def test_tensors_that_the_adapter_does_not_train_or_lacks_are_refused(
-    moved: Path, change: Callable[[State], Any], message: str
+def test_missing_unexpected_or_invalid_tensors_are_refused(
+    standalone: Path, change: Callable[[State], Any], message: str
 ) -> None:
-    path = moved / "adapter.safetensors"
+    path = standalone / "adapter.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     state = {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -233,7 +235,7 @@ def test_tensors_that_the_adapter_does_not_train_or_lacks_are_refused(
         read_model(path)
 
 
-def test_averages_made_after_training_are_adapters_too(
+def test_averages_computed_after_training_are_adapters_too(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = adapted(base)
@@ -250,7 +252,7 @@ def test_averages_made_after_training_are_adapters_too(
             assert torch.equal(weight, tiny_unet().state_dict()[name])
 
 
-def test_a_sharded_run_of_an_adapter_trains_and_resumes_as_a_plain_one_does(base: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_trains_and_resumes_like_a_run_on_one_device(base: Path, tmp_path: Path) -> None:
     plain, ema = adapted(base), EMA(decay=0.9)
     fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)
     try:

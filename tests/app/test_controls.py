@@ -8,30 +8,38 @@ controls = pytest.importorskip("ldm.app.controls", reason="the page needs Gradio
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    own = {"sampler": "ddim", "spacing": "trailing", "steps": 4, "guidance": 2.0, "height": 16, "width": 32}
-    asked = {"prompt": "red", "negative": "", "model": "tiny", "seed": "7", "count": 2, "strength": 0.5, "editor": None}
-    return own | asked | changes
+    plain = {"sampler": "ddim", "spacing": "trailing", "steps": 4, "guidance": 2.0, "height": 16, "width": 32}
+    others = {
+        "prompt": "red",
+        "negative": "",
+        "model": "tiny",
+        "seed": "7",
+        "count": 2,
+        "strength": 0.5,
+        "editor": None,
+    }
+    return plain | others | changes
 
 
-def test_a_request_has_a_seed_a_picture_and_the_size_as_height_and_width():
+def test_a_request_has_one_seed_per_image_and_the_size():
     request = controls.request_of(values(), {})
     assert request.seeds == [7, 8] and request.call["size"] == (16, 32)
     assert "strength" not in request.call and request.sources == {}
 
 
-def test_no_seed_is_another_one_each_time():
+def test_an_empty_seed_is_random():
     assert len({controls.first_seed("") for _ in range(20)}) > 1 and all(
         0 <= controls.first_seed(" ") <= MAX_SEED for _ in range(20)
     )
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "seven", "²", str(2**63)])
-def test_a_seed_that_is_none_is_refused(text: str):
+def test_an_invalid_seed_is_refused(text: str):
     with pytest.raises(ValueError, match="seed is"):
         controls.first_seed(text)
 
 
-def test_restored_settings_without_a_control_stay_and_options_of_another_sampler_go():
+def test_restored_settings_stay_except_options_of_another_sampler():
     restored = {"sampler": "ddim", "sampler_options": {"eta": 0.5}, "clip_skip": 1, "steps": 99}
     assert controls.request_of(values(), restored).call["sampler_options"] == {"eta": 0.5}
     call = controls.request_of(values(sampler="euler"), restored).call

@@ -13,24 +13,24 @@ def painting() -> dict[str, Any]:
     return {"background": background, "layers": [layer], "composite": None}
 
 
-def test_what_is_painted_is_the_mask_and_only_that():
+def test_the_mask_is_exactly_the_painted_area():
     sources = sources_of(painting())
     assert sources["init"].mode == "RGB" and sources["init"].getpixel((0, 0)) == (10, 20, 30)
     assert sources["mask"].getbbox() == (0, 0, 16, 16)
     assert "mask" not in sources_of(painting() | {"layers": [Image.new("RGBA", (32, 16))]})
 
 
-def test_transparent_parts_of_a_picture_are_white():
+def test_transparent_pixels_become_white():
     assert sources_of(painting() | {"background": Image.new("RGBA", (8, 8))})["init"].getpixel((0, 0)) == (255,) * 3
 
 
-def test_painting_without_a_picture_is_refused():
-    with pytest.raises(ValueError, match="without a picture"):
+def test_a_mask_without_a_source_image_is_refused():
+    with pytest.raises(ValueError, match="has no source image"):
         sources_of(painting() | {"background": None})
 
 
-def test_what_was_restored_reads_as_it_was_painted():
+def test_restoring_a_painting_inverts_reading_it():
     sources = sources_of(painting())
-    again = sources_of(painting_of(sources))
-    assert all(ImageChops.difference(again[name], sources[name]).getbbox() is None for name in ("init", "mask"))
+    restored = sources_of(painting_of(sources))
+    assert all(ImageChops.difference(restored[name], sources[name]).getbbox() is None for name in ("init", "mask"))
     assert painting_of({}) is None

@@ -4,16 +4,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ldm.app.restoring import restored
+from ldm.app.restoring import restore
 from ldm.commands.sample import command as sample
 from ldm.image import read_metadata, save_png
 from tests.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of sample.py, with every kind of setting."""
-    folder = tmp_path_factory.mktemp("drawn")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns an image written by sample.py with every kind of setting."""
+    folder = tmp_path_factory.mktemp("sampled")
     for name in ("init", "mask"):
         Image.new("RGB", (16, 8), "white").save(folder / f"{name}.png")
     argv = ["a red circle", "negative=blue", "seed=9007199254740993", "steps=4", "sampler=ddim", "spacing=karras"]
@@ -23,15 +23,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out" / "0000.png"
 
 
-def altered(drawn: Path, to: Path, **changes: Any) -> Path:
-    with Image.open(drawn) as image:
-        save_png(image, to, read_metadata(drawn) | changes)
+def altered(sampled: Path, to: Path, **changes: Any) -> Path:
+    with Image.open(sampled) as image:
+        save_png(image, to, read_metadata(sampled) | changes)
     return to
 
 
-def test_everything_that_has_a_control_comes_back_and_the_rest_is_kept(drawn: Path):
-    top = drawn.parents[1]
-    found = restored(drawn, {"tiny": str(top / "unet.safetensors")}, top)
+def test_controls_are_restored_and_other_settings_kept(sampled: Path):
+    folder = sampled.parents[1]
+    found = restore(sampled, {"tiny": str(folder / "unet.safetensors")}, folder)
     assert found.controls == {
         "prompt": "a red circle",
         "negative": "blue",
@@ -46,25 +46,25 @@ def test_everything_that_has_a_control_comes_back_and_the_rest_is_kept(drawn: Pa
         "count": 1,
         "model": "tiny",
     }
-    assert found.call["sampler_options"] == {"eta": 0.5} and found.remarks == []
+    assert found.call["sampler_options"] == {"eta": 0.5} and found.warnings == []
     assert found.sources["init"].size == found.sources["mask"].size == (16, 8)
 
 
-def test_what_is_not_here_is_said(drawn: Path):
-    found = restored(drawn, {"other": "elsewhere"}, drawn.parents[1])
-    assert "model" not in found.controls and "none of the models" in found.remarks[0]
+def test_a_missing_model_causes_a_warning(sampled: Path):
+    found = restore(sampled, {"other": "elsewhere"}, sampled.parents[1])
+    assert "model" not in found.controls and "not among the models" in found.warnings[0]
 
 
-def test_a_picture_outside_of_the_folder_is_never_opened(drawn: Path, tmp_path: Path):
-    found = restored(drawn, {}, tmp_path)
-    assert not found.sources and sum("lies outside" in remark for remark in found.remarks) == 2
+def test_sources_outside_the_folder_are_never_opened(sampled: Path, tmp_path: Path):
+    found = restore(sampled, {}, tmp_path)
+    assert not found.sources and sum("is outside" in warning for warning in found.warnings) == 2
 
 
 @pytest.mark.parametrize("init", [7, {}, {"path": 3, "sha256": ""}, {"path": "gone.png", "sha256": "0"}])
-def test_a_source_that_is_none_is_said(drawn: Path, tmp_path: Path, init: Any):
-    png = altered(drawn, tmp_path / "altered.png", init=init)
-    found = restored(png, {}, Path.cwd())
-    assert "init" not in found.sources and any("init" in remark for remark in found.remarks)
+def test_an_invalid_source_causes_a_warning(sampled: Path, tmp_path: Path, init: Any):
+    png = altered(sampled, tmp_path / "altered.png", init=init)
+    found = restore(png, {}, Path.cwd())
+    assert "init" not in found.sources and any("init" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_a_source_that_is_none_is_said(drawn: Path, tmp_path: Path, init: Any):
         {"guidance": "2"},
     ],
 )
-def test_a_record_of_the_wrong_kind_is_refused(drawn: Path, tmp_path: Path, changes: dict[str, Any]):
-    with pytest.raises(ValueError, match="does not hold all settings"):
-        restored(altered(drawn, tmp_path / "altered.png", **changes), {}, tmp_path)
+def test_settings_of_the_wrong_type_are_refused(sampled: Path, tmp_path: Path, changes: dict[str, Any]):
+    with pytest.raises(ValueError, match="lacks settings"):
+        restore(altered(sampled, tmp_path / "altered.png", **changes), {}, tmp_path)
 
 
-def test_a_picture_of_another_program_is_refused(tmp_path: Path):
+def test_an_image_of_another_program_is_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     with pytest.raises(ValueError, match="holds no settings"):
-        restored(tmp_path / "other.png", {}, tmp_path)
+        restore(tmp_path / "other.png", {}, tmp_path)

@@ -5,7 +5,7 @@ from tests.callbacks.painted import Painter
 
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> type[Painter]:
-    """Stands in for the pipeline of all callbacks."""
+    """Replaces the pipeline that callbacks sample with."""
     fresh = type("Fresh", (Painter,), {"calls": []})
     monkeypatch.setattr("ldm.callbacks.images.sampling.Pipeline", fresh)
     return fresh

@@ -1,4 +1,4 @@
-"""A logger that keeps what it is given."""
+"""A logger that stores the values that it receives."""
 
 from argparse import Namespace
 from typing import Any
@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import Logger
 
 
 class Logged(Logger):
-    """Numbers by step."""
+    """Stores the logged values by step."""
 
     name, version = "logged", 0
 

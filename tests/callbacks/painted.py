@@ -1,4 +1,4 @@
-"""A run whose pictures are right by construction: shapes drawn from their captions."""
+"""Replaces sampling by an exact renderer of shapes captions, so that every image is correct."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from tests.callbacks.tiny import Tiny
 
 
 class Model(Tiny):
-    """A tiny module with what drawing looks at; only the denoising network is real."""
+    """A tiny module with the attributes that sampling reads; only the denoising network is real."""
 
     first_stage = text_encoder = schedule = prediction = None
     denoiser = SimpleNamespace(time=None)
@@ -23,7 +23,7 @@ class Model(Tiny):
 
 
 class Painter:
-    """In place of a Pipeline: paints each prompt, as `understood`."""
+    """Replaces Pipeline: renders each prompt after mapping it by `understood`."""
 
     calls: list[tuple[list[str], list[int], Tensor]]
 

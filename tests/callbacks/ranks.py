@@ -1,4 +1,4 @@
-"""Two processes that train together over gloo."""
+"""Runs training on two ranks that communicate over gloo."""
 
 import multiprocessing
 import os
@@ -10,21 +10,21 @@ import torch
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def train_on_two(folder: Path, work: Callable[[int], None], timeout: float = 240) -> tuple[list[int | None], str]:
-    """The exit codes of `work(rank)` in forks of this process, and what they said on stderr together."""
-    port, told = free_port(), folder / "stderr.txt"
-    told.touch()
+    """Runs `work(rank)` in two forks of this process; returns their exit codes and combined stderr."""
+    port, stderr = free_port(), folder / "stderr.txt"
+    stderr.touch()
 
     def start(rank: int) -> None:
-        os.dup2(os.open(told, os.O_WRONLY | os.O_APPEND), 2)
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
         torch.set_num_threads(1)
-        place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2}
-        os.environ |= {name: str(value) for name, value in place.items()}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2}
+        os.environ |= {name: str(value) for name, value in ranks.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         work(rank)
 
@@ -36,4 +36,4 @@ def train_on_two(folder: Path, work: Callable[[int], None], timeout: float = 240
         process.join(timeout)
         process.kill()
         process.join()
-    return [process.exitcode for process in processes], told.read_text()
+    return [process.exitcode for process in processes], stderr.read_text()

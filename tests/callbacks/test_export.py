@@ -16,7 +16,7 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     return load_network(path, "unet", dtype=None).state_dict()
 
 
-def test_it_writes_the_networks_with_averaged_weights_and_what_sampling_needs(tmp_path: Path) -> None:
+def test_networks_are_exported_with_ema_weights_and_all_that_sampling_needs(tmp_path: Path) -> None:
     module, ema = diffusion(), EMA(decay=0.5)
     fit(tmp_path, module, callbacks=[ema, Export(tmp_path)])
     saved, trained = state(tmp_path / "unet.safetensors"), module.backbone.state_dict()
@@ -25,7 +25,7 @@ def test_it_writes_the_networks_with_averaged_weights_and_what_sampling_needs(tm
     assert read_about(tmp_path / "unet.safetensors") == module.about()
 
 
-def test_without_an_average_it_writes_the_weights_in_the_type_asked_for(tmp_path: Path) -> None:
+def test_without_an_ema_the_weights_are_exported_in_the_requested_dtype(tmp_path: Path) -> None:
     module = diffusion()
     fit(tmp_path, module, callbacks=[Export(tmp_path, dtype="float16")])
     saved = state(tmp_path / "unet.safetensors")
@@ -43,11 +43,11 @@ def test_a_run_that_fails_exports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "metrics.json").exists()
 
 
-def test_a_finished_run_that_is_resumed_keeps_its_weights(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_keeps_the_exported_weights(tmp_path: Path) -> None:
     for resume in (None, tmp_path / "last.ckpt"):
         callbacks = [EMA(decay=0.5), Checkpoint(tmp_path), Export(tmp_path)]
         fit(tmp_path, diffusion(), steps=4, callbacks=callbacks, resume=resume, enable_checkpointing=True)
-        found = (tmp_path / "unet.safetensors").read_bytes()
+        exported = (tmp_path / "unet.safetensors").read_bytes()
         if resume is None:
-            first = found
-    assert found == first
+            first = exported
+    assert exported == first

@@ -2,13 +2,16 @@ import errno
 
 import pytest
 
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 
 
-def test_a_full_disk_is_told_and_survived_also_behind_another_error() -> None:
-    with pytest.warns(UserWarning, match="PICTURE WAS NOT SAVED, because the disk is full"), survived("THE PICTURE"):
+def test_a_full_disk_only_warns_even_if_another_error_wraps_it() -> None:
+    with (
+        pytest.warns(UserWarning, match="image was not saved because the disk is full"),
+        tolerate_full_disk("the image"),
+    ):
         raise OSError(errno.ENOSPC, "no space")
-    with pytest.warns(UserWarning, match="THE PICTURE"), survived("THE PICTURE"):
+    with pytest.warns(UserWarning, match="the image"), tolerate_full_disk("the image"):
         try:
             raise OSError(errno.EDQUOT, "no quota")
         except OSError as error:
@@ -16,5 +19,5 @@ def test_a_full_disk_is_told_and_survived_also_behind_another_error() -> None:
 
 
 def test_other_errors_are_raised() -> None:
-    with pytest.raises(PermissionError), survived("THE PICTURE"):
+    with pytest.raises(PermissionError), tolerate_full_disk("the image"):
         raise PermissionError(errno.EACCES, "not yours")

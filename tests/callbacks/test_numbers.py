@@ -1,4 +1,4 @@
-"""All numbers that a run logs, of one run on one process, of the same on two ranks, and of the same resumed."""
+"""Compares all values that a run logs on one process, on two ranks, and after resuming."""
 
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,10 @@ from torch import Tensor
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.monitoring.health import Health
+from ldm.callbacks.monitoring.images_seen import ImagesSeen
 from ldm.callbacks.monitoring.loss_by_noise import LossByNoise
 from ldm.callbacks.monitoring.metrics import Metrics
 from ldm.callbacks.monitoring.progress import Progress
-from ldm.callbacks.monitoring.seen import Seen
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import Curve, read_scalars
 from ldm.training.diffusion import DiffusionTraining
@@ -23,27 +23,27 @@ from ldm.training.optim import cosine
 from tests.callbacks.ranks import train_on_two
 from tests.training.tiny import diffusion, fit
 
-STEPS, BROKEN = 5, 3  # steps, and the epoch in which a sample's loss is no number
+STEPS, BROKEN = 5, 3  # BROKEN is the epoch in which one sample's loss is NaN
 TIMED = {"train/images_per_second", "train/data_wait"}
-SGD = partial(torch.optim.SGD, lr=1e-2)  # which does not blow up how sums over other batches are rounded
+SGD = partial(torch.optim.SGD, lr=1e-2)  # unlike AdamW, it does not amplify rounding differences
 
 
 def module() -> DiffusionTraining:
-    made = diffusion(optimizer=SGD, lr=cosine(warmup=2))
-    losses = made.losses
+    training = diffusion(optimizer=SGD, lr=cosine(warmup=2))
+    losses = training.losses
 
     def broken(batch: dict[str, Any], dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        t, found = losses(batch, dropped)
-        return t, found.masked_fill((batch["id"] == 5) & (batch["draw"] == BROKEN), torch.nan)
+        t, loss = losses(batch, dropped)
+        return t, loss.masked_fill((batch["id"] == 5) & (batch["draw"] == BROKEN), torch.nan)
 
-    made.losses = broken  # type: ignore[method-assign]
-    return made
+    training.losses = broken  # type: ignore[method-assign]
+    return training
 
 
 def train(folder: Path, batch_size: int, resume: Path | None = None, **how: Any) -> None:
-    """Steps of eight samples, of which there are eight."""
+    """Trains STEPS steps, each on all eight samples."""
     callbacks = [
-        *(EMA(0.5), Throughput(), Progress(), Seen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
+        *(EMA(0.5), Throughput(), Progress(), ImagesSeen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
         Checkpoint(folder / "checkpoints", every_n_train_steps=1, keep=9),
     ]
     logger = CSVLogger(folder, "csv", flush_logs_every_n_steps=1)
@@ -59,13 +59,13 @@ def numbers(folder: Path) -> dict[str, Curve]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
-    with pytest.warns(UserWarning, match="STEP 4 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 4 was skipped"):
         train(folder, 4, accumulate_grad_batches=2)
     return folder
 
 
-def test_a_run_logs_every_number_and_a_step_left_out_has_neither_loss_nor_norms(straight: Path) -> None:
-    found = numbers(straight)
+def test_a_run_logs_all_values_and_a_skipped_step_has_neither_loss_nor_norms(straight: Path) -> None:
+    curves = numbers(straight)
     everywhere, trained = list(range(STEPS)), [0, 1, 2, 4]
     for name, steps in (
         *((f"train/{name}", everywhere) for name in ("lr", "skipped", "weight_norm", "images_seen")),
@@ -73,18 +73,18 @@ def test_a_run_logs_every_number_and_a_step_left_out_has_neither_loss_nor_norms(
         ("epoch", everywhere),
         ("val/pictures/loss", [1, 3]),
     ):
-        assert found[name].steps == steps, name
-    assert found["train/skipped"].values == [0, 0, 0, 1, 1]
-    assert found["train/images_seen"].values == [8, 16, 24, 32, 40]
-    assert found["epoch"].values == [1, 2, 3, 4, 5]
+        assert curves[name].steps == steps, name
+    assert curves["train/skipped"].values == [0, 0, 0, 1, 1]
+    assert curves["train/images_seen"].values == [8, 16, 24, 32, 40]
+    assert curves["epoch"].values == [1, 2, 3, 4, 5]
 
 
-def test_two_ranks_log_what_one_process_does_on_the_same_samples(straight: Path, tmp_path: Path) -> None:
+def test_two_ranks_log_the_values_of_one_process_on_the_same_samples(straight: Path, tmp_path: Path) -> None:
     def work(_: int) -> None:
         train(tmp_path, 2, accumulate_grad_batches=2, devices=2, strategy="ddp")
 
-    codes, told = train_on_two(tmp_path, work)
-    assert codes == [0, 0], told
+    codes, stderr = train_on_two(tmp_path, work)
+    assert codes == [0, 0], stderr
     ours, theirs = numbers(tmp_path), numbers(straight)
     assert ours.keys() == theirs.keys()
     for name, curve in theirs.items():
@@ -92,11 +92,11 @@ def test_two_ranks_log_what_one_process_does_on_the_same_samples(straight: Path,
         assert ours[name].values == pytest.approx(curve.values, rel=1e-5), name
 
 
-@pytest.mark.parametrize("step", [1, 2, 4])  # within an epoch of validation, before one, and after the broken step
-def test_a_resumed_run_logs_what_the_one_that_was_never_stopped_does(straight: Path, tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize("step", [1, 2, 4])  # between validations, right before one, and after the skipped step
+def test_a_resumed_run_logs_the_values_of_an_uninterrupted_run(straight: Path, tmp_path: Path, step: int) -> None:
     train(tmp_path, 4, straight / "checkpoints" / f"step_{step:08}.ckpt", accumulate_grad_batches=2)
     for name, curve in numbers(straight).items():
         rest = [(at, value) for at, value in zip(curve.steps, curve.values, strict=True) if at >= step]
-        found = numbers(tmp_path).get(name, Curve([], []))
-        logged = [(at, value) for at, value in zip(found.steps, found.values, strict=True) if at >= step]
+        resumed = numbers(tmp_path).get(name, Curve([], []))
+        logged = [(at, value) for at, value in zip(resumed.steps, resumed.values, strict=True) if at >= step]
         assert logged == rest, name

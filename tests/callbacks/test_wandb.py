@@ -1,4 +1,4 @@
-"""logger=wandb without a network."""
+"""Runs logger=wandb offline."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def test_a_run_is_logged_into_its_own_folder_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_logs_a_run_offline_into_its_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         nodes = compose("train", overrides=["logger=wandb", "name=test", f"run_dir={tmp_path}"]).logger

@@ -1,4 +1,4 @@
-"""The smallest run that has all that callbacks look at."""
+"""A minimal module, data loader and Trainer for tests of callbacks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
 
 
 class Batches:
-    """An epoch of 6 batches of 2 that resumes within itself, as Lightning asks of loaders."""
+    """A data loader of 6 batches of 2 samples that can resume within an epoch."""
 
     position = 0
 
@@ -34,7 +34,7 @@ class Batches:
 
 
 class Tiny(LightningModule):
-    """Pulls the output of one linear layer towards 1; `broken_at` is a batch whose loss is not a number."""
+    """Trains the output of one linear layer towards 1; the loss of the batch `broken_at` is NaN."""
 
     def __init__(self, broken_at: int | None = None) -> None:
         super().__init__()

@@ -18,14 +18,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return numbers
 
 
-def test_the_numbers_are_written_as_json_again_and_again(tmp_path: Path, measured: dict[str, Any]) -> None:
+def test_the_json_file_of_the_same_benchmark_is_replaced(tmp_path: Path, measured: dict[str, Any]) -> None:
     for _ in range(2):
         assert main(["bench", "solvers", "--json", str(tmp_path / "f.json")]) == 0
         assert json.loads((tmp_path / "f.json").read_text()) == {"bench": "solvers"} | measured
 
 
 @pytest.mark.parametrize("held", ["theirs", "[1]", '{"solvers": {}}', '{"bench": "train"}'])
-def test_a_file_of_anything_else_is_kept_and_nothing_is_measured(
+def test_any_other_file_is_kept_and_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiments.solvers.measure, "measure", lambda: pytest.fail("measured"))
@@ -41,7 +41,7 @@ def test_the_numbers_in_the_repository_name_their_benchmark(file: Path) -> None:
     check_replaceable(file, file.stem.removesuffix("_20_steps"))
 
 
-def test_without_the_studies_it_says_where_to_run(
+def test_outside_a_checkout_the_error_says_where_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ldm.commands.bench.CHECKOUT", tmp_path)

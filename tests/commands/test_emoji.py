@@ -13,7 +13,7 @@ from ldm.commands.emoji import read_package
 from ldm.data.sources.shards import Shards
 
 EMOJI = Path(__file__).parents[3] / "shared" / "data" / "emoji"
-KEYS = ["1f3c3-200d-27a1-fe0f", "1f3c3", "1f98d", "0023-fe0f-20e3"]  # as in emoji.json, not in order
+KEYS = ["1f3c3-200d-27a1-fe0f", "1f3c3", "1f98d", "0023-fe0f-20e3"]  # as in emoji.json, not sorted
 SKIN = "1f3fb"
 
 
@@ -29,7 +29,7 @@ def png(shade: int, mode: str = "RGBA", size: int = 64) -> bytes:
 
 
 def package(version: str = "16.0.0") -> dict[str, bytes]:
-    """The files of the npm package, by their path in it."""
+    """Returns the files of the npm package by their path in it."""
     entries = [*map(entry, KEYS), entry(SKIN, "Component")]
     files = {
         "LICENSE": b"MIT",
@@ -55,7 +55,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def contents(out: Path) -> dict[str, dict[str, bytes]]:
-    """Shard → member → bytes."""
+    """Maps the name of each shard to its members and their bytes."""
     found = {}
     for path in sorted(out.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -63,7 +63,7 @@ def contents(out: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def test_each_emoji_is_its_picture_its_name_in_small_letters_and_what_it_is(source: Path, tmp_path: Path) -> None:
+def test_each_emoji_has_its_image_lower_case_name_and_metadata(source: Path, tmp_path: Path) -> None:
     assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
     members = contents(tmp_path / "out")["emoji-00000.tar"]
     assert members["1f98d.png"] == package()["img/google/64/1f98d.png"]
@@ -78,7 +78,7 @@ def test_each_emoji_is_its_picture_its_name_in_small_letters_and_what_it_is(sour
     }
 
 
-def test_emoji_are_ordered_by_key_in_shards_of_the_given_size_and_swatches_of_skin_left_out(
+def test_emoji_are_sorted_into_shards_of_the_given_size_without_skin_tones(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--shard-size", "3"]) == 0
@@ -99,7 +99,7 @@ def test_the_unpacked_folder_gives_the_same_bytes_as_the_tarball(source: Path, t
     }
 
 
-def test_another_size_is_resampled_with_its_transparency(source: Path, tmp_path: Path) -> None:
+def test_images_are_resized_with_their_transparency(source: Path, tmp_path: Path) -> None:
     assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--size", "32"]) == 0
     members = contents(tmp_path / "out")["emoji-00000.tar"]
     with Image.open(io.BytesIO(members["1f98d.png"])) as image:
@@ -108,7 +108,7 @@ def test_another_size_is_resampled_with_its_transparency(source: Path, tmp_path:
     assert json.loads(members["1f98d.json"])["width"] == 32
 
 
-def test_webdataset_and_our_own_reader_read_the_shards(source: Path, tmp_path: Path) -> None:
+def test_webdataset_and_ldm_read_the_same_samples(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["emoji", str(source), "--out", str(out), "--shard-size", "3"]) == 0
     ours = [(s["key"], s["caption"]) for s in Shards(f"{out}/emoji-{{00000..00001}}.tar", 64)]  # type: ignore[attr-defined]
@@ -118,7 +118,7 @@ def test_webdataset_and_our_own_reader_read_the_shards(source: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["emoji-00000.tar", "LICENSE.emoji-datasource"])
-def test_shards_are_made_again_and_other_files_are_kept(
+def test_missing_shards_are_restored_and_other_files_never_replaced(
     source: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, file = ["emoji", str(source), "--out", str(tmp_path / "out")], tmp_path / "out" / name
@@ -132,12 +132,12 @@ def test_shards_are_made_again_and_other_files_are_kept(
     assert file.read_bytes() == b"theirs"
 
 
-def test_the_licence_goes_with_the_pictures(source: Path, tmp_path: Path) -> None:
+def test_the_licence_is_written_beside_the_shards(source: Path, tmp_path: Path) -> None:
     assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "LICENSE.emoji-datasource").read_bytes() == b"MIT"
 
 
-def test_paths_that_lead_out_of_the_package_are_not_read_and_nothing_is_unpacked(tmp_path: Path) -> None:
+def test_paths_outside_the_package_are_ignored_and_nothing_is_unpacked(tmp_path: Path) -> None:
     wrong = ["../img/google/64/1f98d.png", "/etc/1f98d.png", "img/google/64/../../1f98d.png", "img/google/64/x/1.png"]
     files = {f"package/{name}": data for name, data in package().items()} | dict.fromkeys(wrong, b"evil")
     path = tarball(tmp_path / "p.tgz", files)
@@ -146,7 +146,7 @@ def test_paths_that_lead_out_of_the_package_are_not_read_and_nothing_is_unpacked
     assert [p.name for p in tmp_path.iterdir()] == ["p.tgz"]
 
 
-def test_a_picture_named_by_a_path_is_not_looked_for_outside(tmp_path: Path) -> None:
+def test_images_outside_the_package_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(0))
     root = tmp_path / "package"
     files = package() | {"emoji.json": json.dumps([entry("../../../../secret")]).encode()}
@@ -157,15 +157,15 @@ def test_a_picture_named_by_a_path_is_not_looked_for_outside(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def damaged(what: str, tmp_path: Path) -> Path:
+def wrong_source(what: str, tmp_path: Path) -> Path:
     files = {f"package/{name}": data for name, data in package().items()}
     path = tmp_path / "bad.tgz"
     if what == "absent":
         return tmp_path / "none.tgz"
     if what == "not a tarball":
         path.write_bytes(b"<html>")
-    elif what == "cut":
-        noise = np.random.default_rng(0).bytes(100_000)  # does not compress, so the cut falls into it
+    elif what == "truncated":
+        noise = np.random.default_rng(0).bytes(100_000)  # does not compress, so the end of the file is in it
         data = tarball(path, {"package/noise": noise} | files).read_bytes()
         path.write_bytes(data[: len(data) // 2])
     elif what == "another version":
@@ -174,7 +174,7 @@ def damaged(what: str, tmp_path: Path) -> Path:
         tarball(path, {"package/package.json": b"{}"})
     elif what == "not JSON":
         tarball(path, files | {"package/emoji.json": b"{"})
-    elif what == "no picture":
+    elif what == "no image":
         del files["package/img/google/64/1f98d.png"]
         tarball(path, files)
     return path
@@ -184,61 +184,61 @@ def damaged(what: str, tmp_path: Path) -> Path:
     ("what", "reason"),
     [
         ("absent", "no file or folder at"),
-        ("not a tarball", "is no npm tarball, or is cut short"),
-        ("cut", "is no npm tarball, or is cut short"),
+        ("not a tarball", "is not an npm tarball, or is truncated"),
+        ("truncated", "is not an npm tarball, or is truncated"),
         ("another version", "is emoji-datasource-google 15.1.2, not emoji-datasource-google 16.0.0"),
         ("another package", "it has no LICENSE"),
         ("not JSON", "emoji.json in the package is not JSON"),
-        ("no picture", "the package has no img/google/64/1f98d.png"),
+        ("no image", "the package has no img/google/64/1f98d.png"),
     ],
 )
-def test_a_wrong_source_is_one_sentence_that_says_how_to_get_the_right_one(
+def test_a_wrong_source_is_reported_with_how_to_get_the_package(
     what: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["emoji", str(damaged(what, tmp_path)), "--out", str(tmp_path / "out")]) == 1
+    assert main(["emoji", str(wrong_source(what, tmp_path)), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and reason in error and error.count("\n") == 1
     assert "npm pack emoji-datasource-google@16.0.0" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_of_an_earlier_and_longer_run_are_not_left_among_the_new_ones(
+def test_a_folder_with_shards_of_another_run_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert main(["emoji", str(source), *out, "--shard-size", "1"]) == 0
     assert main(["emoji", str(source), *out, "--shard-size", "2"]) == 1
-    assert "already holds emoji-00002.tar" in capsys.readouterr().err
+    assert "already has emoji-00002.tar" in capsys.readouterr().err
     assert main(["emoji", str(source), *out, "--shard-size", "1"]) == 0
 
 
 @pytest.mark.parametrize("wrong", [["--size", "0"], ["--size", "x"], ["--shard-size", "-3"], ["--size", "1.5"], []])
-def test_a_wrong_command_line_exits_with_2(wrong: list[str], tmp_path: Path) -> None:
+def test_an_invalid_command_line_exits_with_code_2(wrong: list[str], tmp_path: Path) -> None:
     out = ["--out", str(tmp_path)] if wrong else []
     with pytest.raises(SystemExit) as exit:
         main(["emoji", "package.tgz", *out, *wrong])
     assert exit.value.code == 2
 
 
-def test_help_names_units_defaults_and_where_the_package_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_units_defaults_and_the_source_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["emoji", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert exit.value.code == 0
     for part in (
-        "pixels a side (default: 64)",
-        "samples a tar (default: 480)",
+        "pixels per side (default: 64)",
+        "samples per tar (default: 480)",
         "npm pack emoji-datasource-google@16.0.0",
     ):
         assert part in text
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji shards are not beside this checkout")
-def test_the_given_emoji_shards_are_what_their_own_pictures_and_names_make(tmp_path: Path) -> None:
-    """The package made again from the shards, with its entries in reverse, gives the same shards byte for byte."""
+def test_the_emoji_shards_are_reproduced_from_their_images_and_names(tmp_path: Path) -> None:
+    """A package that is rebuilt from the shards, with its entries reversed, gives the same shards byte for byte."""
     given = {name: data for members in contents(EMOJI).values() for name, data in members.items()}
-    about = {name.removesuffix(".json"): json.loads(data) for name, data in given.items() if name.endswith(".json")}
-    entries = [{**a, "name": a["caption"].upper(), "image": f"{key}.png"} for key, a in reversed(about.items())]
+    metadata = {name.removesuffix(".json"): json.loads(data) for name, data in given.items() if name.endswith(".json")}
+    entries = [{**a, "name": a["caption"].upper(), "image": f"{key}.png"} for key, a in reversed(metadata.items())]
     files = package() | {"emoji.json": json.dumps(entries).encode()}
     files |= {f"img/google/64/{name}": data for name, data in given.items() if name.endswith(".png")}
     source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})

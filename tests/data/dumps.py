@@ -1,4 +1,4 @@
-"""Metadata as dumps have it, small enough to count by hand."""
+"""Writes small metadata files in the form of public dumps, small enough to count by hand."""
 
 import struct
 from pathlib import Path
@@ -21,9 +21,10 @@ SCORES = ("similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE")
 
 
 def rows(*changes: dict[str, Any]) -> pa.Table:
-    """One row each: a good one with these changes, and an address of its own unless one is given."""
-    made = [GOOD | {"URL": f"https://a.org/{i}.jpg"} | change for i, change in enumerate(changes)]
-    table = pa.table({name: [row[name] for row in made] for name in dict.fromkeys(key for row in made for key in row)})
+    """Returns one row per change: a row that passes all rules, with the change and its own URL unless one is given."""
+    changed = [GOOD | {"URL": f"https://a.org/{i}.jpg"} | change for i, change in enumerate(changes)]
+    names = dict.fromkeys(key for row in changed for key in row)
+    table = pa.table({name: [row[name] for row in changed] for name in names})
     for name in SCORES:
         if name in table.column_names and pa.types.is_floating(table[name].type):
             place = table.column_names.index(name)
@@ -31,14 +32,14 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
     return table
 
 
-def dump(path: Path, *changes: dict[str, Any], **how: Any) -> Path:
+def dump(path: Path, *changes: dict[str, Any], **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows(*changes), path, **how)
+    pq.write_table(rows(*changes), path, **options)
     return path
 
 
 def replace_in_footer(path: Path, old: float, new: float) -> None:
-    """Changes a float32 minimum or maximum in a parquet footer, as writers that do not keep to the format have it."""
+    """Changes a float32 minimum or maximum in a parquet footer, as written by writers that violate the format."""
     data = path.read_bytes()
     start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     before, after = (struct.pack("<f", value) for value in (old, new))

@@ -1,4 +1,4 @@
-"""Shards made for the tests: a picture whose one colour says which it is."""
+"""Creates shards for tests, with images of a single gray level that identifies them."""
 
 import io
 import tarfile
@@ -7,18 +7,18 @@ from pathlib import Path
 from PIL import Image
 
 
-def picture(shade: int = 0, size: tuple[int, int] = (12, 8), format: str = "PNG") -> bytes:
+def image_file(shade: int = 0, size: tuple[int, int] = (12, 8), format: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, (shade, shade, shade)).save(file, format)
     return file.getvalue()
 
 
 def sample(key: str, shade: int = 0) -> dict[str, bytes]:
-    return {f"{key}.png": picture(shade), f"{key}.txt": f"shade {shade}".encode()}
+    return {f"{key}.png": image_file(shade), f"{key}.txt": f"shade {shade}".encode()}
 
 
 def samples(count: int, first: int = 0) -> dict[str, bytes]:
-    """Keys 0000, 0001, …, each with its number as its shade."""
+    """Returns samples with the keys 0000, 0001, …, and their number as gray level."""
     return {name: data for k in range(first, first + count) for name, data in sample(f"{k:04d}", k).items()}
 
 

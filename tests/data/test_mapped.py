@@ -7,16 +7,16 @@ import pytest
 from ldm.data.mapped import map_arrays, write_arrays
 
 
-def test_a_file_that_another_process_replaces_meanwhile_is_mapped_as_it_was(
+def test_a_file_replaced_while_it_is_mapped_keeps_its_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memmap, path = np.memmap, tmp_path / "arrays"
     write_arrays(path, {"x": np.arange(3)}, {"version": 1})
 
-    def late(*args: Any) -> Any:
+    def replace_before_mapping(*args: Any) -> Any:
         write_arrays(path, {"x": np.arange(10, 40)}, {"version": 2})
         return memmap(*args)
 
-    monkeypatch.setattr(np, "memmap", late)
+    monkeypatch.setattr(np, "memmap", replace_before_mapping)
     arrays, record = map_arrays(path, ["x"])
     assert arrays["x"].tolist() == [0, 1, 2] and record == {"version": 1}

@@ -1,4 +1,4 @@
-"""A web server on loopback whose answers are slow, broken, redirected, oversized or lies."""
+"""A web server on loopback whose responses are slow, broken, redirected, oversized or wrong."""
 
 import http.server
 import io
@@ -18,15 +18,25 @@ def jpeg(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
+def turned(orientation: int, form: str = "JPEG") -> bytes:
+    """Returns an image of four colours with this EXIF orientation."""
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(colours).resize((128, 64), Image.Resampling.NEAREST).save(file, form, exif=exif, quality=95)
+    return file.getvalue()
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
-    """One kind of answer a path: /good/3.jpg, /slow/1.jpg …"""
+    """Chooses the kind of response by the path: /good/3.jpg, /silent/1.jpg …"""
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1].split("?")[0]
-        with suppress(BrokenPipeError, ConnectionResetError):  # some of these make a client give up
+        with suppress(BrokenPipeError, ConnectionResetError):  # clients give up on some of these responses
             getattr(self, f"send_{kind}", self.send_missing)()
 
-    def whole(self, body: bytes, code: int = 200, **headers: str) -> None:
+    def respond(self, body: bytes, code: int = 200, **headers: str) -> None:
         self.send_response(code)
         for name, value in ({"Content_Length": str(len(body)), "Content_Type": "image/jpeg"} | headers).items():
             self.send_header(name.replace("_", "-"), value)
@@ -34,23 +44,28 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_good(self) -> None:
-        self.whole(jpeg(seed=sum(self.path.encode())))
+        self.respond(jpeg(seed=sum(self.path.encode())))
+
+    def send_turned(self) -> None:
+        """Sends an image with the format and orientation in its path: /turned/PNG/6."""
+        _, _, form, orientation = self.path.split("/")
+        self.respond(turned(int(orientation), form))
 
     def send_large(self) -> None:
-        self.whole(jpeg(1024, 768))
+        self.respond(jpeg(1024, 768))
 
     def send_missing(self) -> None:
-        self.whole(b"not here", 404)
+        self.respond(b"not here", 404)
 
     def send_failing(self) -> None:
-        self.whole(b"", 503)
+        self.respond(b"", 503)
 
     def send_silent(self) -> None:
-        """Takes the request and says nothing."""
+        """Accepts the request and sends nothing."""
         time.sleep(8)
 
     def send_trickle(self) -> None:
-        """A byte now and then, each soon enough for a timeout of a read."""
+        """Sends single bytes, each within the timeout of a read."""
         self.send_response(200)
         self.end_headers()
         for byte in jpeg()[:80]:
@@ -64,34 +79,34 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"\xff" * (1 << 20))
 
     def send_short(self) -> None:
-        """Promises more than it sends."""
-        self.whole(jpeg()[:-300], Content_Length=str(len(jpeg())))
+        """Announces more bytes than it sends."""
+        self.respond(jpeg()[:-300], Content_Length=str(len(jpeg())))
 
     def send_cut(self) -> None:
-        """A whole answer with half a picture."""
-        self.whole(jpeg()[:40])
+        """Sends a complete response with half an image."""
+        self.respond(jpeg()[:40])
 
     def send_page(self) -> None:
-        """Says it is a picture, and is a page."""
-        self.whole(b"<html>sign in</html>")
+        """Sends an HTML page that is declared as an image."""
+        self.respond(b"<html>sign in</html>")
 
     def send_empty(self) -> None:
-        self.whole(b"")
+        self.respond(b"")
 
     def send_moved(self) -> None:
-        self.whole(b"", 302, Location="/good/moved.jpg")
+        self.respond(b"", 302, Location="/good/moved.jpg")
 
     def send_circle(self) -> None:
-        self.whole(b"", 302, Location=self.path)
+        self.respond(b"", 302, Location=self.path)
 
     def send_disk(self) -> None:
-        self.whole(b"", 302, Location="file:///etc/passwd")
+        self.respond(b"", 302, Location="file:///etc/passwd")
 
     def send_garbage(self) -> None:
         self.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
 
     def send_private(self) -> None:
-        self.whole(jpeg(), X_Robots_Tag="noai")
+        self.respond(jpeg(), X_Robots_Tag="noai")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -101,7 +116,7 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        pass  # of clients that hung up
+        pass  # from clients that closed the connection
 
 
 @contextmanager

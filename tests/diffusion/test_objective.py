@@ -1,4 +1,4 @@
-"""Times and noise of the training loss, as a training sets them."""
+"""The random times and noise of the training loss, and its settings."""
 
 import math
 
@@ -11,17 +11,17 @@ from ldm.random import normal
 from tests.training.tiny import batch, diffusion
 
 
-def test_stratified_times_lie_one_in_each_stratum_and_stay_keyed_by_the_sample() -> None:
+def test_stratified_times_depend_on_the_sample_and_its_stratum_only() -> None:
     even = diffusion(stratified=True)
     images = batch(0, 1, 2, 3)
     strata = torch.tensor([[6, 8], [0, 8], [3, 8], [5, 8]])
     t, _ = even.losses({**images, "stratum": strata})
     plain, _ = diffusion().losses({**images, "stratum": strata})
-    torch.testing.assert_close(t, (strata[:, 0] + plain) / 8)  # of Uniform(Flow()): times are the numbers themselves
-    assert torch.equal(even.losses(images)[0], plain)  # as in validation, which has no strata
+    torch.testing.assert_close(t, (strata[:, 0] + plain) / 8)  # Uniform(Flow()) returns the uniform numbers unchanged
+    assert torch.equal(even.losses(images)[0], plain)  # validation has no strata
 
 
-def test_offset_noise_adds_one_number_a_channel() -> None:
+def test_offset_noise_adds_a_constant_per_sample_and_channel() -> None:
     seen: list[Tensor] = []
     for offset in (0.0, 0.3):
         module = diffusion(offset_noise=offset)
@@ -32,7 +32,7 @@ def test_offset_noise_adds_one_number_a_channel() -> None:
     torch.testing.assert_close(added, expected.expand_as(added).to(added.dtype), rtol=1e-4, atol=1e-5)
 
 
-def test_huber_loss_is_less_where_errors_are_large_and_the_same_where_they_are_small() -> None:
+def test_huber_reduces_the_loss_of_large_errors_only() -> None:
     plain, strict, loose = (diffusion(huber=huber).losses(batch(0, 1, 2))[1].detach() for huber in (None, 0.01, 1e6))
     torch.testing.assert_close(loose, plain)
     assert (strict < plain / 5).all()
@@ -41,6 +41,6 @@ def test_huber_loss_is_less_where_errors_are_large_and_the_same_where_they_are_s
 @pytest.mark.parametrize(
     "how", [{"offset_noise": -0.1}, {"offset_noise": math.nan}, {"huber": 0.0}, {"huber": -1.0}, {"huber": math.nan}]
 )
-def test_settings_of_the_loss_that_make_no_sense_are_refused(how: dict[str, float]) -> None:
+def test_invalid_loss_settings_are_refused(how: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(how))):
         diffusion(**how)

@@ -24,8 +24,8 @@ def weight_of_output(weighting, alpha, sigma, name):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_name)
 @pytest.mark.parametrize("space", ["x0", "eps"])
-def test_a_weighted_error_is_the_same_through_every_prediction_type(schedule, space):
-    """An error of x0 by d is one of eps by -alpha/sigma·d, and of the output by a·d - b·alpha/sigma·d."""
+def test_the_weighted_error_does_not_depend_on_the_prediction_type(schedule, space):
+    """An error d in x0 is an error -alpha/sigma·d in eps, and a·d - b·alpha/sigma·d in the output."""
     weighting = Weighting("test", space, lambda log_snr: 1 + log_snr.sigmoid())
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64) * schedule.t_max
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -44,7 +44,7 @@ def test_uniform_is_one_everywhere():
 
 
 @pytest.mark.parametrize("snr", [0.01, 5.0, 300.0])
-def test_min_snr_is_the_paper_s_formula_for_eps_x0_and_v(snr):
+def test_min_snr_follows_the_formulas_of_the_paper_for_eps_x0_and_v(snr):
     alpha, sigma = (
         (torch.tensor([snr / (1 + snr)]).double()).sqrt(),
         (torch.tensor([1 / (1 + snr)]).double()).sqrt(),
@@ -55,13 +55,13 @@ def test_min_snr_is_the_paper_s_formula_for_eps_x0_and_v(snr):
     assert weight_of_output(min_snr(), alpha, sigma, "v") == pytest.approx(clipped / (snr + 1), rel=1e-6)
 
 
-def test_at_pure_noise_min_snr_gives_one_to_eps_and_nothing_to_the_others():
+def test_at_pure_noise_min_snr_is_one_for_eps_and_zero_for_the_others():
     assert weight_of_output(min_snr(), ZERO, ONE, "eps") == pytest.approx(1, rel=1e-9)
     for name in ("x0", "v", "flow"):
         assert weight_of_output(min_snr(), ZERO, ONE, name) == pytest.approx(0, abs=1e-100)
 
 
-def test_at_the_clean_end_min_snr_gives_gamma_to_x0_and_nothing_to_the_others():
+def test_at_the_clean_end_min_snr_is_gamma_for_x0_and_zero_for_the_others():
     assert weight_of_output(min_snr(gamma=3.0), ONE, ZERO, "x0") == pytest.approx(3, rel=1e-9)
     for name in ("eps", "v", "flow"):
         assert weight_of_output(min_snr(), ONE, ZERO, name) == pytest.approx(0, abs=1e-100)
@@ -69,10 +69,10 @@ def test_at_the_clean_end_min_snr_gives_gamma_to_x0_and_nothing_to_the_others():
 
 def preserving(snr):
     """alpha and sigma (1,) of the variance-preserving path."""
-    return tuple(torch.tensor([share], dtype=torch.float64).sqrt() for share in (snr / (1 + snr), 1 / (1 + snr)))
+    return tuple(torch.tensor([square], dtype=torch.float64).sqrt() for square in (snr / (1 + snr), 1 / (1 + snr)))
 
 
-# The weight of eps's squared error as its paper's own code writes it, of SNR.
+# The weight of the squared error of eps as a function of SNR, as written in the code of each paper.
 ON_EPS = {
     "min_snr": (min_snr(3.0), lambda snr: min(snr, 3.0) / snr),
     "soft_min_snr": (soft_min_snr(4.0), lambda snr: 1 / (1 / snr + 1 / 4) / snr),
@@ -85,14 +85,14 @@ ON_EPS = {
 
 @pytest.mark.parametrize("snr", [1e-8, 0.01, 1.0, 5.0, 1e8])
 @pytest.mark.parametrize(("weighting", "paper"), ON_EPS.values(), ids=ON_EPS)
-def test_a_weighting_is_its_paper_s_for_every_prediction_type(weighting, paper, snr):
+def test_a_weighting_matches_its_paper_for_every_prediction_type(weighting, paper, snr):
     alpha, sigma = preserving(snr)
     assert weight_of_output(weighting, alpha, sigma, "eps") == pytest.approx(paper(snr), rel=1e-6)
     assert weight_of_output(weighting, alpha, sigma, "x0") == pytest.approx(paper(snr) * snr, rel=1e-6)
     assert weight_of_output(weighting, alpha, sigma, "v") == pytest.approx(paper(snr) * snr / (snr + 1), rel=1e-6)
 
 
-# At pure noise (alpha = 0), then at the clean end (sigma = 0); v and flow have the same limits.
+# Weights at pure noise (alpha = 0) and at the clean end (sigma = 0); v and flow have the same limits.
 LIMITS = {
     "uniform": {"eps": (1, 1), "x0": (1, 1), "v": (1, 1)},
     "min_snr": {"eps": (1, 0), "x0": (0, 5), "v": (0, 0)},
@@ -105,7 +105,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_at_both_ends_a_weight_is_its_limit_which_an_infinite_one_stands_for_by_a_huge_number(name):
+def test_weights_at_both_ends_are_their_limits_or_huge_if_infinite(name):
     limits = LIMITS[name]
     for prediction, expected in (limits | {"flow": limits["v"]}).items():
         ends = [weight_of_output(WEIGHTINGS[name](), *end, prediction) for end in ((ZERO, ONE), (ONE, ZERO))]
@@ -115,13 +115,13 @@ def test_at_both_ends_a_weight_is_its_limit_which_an_infinite_one_stands_for_by_
             assert close == pytest.approx(limit, rel=1e-5, abs=1e-5) if limit < 1e100 else close > 1e5
 
 
-def test_edm_s_weighting_of_v_is_uniform_as_its_preconditioning_makes_it():
+def test_the_edm_weighting_of_v_prediction_is_uniform():
     for snr in (1e-9, 0.3, 1e9):
         assert weight_of_output(edm(), *preserving(snr), "v") == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: min_snr(gamma=0), "min_snr's gamma is 0"),
         (lambda: soft_min_snr(gamma=-1), "soft_min_snr's gamma is -1"),
@@ -130,6 +130,6 @@ def test_edm_s_weighting_of_v_is_uniform_as_its_preconditioning_makes_it():
         (lambda: sigmoid(bias=torch.nan), "sigmoid's bias is nan"),
     ],
 )
-def test_settings_must_be_positive_or_at_least_finite(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_weighting_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

@@ -13,67 +13,67 @@ from ldm.commands.sample import command as sample
 from ldm.drawing import job as sample_job
 from ldm.image import read_metadata, save_png
 from ldm.pipeline.pipeline import Pipeline
-from tests.commands.sample.told import error, files
+from tests.commands.sample.running import error, files
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_job_goes_on_where_it_was_killed_and_ends_in_the_same_files(
+def test_a_killed_job_resumes_and_writes_the_same_files(
     model: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["red", "blue", "n=3", "batch_size=2", "steps=3", "guidance_interval=0.1,9", "device=cpu", model]
-    assert sample.main([*argv, f"out={tmp_path / 'whole'}"]) == 0
-    shutil.copytree(tmp_path / "whole", out)
-    for name in ("0003.png", "0004.png", "0005.png", "grid.png"):  # of the second batch one picture is there
+    assert sample.main([*argv, f"out={tmp_path / 'complete'}"]) == 0
+    shutil.copytree(tmp_path / "complete", out)
+    for name in ("0003.png", "0004.png", "0005.png", "grid.png"):  # the second batch has one image left
         (out / name).unlink()
     (out / ".0004.png.0a1b2c3d.tmp").write_bytes(b"half")
-    drawn, draw = [], Pipeline.__call__
+    sampled, call_pipeline = [], Pipeline.__call__
 
-    def noted(self: Pipeline, prompts: list[str], **call: object) -> object:
-        drawn.append(prompts)
-        return draw(self, prompts, **call)
+    def recording_call(self: Pipeline, prompts: list[str], **call: object) -> object:
+        sampled.append(prompts)
+        return call_pipeline(self, prompts, **call)
 
-    monkeypatch.setattr(Pipeline, "__call__", noted)
+    monkeypatch.setattr(Pipeline, "__call__", recording_call)
     capsys.readouterr()
     assert sample.main([*argv, f"out={out}"]) == 0
-    assert files(out) == files(tmp_path / "whole") and drawn == [["red", "blue"], ["blue", "blue"]]
-    assert "1 of 3 batches are in" in capsys.readouterr().err
-    assert sample.main([*argv, f"out={out}"]) == 0 and len(drawn) == 2
+    assert files(out) == files(tmp_path / "complete") and sampled == [["red", "blue"], ["blue", "blue"]]
+    assert "1 of 3 batches are already in" in capsys.readouterr().err
+    assert sample.main([*argv, f"out={out}"]) == 0 and len(sampled) == 2
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "32")])
-def test_pictures_are_drawn_in_bf16_where_it_is_fast_and_again_as_they_were(
+def test_bf16_is_used_where_it_is_fast_and_reproduced_everywhere(
     fast: bool, precision: str, model: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
     assert sample.main(["red", "device=cpu", model, f"out={out}"]) == 0
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not fast})
-    assert sample.main([f"from={out / '0000.png'}", f"out={out / 'again'}"]) == 0
-    assert (out / "again" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
+    assert sample.main([f"from={out / '0000.png'}", f"out={out / 'reproduced'}"]) == 0
+    assert (out / "reproduced" / "0000.png").read_bytes() == (out / "0000.png").read_bytes()
     assert read_metadata(out / "0000.png")["precision"] == precision
 
 
 @pytest.mark.parametrize("change", ["steps=2", "seed=1", "negative=blue", "guidance=3", "precision=bf16"])
-def test_pictures_of_another_job_are_not_taken_for_this_ones(
+def test_existing_images_of_another_job_are_refused(
     change: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["red", model, f"out={out}"]
     assert sample.main([*argv, "precision=32"]) == 0
     changed = {"precision": "32"} | dict([change.split("=")])
-    told = error(capsys, 1, *argv, *map("=".join, changed.items()))
-    assert re.search(rf"which is not of this job \(there: .*{change.partition('=')[0]}=", told)
+    message = error(capsys, 1, *argv, *map("=".join, changed.items()))
+    assert re.search(rf"which is not an image of this job \(it has .*{change.partition('=')[0]}=", message)
 
 
 @pytest.mark.slow
-def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Path) -> None:
+def test_several_processes_share_a_job_and_write_the_same_files(model: str, tmp_path: Path) -> None:
     argv = ["red", "blue", "white", "n=2", "batch_size=2", "steps=1", "device=cpu", model]
     assert sample.main([*argv, f"out={tmp_path / 'one'}"]) == 0
     command = [sys.executable, "sample.py", *argv, f"out={tmp_path / 'two'}"]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    places = [{"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]  # as torchrun sets them
+    environments = [{"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]  # as torchrun sets them
     started = [
-        subprocess.Popen(command, cwd=ROOT, env=os.environ | threads | place, stdout=subprocess.PIPE, text=True)
-        for place in places
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | threads | environment, stdout=subprocess.PIPE, text=True)
+        for environment in environments
     ]
     printed = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
@@ -81,24 +81,24 @@ def test_processes_share_a_job_and_draw_what_one_would(model: str, tmp_path: Pat
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_processes_need_a_folder_that_is_named(
+def test_several_processes_need_out(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "give out=" in error(capsys, 2, "red", model)
 
 
-def test_pictures_are_never_overwritten(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_written_by_other_programs_are_never_overwritten(
+    model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out.mkdir()
     (out / "0001.png").write_bytes(b"mine")
-    told = error(capsys, 1, "red", "blue", model, f"out={out}")
-    assert "already holds 0001.png, which is not of this job: give another folder" in told
+    message = error(capsys, 1, "red", "blue", model, f"out={out}")
+    assert "already holds 0001.png, which is not an image of this job: give another out=" in message
     assert (out / "0001.png").read_bytes() == b"mine"
 
 
-def test_a_film_is_written_over_a_film_of_ours_and_over_no_other(
-    model: str, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_gifs_written_by_ldm_are_overwritten(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["red", "blue", "steps=1", "preview=gif", model, f"out={out}"]
     out.mkdir()
     Image.new("L", (4, 4)).save(out / "0001.gif")
@@ -108,54 +108,54 @@ def test_a_film_is_written_over_a_film_of_ours_and_over_no_other(
     (out / "0001.gif").unlink()
     assert sample.main(argv) == 0
     (out / "0001.png").unlink()
-    assert sample.main(argv) == 0  # which draws both again
+    assert sample.main(argv) == 0  # samples both again
 
 
 @pytest.mark.parametrize("name", ["0000.png", "grid.png"])
-def test_a_picture_to_start_from_is_not_written_over(
+def test_a_source_image_is_not_overwritten(
     name: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out.mkdir()
     save_png(Image.new("RGB", (16, 16)), out / name, {"grid": 1})
     before = files(out)
-    told = error(capsys, 1, "red", "steps=2", model, f"init={out / name}", f"out={out}")
-    assert f"init={out / name} is a file that this job would write: give another out=" in told
+    message = error(capsys, 1, "red", "steps=2", model, f"init={out / name}", f"out={out}")
+    assert f"init={out / name} is a file that this job would write: give another out=" in message
     assert files(out) == before
 
 
-def test_a_picture_that_another_process_wrote_meanwhile_is_kept(
+def test_an_image_written_by_another_process_meanwhile_is_kept(
     model: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = Pipeline.__call__
+    call_pipeline = Pipeline.__call__
 
-    def beside(self: Pipeline, prompts: list[str], **call: object) -> object:
+    def write_first(self: Pipeline, prompts: list[str], **call: object) -> object:
         out.mkdir()
         (out / "0000.png").write_bytes(b"theirs")
-        return draw(self, prompts, **call)
+        return call_pipeline(self, prompts, **call)
 
-    monkeypatch.setattr(Pipeline, "__call__", beside)
-    told = error(capsys, 1, "red", "steps=1", model, f"out={out}")
-    assert f"another process wrote {out / '0000.png'} meanwhile" in told
+    monkeypatch.setattr(Pipeline, "__call__", write_first)
+    message = error(capsys, 1, "red", "steps=1", model, f"out={out}")
+    assert f"another process wrote {out / '0000.png'} in the meantime" in message
     assert files(out) == {"0000.png": b"theirs"}
 
 
-def test_of_many_pictures_the_grid_shows_the_first(model: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_job, "GRID_MOST", 2)
+def test_the_grid_shows_the_first_images(model: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_job, "MAX_GRID_IMAGES", 2)
     assert sample.main(["red", "n=3", "steps=1", model, f"out={out}"]) == 0
     assert read_metadata(out / "grid.png") == {"grid": 2}
 
 
-def test_ctrl_c_keeps_the_pictures_that_are_finished(
+def test_ctrl_c_keeps_the_finished_images(
     model: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = Pipeline.__call__
+    call_pipeline = Pipeline.__call__
 
     def interrupted(self: Pipeline, prompts: list[str], **call: object) -> object:
         if prompts == ["blue"]:
             raise KeyboardInterrupt
-        return draw(self, prompts, **call)
+        return call_pipeline(self, prompts, **call)
 
     monkeypatch.setattr(Pipeline, "__call__", interrupted)
     assert sample.main(["red", "blue", "white", "batch_size=1", "steps=1", model, f"out={out}"]) == 130
     assert [file.name for file in out.iterdir()] == ["0000.png"]
-    assert f"stopped: 1 of 3 pictures are in {out}" in capsys.readouterr().err
+    assert f"stopped: 1 of 3 images are in {out}" in capsys.readouterr().err

@@ -14,12 +14,12 @@ def test_the_exponent_gives_a_profile_of_that_standard_deviation(length: float) 
 
 
 @pytest.mark.parametrize("length", [0.0, -0.1, 0.2887, 1.0, float("nan")])
-def test_a_length_that_no_profile_has_is_refused(length: float) -> None:
+def test_an_impossible_length_is_refused(length: float) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 0\.288"):
         exponent(length)
 
 
-def test_decays_step_by_step_weigh_each_step_by_the_integral_of_the_profile_over_it() -> None:
+def test_decays_weight_each_step_by_the_integral_of_the_profile() -> None:
     gamma, last = exponent(0.1), 50
     weights = np.zeros(last)
     for step in range(1, last + 1):
@@ -35,23 +35,23 @@ def test_the_overlap_is_the_integral_of_the_product() -> None:
     assert overlap(*map(np.asarray, (s, g, t, h))) == pytest.approx(product)
 
 
-def test_a_snapshot_of_the_wanted_profile_is_taken_as_it_is() -> None:
+def test_a_snapshot_of_the_target_profile_is_used_alone() -> None:
     gammas = [exponent(0.05), exponent(0.1)] * 2
-    factors, off = coefficients([50, 50, 100, 100], gammas, 100, gammas[1])
+    factors, error = coefficients([50, 50, 100, 100], gammas, 100, gammas[1])
     np.testing.assert_allclose(factors, [0, 0, 0, 1], atol=1e-9)
-    assert off < 1e-6
+    assert error < 1e-6
 
 
-def test_how_far_the_profile_is_off_is_what_numerical_integration_says() -> None:
-    steps, gammas, wanted = [50, 100, 100], [7.0, 7.0, 17.0], 3.0
-    factors, off = coefficients(steps, gammas, 100, wanted)
+def test_the_profile_error_matches_numerical_integration() -> None:
+    steps, gammas, target = [50, 100, 100], [7.0, 7.0, 17.0], 3.0
+    factors, error = coefficients(steps, gammas, 100, target)
 
     def profile(x: float, t: float, gamma: float) -> float:
         return (gamma + 1) * x**gamma / t ** (gamma + 1) if x <= t else 0.0
 
-    def missed(x: float) -> float:
-        made = sum(f * profile(x, t, g) for f, t, g in zip(factors, steps, gammas, strict=True))
-        return (made - profile(x, 100, wanted)) ** 2
+    def squared_error(x: float) -> float:
+        combined = sum(f * profile(x, t, g) for f, t, g in zip(factors, steps, gammas, strict=True))
+        return (combined - profile(x, 100, target)) ** 2
 
-    norm = quad(lambda x: profile(x, 100, wanted) ** 2, 0, 100)[0]
-    assert off == pytest.approx((quad(missed, 0, 100, points=[50])[0] / norm) ** 0.5, rel=1e-6)
+    norm = quad(lambda x: profile(x, 100, target) ** 2, 0, 100)[0]
+    assert error == pytest.approx((quad(squared_error, 0, 100, points=[50])[0] / norm) ** 0.5, rel=1e-6)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.evaluation.run import Job, collect, measure
+from ldm.evaluation.run import EvaluationJob, collect, measure
 from ldm.metrics.features import ClipFeatures
-from ldm.metrics.measure import Ruler
+from ldm.metrics.measure import ImageMetrics
 from ldm.nn.clip import ImageTower
 from ldm.pipeline.pipeline import Pipeline
 from tests.tiny import save_tiny_model
@@ -25,59 +25,67 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def ruler() -> Ruler:
+def image_metrics() -> ImageMetrics:
     torch.manual_seed(0)
-    return Ruler(ClipFeatures(ImageTower(16, 16, 8, 1, 2)))
+    return ImageMetrics(ClipFeatures(ImageTower(16, 16, 8, 1, 2)))
 
 
 @pytest.fixture
-def job(tmp_path: Path, pipeline: Pipeline) -> Job:
-    return Job(tmp_path / "job", captions, count=7, batch=3, seed=10, settings=replace(pipeline.settings, steps=2))
+def job(tmp_path: Path, pipeline: Pipeline) -> EvaluationJob:
+    return EvaluationJob(
+        tmp_path / "job", captions, count=7, batch=3, seed=10, settings=replace(pipeline.settings, steps=2)
+    )
 
 
-def done(batches: Iterator[int]) -> list[int]:
+def run(batches: Iterator[int]) -> list[int]:
     return list(batches)
 
 
-def test_a_row_is_of_its_prompt_drawn_from_its_seed(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
-    assert done(measure(job, pipeline, ruler)) == [3, 3, 1]
+def test_each_row_has_the_prompt_and_seed_of_its_index(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
+    assert run(measure(job, pipeline, image_metrics)) == [3, 3, 1]
     found = collect(job)
     images = pipeline(captions(range(3, 6)), seeds=[13, 14, 15], steps=2, batch_size=3).images
-    assert torch.equal(found.rows["features"][3:6], ruler.features(images))
+    assert torch.equal(found.rows["features"][3:6], image_metrics.features(images))
     assert torch.equal(found.images[3:6], images)
     assert found.captions == captions(range(7)) and found.rows.keys() == {"features"}
-    assert found.calls == 7 * 2 * 2 and found.seconds > 0  # guidance calls the network for two samples a step
+    assert found.calls == 7 * 2 * 2 and found.seconds > 0  # guidance calls the network for two samples per step
 
 
-def test_a_stopped_job_goes_on_with_the_batch_it_was_in(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
-    whole = replace(job, folder=job.folder.with_name("whole"))
-    done(measure(whole, pipeline, ruler))
-    begun = measure(job, pipeline, ruler)
-    next(begun)
-    del begun
+def test_a_stopped_job_resumes_with_the_unfinished_batch(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
+    complete = replace(job, folder=job.folder.with_name("complete"))
+    run(measure(complete, pipeline, image_metrics))
+    started = measure(job, pipeline, image_metrics)
+    next(started)
+    del started
     (job.folder / ".00000003.safetensors.1234.tmp").write_bytes(b"half")
     assert [ids.start for ids in job.todo()] == [3, 6]
-    assert done(measure(job, pipeline, ruler)) == [3, 1]
-    assert torch.equal(collect(job).rows["features"], collect(whole).rows["features"])
+    assert run(measure(job, pipeline, image_metrics)) == [3, 1]
+    assert torch.equal(collect(job).rows["features"], collect(complete).rows["features"])
 
 
-def test_ranks_share_the_batches_and_give_the_same_rows(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
+def test_several_ranks_give_the_same_rows_as_one(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics
+) -> None:
     alone = replace(job, folder=job.folder.with_name("alone"))
-    done(measure(alone, pipeline, ruler))
-    assert [done(measure(job, pipeline, ruler, rank, 2)) for rank in (1, 0)] == [[3], [3, 1]]
+    run(measure(alone, pipeline, image_metrics))
+    assert [run(measure(job, pipeline, image_metrics, rank, 2)) for rank in (1, 0)] == [[3], [3, 1]]
     assert torch.equal(collect(job).rows["features"], collect(alone).rows["features"])
 
 
-def test_only_the_first_pictures_are_kept(
-    job: Job, pipeline: Pipeline, ruler: Ruler, monkeypatch: pytest.MonkeyPatch
+def test_only_the_first_images_are_kept(
+    job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.evaluation.run.SHOWN", 4)
-    done(measure(job, pipeline, ruler))
+    monkeypatch.setattr("ldm.evaluation.run.MAX_KEPT_IMAGES", 4)
+    run(measure(job, pipeline, image_metrics))
     assert len(collect(job).images) == 4 and len(collect(job).rows["features"]) == 7
 
 
-def test_a_damaged_file_is_named(job: Job, pipeline: Pipeline, ruler: Ruler) -> None:
-    done(measure(job, pipeline, ruler))
+def test_a_corrupt_file_is_named(job: EvaluationJob, pipeline: Pipeline, image_metrics: ImageMetrics) -> None:
+    run(measure(job, pipeline, image_metrics))
     job.file(range(3, 6)).write_bytes(b"{}")
-    with pytest.raises(ValueError, match=r"00000003.safetensors is damaged .*; delete it and run"):
+    with pytest.raises(ValueError, match=r"00000003.safetensors is corrupt .*; delete it and run"):
         collect(job)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
-    """How often torch compiles: with a backend that only counts."""
+    """Counts compilations with a backend that does nothing else."""
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda unet: compile_(unet, backend=counter))
     torch._dynamo.reset()
@@ -35,25 +35,25 @@ def test_a_network_is_compiled_once_for_all_batches(
     pipeline: Pipeline, counter: CompileCounter, make: Callable[[], Backbone]
 ) -> None:
     plain, fast = (assembled(pipeline, backbone=make(), compile=compile) for compile in (False, True))
-    images = fast(PROMPTS, batch_size=2).images  # twice 2 pictures and once 1, each with its negative
+    images = fast(PROMPTS, batch_size=2).images  # batches of 2, 2 and 1 images, each with its negative
     assert counter.frame_count == 1
     fast(PROMPTS, batch_size=3, guidance=1.0, steps=4)
     assert counter.frame_count == 1
     assert distance(images, plain(PROMPTS, batch_size=2).images) <= 1
 
 
-def test_without_a_compiler_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_cpp_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "nowhere++")
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, but there is no nowhere\+\+ here: install it"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, but nowhere\+\+ was not found: install it"):
         compiled(tiny_unet(), Offload(CPU))
 
 
-def test_networks_that_move_about_are_not_compiled() -> None:
+def test_compile_with_offload_is_refused() -> None:
     with pytest.raises(ValueError, match="leave out compile, or offload=idle"):
         compiled(tiny_unet(), Offload(CPU, "idle"))
 
 
 @pytest.mark.slow
-def test_a_compiled_unet_draws_the_same_pictures(pipeline: Pipeline) -> None:
+def test_a_compiled_unet_samples_the_same_images(pipeline: Pipeline) -> None:
     images = assembled(pipeline, compile=True)(PROMPTS, batch_size=2).images
     assert distance(images, pipeline(PROMPTS, batch_size=2).images) <= 1

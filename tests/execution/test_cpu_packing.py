@@ -9,7 +9,9 @@ from ldm.execution.cpu_packing import Packed, can_pack, pack
 from ldm.pipeline.pipeline import Pipeline
 
 TYPES = [
-    pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason="not on this CPU"))
+    pytest.param(
+        dtype, marks=pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason="this CPU does not pack it")
+    )
     for dtype in (torch.float32, torch.bfloat16)
 ]
 
@@ -36,7 +38,7 @@ def pair(dtype: torch.dtype) -> tuple[Network, Network]:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_packed_network_computes_what_the_plain_one_does(dtype: torch.dtype) -> None:
+def test_a_packed_network_computes_the_same_as_the_plain_one(dtype: torch.dtype) -> None:
     plain, packed = pair(dtype)
     kinds = [isinstance(layer, Packed) for layer in (packed.conv, *packed.blocks, packed.linear, packed.small)]
     assert kinds == [True, True, False, True, False]
@@ -46,7 +48,7 @@ def test_a_packed_network_computes_what_the_plain_one_does(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_its_state_is_the_plain_networks(dtype: torch.dtype) -> None:
+def test_the_state_dict_of_a_packed_network_is_that_of_the_plain_one(dtype: torch.dtype) -> None:
     plain, packed = pair(dtype)
     saved, expected = packed.state_dict(), plain.state_dict()
     assert saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in expected)
@@ -60,7 +62,7 @@ def test_its_state_is_the_plain_networks(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_it_can_be_copied_stored_and_cast(dtype: torch.dtype) -> None:
+def test_a_packed_network_can_be_copied_pickled_and_cast(dtype: torch.dtype) -> None:
     plain, packed = pair(dtype)
     x = torch.randn(1, 192, 32, 64).to(dtype)
     with torch.no_grad():
@@ -74,16 +76,16 @@ def test_it_can_be_copied_stored_and_cast(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_gradients_are_refused(dtype: torch.dtype) -> None:
+def test_packed_layers_refuse_gradients(dtype: torch.dtype) -> None:
     packed = pair(dtype)[1]
     with pytest.raises(RuntimeError, match=r"have no gradients: call it under .* with ldm\.weights\.model\.read_model"):
         packed(torch.randn(1, 192, 32, 64, dtype=dtype, requires_grad=True))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_pipeline_on_a_cpu_is_packed(dtype: torch.dtype) -> None:
+def test_a_pipeline_on_the_cpu_is_packed(dtype: torch.dtype) -> None:
     pipeline = Pipeline.load(device="cpu", dtype=dtype)
     assert any(isinstance(layer, Packed) for layer in pipeline.backbone.modules())
     conditioning = pipeline.text_encoder.encode(["a red circle"]).to(dtype=dtype)
-    drawn = pipeline.backbone(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
-    assert drawn.shape == (1, 4, 8, 8) and not drawn.requires_grad  # with no torch.no_grad() around it
+    out = pipeline.backbone(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
+    assert out.shape == (1, 4, 8, 8) and not out.requires_grad  # without torch.no_grad()

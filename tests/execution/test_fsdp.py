@@ -18,8 +18,9 @@ from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.callbacks.monitoring.health import Health
 from ldm.conditioning import Conditioning
-from ldm.execution.fsdp import exchange, shard, spread_like, spread_state, whole
+from ldm.execution.fsdp import distribute_like, distribute_state, exchange, full_tensor, shard
 from ldm.nn.backbone import Backbone
+from tests import runs
 from tests.tiny import tiny_dit, tiny_inpainting_unet, tiny_unet
 from tests.training.tiny import STEADY, diffusion, drift, fit
 
@@ -31,8 +32,8 @@ each_backbone = pytest.mark.parametrize("make", [tiny_unet, tiny_inpainting_unet
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """One process that is all of its group."""
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of one process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -47,7 +48,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
 
 
 @each_backbone
-def test_a_sharded_network_computes_what_it_did(alone: None, make: Make) -> None:
+def test_sharding_does_not_change_the_output(group: None, make: Make) -> None:
     network = make()
     expected = network(*inputs())
     shard(network)
@@ -56,14 +57,14 @@ def test_a_sharded_network_computes_what_it_did(alone: None, make: Make) -> None
 
 
 @each_backbone
-def test_each_repeated_block_is_gathered_by_itself(alone: None, make: Make) -> None:
+def test_each_repeated_block_is_sharded_separately(group: None, make: Make) -> None:
     network = make()
     shard(network)
     assert all(isinstance(block, FSDPModule) for block in network.repeated_blocks())
 
 
 @each_backbone
-def test_in_bfloat16_it_computes_what_a_copy_does_and_its_weights_stay_float32(alone: None, make: Make) -> None:
+def test_a_bfloat16_sharded_network_keeps_float32_weights_and_gradients(group: None, make: Make) -> None:
     network = make()
     x, time, conditioning = inputs()
     expected = deepcopy(network).bfloat16()(x.bfloat16(), time, conditioning.to(dtype=torch.bfloat16)).float()
@@ -74,57 +75,57 @@ def test_in_bfloat16_it_computes_what_a_copy_does_and_its_weights_stay_float32(a
     assert {tensor.dtype for weight in network.parameters() for tensor in (weight, weight.grad)} == {torch.float32}
 
 
-def test_what_is_spread_is_whole_again(alone: None) -> None:
+def test_gathering_restores_a_distributed_tensor(group: None) -> None:
     unet = tiny_unet()
     weight = unet.conv_in.weight.detach().clone()
     shard(unet)
-    assert torch.equal(whole(spread_like(weight + 1, unet.conv_in.weight)), weight + 1)
-    assert whole(weight) is weight and spread_like(weight, weight) is weight
+    assert torch.equal(full_tensor(distribute_like(weight + 1, unet.conv_in.weight)), weight + 1)
+    assert full_tensor(weight) is weight and distribute_like(weight, weight) is weight
 
 
-def test_a_sharded_unet_computes_with_what_its_weights_were_exchanged_for(alone: None) -> None:
+def test_a_sharded_network_computes_with_exchanged_weights(group: None) -> None:
     unet, other = tiny_unet(), tiny_unet(seed=1)
     before, after = unet(*inputs()), other(*inputs())
     shard(unet)
     unet(*inputs())
     pairs = list(zip(unet.parameters(), other.parameters(), strict=True))
-    held = [exchange(weight, spread_like(value.detach(), weight)) for weight, value in pairs]
+    originals = [exchange(weight, distribute_like(value.detach(), weight)) for weight, value in pairs]
     torch.testing.assert_close(unet(*inputs()), after, rtol=1e-5, atol=1e-5)
-    for weight, value in zip(unet.parameters(), held, strict=True):
+    for weight, value in zip(unet.parameters(), originals, strict=True):
         exchange(weight, value)
     torch.testing.assert_close(unet(*inputs()), before, rtol=1e-5, atol=1e-5)
 
 
-def test_loaded_state_is_laid_out_as_its_weight() -> None:
-    """Fused AdamW would take the one's numbers with the other's, and say nothing."""
+def test_loaded_optimizer_state_has_the_memory_layout_of_its_weight() -> None:
+    """Fused AdamW pairs weight and state by memory position, without an error for different layouts."""
     weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
     weight.grad = torch.randn_like(weight)
     optimizer = torch.optim.AdamW([weight], fused=True)
     optimizer.step()
     state, mean = optimizer.state[weight], optimizer.state[weight]["exp_avg"]
     state["exp_avg"] = mean.contiguous()
-    spread_state(optimizer)
+    distribute_state(optimizer)
     assert torch.equal(state["exp_avg"], mean) and state["exp_avg"].stride() == weight.stride() != (12, 4, 2, 1)
 
 
 @pytest.fixture
-def ended() -> Iterator[None]:
-    """The process group that a Trainer began is gone afterwards."""
+def destroys_group() -> Iterator[None]:
+    """Destroys the process group that the Trainer starts."""
     yield
     dist.destroy_process_group()
 
 
-def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, ended: None) -> None:
+def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, destroys_group: None) -> None:
     plain, ema = diffusion(optimizer=STEADY), EMA(decay=0.9)
     fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)
     for steps, resume in ((2, None), (4, tmp_path / "2.ckpt")):
         module, average = diffusion(optimizer=STEADY), EMA(decay=0.9)
-        how = {
+        options = {
             "strategy": ShardedModelParallel(),
             "callbacks": [average, Health(tmp_path), Export(tmp_path)],
             "gradient_clip_val": 1.0,
         }
-        trainer = fit(tmp_path, module, steps, resume, **how)
+        trainer = fit(tmp_path, module, steps, resume, **options)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
     checkpoint = checkpoint_file.read(tmp_path / "4.ckpt")
     for name, weight in plain.backbone.named_parameters():
@@ -135,20 +136,20 @@ def test_a_sharded_run_trains_and_resumes_as_a_plain_one_does(tmp_path: Path, en
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_of_the_weights_each_train_and_resume_as_one_process_does(tmp_path: Path) -> None:
+def test_two_sharded_ranks_train_and_resume_like_one_process(tmp_path: Path) -> None:
     tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
-    plain = "precision=32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
+    plain = "precision=fp32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
     steady = "optimizer=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3"
     halves = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
-    whole = "data.batch_size=4", f"run_dir={tmp_path}/one"
-    for how in ((*whole, "trainer.max_steps=6"), (*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
-        command = [sys.executable, "train.py", *tiny, *plain, *steady, *how]
+    runs.run(tmp_path / "one", *tiny, *plain, *steady, "name=test", "data.batch_size=4", "trainer.max_steps=6")
+    for arguments in ((*halves, "trainer.max_steps=3"), (*halves, "trainer.max_steps=6")):
+        command = [sys.executable, "train.py", *tiny, *plain, *steady, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        completed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr
     one, two = (checkpoint_file.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
-    for part in ("state_dict", "ema"):
-        for name, weight in one[part].items():  # means over two batches of 2 are rounded differently from means over 4
-            torch.testing.assert_close(two[part][name], weight, **drift(steps=6, lr=1e-3, eps=1e-3))
+    for key in ("state_dict", "ema"):
+        for name, weight in one[key].items():  # two means over 2 round differently from a mean over 4
+            torch.testing.assert_close(two[key][name], weight, **drift(steps=6, lr=1e-3, eps=1e-3))
     exported = load_file(tmp_path / "two" / "unet.safetensors")
     assert all(torch.equal(exported[name], average) for name, average in two["ema"].items())

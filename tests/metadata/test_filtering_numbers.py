@@ -1,4 +1,4 @@
-"""Numbers that are NaN, infinite or too large, against the rules applied to one row at a time in Python."""
+"""NaN, infinite and out-of-range numbers are filtered like in a Python loop that applies the rules to each row."""
 
 import math
 import random
@@ -23,7 +23,7 @@ NUMBERS = {
     "pwatermark": "pwatermark",
     "punsafe": "punsafe",
 }
-OTHER = {  # DuckDB folds conditions only where minimum and maximum differ
+OTHER = {  # DuckDB folds conditions only if minimum and maximum differ
     "AESTHETIC_SCORE": 7.0,
     "similarity": 0.375,
     "WIDTH": 700,
@@ -31,24 +31,24 @@ OTHER = {  # DuckDB folds conditions only where minimum and maximum differ
     "pwatermark": 0.25,
     "punsafe": 0.125,
 }
-ODD = [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, 2.0**31 - 0.5, -(2.0**31) - 1, None]
+SPECIAL = [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, 2.0**31 - 0.5, -(2.0**31) - 1, None]
 INTEGERS = [(pa.int64(), 2**31), (pa.int64(), -(2**40)), (pa.uint32(), 2**32 - 1), (pa.uint64(), 2**63 - 1)]
 
 
-def write(path: Path, kinds: dict[str, pa.DataType], changes: list[dict[str, Any]], **how: Any) -> Path:
-    """Rows numbered by their hash, the columns of `kinds` of that type, with the statistics that pyarrow writes."""
+def write(path: Path, kinds: dict[str, pa.DataType], changes: list[dict[str, Any]], **options: Any) -> Path:
+    """Writes rows numbered by their hash, with columns of the types `kinds` and the statistics of pyarrow."""
     table = rows(*[{"hash": i} | change for i, change in enumerate(changes)])
     for name, kind in kinds.items():
         values = table[name].to_pylist()
         if pa.types.is_string(kind):
             values = [None if value is None else str(value) for value in values]
         table = table.set_column(table.column_names.index(name), name, pa.array(values, kind))
-    pq.write_table(table, path, **how)
+    pq.write_table(table, path, **options)
     return path
 
 
 def number(name: str, value: Any) -> float | None:
-    """The value as the filter is to read it: pixels that fit in 32 bits, finite float32 scores, else None."""
+    """Returns the value as the filter must read it: pixels within 32 bits, finite float32 scores, else None."""
     if value is None or not math.isfinite(value := float(value)):
         return None
     if name in SIDES:
@@ -59,7 +59,7 @@ def number(name: str, value: Any) -> float | None:
 
 
 def reason(row: dict[str, Any]) -> str | None:
-    """The first rule of the recipe that rejects the row."""
+    """Returns the first rule of the recipe that rejects the row."""
     aesthetic, similarity, width, height, watermark, unsafe = (number(name, row[name]) for name in NUMBERS)
     if aesthetic is None or aesthetic < 6.5:
         return "aesthetic"
@@ -75,19 +75,19 @@ def reason(row: dict[str, Any]) -> str | None:
 
 
 def check(path: Path) -> None:
-    """The filter keeps, rejects and counts what a loop over the rows does."""
+    """Checks that the filter keeps, rejects and counts the same rows as a loop over them."""
     given = pq.read_table(path).to_pylist()
     reasons = [reason(row) for row in given]
-    done = filtered(path)
-    assert done.rejected == Counter(why for why in reasons if why)
+    result = filtered(path)
+    assert result.rejected == Counter(filter(None, reasons))
     kept = [(row["hash"], round(number("WIDTH", row["WIDTH"]) or 0)) for row in given if reason(row) is None]
-    assert [(row["hash"], row["width"]) for row in done.kept] == kept
-    for theirs, ours in NUMBERS.items():
-        nulls = sum(row[theirs] is None for row in given)
-        assert done.work.tally.nulls[ours] == nulls
-        assert done.work.tally.uncoercible[ours] == sum(number(theirs, row[theirs]) is None for row in given) - nulls
+    assert [(row["hash"], row["width"]) for row in result.kept] == kept
+    for column, name in NUMBERS.items():
+        nulls = sum(row[column] is None for row in given)
+        assert result.work.tally.nulls[name] == nulls
+        assert result.work.tally.uncoercible[name] == sum(number(column, row[column]) is None for row in given) - nulls
     scores = sum(number("AESTHETIC_SCORE", row["AESTHETIC_SCORE"]) is not None for row in given)
-    assert sum(done.work.tally.histograms["aesthetic score"]) == scores
+    assert sum(result.work.tally.histograms["aesthetic score"]) == scores
 
 
 def footer(path: Path, name: str) -> pq.Statistics:
@@ -96,61 +96,61 @@ def footer(path: Path, name: str) -> pq.Statistics:
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.string()], ids=str)
-@pytest.mark.parametrize("odd", ODD, ids=str)
-def test_an_odd_number_among_good_ones_is_missing_in_every_column(
-    odd: float | None, kind: pa.DataType, tmp_path: Path
+@pytest.mark.parametrize("special", SPECIAL, ids=str)
+def test_a_special_number_among_others_counts_as_missing_in_every_column(
+    special: float | None, kind: pa.DataType, tmp_path: Path
 ) -> None:
-    changes = [{}, *({name: odd} for name in NUMBERS), OTHER]
+    changes = [{}, *({name: special} for name in NUMBERS), OTHER]
     check(write(tmp_path / "a.parquet", dict.fromkeys(NUMBERS, kind), changes))
 
 
-@pytest.mark.parametrize(("kind", "odd"), INTEGERS, ids=str)
-def test_an_integer_beyond_32_bits_is_no_width(kind: pa.DataType, odd: int, tmp_path: Path) -> None:
-    changes = [{}, *({name: odd} for name in SIDES), dict.fromkeys(SIDES, odd), OTHER]
+@pytest.mark.parametrize(("kind", "special"), INTEGERS, ids=str)
+def test_an_integer_beyond_32_bits_is_not_a_valid_width(kind: pa.DataType, special: int, tmp_path: Path) -> None:
+    changes = [{}, *({name: special} for name in SIDES), dict.fromkeys(SIDES, special), OTHER]
     check(write(tmp_path / "a.parquet", dict.fromkeys(SIDES, kind), changes))
 
 
-def test_nan_is_rejected_where_the_footer_says_that_all_values_pass(tmp_path: Path) -> None:
+def test_nan_is_rejected_even_if_the_footer_implies_that_all_values_pass(tmp_path: Path) -> None:
     changes = [{}, *({name: math.nan} for name in NUMBERS), OTHER]
     path = write(tmp_path / "a.parquet", {"WIDTH": pa.float64(), "HEIGHT": pa.float32()}, changes)
     for name in NUMBERS:
         ends = footer(path, name).min, footer(path, name).max
-        assert ends == pytest.approx(sorted((GOOD[name], OTHER[name])))  # which leave NaN out
-    done = filtered(path)
-    assert done.rejected == {"aesthetic": 1, "similarity": 1, "side": 2, "watermark": 1, "unsafe": 1}
-    assert [row["hash"] for row in done.kept] == [0, len(changes) - 1]
+        assert ends == pytest.approx(sorted((GOOD[name], OTHER[name])))  # statistics exclude NaN
+    result = filtered(path)
+    assert result.rejected == {"aesthetic": 1, "similarity": 1, "side": 2, "watermark": 1, "unsafe": 1}
+    assert [row["hash"] for row in result.kept] == [0, len(changes) - 1]
 
 
-def test_good_rows_are_kept_where_the_footer_says_that_all_values_are_nan(tmp_path: Path) -> None:
-    """The format tells writers to leave NaN out of footers, and readers to ignore it there: not all writers do."""
+def test_valid_rows_are_kept_even_if_the_footer_has_nan(tmp_path: Path) -> None:
+    """The format requires writers to exclude NaN from footers, but not all do, so readers must ignore it there."""
     path = write(tmp_path / "a.parquet", {}, [{}, {"pwatermark": math.nan}, {"pwatermark": 0.625}, OTHER])
     for value in (GOOD["pwatermark"], 0.625):
         replace_in_footer(path, value, math.nan)
-    told = footer(path, "pwatermark")
-    assert math.isnan(told.min) and math.isnan(told.max)
+    statistics = footer(path, "pwatermark")
+    assert math.isnan(statistics.min) and math.isnan(statistics.max)
     check(path)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rows_at_random_are_kept_as_a_loop_over_them_keeps_them(seed: int, tmp_path: Path) -> None:
-    draw = random.Random(seed)
+def test_random_rows_are_filtered_like_in_a_loop_over_them(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
     ranges = {"AESTHETIC_SCORE": (6.4, 7), "similarity": (0.27, 0.4), "pwatermark": (0, 0.6), "punsafe": (0, 0.6)}
     ranges |= dict.fromkeys(SIDES, (500, 1000))
 
     def value(name: str) -> float | None:
-        return draw.choice(ODD) if draw.random() < 0.05 else draw.uniform(*ranges[name])
+        return rng.choice(SPECIAL) if rng.random() < 0.05 else rng.uniform(*ranges[name])
 
     changes = [{name: value(name) for name in NUMBERS} for _ in range(2000)]
-    kinds = {name: draw.choice([pa.float32(), pa.float64()]) for name in NUMBERS}
-    check(write(tmp_path / "a.parquet", kinds, changes, row_group_size=draw.choice([5, 100, 2000])))
+    kinds = {name: rng.choice([pa.float32(), pa.float64()]) for name in NUMBERS}
+    check(write(tmp_path / "a.parquet", kinds, changes, row_group_size=rng.choice([5, 100, 2000])))
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf], ids=str)
-def test_what_is_no_number_is_written_as_missing_where_no_rule_asks(odd: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("special", [math.nan, math.inf], ids=str)
+def test_nan_and_infinity_are_written_as_null_without_a_rule(special: float, tmp_path: Path) -> None:
     kinds = dict.fromkeys(("similarity", *SIDES), pa.float64())
-    path = write(tmp_path / "a.parquet", kinds, [{}, dict.fromkeys(kinds, odd)])
-    done = filtered(path, min_similarity=None, min_side=None, min_aspect=None, max_aspect=None)
-    assert [(row["similarity"], row["width"], row["height"]) for row in done.kept][1] == (None, None, None)
+    path = write(tmp_path / "a.parquet", kinds, [{}, dict.fromkeys(kinds, special)])
+    result = filtered(path, min_similarity=None, min_side=None, min_aspect=None, max_aspect=None)
+    assert [(row["similarity"], row["width"], row["height"]) for row in result.kept][1] == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_is_no_number_is_written_as_missing_where_no_rule_asks(odd: float, 
         ([pa.int64(), pa.string()], [str(-(2**63)), "7"]),
     ],
 )
-def test_a_hash_keeps_all_its_digits(kinds: list[pa.DataType], expected: list[Any], tmp_path: Path) -> None:
+def test_hashes_keep_all_digits(kinds: list[pa.DataType], expected: list[Any], tmp_path: Path) -> None:
     for name, kind, value in zip("ab", kinds, (int(expected[0]), 7), strict=True):
         change = {"hash": value, "URL": f"https://a.org/{name}.jpg"}
         table = rows(change | {"hash": 0})
@@ -171,7 +171,7 @@ def test_a_hash_keeps_all_its_digits(kinds: list[pa.DataType], expected: list[An
     assert [row["hash"] for row in filtered(tmp_path).kept] == expected
 
 
-def test_a_folder_that_is_named_like_a_column_changes_no_value(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_column_does_not_change_its_values(tmp_path: Path) -> None:
     (tmp_path / "WIDTH=5").mkdir()
     path = write(tmp_path / "WIDTH=5" / "a.parquet", {}, [{}])
     assert [row["width"] for row in filtered(path).kept] == [640]

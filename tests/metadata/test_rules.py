@@ -1,7 +1,7 @@
 import duckdb
 import pytest
 
-from ldm.metadata.rules import NORMALISED_URL, Rule, failed, quoted
+from ldm.metadata.rules import NORMALISED_URL, Rule, failure_mask, quoted
 
 
 def normalised(url: str) -> str:
@@ -21,7 +21,7 @@ def normalised(url: str) -> str:
         " https://a.org/p/1.jpg/ #top ",
     ],
 )
-def test_spellings_of_one_address_are_one(url: str) -> None:
+def test_equivalent_urls_have_the_same_normalised_url(url: str) -> None:
     assert normalised(url) == "a.org/p/1.jpg"
 
 
@@ -36,16 +36,18 @@ def test_spellings_of_one_address_are_one(url: str) -> None:
         "https://a.org//p/1.jpg",
     ],
 )
-def test_what_may_be_another_picture_stays_apart(url: str) -> None:
+def test_urls_of_different_images_have_different_normalised_urls(url: str) -> None:
     assert normalised(url) != "a.org/p/1.jpg"
 
 
-def test_a_set_of_failed_rules_has_a_bit_for_each_and_null_fails() -> None:
-    asked = [Rule("small", "x > 1", ("x",)), Rule("odd", "x % 2 = 0", ("x",))]
-    values = duckdb.sql(f"SELECT {failed(asked)} FROM (VALUES (2), (3), (0), (1), (NULL)) AS t(x)").fetchall()
+def test_the_failure_mask_has_one_bit_per_rule_and_null_fails_all() -> None:
+    active_rules = [Rule("small", "x > 1", ("x",)), Rule("odd", "x % 2 = 0", ("x",))]
+    values = duckdb.sql(
+        f"SELECT {failure_mask(active_rules)} FROM (VALUES (2), (3), (0), (1), (NULL)) AS t(x)"
+    ).fetchall()
     assert [value for (value,) in values] == [0b00, 0b10, 0b01, 0b11, 0b11]
 
 
-def test_a_quote_in_a_text_ends_no_literal() -> None:
+def test_quotes_in_a_text_do_not_end_the_sql_literal() -> None:
     text = "it's; DROP TABLE x --"
     assert duckdb.sql(f"SELECT {quoted(text)}").fetchall() == [(text,)]

@@ -16,25 +16,25 @@ def by_scipy(a: Moments, b: Moments) -> float:
     return float((a.mean - b.mean).square().sum()) + float(trace)
 
 
-def test_gaussians_along_the_axes_differ_by_means_and_deviations() -> None:
+def test_distance_of_diagonal_gaussians_is_that_of_means_and_standard_deviations() -> None:
     a, b = of(np.array([1.0, 2.0]), np.diag([4.0, 9.0])), of(np.array([0.0, 4.0]), np.diag([1.0, 25.0]))
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + (2 - 1) ** 2 + (3 - 5) ** 2, rel=1e-12)
 
 
-def test_it_is_what_scipy_finds_for_covariances_that_do_not_commute() -> None:
+def test_distance_matches_scipy_if_the_covariances_do_not_commute() -> None:
     rng = np.random.default_rng(0)
     a, b = (of(rng.normal(size=96), x @ x.T / 96) for x in rng.normal(size=(2, 96, 200)))
     assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-9)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
-def test_singular_covariances_have_a_distance_too() -> None:
+def test_singular_covariances_have_the_distance_of_the_closed_form() -> None:
     flat, wide = of(np.zeros(3), np.diag([4.0, 0.0, 0.0])), of(np.zeros(3), np.diag([1.0, 9.0, 0.0]))
     assert frechet_distance(flat, wide) == pytest.approx(1 + 9, rel=1e-9)
     assert frechet_distance(of(np.zeros(3), np.zeros((3, 3))), wide) == pytest.approx(10, rel=1e-9)
 
 
-def test_few_samples_in_many_dimensions_are_as_far_as_their_low_rank_factors_say() -> None:
+def test_fewer_samples_than_dimensions_match_the_distance_of_low_rank_factors() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 10, 40))
     a, b = (moments_of(torch.from_numpy(z)) for z in (x, y))
@@ -43,7 +43,7 @@ def test_few_samples_in_many_dimensions_are_as_far_as_their_low_rank_factors_say
     assert frechet_distance(a, b) == pytest.approx(np.square(x.mean(0) - y.mean(0)).sum() + trace, rel=1e-6)
 
 
-def test_sums_of_parts_are_the_moments_of_the_whole() -> None:
+def test_summed_gram_matrices_of_parts_give_the_moments_of_all_features() -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, size=(57, 5)))
     found = moments(gram(x[:20]) + gram(x[20:21]) + gram(x[21:]))
     assert found.count == 57
@@ -56,6 +56,6 @@ def test_float32_features_far_from_zero_keep_their_covariance() -> None:
     np.testing.assert_allclose(moments_of(x).covariance, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-9)
 
 
-def test_one_sample_has_no_covariance() -> None:
-    with pytest.raises(ValueError, match="two pictures or more, not 1"):
+def test_a_single_sample_has_no_covariance() -> None:
+    with pytest.raises(ValueError, match="at least two images, not 1"):
         moments_of(torch.zeros(1, 3))

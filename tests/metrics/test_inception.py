@@ -9,7 +9,7 @@ from ldm.metrics.inception import Inception, Mixed, inception_features, mixed_6a
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the layout of the released file, saved as it is."""
+    """A file of random weights in the layout and format of the released file."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
     torch.save(Inception().state_dict(), path)
@@ -17,7 +17,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_only(block: Mixed, name: str) -> None:
-    """Convolutions pass their first input channel on to every output; all but `name` give zeros."""
+    """Sets convolution `name` to copy its first input channel to every output, and all others to return zeros."""
     for child, conv in block.named_children():
         conv.bn.reset_running_stats()
         nn.init.zeros_(conv.conv.weight)
@@ -28,7 +28,7 @@ def open_only(block: Mixed, name: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["average", "maximum"])
-def test_pools_leave_the_padding_out(pool: str) -> None:
+def test_pooling_excludes_the_padding(pool: str) -> None:
     block = mixed_7(8, pool)
     open_only(block, "branch_pool")
     x = torch.rand(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def test_pools_leave_the_padding_out(pool: str) -> None:
         assert found[row, column].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_block_that_halves_pools_without_padding_and_passes_its_input_on() -> None:
+def test_a_block_that_halves_the_size_pools_and_convolves_without_padding() -> None:
     block = mixed_6a(8)
     open_only(block, "branch3x3")
     x = torch.rand(1, 8, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def test_a_block_that_halves_pools_without_padding_and_passes_its_input_on() -> 
     assert out[0, -8, 0, 0] == x[0, 0, :3, :3].max()
 
 
-def test_it_is_as_large_as_inception_v3_with_1008_classes_and_no_auxiliary_head() -> None:
+def test_parameter_count_is_inception_v3_with_1008_classes_and_no_auxiliary_head() -> None:
     with torch.device("meta"):
         network = Inception()
     assert sum(p.numel() for p in network.parameters()) == 23_834_568 - 1000 * 2049 + 1008 * 2049
@@ -57,7 +57,7 @@ def test_it_is_as_large_as_inception_v3_with_1008_classes_and_no_auxiliary_head(
     assert network.state_dict()["Mixed_6c.branch7x7dbl_4.conv.weight"].shape == (160, 160, 7, 1)
 
 
-def test_weights_of_the_released_layout_make_features(weights: Path) -> None:
+def test_weights_in_the_released_layout_load_and_give_2048_features(weights: Path) -> None:
     features = inception_features(weights)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = features(images)
@@ -66,25 +66,25 @@ def test_weights_of_the_released_layout_make_features(weights: Path) -> None:
     assert features.network.logits(found).shape == (2, 1008)
 
 
-def test_pixels_are_brought_to_minus_one_to_one_as_tensorflow_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_normalised_to_minus_one_to_one_as_in_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     from ldm.metrics.features import Features
 
-    class Whole(nn.Module):
+    class Pixels(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)
 
     level = [128 / 255] * 3
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    found = Features(Whole(), 16, "tensorflow", level, level)(images)
+    found = Features(Pixels(), 16, "tensorflow", level, level)(images)
     torch.testing.assert_close(found, (images.float().flatten(1) - 128) / 128, atol=1e-6, rtol=0)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there are no Inception weights"):
+    with pytest.raises(FileNotFoundError, match=r"Inception weights .*none.pth not found"):
         inception_features(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("nothing")
-    with pytest.raises(ValueError, match="no file of plain tensors"):
+    with pytest.raises(ValueError, match="not a file of plain tensors"):
         inception_features(tmp_path / "text.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="those of another Inception"):
+    with pytest.raises(ValueError, match="do not match the expected Inception"):
         inception_features(tmp_path / "other.pth")

@@ -6,18 +6,18 @@ from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, Schedule, cosine, linear
-from ldm.metrics.noise_loss import LEVELS, noise_loss
+from ldm.metrics.noise_loss import LEVELS, noise_loss, sample_count
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Conditioning, Tensor]]:
-    """Latents of unit variance, ids on from 0."""
+    """Returns batches of latents with unit variance, with ids that count from 0."""
     x0 = torch.randn(sum(sizes), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(sum(sizes))
     return [(a, Conditioning(), b) for a, b in zip(x0.split(sizes), ids.split(sizes), strict=True)]
 
 
 def ideal(schedule: Schedule, prediction: str) -> Denoiser:
-    """The best a network can say of unit normal data: x0 is x·alpha / (alpha² + sigma²) in the mean."""
+    """Returns the optimal denoiser of unit normal data: E[x0 | x] = x·alpha / (alpha² + sigma²)."""
     denoiser = Denoiser(lambda x, t, c: x, schedule, Prediction(prediction))
 
     def network(x: Tensor, _: Tensor, conditioning: Conditioning) -> Tensor:
@@ -37,7 +37,7 @@ def ideal(schedule: Schedule, prediction: str) -> Denoiser:
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), [(Flow(), "flow"), (cosine(), "v"), (linear(), "eps")])
-def test_the_best_denoiser_of_a_gaussian_has_the_same_error_on_every_schedule(
+def test_optimal_denoiser_of_a_gaussian_has_the_same_error_on_every_schedule(
     schedule: Schedule, prediction: str
 ) -> None:
     found = noise_loss(ideal(schedule, prediction), batches(16, 16))
@@ -48,19 +48,29 @@ def test_the_best_denoiser_of_a_gaussian_has_the_same_error_on_every_schedule(
     torch.testing.assert_close(found.errors, reference.errors, rtol=1e-3, atol=1e-5)
 
 
-def test_batches_do_not_matter() -> None:
+def test_errors_do_not_depend_on_the_batch_size() -> None:
     denoiser = ideal(Flow(), "flow")
     torch.testing.assert_close(
         noise_loss(denoiser, batches(8)).errors, noise_loss(denoiser, batches(3, 5)).errors, rtol=1e-5, atol=1e-7
     )
 
 
-def test_levels_beyond_the_schedule_are_left_out() -> None:
+def test_noise_levels_outside_the_schedules_range_are_left_out() -> None:
     assert noise_loss(ideal(linear(), "eps"), batches(2), levels=(50.0, 0.0, -50.0)).levels == (0.0,)
-    with pytest.raises(ValueError, match="reaches none"):
+    with pytest.raises(ValueError, match="includes none"):
         noise_loss(ideal(linear(), "eps"), batches(2), levels=(50.0,))
 
 
-def test_one_sample_has_no_error_of_its_mean() -> None:
-    with pytest.raises(ValueError, match="two validation samples"):
+def test_a_single_validation_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two validation samples"):
         noise_loss(ideal(Flow(), "flow"), batches(1))
+
+
+@pytest.mark.parametrize(("wanted", "available", "count"), [(0, 1, 0), (128, 5, 5), (3, 5, 3), (128, 0, 0)])
+def test_at_most_the_available_samples_are_measured(wanted: int, available: int, count: int) -> None:
+    assert sample_count(wanted, available) == count
+
+
+def test_the_loss_of_a_single_held_out_sample_is_skipped_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="is skipped: it needs at least 2 validation samples, not 1"):
+        assert sample_count(128, 1) == 0

@@ -22,7 +22,7 @@ REAL, FAKE = features(41, 0), features(23, 1, 0.5)
 
 
 def measured(rank: int, world: int) -> dict[str, float]:
-    """Of the rank's share, in batches of 7; some pictures are dealt to both, as samplers that pad do."""
+    """Computes the metrics from a rank's share of the features, in batches of 7."""
     metrics = distances(6, resamples=5, infinity=False)
     score = InceptionScore(6)
     for data, real in ((REAL, True), (FAKE, False)):
@@ -41,7 +41,8 @@ def one_rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_any_number_of_ranks_gives_the_same_numbers(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     alone = measured(0, 1)
     assert set(alone) == {"fid", "kid", "precision", "recall", "fid_error", "kid_error", "is"}
     mp.spawn(one_rank, (2, str(tmp_path)), nprocs=2)
@@ -49,7 +50,7 @@ def test_any_number_of_ranks_gives_the_same_numbers(tmp_path: Path) -> None:
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, rel=1e-6)
 
 
-def test_a_picture_given_twice_counts_once_and_order_does_not_matter() -> None:
+def test_a_repeated_image_counts_once_and_order_does_not_matter() -> None:
     metric = Pair(lambda real, fake: float(len(real)) + 1000 * fake[0, 0].item(), sync=False)
     for ids in ([3, 1, 2], [2, 0]):
         metric.update(REAL[ids], real=True, ids=torch.tensor(ids))
@@ -57,14 +58,14 @@ def test_a_picture_given_twice_counts_once_and_order_does_not_matter() -> None:
     assert float(metric.compute()) == pytest.approx(4 + 1000 * FAKE[0, 0].item())
 
 
-def test_one_side_alone_is_refused() -> None:
+def test_features_of_only_one_side_are_refused() -> None:
     metric = Pair(feature_fid, sync=False)
     metric.update(REAL, real=True, ids=torch.arange(len(REAL)))
     with pytest.raises(ValueError, match="one side has none"):
         metric.compute()
 
 
-def test_the_bootstraps_error_of_a_mean_is_the_textbooks() -> None:
+def test_bootstrap_error_of_a_mean_is_the_textbook_standard_error() -> None:
     fake = features(400, 3)[:, :1]
     error = bootstrap_error(lambda _, sample: sample.mean().item(), resamples=600)(REAL, fake)
     assert error == pytest.approx(fake.std().item() / 20, rel=0.1)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.metrics.provenance import Provenance, add_hashes, incomparable, picture_hash, text_hash
+from ldm.metrics.provenance import Provenance, add_hashes, image_hash, incomparable, text_hash
 
 PROVENANCE: dict[str, Any] = {
     "feature_network": {"network": "ImageTower", "fingerprint": "a" * 64, "resize": "bicubic", "size": 64},
@@ -35,16 +35,16 @@ def changed(part: str, **values: Any) -> dict[str, Any]:
     ("metric", "other", "reason"),
     [
         ("fid", changed("feature_network", resize="bilinear"), "feature networks differ (ImageTower"),
-        ("fid", changed("reference", sha256="d" * 64), "reference pictures differ (bbbbbbbbbbbb and dddddddddddd)"),
-        ("fid_infinity", changed("prompts", count=100), "numbers of generated pictures differ (512 and 100)"),
+        ("fid", changed("reference", sha256="d" * 64), "reference images differ (bbbbbbbbbbbb and dddddddddddd)"),
+        ("fid_infinity", changed("prompts", count=100), "numbers of generated images differ (512 and 100)"),
         ("accuracy_shape", changed("prompts", sha256="d" * 64), "prompts differ"),
-        ("precision", {**PROVENANCE, "size": [32, 32]}, "picture sizes differ ([64, 64] and [32, 32])"),
+        ("precision", {**PROVENANCE, "size": [32, 32]}, "image sizes differ ([64, 64] and [32, 32])"),
         ("images_per_second", {**PROVENANCE, "device": "GPU"}, "devices differ (cpu and GPU)"),
-        ("recall", {**PROVENANCE, "reference": {}}, "reference pictures differ (bbbbbbbbbbbb and not recorded)"),
-        ("new_metric", changed("reference", sha256="d" * 64), "reference pictures differ"),
+        ("recall", {**PROVENANCE, "reference": {}}, "reference images differ (bbbbbbbbbbbb and not recorded)"),
+        ("new_metric", changed("reference", sha256="d" * 64), "reference images differ"),
     ],
 )
-def test_another_ruler_is_told(metric: str, other: dict[str, Any], reason: str) -> None:
+def test_values_measured_differently_are_incomparable(metric: str, other: dict[str, Any], reason: str) -> None:
     assert reason in "; ".join(incomparable(metric, PROVENANCE, other))
 
 
@@ -57,7 +57,7 @@ def test_another_ruler_is_told(metric: str, other: dict[str, Any], reason: str) 
         ("images_per_second", changed("reference", sha256="d" * 64)),
     ],
 )
-def test_what_is_compared_may_differ(metric: str, other: dict[str, Any]) -> None:
+def test_settings_under_comparison_may_differ(metric: str, other: dict[str, Any]) -> None:
     assert incomparable(metric, PROVENANCE, other) == []
 
 
@@ -71,42 +71,42 @@ def test_what_is_compared_may_differ(metric: str, other: dict[str, Any]) -> None
     ],
 )
 def test_validation_losses_need_the_same_data_and_the_same_objective(changes: dict[str, Any], reason: str) -> None:
-    (told,) = incomparable("val/shapes/loss", validated(), validated(**changes))
-    assert reason in told
+    (message,) = incomparable("val/shapes/loss", validated(), validated(**changes))
+    assert reason in message
     assert incomparable("val/photos/loss", validated(), validated(**changes)) == []
 
 
-def test_a_validation_whose_meaning_is_recorded_of_one_only_is_not_compared() -> None:
-    (told,) = incomparable("val/shapes/loss", validated(), PROVENANCE)
-    assert told == "what the validation on shapes measured is recorded of one only"
+def test_validations_are_incomparable_if_only_one_records_what_it_measured() -> None:
+    (message,) = incomparable("val/shapes/loss", validated(), PROVENANCE)
+    assert message == "only one of them records what the validation on shapes measured"
 
 
-def test_a_hash_of_pictures_with_captions_tells_swapped_ones_apart() -> None:
+def test_swapping_captions_changes_the_hash_of_captioned_images() -> None:
     images = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1)
-    both = picture_hash(images, ["red", "blue"])
-    assert both == add_hashes(picture_hash(images[1:], ["blue"]), picture_hash(images[:1], ["red"]))
-    assert len({both, picture_hash(images, ["blue", "red"]), picture_hash(images)}) == 3
+    both = image_hash(images, ["red", "blue"])
+    assert both == add_hashes(image_hash(images[1:], ["blue"]), image_hash(images[:1], ["red"]))
+    assert len({both, image_hash(images, ["blue", "red"]), image_hash(images)}) == 3
 
 
-def test_a_hash_of_pictures_is_that_of_its_parts_in_any_order() -> None:
+def test_hash_of_images_is_the_sum_of_its_parts_in_any_order() -> None:
     images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert picture_hash(images) == add_hashes(picture_hash(images[3:]), picture_hash(images[:3]))
-    assert picture_hash(images) != picture_hash(images[:4])
-    assert picture_hash(images) != picture_hash(images.transpose(2, 3))
-    assert picture_hash(torch.zeros(1, 3, 2, 8, dtype=torch.uint8)) != picture_hash(
+    assert image_hash(images) == add_hashes(image_hash(images[3:]), image_hash(images[:3]))
+    assert image_hash(images) != image_hash(images[:4])
+    assert image_hash(images) != image_hash(images.transpose(2, 3))
+    assert image_hash(torch.zeros(1, 3, 2, 8, dtype=torch.uint8)) != image_hash(
         torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     )
 
 
-def test_captions_split_elsewhere_are_other_captions() -> None:
+def test_hash_of_captions_depends_on_where_they_are_split() -> None:
     assert text_hash(["a b", "c"]) != text_hash(["a", "b c"])
 
 
-def test_it_is_plain_data_with_the_fingerprint_where_older_runs_had_it() -> None:
+def test_provenance_is_plain_data_and_keeps_the_key_of_older_runs() -> None:
     parts = {name: {} for name in ("reference", "prompts", "sampling")}
-    made = Provenance(
+    plain = Provenance(
         **parts, feature_network={"fingerprint": "f"}, size=[8, 8], ema=None, steps=1, seed=0, ranks=1,
         dtype="32-true", device="cpu", finished="today",
     ).plain()  # fmt: skip
-    assert made["features"] == "f" and made["torch"] == torch.__version__
-    assert incomparable("fid", made, made) == []
+    assert plain["features"] == "f" and plain["torch"] == torch.__version__
+    assert incomparable("fid", plain, plain) == []

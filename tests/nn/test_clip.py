@@ -36,7 +36,7 @@ LEAVES = {
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of transformers' CLIPModel under our names."""
+    """The state dict of transformers' CLIPModel with the names of ldm's CLIP."""
     out = {}
     for key, value in state.items():
         for theirs, ours in LEAVES.items():
@@ -46,7 +46,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pair() -> tuple[CLIPModel, CLIP]:
-    """transformers' CLIP with large random weights, and ours with the same."""
+    """transformers' CLIP with large random weights, and ldm's CLIP with the same weights."""
     torch.manual_seed(0)
     shared: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     shared |= {"intermediate_size": 4 * WIDTH, "hidden_act": "quick_gelu"}
@@ -83,24 +83,24 @@ def images() -> Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def test_text_pooling_and_projection_are_those_of_transformers(tokens: Tensor) -> None:
+def test_pooled_and_projected_text_equals_that_of_transformers(tokens: Tensor) -> None:
     theirs, ours = pair()
     close(ours.text.pooled(tokens), theirs.text_model(tokens).pooler_output)
     close(ours.text.embed(tokens), theirs.get_text_features(tokens).pooler_output)
 
 
-def test_logits_are_those_of_transformers(tokens: Tensor, images: Tensor) -> None:
+def test_logits_equal_those_of_transformers(tokens: Tensor, images: Tensor) -> None:
     theirs, ours = pair()
     close(ours(tokens, images), theirs(tokens, images).logits_per_text)
 
 
-def test_gradients_are_those_of_transformers(tokens: Tensor, images: Tensor) -> None:
+def test_gradients_equal_those_of_transformers(tokens: Tensor, images: Tensor) -> None:
     theirs, ours = pair()
     target = torch.randn(len(tokens), len(images))
     expected = renamed(gradients(theirs, (theirs(tokens, images).logits_per_text * target).sum()))
     actual = gradients(ours, (ours(tokens, images) * target).sum())
     assert actual.keys() == expected.keys()
-    # a key's bias moves no softmax: its gradient is zero and what is left of it is rounding
+    # the bias of a key shifts all scores alike, which the softmax ignores: its gradient is zero up to rounding
     scale = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in actual.items():
         if name.endswith("attention.k.bias"):
@@ -109,7 +109,7 @@ def test_gradients_are_those_of_transformers(tokens: Tensor, images: Tensor) -> 
             close(gradient, expected[name], 1e-4)
 
 
-def test_a_token_does_not_see_those_after_it(tokens: Tensor) -> None:
+def test_a_token_does_not_attend_to_later_tokens(tokens: Tensor) -> None:
     tower = TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT)
     changed = tokens.clone()
     changed[:, 5:] = 320
@@ -129,31 +129,31 @@ def test_the_default_tower_has_the_parameters_of_stable_diffusion_1() -> None:
     assert sum(p.numel() for p in tower.parameters()) == 123_060_480
 
 
-def test_the_tower_of_stable_diffusion_2_reads_the_penultimate_layer() -> None:
-    whole, penultimate = (TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, "gelu", skip=skip) for skip in (0, 1))
-    penultimate.load_state_dict(whole.state_dict())
+def test_skip_1_returns_the_penultimate_layer_as_in_stable_diffusion_2() -> None:
+    full, penultimate = (TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, "gelu", skip=skip) for skip in (0, 1))
+    penultimate.load_state_dict(full.state_dict())
     tokens = Tokenizer(context=CONTEXT)(CAPTIONS)
-    assert torch.equal(penultimate(tokens), whole(tokens, skip=1))
-    assert torch.equal(penultimate(tokens, skip=1), whole(tokens, skip=2))
-    assert torch.equal(penultimate.pooled(tokens), whole.pooled(tokens))
+    assert torch.equal(penultimate(tokens), full(tokens, skip=1))
+    assert torch.equal(penultimate(tokens, skip=1), full(tokens, skip=2))
+    assert torch.equal(penultimate.pooled(tokens), full.pooled(tokens))
 
 
-def pruned(whole: TextTower, token_ids: list[int]) -> TextTower:
-    """A tower that knows only `token_ids`, with the weights of `whole`."""
-    small = TextTower(**{**whole.config, "token_ids": token_ids})
-    state = whole.state_dict()
+def pruned(full: TextTower, token_ids: list[int]) -> TextTower:
+    """A tower with only `token_ids` in its vocabulary, and the weights of `full`."""
+    small = TextTower(**{**full.config, "token_ids": token_ids})
+    state = full.state_dict()
     table = state["token_embedding.weight"]
     state["token_embedding.weight"] = torch.cat([table[token_ids], torch.zeros(1, WIDTH)])
     small.load_state_dict(state | {"known": torch.tensor(token_ids)})
     return small
 
 
-def test_a_pruned_vocabulary_gives_the_output_of_the_whole_one(tokens: Tensor) -> None:
-    whole = TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, projection=PROJECTION)
-    small = pruned(whole, tokens.unique().tolist())
+def test_a_pruned_vocabulary_gives_the_output_of_the_full_vocabulary(tokens: Tensor) -> None:
+    full = TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, projection=PROJECTION)
+    small = pruned(full, tokens.unique().tolist())
     assert len(small.token_embedding.weight) < 40
-    assert torch.equal(small(tokens), whole(tokens))
-    assert torch.equal(small.embed(tokens), whole.embed(tokens))
+    assert torch.equal(small(tokens), full(tokens))
+    assert torch.equal(small.embed(tokens), full.embed(tokens))
 
 
 def test_all_unknown_tokens_share_one_embedding(tokens: Tensor) -> None:
@@ -164,7 +164,7 @@ def test_all_unknown_tokens_share_one_embedding(tokens: Tensor) -> None:
         assert torch.equal(small(below)[:, :6], small(other)[:, :6])
 
 
-def test_unknown_words_can_be_named() -> None:
+def test_unknown_tokens_can_be_decoded_to_words() -> None:
     tokenizer = Tokenizer(context=CONTEXT)
     corpus = tokenizer(["a photo of a cat"]).unique().tolist()
     tower = TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, token_ids=corpus)
@@ -172,11 +172,11 @@ def test_unknown_words_can_be_named() -> None:
     assert tokenizer.words(unknown) == ["zebra", "and", "dog"]
 
 
-def test_a_whole_tower_knows_every_token(tokens: Tensor) -> None:
+def test_a_tower_with_the_full_vocabulary_knows_every_token(tokens: Tensor) -> None:
     assert TextTower(VOCAB, WIDTH, 1, HEADS, CONTEXT).unknown_tokens(tokens) == []
 
 
-def test_a_clip_can_be_built_again_from_its_json() -> None:
+def test_a_clip_can_be_rebuilt_from_its_config_as_json() -> None:
     text = TextTower(VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, projection=8, token_ids=(1, 5, 49407))
     clip = CLIP(text, ImageTower(SIZE, PATCH, WIDTH, LAYERS, HEADS, 8))
     config = json.loads(json.dumps(clip.config))
@@ -188,11 +188,11 @@ def test_a_clip_can_be_built_again_from_its_json() -> None:
     assert torch.equal(copy(tokens, images), clip(tokens, images))
 
 
-def test_a_new_tower_keeps_the_scale_of_its_residual_stream() -> None:
+def test_initialisation_preserves_the_scale_of_the_residual_stream() -> None:
     torch.manual_seed(0)
     tower = ImageTower(SIZE, PATCH, 64, 24, HEADS)
     x = tower(torch.randn(8, 3, SIZE, SIZE))
-    assert 0.5 < x.std() < 3  # unit variance after the pre-norm, plus 24 blocks
+    assert 0.5 < x.std() < 3  # unit variance after the pre-norm, then 24 blocks
 
 
 @pytest.mark.parametrize(
@@ -211,22 +211,22 @@ def test_an_impossible_text_tower_is_refused(arguments: dict[str, Any], message:
         TextTower(**{"layers": 1, **arguments})
 
 
-def test_leaving_out_every_layer_is_refused(tokens: Tensor) -> None:
-    with pytest.raises(ValueError, match="2 layers cannot leave out 2"):
+def test_skipping_every_layer_is_refused(tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match="2 layers cannot skip 2"):
         TextTower(VOCAB, WIDTH, 2, HEADS, CONTEXT)(tokens, skip=2)
 
 
 def test_captions_longer_than_the_context_are_refused(tokens: Tensor) -> None:
-    with pytest.raises(ValueError, match="hold 12 tokens, but this text tower reads at most 8"):
+    with pytest.raises(ValueError, match="have 12 tokens, but this text tower takes at most 8"):
         TextTower(VOCAB, WIDTH, 1, HEADS, context=8)(tokens)
 
 
-def test_pictures_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"reads \(3, 28, 28\)"):
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes \(3, 28, 28\)"):
         ImageTower(SIZE, PATCH, WIDTH, 1, HEADS)(torch.zeros(1, 3, 32, 28))
 
 
-def test_patches_that_do_not_tile_the_picture_are_refused() -> None:
+def test_patches_that_do_not_tile_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match="28 pixels cannot be cut into patches of 8"):
         ImageTower(SIZE, 8, WIDTH, 1, HEADS)
 

@@ -1,4 +1,4 @@
-"""How the networks run: without copies into another layout, without graph breaks, and first without memory."""
+"""Networks run without memory format copies and graph breaks, and can be built on the meta device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 
-Built = tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]  # a network, what to call, and its inputs
+Built = tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]  # a network, the function to call and its inputs
 TINY_UNET: dict[str, Any] = dict(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, groups=4)
 
 
@@ -58,7 +58,7 @@ def image() -> Built:
 
 
 class Copies(TorchDispatchMode):
-    """Operations that do nothing but write a tensor in another layout or type."""
+    """Records operations that only copy a tensor to another memory format or data type."""
 
     kinds = torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy
 
@@ -74,14 +74,14 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("linear_projection", [False, True])
 @torch.no_grad()
-def test_a_unet_in_channels_last_copies_nothing_into_another_layout(linear_projection: bool) -> None:
+def test_a_unet_in_channels_last_never_copies_to_another_memory_format(linear_projection: bool) -> None:
     network, run, inputs = unet(linear_projection=linear_projection)
     assert_channels_last(network, run, inputs)
 
 
 @pytest.mark.parametrize("part", [encoder, decoder])
 @torch.no_grad()
-def test_an_autoencoder_in_channels_last_copies_nothing_into_another_layout(part: Any) -> None:
+def test_an_autoencoder_in_channels_last_never_copies_to_another_memory_format(part: Any) -> None:
     assert_channels_last(*part())
 
 
@@ -133,12 +133,12 @@ def test_a_network_compiles_without_graph_breaks(build: Any) -> None:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
     torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, backend="eager")  # fullgraph: a break is an error
+    compiled = torch.compile(run, fullgraph=True, backend="eager")  # fullgraph=True makes a graph break an error
     torch.testing.assert_close(compiled(*inputs), run(*inputs))
 
 
 @pytest.mark.parametrize("build", [unet, dit, encoder, text, image])
-def test_a_network_is_built_without_memory_and_works_once_it_has_weights(build: Any) -> None:
+def test_a_network_built_on_the_meta_device_works_once_it_has_weights(build: Any) -> None:
     network, _, inputs = build()
     with torch.device("meta"):
         empty = type(network)(**network.config)

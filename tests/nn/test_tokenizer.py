@@ -43,7 +43,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte: itself if printable, else the next one from 256 on."""
+    """The letter that represents each byte: itself if printable, otherwise the next one from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -56,7 +56,7 @@ def vocabulary() -> tuple[dict[str, int], dict[tuple[str, ...], int]]:
 
 
 def merge(symbols: list[str], ranks: dict[tuple[str, ...], int]) -> list[str]:
-    """Sennrich et al. 2016, algorithm 1, applied: join the earliest learnt pair wherever it is, repeat."""
+    """Applies the merges of byte-pair encoding (Sennrich et al. 2016, algorithm 1), earliest pair first."""
     while pairs := [pair for pair in pairwise(symbols) if pair in ranks]:
         best = min(pairs, key=ranks.__getitem__)
         joined: list[str] = []
@@ -70,7 +70,7 @@ def merge(symbols: list[str], ranks: dict[tuple[str, ...], int]) -> list[str]:
 
 
 def normal(caption: str) -> str:
-    """Clean white space and lower case, letter by letter: str.lower knows a final sigma, CLIP does not."""
+    """Normalises white space and lower-cases each letter alone, since CLIP lacks the final-sigma rule of str.lower."""
     return "".join(letter.lower() for letter in regex.sub(r"\s+", " ", unicodedata.normalize("NFC", caption)))
 
 
@@ -83,12 +83,12 @@ def ids_of(word: str) -> list[int]:
 
 
 def reference(caption: str) -> list[int]:
-    """An independent encoder after the papers: the ids of a caption without begin and end."""
+    """An independent encoder written from the papers: the ids of a caption without begin and end."""
     words = regex.findall(r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", normal(caption))
     return [token for word in words for token in ids_of(word)]
 
 
-SCRIPTS = {  # ranges of code points that Unicode has long had
+SCRIPTS = {  # ranges of code points that have long been in Unicode
     "accents": (0xC0, 0x24F),
     "combining": (0x300, 0x36F),
     "greek and cyrillic": (0x391, 0x481),
@@ -106,7 +106,7 @@ SCRIPTS = {  # ranges of code points that Unicode has long had
 
 
 def captions(count: int) -> list[str]:
-    """English with other scripts in it, from nothing to many times the context."""
+    """English mixed with other scripts, from empty captions to many times the context."""
     chance = random.Random(0)
     english = [word.removesuffix("</w>") for word in vocabulary()[0] if word.removesuffix("</w>").isascii()][:20000]
 
@@ -120,7 +120,7 @@ def captions(count: int) -> list[str]:
     return [chance.choice([" ", "  ", "", ", ", "\n", "\u3000"]).join(word() for _ in range(n)) for n in lengths]
 
 
-def test_a_photo_of_a_cat_is_the_published_ids(tokenizer: Tokenizer) -> None:
+def test_a_photo_of_a_cat_has_the_published_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer(["a photo of a cat"])[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
@@ -130,7 +130,7 @@ def test_an_independent_byte_pair_encoder_agrees(tokenizer: Tokenizer, caption: 
     assert tokenizer([caption])[0].tolist() == ids + [49407] * (77 - len(ids))
 
 
-def test_words_from_all_over_the_vocabulary_are_encoded_as_the_reference_does(tokenizer: Tokenizer) -> None:
+def test_words_across_the_vocabulary_match_the_independent_encoder(tokenizer: Tokenizer) -> None:
     words = tokenizer.words(list(range(0, 49406, 31)))
     tokens = tokenizer(words)
     for word, row in zip(words, tokens, strict=True):
@@ -138,7 +138,7 @@ def test_words_from_all_over_the_vocabulary_are_encoded_as_the_reference_does(to
         assert row[1 : len(ids) + 2].tolist() == [*ids, 49407]
 
 
-def test_ten_thousand_captions_are_encoded_as_the_reference_does(tokenizer: Tokenizer) -> None:
+def test_ten_thousand_captions_match_the_independent_encoder(tokenizer: Tokenizer) -> None:
     texts = captions(10_000)
     for text, row in zip(texts, tokenizer(texts).tolist(), strict=True):
         ids = [49406, *reference(text)[:75], 49407]
@@ -146,19 +146,19 @@ def test_ten_thousand_captions_are_encoded_as_the_reference_does(tokenizer: Toke
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
-def test_a_long_caption_goes_on_from_chunk_to_chunk(chunks: int) -> None:
+def test_a_long_caption_continues_in_the_next_chunk(chunks: int) -> None:
     tokenizer, caption = Tokenizer(context=5, pad=0), "a photo of a cat"
     ids = [320, 1125, 539, 320, 2368]
     expected = [[49406, *ids[:3], 49407], [49406, *ids[3:], 49407, 0], [49406, 49407, 0, 0, 0]]
     assert tokenizer([caption], chunks).view(-1, 5).tolist() == expected[:chunks]
 
 
-def test_what_chunks_leave_out_is_reported() -> None:
+def test_cut_returns_what_does_not_fit_into_the_chunks() -> None:
     tokenizer = Tokenizer(context=4)
     assert [tokenizer.cut("a photo of a cat", chunks) for chunks in (1, 2, 3)] == ["of a cat", "cat", ""]
 
 
-def test_a_batch_is_its_captions_one_by_one(tokenizer: Tokenizer) -> None:
+def test_a_batch_equals_its_captions_tokenized_one_by_one(tokenizer: Tokenizer) -> None:
     tokens = tokenizer(CAPTIONS)
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, torch.cat([tokenizer([caption]) for caption in CAPTIONS]))
@@ -177,16 +177,16 @@ def test_stable_diffusion_2_pads_with_zero() -> None:
     assert Tokenizer(context=6, pad=0)(["cat"]).tolist() == [[49406, 2368, 49407, 0, 0, 0]]
 
 
-def test_nothing_is_cut_from_what_fits_exactly() -> None:
+def test_a_caption_that_fits_exactly_is_not_cut() -> None:
     assert Tokenizer(context=7).cut("a photo of a cat") == ""
 
 
-def test_the_cut_text_is_the_users_own_words() -> None:
+def test_the_cut_text_keeps_its_original_spelling() -> None:
     assert Tokenizer(context=5).cut("A  Photo of\ta CAT, élan!") == "a CAT, élan!"
 
 
 @pytest.mark.parametrize("context", [4, 9, 77])
-def test_what_is_not_cut_is_what_the_kept_tokens_spell(context: int) -> None:
+def test_the_text_before_the_cut_is_what_the_tokens_spell(context: int) -> None:
     tokenizer = Tokenizer(context=context)
     symbols = {token: symbol for symbol, token in vocabulary()[0].items()}
     byte_of = {letter: byte for byte, letter in byte_letters().items()}
@@ -199,7 +199,7 @@ def test_what_is_not_cut_is_what_the_kept_tokens_spell(context: int) -> None:
         assert spelled == "".join(normal(caption.removesuffix(cut)).split())
 
 
-def test_words_names_each_token(tokenizer: Tokenizer) -> None:
+def test_words_decodes_each_token(tokenizer: Tokenizer) -> None:
     tokens = tokenizer(["a Photo of 😀 zebrafish"])[0, :8].tolist()
     assert tokenizer.words(tokens) == [
         "<|startoftext|>",
@@ -213,7 +213,7 @@ def test_words_names_each_token(tokenizer: Tokenizer) -> None:
     ]
 
 
-def test_a_pickled_tokenizer_is_the_same(tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_survives_pickling(tokenizer: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert torch.equal(copy(CAPTIONS), tokenizer(CAPTIONS))
     assert copy.words([2368, 49407]) == ["cat", "<|endoftext|>"]
@@ -226,12 +226,12 @@ def test_another_vocabulary_can_be_given(tmp_path: Path) -> None:
     assert Tokenizer(vocab, merges, context=4, pad=0)(["ab"]).tolist() == [[3, 2, 4, 0]]
 
 
-def test_half_a_vocabulary_is_refused() -> None:
+def test_a_vocabulary_without_merges_is_refused() -> None:
     with pytest.raises(ValueError, match="both files"):
         Tokenizer(vocab=CLIP_BPE / "vocab.json")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no tokenizer file .*nothing\.json"):
         Tokenizer(vocab=tmp_path / "nothing.json", merges=CLIP_BPE / "merges.txt")
 

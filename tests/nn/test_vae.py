@@ -1,4 +1,4 @@
-"""The autoencoder: Stable Diffusion's size, scaling in one place, and the posterior."""
+"""The autoencoder: its size, the scaling of latents and the posterior."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def tiny(**changes: object) -> VAE:
     return VAE(**{**TINY, **changes})  # type: ignore[arg-type]
 
 
-def test_the_defaults_are_stable_diffusions() -> None:
+def test_the_defaults_have_the_parameters_of_stable_diffusion() -> None:
     with torch.device("meta"):
         vae = VAE()
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
@@ -21,7 +21,7 @@ def test_the_defaults_are_stable_diffusions() -> None:
 
 
 @pytest.mark.parametrize(("changes", "factor"), [({}, 2), ({"patch": 4}, 8), ({"groups": 0, "patch": 2}, 4)])
-def test_latents_are_smaller_by_the_factor(changes: dict[str, object], factor: int) -> None:
+def test_latents_are_downsampled_by_the_factor(changes: dict[str, object], factor: int) -> None:
     vae = tiny(**changes)
     image = torch.rand(2, 3, 32, 48) * 2 - 1
     latents = vae.encode(image)
@@ -40,16 +40,16 @@ def test_scale_and_shift_cancel_between_encoding_and_decoding() -> None:
     torch.testing.assert_close(scaled.encode(image), expected)
 
 
-def test_latents_follow_their_posterior() -> None:
+def test_sampled_latents_have_the_mean_and_std_of_the_posterior() -> None:
     vae = tiny(scale=2.0)
     moments = torch.cat([torch.full((1, 4, 50, 50), 0.3), torch.full((1, 4, 50, 50), -2.0)], dim=1)
-    drawn = vae.latents(moments, torch.randn(1, 4, 50, 50))
-    assert drawn.mean().item() == pytest.approx(0.6, abs=0.03)
-    assert drawn.std().item() == pytest.approx(2 * torch.tensor(-1.0).exp().item(), rel=0.03)
+    sampled = vae.latents(moments, torch.randn(1, 4, 50, 50))
+    assert sampled.mean().item() == pytest.approx(0.6, abs=0.03)
+    assert sampled.std().item() == pytest.approx(2 * torch.tensor(-1.0).exp().item(), rel=0.03)
     assert torch.equal(vae.latents(moments), torch.full((1, 4, 50, 50), 0.6))
 
 
-def test_normalising_by_pixels_keeps_pixels_apart() -> None:
+def test_pixel_norm_treats_pixels_independently() -> None:
     norm = tiny(groups=0).encoder.norm_out
     x = torch.randn(1, 32, 4, 4)
     y = x.clone()
@@ -64,12 +64,12 @@ def test_the_log_variance_is_bounded() -> None:
     assert log_variance.min() >= -30 and log_variance.max() <= 20
 
 
-def test_sizes_that_are_no_multiple_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 2"):
+def test_sizes_that_are_no_multiple_of_the_factor_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 2"):
         tiny().encode(torch.zeros(1, 3, 15, 16))
 
 
-def test_layers_of_half_precision_leave_the_type_and_scale_of_latents_alone() -> None:
+def test_layers_in_bfloat16_keep_latents_and_scale_in_float32() -> None:
     vae, image = tiny(scale=0.18215), torch.rand(1, 3, 32, 32) * 2 - 1
     latents = vae.encode(image)
     decoded = vae.decode(latents)

@@ -17,7 +17,7 @@ from ldm.weights.arrange import to_theirs
 from ldm.weights.convert import part, write
 from ldm.weights.keymaps import entries
 from tests.weights.diffusers.test_networks import SD15, SD21
-from tests.weights.foreign import ODD, ODD2, whole_model
+from tests.weights.foreign import ODD, ODD2, full_model
 
 FIRST = ODD
 SECOND = ODD2 | {"unet": ODD2["unet"] | {"depth": (1, 0, 1), "middle_depth": 1}}
@@ -42,7 +42,7 @@ def agree(contents: Any, unet: nn.Module, vae: nn.Module, text: nn.Module) -> No
 @pytest.mark.parametrize("configs", [FIRST, SECOND])
 @pytest.mark.parametrize("shard", [None, 50_000])
 def test_an_exported_folder_loads_in_diffusers(tmp_path: Path, configs: dict[str, Any], shard: int | None) -> None:
-    contents = whole_model(configs, prediction="v", pad=0)
+    contents = full_model(configs, prediction="v", pad=0)
     write(contents, tmp_path / "m", "diffusers", shard)
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "m", local_files_only=True)
     agree(contents, pipe.unet, pipe.vae, pipe.text_encoder)
@@ -55,7 +55,7 @@ def test_an_exported_folder_loads_in_diffusers(tmp_path: Path, configs: dict[str
 def test_an_exported_single_file_loads_in_diffusers_with_a_local_configuration(
     tmp_path: Path, configs: dict[str, Any]
 ) -> None:
-    contents = whole_model(configs)
+    contents = full_model(configs)
     write(contents, tmp_path / "config", "diffusers")
     write(contents, tmp_path / "m.safetensors", "single")
     pipe = StableDiffusionPipeline.from_single_file(
@@ -66,7 +66,7 @@ def test_an_exported_single_file_loads_in_diffusers_with_a_local_configuration(
 
 def test_an_exported_image_tower_loads_in_transformers(tmp_path: Path) -> None:
     config = {"size": 8, "patch": 4, "width": 8, "layers": 2, "heads": 2, "projection": 5}
-    contents = whole_model({"image_tower": config})
+    contents = full_model({"image_tower": config})
     write(part(contents, "image_tower"), tmp_path / "clip", "diffusers")
     theirs = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "clip").eval()
     pictures = torch.linspace(-1, 1, 192).view(1, 3, 8, 8)

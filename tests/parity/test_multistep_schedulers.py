@@ -1,4 +1,4 @@
-"""Solvers that remember, against diffusers' (see `trajectories`)."""
+"""Multistep solvers compared with those of diffusers (see `trajectories`)."""
 
 from functools import partial
 
@@ -26,19 +26,19 @@ from tests.parity.trajectories import (
     SCHEDULE,
     SD,
     assert_same,
-    at_whole_times,
-    drawn,
-    exact,
+    at_integer_times,
+    fixed_noise,
+    grid_to_index_0,
+    noise_queue,
     ours,
-    queued,
     theirs,
     unscaled,
-    walking,
-    with_end,
+    with_sigmas,
+    with_table,
 )
 
-# Spacings and the settings of diffusers' DPM-Solver, DEIS and UniPC classes that lay them out. On less than 15
-# steps the order is lowered towards the end.
+# Spacings, and the equivalent settings of diffusers' DPM-Solver, DEIS and UniPC classes. With fewer than 15 steps the
+# order is lowered towards the end.
 SPACED = [
     (trailing, 20, {"timestep_spacing": "trailing"}),
     (partial(leading, extra=True), 7, {"timestep_spacing": "leading", "steps_offset": 1}),
@@ -58,40 +58,44 @@ every_spacing = pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED
         (partial(dpmpp_3m, curvature="half"), {"solver_order": 3, "solver_type": "heun"}),
         (dpmpp_2m_sde, {"algorithm_type": "sde-dpmsolver++"}),
         (partial(dpmpp_2m_sde, rule="heun"), {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
-        (
-            partial(dpmpp_3m_sde, curvature="diffusers"),
-            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"},
-        ),
     ],
 )
-def test_dpm_solver_multistep(monkeypatch, spacing, steps, settings, solver, more):
-    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", queued())
-    scheduler = exact(DPMSolverMultistepScheduler(**SD, **settings, **more))
+def test_dpmpp_multistep_solvers_match_diffusers(monkeypatch, spacing, steps, settings, solver, more):
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", noise_queue())
+    scheduler = with_table(DPMSolverMultistepScheduler(**SD, **settings, **more))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
-    actual = ours(solver, grid, EPS, noise=drawn(), model=at_whole_times)
-    assert_same(actual, theirs(walking(scheduler, grid), EPS))
+    actual = ours(solver, grid, EPS, noise=fixed_noise(), model=at_integer_times)
+    assert_same(actual, theirs(with_sigmas(scheduler, grid), EPS))
+
+
+@every_spacing
+def test_dpmpp_3m_sde_with_the_curvature_of_diffusers_matches_it(monkeypatch, spacing, steps, settings):
+    """ldm lowers the order in the last steps for any number of steps, diffusers only for fewer than 15."""
+    solver = partial(dpmpp_3m_sde, curvature="diffusers", lower_order_final=steps < 15)
+    more = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}
+    test_dpmpp_multistep_solvers_match_diffusers(monkeypatch, spacing, steps, settings, solver, more)
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_dpm_solver_multistep_of_other_predictions(prediction):
+def test_dpmpp_2m_matches_diffusers_for_other_prediction_types(prediction):
     kind = {"v": "v_prediction", "x0": "sample"}[prediction]
-    scheduler = exact(DPMSolverMultistepScheduler(**SD, timestep_spacing="trailing", prediction_type=kind))
+    scheduler = with_table(DPMSolverMultistepScheduler(**SD, timestep_spacing="trailing", prediction_type=kind))
     scheduler.set_timesteps(20)
     grid = Grid.of(SCHEDULE, trailing(SCHEDULE, 20))
-    assert_same(ours(dpmpp_2m, grid, EPS, prediction), theirs(walking(scheduler, grid), EPS))
+    assert_same(ours(dpmpp_2m, grid, EPS, prediction), theirs(with_sigmas(scheduler, grid), EPS))
 
 
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("steps", [5, 18])
-def test_edm_dpm_solver_multistep(order, steps):
+def test_dpmpp_on_the_edm_schedule_matches_diffusers(order, steps):
     settings = {"sigma_data": 1.0, "prediction_type": "v_prediction", "solver_order": order}
     scheduler = EDMDPMSolverMultistepScheduler(**settings)
     scheduler.set_timesteps(steps)
     schedule = EDM()
     grid = Grid.of(schedule, karras(schedule, steps))
     start = grid.start(EPS)
-    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    expected = theirs(with_sigmas(scheduler, grid), start / grid.points[0].alpha)
     solver = dpmpp_2m if order == 2 else partial(dpmpp_3m, rule="midpoint", curvature="half")
     assert_same(unscaled(ours(solver, grid, start, "v", time="log_sigma"), grid), expected)
 
@@ -105,56 +109,56 @@ def test_edm_dpm_solver_multistep(order, steps):
         (karras, 15, {"use_karras_sigmas": True}),
     ],
 )
-def test_dpm_solver_singlestep(spacing, steps, settings, dtype):
-    scheduler = exact(DPMSolverSinglestepScheduler(**SD, **settings))
+def test_dpmpp_2s_on_grid_matches_diffusers(spacing, steps, settings, dtype):
+    scheduler = with_table(DPMSolverSinglestepScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid, x = Grid.of(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     solver = partial(dpmpp_2s, on_grid=True)
-    assert_same(ours(solver, grid, x, model=at_whole_times), theirs(walking(scheduler, grid), x))
+    assert_same(ours(solver, grid, x, model=at_integer_times), theirs(with_sigmas(scheduler, grid), x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @every_spacing
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(spacing, steps, settings, order, dtype):
-    scheduler = exact(UniPCMultistepScheduler(**SD, **settings, solver_order=order))
+def test_unipc_matches_diffusers(spacing, steps, settings, order, dtype):
+    scheduler = with_table(UniPCMultistepScheduler(**SD, **settings, solver_order=order))
     scheduler.set_timesteps(steps)
     grid, x = Grid.of(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     solver = partial(unipc, order=order)
-    assert_same(ours(solver, grid, x, model=at_whole_times), theirs(walking(scheduler, grid), x))
+    assert_same(ours(solver, grid, x, model=at_integer_times), theirs(with_sigmas(scheduler, grid), x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED[:3])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc_of_the_other_variant(spacing, steps, settings, order, dtype):
-    """To index 0, since to the clean end diffusers' bh1 multiplies infinity by 0."""
+def test_unipc_bh1_matches_diffusers(spacing, steps, settings, order, dtype):
+    """The grid ends at index 0, because diffusers' bh1 multiplies infinity by 0 in the step to the clean end."""
     more = {"solver_order": order, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
-    scheduler = exact(UniPCMultistepScheduler(**SD, **settings, **more))
+    scheduler = with_table(UniPCMultistepScheduler(**SD, **settings, **more))
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
+    grid, x = grid_to_index_0(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     solver = partial(unipc, order=order, variant="bh1")
-    assert_same(ours(solver, grid, x), theirs(walking(scheduler, grid), x))
+    assert_same(ours(solver, grid, x), theirs(with_sigmas(scheduler, grid), x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_unip(dtype):
-    scheduler = exact(UniPCMultistepScheduler(**SD, timestep_spacing="trailing", disable_corrector=[*range(20)]))
+def test_unip_matches_diffusers(dtype):
+    scheduler = with_table(UniPCMultistepScheduler(**SD, timestep_spacing="trailing", disable_corrector=[*range(20)]))
     scheduler.set_timesteps(20)
     grid, x = Grid.of(SCHEDULE, trailing(SCHEDULE, 20)), EPS.to(dtype)
-    assert_same(ours(partial(unipc, corrector=False), grid, x), theirs(walking(scheduler, grid), x))
+    assert_same(ours(partial(unipc, corrector=False), grid, x), theirs(with_sigmas(scheduler, grid), x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED[:3])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(spacing, steps, settings, order, dtype):
-    """diffusers' ends at index 0, and has log(sigma/alpha) for the paper's time."""
-    scheduler = exact(DEISMultistepScheduler(**SD, **settings, solver_order=order))
+def test_deis_matches_diffusers(spacing, steps, settings, order, dtype):
+    """diffusers' DEIS ends at index 0, and uses log(sigma/alpha) instead of the time of the paper."""
+    scheduler = with_table(DEISMultistepScheduler(**SD, **settings, solver_order=order))
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
+    grid, x = grid_to_index_0(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     solver = partial(deis, order=order, variable="log_ratio")
-    assert_same(ours(solver, grid, x), theirs(walking(scheduler, grid), x))
+    assert_same(ours(solver, grid, x), theirs(with_sigmas(scheduler, grid), x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -167,34 +171,34 @@ def test_deis(spacing, steps, settings, order, dtype):
         (log_snr, 13, {"use_exponential_sigmas": True}),
     ],
 )
-def test_lms(spacing, steps, settings, dtype):
-    scheduler = exact(LMSDiscreteScheduler(**SD, **settings))
+def test_lms_matches_diffusers(spacing, steps, settings, dtype):
+    scheduler = with_table(LMSDiscreteScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start = grid.start(EPS.to(dtype))
-    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    expected = theirs(with_sigmas(scheduler, grid), start / grid.points[0].alpha)
     assert_same(unscaled(ours(lms, grid, start), grid), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize("spacing", [leading, trailing])
-def test_pndm_as_stable_diffusion_runs_it(spacing, steps, dtype):
-    """skip_prk_steps calls the network twice at the second time; the first of the two is our first step's."""
-    scheduler = exact(PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, timestep_spacing=spacing.__name__))
+def test_pndm_matches_diffusers_as_used_by_stable_diffusion(spacing, steps, dtype):
+    """skip_prk_steps calls the network twice at the second time; the first call belongs to ldm's first step."""
+    scheduler = with_table(PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, timestep_spacing=spacing.__name__))
     scheduler.final_alpha_cumprod = ALPHA_BAR[0]
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
+    grid, x = grid_to_index_0(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
     assert_same(ours(partial(pndm, prk=False), grid, x), theirs(scheduler, x)[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize("spacing", [leading, trailing])
-def test_pndm_with_runge_kutta_steps(spacing, steps, dtype):
-    scheduler = exact(PNDMScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__))
+def test_pndm_with_runge_kutta_steps_matches_diffusers(spacing, steps, dtype):
+    scheduler = with_table(PNDMScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__))
     scheduler.final_alpha_cumprod = ALPHA_BAR[0]
     scheduler.set_timesteps(steps)
-    grid, x = with_end(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
-    expected = theirs(scheduler, x)  # three steps of four calls each, then one a step
+    grid, x = grid_to_index_0(SCHEDULE, spacing(SCHEDULE, steps)), EPS.to(dtype)
+    expected = theirs(scheduler, x)  # three steps of four calls each, then one call per step
     assert_same(ours(pndm, grid, x), expected[3:12:4] + expected[12:])

@@ -1,4 +1,4 @@
-"""Schedules, spacings and solvers that remember nothing against diffusers' (see `trajectories`)."""
+"""Schedules, spacings and single-step solvers compared with those of diffusers (see `trajectories`)."""
 
 import sys
 from functools import partial
@@ -31,17 +31,17 @@ from tests.parity.trajectories import (
     SD,
     assert_same,
     brownian,
-    drawn,
-    exact,
+    fixed_noise,
+    grid_to_index_0,
+    noise_queue,
     ours,
-    queued,
     theirs,
     unscaled,
-    walking,
-    with_end,
+    with_sigmas,
+    with_table,
 )
 
-# Spacings and the settings of diffusers' Karras-style schedulers that lay them out.
+# Spacings, and the equivalent settings of diffusers' Karras-style schedulers.
 SPACED = [
     (trailing, 20, {"timestep_spacing": "trailing"}),
     (leading, 7, {"timestep_spacing": "leading", "steps_offset": 1}),
@@ -58,8 +58,8 @@ SPACED = [
         (cosine(), "squaredcos_cap_v2", 0.0001, 0.02),
     ],
 )
-def test_schedules(schedule, name, start, end):
-    """To 2e-5, the rounding of diffusers' float32 product of a thousand factors."""
+def test_schedules_match_diffusers(schedule, name, start, end):
+    """The tolerance, 2e-5, is the rounding error of diffusers' float32 product of 1000 factors."""
     scheduler = DDPMScheduler(beta_start=start, beta_end=end, beta_schedule=name)
     alpha_bar = schedule.alpha(torch.arange(1000.0)).square().float()
     torch.testing.assert_close(alpha_bar, scheduler.alphas_cumprod, rtol=2e-5, atol=1e-8)
@@ -67,8 +67,8 @@ def test_schedules(schedule, name, start, end):
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 30])
 @pytest.mark.parametrize("name", ["trailing", "leading", "linspace"])
-def test_spacings(name, steps):
-    """DDIM's; diffusers' linspace of one step is index 0, which is no noise at all, ours the last index."""
+def test_spacings_match_diffusers_ddim(name, steps):
+    """With one step, linspace is index 0 in diffusers, which is almost without noise, but the last index in ldm."""
     scheduler = DDIMScheduler(**SD, steps_offset=1, timestep_spacing=name)
     scheduler.set_timesteps(steps)
     expected = [999] if (name, steps) == ("linspace", 1) else scheduler.timesteps.tolist()
@@ -77,7 +77,7 @@ def test_spacings(name, steps):
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 30])
 @pytest.mark.parametrize("spacing", [leading, linspace])
-def test_spacings_of_the_dpm_solver_classes_lay_out_one_step_more(spacing, steps):
+def test_spacings_of_the_dpm_solver_classes_are_those_of_one_more_step(spacing, steps):
     scheduler = DPMSolverMultistepScheduler(**SD, steps_offset=1, timestep_spacing=spacing.__name__)
     scheduler.set_timesteps(steps)
     assert spacing(SCHEDULE, steps, extra=True).tolist() == scheduler.timesteps.tolist()
@@ -89,106 +89,106 @@ def test_linspace_of_the_karras_style_classes_is_not_rounded():
     torch.testing.assert_close(linspace(SCHEDULE, 7, rounded=False).float(), scheduler.timesteps)
 
 
-def test_log_snr_is_lu_s_spacing():
-    scheduler = exact(DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True))
+def test_log_snr_matches_the_lu_spacing_of_diffusers():
+    scheduler = with_table(DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True))
     scheduler.set_timesteps(13)
-    walking(scheduler, Grid.of(SCHEDULE, log_snr(SCHEDULE, 13)))  # which refuses other sigmas
+    with_sigmas(scheduler, Grid.of(SCHEDULE, log_snr(SCHEDULE, 13)))  # asserts that the sigmas are equal
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(("spacing", "steps"), [(trailing, 20), (leading, 7), (leading, 50)])
-def test_ddim(prediction, spacing, steps, dtype):
+def test_ddim_matches_diffusers(prediction, spacing, steps, dtype):
     kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[prediction]
     settings = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": kind}
-    scheduler = exact(DDIMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
+    scheduler = with_table(DDIMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
     scheduler.final_alpha_cumprod = ALPHA_BAR[0]
     scheduler.set_timesteps(steps)
     times, x = spacing(SCHEDULE, steps), EPS.to(dtype)
-    assert_same(ours(ddim, with_end(SCHEDULE, times), x, prediction), theirs(scheduler, x))
+    assert_same(ours(ddim, grid_to_index_0(SCHEDULE, times), x, prediction), theirs(scheduler, x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variance", "theirs_is"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
+@pytest.mark.parametrize(("variance", "variance_type"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
 @pytest.mark.parametrize(("spacing", "steps"), [(leading, 20), (trailing, 10)])
-def test_ddpm(monkeypatch, spacing, steps, variance, theirs_is, dtype):
-    """The same noise is given to both; diffusers calls for it in order, for its fixed_large at the last step too,
-    where Ho et al.'s algorithm 2 adds none."""
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", queued(dtype))
-    settings = {"clip_sample": False, "steps_offset": 1, "variance_type": theirs_is}
-    scheduler = exact(DDPMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
+def test_ddpm_matches_diffusers(monkeypatch, spacing, steps, variance, variance_type, dtype):
+    """Both use the same noise. diffusers' fixed_large also adds noise in the last step, which is not compared, because
+    algorithm 2 of Ho et al. adds none there."""
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", noise_queue(dtype))
+    settings = {"clip_sample": False, "steps_offset": 1, "variance_type": variance_type}
+    scheduler = with_table(DDPMScheduler(**SD, **settings, timestep_spacing=spacing.__name__))
     scheduler.one = scheduler.one.double()
     scheduler.set_timesteps(steps)
     x, grid = EPS.to(dtype), Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
-    actual, expected = ours(partial(ddpm, variance=variance), grid, x, noise=drawn(dtype)), theirs(scheduler, x)
+    actual, expected = ours(partial(ddpm, variance=variance), grid, x, noise=fixed_noise(dtype)), theirs(scheduler, x)
     last = None if variance == "posterior" else -1
     assert_same(actual[:last], expected[:last])
 
 
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
-def test_euler(spacing, steps, settings):
-    scheduler = exact(EulerDiscreteScheduler(**SD, **settings))
+def test_euler_matches_diffusers(spacing, steps, settings):
+    scheduler = with_table(EulerDiscreteScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start = grid.start(EPS)
-    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    expected = theirs(with_sigmas(scheduler, grid), start / grid.points[0].alpha)
     assert_same(unscaled(ours(euler, grid, start), grid), expected)
 
 
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED[:2])
-def test_euler_ancestral(monkeypatch, spacing, steps, settings):
+def test_euler_ancestral_matches_diffusers(monkeypatch, spacing, steps, settings):
     module = "diffusers.schedulers.scheduling_euler_ancestral_discrete"
-    monkeypatch.setattr(f"{module}.randn_tensor", queued())
-    scheduler = exact(EulerAncestralDiscreteScheduler(**SD, **settings))
+    monkeypatch.setattr(f"{module}.randn_tensor", noise_queue())
+    scheduler = with_table(EulerAncestralDiscreteScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start = grid.start(EPS)
-    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
-    assert_same(unscaled(ours(euler_a, grid, start, noise=drawn()), grid), expected)
+    expected = theirs(with_sigmas(scheduler, grid), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(euler_a, grid, start, noise=fixed_noise()), grid), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
-def test_heun(spacing, steps, settings, dtype):
-    scheduler = exact(HeunDiscreteScheduler(**SD, **settings))
+def test_heun_matches_diffusers(spacing, steps, settings, dtype):
+    scheduler = with_table(HeunDiscreteScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start = grid.start(EPS.to(dtype))
-    expected = theirs(walking(scheduler, grid, twice=True), start / grid.points[0].alpha)
+    expected = theirs(with_sigmas(scheduler, grid, twice=True), start / grid.points[0].alpha)
     assert_same(unscaled(ours(heun, grid, start), grid), expected[1::2] + expected[-1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("spacing", "steps", "settings"), SPACED)
-def test_dpmpp_sde(monkeypatch, spacing, steps, settings, dtype):
-    """torchsde, which diffusers takes its noise from, is not needed where the noise is given."""
+def test_dpmpp_sde_matches_diffusers(monkeypatch, spacing, steps, settings, dtype):
+    """An empty module replaces torchsde, which diffusers needs only to generate noise."""
     monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
     module = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
-    scheduler = exact(module.DPMSolverSDEScheduler(**SD, **settings))
+    scheduler = with_table(module.DPMSolverSDEScheduler(**SD, **settings))
     scheduler.set_timesteps(steps)
     grid = Grid.of(SCHEDULE, spacing(SCHEDULE, steps))
     start, path = grid.start(EPS.to(dtype)), brownian(grid)
     scheduler.noise_sampler = lambda a, b: path(a, b).to(dtype)
-    expected = theirs(walking(scheduler, grid, twice=True), start / grid.points[0].alpha)
-    assert_same(unscaled(ours(dpmpp_sde, grid, start, noise=drawn(dtype)), grid), expected[1::2] + expected[-1:])
+    expected = theirs(with_sigmas(scheduler, grid, twice=True), start / grid.points[0].alpha)
+    assert_same(unscaled(ours(dpmpp_sde, grid, start, noise=fixed_noise(dtype)), grid), expected[1::2] + expected[-1:])
 
 
 @pytest.mark.parametrize("steps", [5, 18])
-def test_edm(steps):
+def test_euler_on_the_edm_schedule_matches_diffusers(steps):
     """With sigma_data = 1 diffusers' preconditioning is v-prediction on the variance-preserving path."""
     scheduler = EDMEulerScheduler(sigma_data=1.0, prediction_type="v_prediction")
     scheduler.set_timesteps(steps)
     schedule = EDM()
     grid = Grid.of(schedule, karras(schedule, steps))
     start = grid.start(EPS)
-    expected = theirs(walking(scheduler, grid), start / grid.points[0].alpha)
+    expected = theirs(with_sigmas(scheduler, grid), start / grid.points[0].alpha)
     assert_same(unscaled(ours(euler, grid, start, "v", time="log_sigma"), grid), expected)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [4, 20])
-def test_flow_euler(shift, steps):
-    """diffusers' default sigmas end at 1/1000; Flux's, used here, at 1/steps, as `trailing` does."""
+def test_euler_on_the_flow_schedule_matches_diffusers(shift, steps):
+    """The sigmas are those of Flux, which end at 1/steps like `trailing`; diffusers' default ends at 1/1000."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=trailing(Flow(), steps).tolist())
     schedule = Flow(shift)
@@ -197,8 +197,8 @@ def test_flow_euler(shift, steps):
 
 
 @pytest.mark.parametrize("steps", [4, 20])
-def test_flow_heun(steps):
-    """diffusers takes no sigmas of one's own here, so the walk is along its own times."""
+def test_heun_on_the_flow_schedule_matches_diffusers(steps):
+    """The times are those of diffusers, because its class does not accept sigmas."""
     scheduler = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(steps)
     times = torch.unique_consecutive(scheduler.timesteps.double()) / 1000

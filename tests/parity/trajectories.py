@@ -1,8 +1,8 @@
-"""Whole walks by our solvers and by diffusers' schedulers, on Stable Diffusion's settings.
+"""Full trajectories of ldm's solvers and of diffusers' schedulers, with Stable Diffusion's settings.
 
-diffusers keeps alpha-bar as a float32 product, of which 1 - alpha-bar has few digits left at the first indices,
-and its sigmas in float32. It is given our float64 ones, once they are seen to be the same, so that what is
-compared is the solvers: to 1e-5 in float32, and to 1e-10 in float64 where the scheduler has no float32 of its own.
+diffusers computes alpha-bar as a float32 product, so that 1 - alpha-bar has few correct digits at the first indices,
+and stores its sigmas in float32. They are checked and then replaced by ldm's in float64, so that only the solvers are
+compared: to 1e-5 in float32, and to 1e-10 in float64 if the scheduler does not use float32 internally.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,8 +36,8 @@ def network(x: Tensor, time: Tensor, context: Tensor = CONTEXT) -> Tensor:
     )
 
 
-def at_whole_times(x: Tensor, time: Tensor, context: Tensor = CONTEXT) -> Tensor:
-    """The network as it is called by those schedulers of diffusers that cut or round times to integers."""
+def at_integer_times(x: Tensor, time: Tensor, context: Tensor = CONTEXT) -> Tensor:
+    """The network with rounded times, for schedulers of diffusers that truncate or round times to integers."""
     return network(x, time.round(), context)
 
 
@@ -50,13 +50,13 @@ def ours(
     model: Callable[[Tensor, Tensor, Tensor], Tensor] = network,
     time: str | None = None,
 ) -> list[Tensor]:
-    """The state after each step."""
+    """Returns the state after each step of ldm's solver."""
     denoiser = Denoiser(model, grid.schedule, Prediction(prediction), time)
     return [state.x for state in solver(lambda x, t: denoiser(x, t, CONTEXT), x, grid, noise)]
 
 
 def theirs(scheduler: Any, x: Tensor) -> list[Tensor]:
-    """The sample after each call of the network, in the scheduler's own scaling."""
+    """Returns the sample after each call of the network, in the scaling of the diffusers scheduler."""
     states = []
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -65,8 +65,8 @@ def theirs(scheduler: Any, x: Tensor) -> list[Tensor]:
     return states
 
 
-def exact(scheduler: Any, dtype: torch.dtype = torch.float64) -> Any:
-    """The scheduler with our table."""
+def with_table(scheduler: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """Replaces the scheduler's table of alpha-bar by ldm's."""
     table = ALPHA_BAR.to(dtype)
     scheduler.alphas_cumprod = table
     scheduler.alpha_t, scheduler.sigma_t = table.sqrt(), (1 - table).sqrt()
@@ -74,8 +74,11 @@ def exact(scheduler: Any, dtype: torch.dtype = torch.float64) -> Any:
     return scheduler
 
 
-def walking(scheduler: Any, grid: Grid, twice: bool = False) -> Any:
-    """The scheduler with our float64 sigmas; `twice` where it lists all but the ends twice, as Heun does."""
+def with_sigmas(scheduler: Any, grid: Grid, twice: bool = False) -> Any:
+    """Checks the scheduler's sigmas and replaces them by ldm's in float64.
+
+    `twice` is for schedulers such as Heun that list all sigmas but the ends twice.
+    """
     ratios = [point.ratio for point in grid.points]
     listed = [ratios[0], *(ratio for ratio in ratios[1:-1] for _ in range(2)), ratios[-1]] if twice else ratios
     sigmas = torch.tensor(listed, dtype=torch.float64)
@@ -85,14 +88,14 @@ def walking(scheduler: Any, grid: Grid, twice: bool = False) -> Any:
 
 
 def unscaled(states: list[Tensor], grid: Grid) -> list[Tensor]:
-    """x / alpha, as k-diffusion's samplers hold it."""
+    """Returns x / alpha, the state in the scaling of k-diffusion."""
     return [x / point.alpha for x, point in zip(states, grid.points[1:], strict=True)]
 
 
 def brownian(grid: Grid) -> Callable[[Tensor, Tensor], Tensor]:
-    """k-diffusion's noise sampler: increments of a Brownian path in sigma, divided by their deviation.
+    """k-diffusion's noise sampler: increments of a Brownian path in sigma, divided by their standard deviation.
 
-    The path is made of NOISES, two a step: up to the middle of the step in log sigma, and from there.
+    The path uses two of NOISES per step: one up to the midpoint of the step in log sigma, and one from there.
     """
     path = [(grid.points[0].ratio, torch.zeros_like(NOISES[0]))]
     for step, (t, s) in enumerate(pairwise(grid.points[:-1])):
@@ -101,23 +104,23 @@ def brownian(grid: Grid) -> Callable[[Tensor, Tensor], Tensor]:
             path.append((sigma, value + sqrt(before - sigma) * NOISES[2 * step + draw]))
 
     def at(sigma: Tensor) -> Tensor:
-        return min(path, key=lambda place: abs(place[0] - float(sigma)))[1]
+        return min(path, key=lambda point: abs(point[0] - float(sigma)))[1]
 
     return lambda start, end: (at(end) - at(start)) / (start - end).abs().sqrt()
 
 
-def queued(dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
-    """Stands for diffusers' randn_tensor: NOISES in order."""
+def noise_queue(dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
+    """Replaces diffusers' randn_tensor: returns NOISES in order."""
     queue: Iterator[Tensor] = iter(NOISES.to(dtype))
     return lambda *_, **__: next(queue)
 
 
-def drawn(dtype: torch.dtype = torch.float32) -> Noise:
+def fixed_noise(dtype: torch.dtype = torch.float32) -> Noise:
     return lambda draw: NOISES[draw].to(dtype)
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """To 1e-5 or 1e-10 of the largest number of each state."""
+    """Compares states to 1e-5 (float32) or 1e-10 (float64) of the largest value of each."""
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
@@ -125,6 +128,6 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, e, rtol=0, atol=bound * float(e.abs().max()))
 
 
-def with_end(schedule: Schedule, times: Tensor) -> Grid:
-    """The walk that ends at index 0 instead of the clean end, as SD's set_alpha_to_one=False has it."""
+def grid_to_index_0(schedule: Schedule, times: Tensor) -> Grid:
+    """Returns a grid that ends at index 0 instead of the clean end, as SD's set_alpha_to_one=False does."""
     return Grid.of(schedule, torch.cat((times, torch.zeros(1))), clean=False)

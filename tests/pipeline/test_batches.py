@@ -1,4 +1,4 @@
-"""Steps, estimates and memory of a call with several pictures."""
+"""Progress, previews and memory of a call with several images."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from ldm.pipeline.pipeline import Pipeline
 from ldm.sampling.driver import Cancelled
-from tests.pipeline.tiny import PICTURE, PROMPTS
+from tests.pipeline.tiny import IMAGE, PROMPTS
 from tests.tiny import save_tiny_model
 
 
@@ -18,36 +18,38 @@ def test_steps_are_counted_over_all_batches(pipeline: Pipeline) -> None:
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
-def test_too_many_pictures_for_the_memory_are_drawn_in_smaller_batches(
+def test_an_out_of_memory_batch_is_sampled_in_smaller_batches(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def fail_above_four(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if len(args[0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     seen: list[tuple[int, int]] = []
-    hook = pipeline.backbone.register_forward_pre_hook(small)
-    with pytest.warns(UserWarning, match="memory does not suffice for 5 pictures at a time") as caught:
-        result = pipeline(PROMPTS, steps=2, on_step=lambda *news: seen.append(news))
+    hook = pipeline.backbone.register_forward_pre_hook(fail_above_four)
+    with pytest.warns(UserWarning, match="out of memory for a batch of 5 images") as caught:
+        result = pipeline(PROMPTS, steps=2, on_step=lambda *call: seen.append(call))
     hook.remove()
-    assert [one.filename for one in caught] == [__file__]
-    assert [len(one["batch"]["seeds"]) for one in result.settings] == [2, 2, 2, 2, 1]
+    assert [warning.filename for warning in caught] == [__file__]
+    assert [len(settings["batch"]["seeds"]) for settings in result.settings] == [2, 2, 2, 2, 1]
     assert seen == [(done, 6) for done in range(1, 7)]
     assert torch.equal(result.images, pipeline(PROMPTS, steps=2, batch_size=2).images)
 
 
-def test_estimates_are_shown_by_step(pipeline: Pipeline) -> None:
+def test_on_estimate_receives_the_estimates_of_every_step(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int, torch.Tensor]] = []
-    images = pipeline(PROMPTS[:3], batch_size=2, on_estimate=lambda *news: seen.append(news)).images
-    assert [news[:2] for news in seen] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
-    ends = pipeline.small(torch.cat((seen[2][2], seen[5][2])))
-    assert torch.equal(ends, images)  # the last step leads to its estimate
+    images = pipeline(PROMPTS[:3], batch_size=2, on_estimate=lambda *call: seen.append(call)).images
+    assert [call[:2] for call in seen] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
+    last = pipeline.decode_preview(torch.cat((seen[2][2], seen[5][2])))
+    assert torch.equal(last, images)  # the last step returns its estimate
 
 
-def test_estimates_of_large_pictures_are_shown_small(pipeline: Pipeline) -> None:
+def test_previews_of_large_images_are_small(pipeline: Pipeline) -> None:
     seen: list[torch.Tensor] = []
-    pipeline("red", size=(40, 70), steps=1, on_estimate=lambda first, step, x0: seen.append(pipeline.small(x0)))
-    assert [small.shape for small in seen] == [(1, 3, 14, 24)]  # latents of 20x35, averaged by threes
+    pipeline(
+        "red", size=(40, 70), steps=1, on_estimate=lambda first, step, x0: seen.append(pipeline.decode_preview(x0))
+    )
+    assert [preview.shape for preview in seen] == [(1, 3, 14, 24)]  # latents of 20x35, pooled by 3
 
 
 def test_a_call_can_be_cancelled_between_two_steps(pipeline: Pipeline) -> None:
@@ -58,7 +60,7 @@ def test_a_call_can_be_cancelled_between_two_steps(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("mode", ["idle", "sequential"])
-def test_where_networks_wait_changes_no_picture(pipeline: Pipeline, mode: str, tmp_path: Path) -> None:
-    waiting = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", offload=mode)
-    call: dict[str, Any] = {"image": PICTURE, "mask": PICTURE[:1], "seeds": [1, 2], "tile": 16}
-    assert torch.equal(waiting(PROMPTS[:2], **call).images, pipeline(PROMPTS[:2], **call).images)
+def test_offloading_does_not_change_images(pipeline: Pipeline, mode: str, tmp_path: Path) -> None:
+    offloaded = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", offload=mode)
+    call: dict[str, Any] = {"image": IMAGE, "mask": IMAGE[:1], "seeds": [1, 2], "tile": 16}
+    assert torch.equal(offloaded(PROMPTS[:2], **call).images, pipeline(PROMPTS[:2], **call).images)

@@ -1,4 +1,4 @@
-"""What leads a walk: prompts, guidance, thresholding."""
+"""Prompts, guidance and thresholding."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.pipeline.tiny import PROMPTS, assembled, distance
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet
 
 
-def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
+def test_guidance_evaluates_both_prompts_in_one_network_call(pipeline: Pipeline) -> None:
     sizes = []
     hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], steps=2)
@@ -26,26 +26,26 @@ def test_both_halves_of_guidance_go_in_one_call(pipeline: Pipeline) -> None:
     assert sizes == [(3, 6), (3, 6), (3, 3)]
 
 
-def test_outside_its_interval_of_sigma_over_alpha_there_is_no_guidance(pipeline: Pipeline) -> None:
+def test_guidance_applies_only_within_its_interval_of_sigma_over_alpha(pipeline: Pipeline) -> None:
     sizes = []
     hook = pipeline.backbone.register_forward_hook(lambda module, args, out: sizes.append((len(args[0]), len(out))))
     pipeline(PROMPTS[:3], sampler="euler", steps=4, guidance_interval=(0.5, 2.0))  # of inf, 3, 1 and 1/3
     hook.remove()
     assert sizes == [(3, 3), (3, 3), (3, 6), (3, 3)]
-    with pytest.raises(ValueError, match="holds no time that is sampled"):
+    with pytest.raises(ValueError, match="contains no sampled time"):
         pipeline("red", steps=4, guidance_interval=(200.0, 800.0))
 
 
-def test_rescaling_changes_guided_pictures_only(pipeline: Pipeline) -> None:
+def test_guidance_rescale_changes_guided_images_only(pipeline: Pipeline) -> None:
     guided, plain = ([pipeline("red", guidance=w, guidance_rescale=r).images for r in (0.0, 1.0)] for w in (50.0, 1.0))
     assert distance(*guided) > 1 and torch.equal(*plain)
 
 
-def test_with_a_weak_model_guidance_leads_away_from_what_that_gives(pipeline: Pipeline) -> None:
+def test_autoguidance_extrapolates_away_from_the_weak_models_estimate(pipeline: Pipeline) -> None:
     weak = assembled(pipeline, backbone=tiny_unet(seed=7))
     guided = assembled(pipeline, weak=weak)
     plain = {"guidance": 1.0, "steps": 1, "sampler": "euler"}
-    strong_x0, weak_x0 = (latents_of(one, **plain) for one in (pipeline, weak))
+    strong_x0, weak_x0 = (latents_of(model, **plain) for model in (pipeline, weak))
     torch.testing.assert_close(latents_of(guided, **plain), strong_x0)
     expected = weak_x0 + 3 * (strong_x0 - weak_x0)
     torch.testing.assert_close(latents_of(guided, **(plain | {"guidance": 3.0})), expected, rtol=1e-4, atol=1e-4)
@@ -59,7 +59,7 @@ def latents_of(pipeline: Pipeline, **call: Any) -> torch.Tensor:
     return seen[0]
 
 
-def test_a_weak_model_of_other_parts_is_refused(tmp_path: Path) -> None:
+def test_a_weak_model_with_another_schedule_is_refused(tmp_path: Path) -> None:
     paths = [save_tiny_model(tmp_path / name) for name in ("a", "b")]
     Pipeline.load(str(paths[0]), "cpu", weak=str(paths[1]))
     about = tiny_about(tmp_path)
@@ -69,7 +69,7 @@ def test_a_weak_model_of_other_parts_is_refused(tmp_path: Path) -> None:
         Pipeline.load(str(paths[0]), "cpu", weak=str(paths[1]))
 
 
-def test_thresholding_bounds_what_is_decoded(pipeline: Pipeline) -> None:
+def test_thresholding_bounds_the_decoded_latents(pipeline: Pipeline) -> None:
     decoded = []
     hook = pipeline.first_stage.post_quant.register_forward_pre_hook(lambda module, args: decoded.append(args[0]))
     scale = float(pipeline.first_stage.scale)
@@ -79,13 +79,13 @@ def test_thresholding_bounds_what_is_decoded(pipeline: Pipeline) -> None:
     assert [float(x.abs().max() * scale) for x in decoded] == pytest.approx([0.1, 0.1])
 
 
-def test_the_end_of_a_long_prompt_is_warned_of(pipeline: Pipeline) -> None:
+def test_a_truncated_prompt_gives_a_warning(pipeline: Pipeline) -> None:
     with pytest.warns(UserWarning, match="longer than the 16 tokens .* cut off: 'blue square'") as caught:
         pipeline("red " * 14 + "blue square")
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_a_long_prompt_is_read_in_chunks_each_by_itself(pipeline: Pipeline) -> None:
+def test_a_long_prompt_is_encoded_in_independent_chunks(pipeline: Pipeline) -> None:
     seen = []
     hook = pipeline.backbone.register_forward_hook(lambda module, args, out: seen.append(args[2].get("text")))
     with warnings.catch_warnings():
@@ -96,57 +96,57 @@ def test_a_long_prompt_is_read_in_chunks_each_by_itself(pipeline: Pipeline) -> N
     torch.testing.assert_close(seen[0], torch.cat(parts, dim=1))
 
 
-def test_layers_of_the_text_encoder_can_be_skipped(tmp_path: Path) -> None:
+def test_clip_skip_omits_the_last_layers_of_the_text_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     deep = TextTower(width=16, layers=3, heads=2, context=16)
     skipping = TextTower(**(deep.config | {"skip": 1}))
     skipping.load_state_dict(deep.state_dict())
-    whole = Pipeline.load(str(save_tiny_model(tmp_path)), device="cpu")
-    drawn = [
-        assembled(whole, text_encoder=TextEncoder([tower], [Tokenizer(context=16)]))(["red"], clip_skip=skip).images
+    pipeline = Pipeline.load(str(save_tiny_model(tmp_path)), device="cpu")
+    images = [
+        assembled(pipeline, text_encoder=TextEncoder([tower], [Tokenizer(context=16)]))(["red"], clip_skip=skip).images
         for tower, skip in ((deep, 1), (skipping, 0), (deep, 0))
     ]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
-def test_words_that_the_text_encoder_does_not_know_are_named(pipeline: Pipeline) -> None:
+def test_a_warning_names_unknown_words(pipeline: Pipeline) -> None:
     with pytest.warns(UserWarning, match=r"does not know 'purple', ',' in 'a purple, red circle'"):
         pipeline("a purple, red circle")
 
 
-def test_many_prompts_that_are_not_read_in_full_are_two_remarks(pipeline: Pipeline) -> None:
+def test_many_truncated_and_unknown_prompts_give_two_warnings(pipeline: Pipeline) -> None:
     words = [f"word{i}" for i in range(14)]
     long = "red " * 20
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         pipeline(["red", *words, long + "circle", long + "blue"], negative="word3 white")
-    cut, unknown = (str(one.message) for one in told)
-    assert "this end was cut off: 'red red red red red red circle', as of 2 prompts in all (chunks=2" in cut
+    truncated, unknown = (str(warning.message) for warning in caught)
+    assert "this end was cut off: 'red red red red red red circle' (2 prompts are too long); chunks=2" in truncated
     assert (
         f"does not know {', '.join(map(repr, words[:12]))} and 2 other words in 15 prompts, such as 'word0';" in unknown
     )
 
 
-def test_a_prompt_that_is_read_in_full_raises_no_warning(pipeline: Pipeline) -> None:
-    with warnings.catch_warnings(record=True) as told:
+def test_a_prompt_that_is_read_in_full_gives_no_warning(pipeline: Pipeline) -> None:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipeline(PROMPTS)
-    assert not told
+    assert not caught
 
 
-def test_remarks_go_to_who_asks_for_them_and_are_no_warnings(pipeline: Pipeline) -> None:
-    remarks: list[str] = []
+def test_on_warning_receives_messages_in_place_of_python_warnings(pipeline: Pipeline) -> None:
+    messages: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipeline("a purple circle", steps=1, on_remark=remarks.append)
-    assert len(remarks) == 1 and "does not know 'purple'" in remarks[0]
+        pipeline("a purple circle", steps=1, on_warning=messages.append)
+    assert len(messages) == 1 and "does not know 'purple'" in messages[0]
 
 
-def test_pictures_lie_between_two_prompts_or_seeds(pipeline: Pipeline) -> None:
+def test_between_interpolates_two_prompts_or_seeds(pipeline: Pipeline) -> None:
     prompts = [Between("a red circle", "blue", share) for share in (0.0, 0.5, 1.0)]
     seeds = [Between(1, 2, share) for share in (0.0, 0.5, 1.0)]
     result = pipeline(prompts, seeds=seeds)
     one, other = pipeline("a red circle", seeds=1).images, pipeline("blue", seeds=2).images
     assert distance(result.images[:1], one) <= 1 and distance(result.images[2:], other) <= 1
-    assert min(distance(result.images[1:2], end) for end in (one, other)) > 1
+    assert min(distance(result.images[1:2], endpoint) for endpoint in (one, other)) > 1
     assert result.settings[1]["prompt"] == {"first": "a red circle", "second": "blue", "share": 0.5}
     assert result.settings[0]["batch"]["seeds"][1] == {"first": 1, "second": 2, "share": 0.5}

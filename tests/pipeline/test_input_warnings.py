@@ -1,16 +1,16 @@
 from PIL import Image
 
-from ldm.pipeline.input_warnings import of_sizes
-from ldm.pipeline.inputs import Item
+from ldm.pipeline.input_warnings import size_warnings
+from ldm.pipeline.inputs import ImageRequest
 
 
-def item(image: tuple[int, int], mask: tuple[int, int] | None = None) -> Item:
-    return Item("a", "", 0, 1.0, Image.new("RGB", image), mask and Image.new("L", mask))
+def request(image: tuple[int, int], mask: tuple[int, int] | None = None) -> ImageRequest:
+    return ImageRequest("a", "", 0, 1.0, Image.new("RGB", image), mask and Image.new("L", mask))
 
 
-def test_pictures_and_masks_of_other_sizes_are_named() -> None:
-    assert list(of_sizes([Item("a", "", 0, 1.0), item((8, 4), (8, 4))], (4, 8))) == []
-    assert list(of_sizes([item((8, 4), (6, 3))], (4, 4))) == [
-        "the image is 4x8; it was scaled and cropped to the 4x4 that is drawn",
-        "the mask is 3x6; it was scaled to the image's 4x8",
+def test_images_and_masks_of_other_sizes_are_reported() -> None:
+    assert list(size_warnings([ImageRequest("a", "", 0, 1.0), request((8, 4), (8, 4))], (4, 8))) == []
+    assert list(size_warnings([request((8, 4), (6, 3))], (4, 4))) == [
+        "the image is 4x8; it was scaled and cropped to the output size 4x4",
+        "the mask is 3x6; it was scaled to the size of the image, 4x8",
     ]

@@ -16,18 +16,18 @@ from tests.tiny import SAMPLING, save_tiny_model
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(pipeline: Pipeline, sampler: str) -> None:
+def test_an_image_does_not_depend_on_the_rest_of_its_batch(pipeline: Pipeline, sampler: str) -> None:
     seeds = [5, 5, 2**40, 7, 0]
     together = pipeline(PROMPTS, sampler=sampler, seeds=seeds).images
     for size in (1, 2):
         assert distance(pipeline(PROMPTS, sampler=sampler, seeds=seeds, batch_size=size).images, together) <= 1
 
 
-def test_prompts_seeds_and_every_setting_change_the_picture(pipeline: Pipeline) -> None:
-    def draw(**changes: Any) -> torch.Tensor:
+def test_prompts_seeds_and_every_setting_change_the_image(pipeline: Pipeline) -> None:
+    def generate(**changes: Any) -> torch.Tensor:
         return pipeline(**({"prompts": ["a red circle"], "seeds": [1]} | changes)).images
 
-    first = draw()
+    first = generate()
     for change in (
         {"prompts": ["blue"]},
         {"seeds": [2]},
@@ -40,36 +40,36 @@ def test_prompts_seeds_and_every_setting_change_the_picture(pipeline: Pipeline) 
         {"negative": "blue"},
         {"chunks": 2},
     ):
-        assert distance(draw(**change), first) > 1, change
+        assert distance(generate(**change), first) > 1, change
 
 
-def test_settings_suffice_to_draw_a_picture_again_bit_for_bit(pipeline: Pipeline) -> None:
+def test_recorded_settings_reproduce_an_image_bit_for_bit(pipeline: Pipeline) -> None:
     result = pipeline(PROMPTS, sampler="ddpm", steps=4, guidance=3.0, negative="blue", size=(8, 16), batch_size=2)
     assert result.images.shape == (5, 3, 8, 16) and result.images.dtype == torch.uint8
     for image, settings in zip(result.images, result.settings, strict=True):
         batch = settings["batch"]
         names = ("negative", "sampler", "spacing", "steps", "guidance", "size")
-        again = pipeline(batch["prompts"], seeds=batch["seeds"], **{name: settings[name] for name in names})
-        assert torch.equal(again.images[batch["position"]], image)
+        reproduced = pipeline(batch["prompts"], seeds=batch["seeds"], **{name: settings[name] for name in names})
+        assert torch.equal(reproduced.images[batch["position"]], image)
         assert settings["prompt"] == batch["prompts"][batch["position"]]
 
 
-def test_the_models_own_options_do_not_go_to_another_sampler_or_spacing(pipeline: Pipeline) -> None:
+def test_the_models_sampler_options_do_not_apply_to_another_sampler(pipeline: Pipeline) -> None:
     own = {"sampler_options": {"rule": "heun"}, "spacing_options": {}}
     other = assembled(pipeline, settings=replace(pipeline.settings, **own))
     calls: list[dict[str, Any]] = [{}, {"sampler": "dpmpp_2m"}, {"sampler": "ddim"}]
-    told = [other("red", **call).settings[0]["sampler_options"] for call in calls]
-    assert told == [{"rule": "heun"}, {"rule": "heun"}, {}]
+    options = [other("red", **call).settings[0]["sampler_options"] for call in calls]
+    assert options == [{"rule": "heun"}, {"rule": "heun"}, {}]
 
 
-def test_what_a_call_does_not_say_is_the_models_own(pipeline: Pipeline) -> None:
+def test_settings_default_to_those_of_the_model(pipeline: Pipeline) -> None:
     settings = pipeline("red").settings[0]
     assert {name: settings[name] for name in SAMPLING} == SAMPLING
     assert settings["size"] == [16, 16] and settings["seed"] == 0 and settings["negative"] == ""
 
 
-def test_a_clean_prediction_of_zero_gives_the_first_stages_picture_of_zero(pipeline: Pipeline) -> None:
-    """Flow with out = eps - x0 = x at t = 1 means x0 = 0: one step leads there from any noise."""
+def test_an_estimate_of_zero_decodes_to_the_image_of_zero_latents(pipeline: Pipeline) -> None:
+    """Flow with out = eps - x0 = x at t = 1 means x0 = 0: one step reaches it from any noise."""
 
     class Echo(UNet):
         def forward(self, x: torch.Tensor, time: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_initial_noise_depends_on_seed_and_size_alone(pipeline: Pipeline) -> Non
     assert torch.equal(seen[0], normal(0, "initial noise", torch.tensor([3]), 0, (4, 8, 8))[0])
 
 
-def test_half_precision_networks_draw_nearly_the_same(tmp_path: Path, pipeline: Pipeline) -> None:
+def test_bfloat16_networks_sample_nearly_the_same_images(tmp_path: Path, pipeline: Pipeline) -> None:
     half = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", torch.bfloat16)
     assert half.backbone.dtype == torch.bfloat16
     assert half.first_stage.scale.dtype == torch.float32
@@ -100,24 +100,24 @@ def test_half_precision_networks_draw_nearly_the_same(tmp_path: Path, pipeline: 
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 64)])
-def test_half_precision_networks_draw_the_same_at_any_batch_size(size: tuple[int, int], tmp_path: Path) -> None:
+def test_bfloat16_images_are_bit_identical_at_any_batch_size(size: tuple[int, int], tmp_path: Path) -> None:
     half = Pipeline.load(str(save_tiny_model(tmp_path)), "cpu", torch.bfloat16)
     together = half(PROMPTS, size=size).images
     for batch in (1, 2, 3):
         assert torch.equal(half(PROMPTS, size=size, batch_size=batch).images, together)
 
 
-def test_sizes_that_the_unet_halves_unevenly_can_be_drawn(pipeline: Pipeline) -> None:
+def test_sizes_that_the_unet_downsamples_unevenly_can_be_sampled(pipeline: Pipeline) -> None:
     assert pipeline("red", size=(10, 14)).images.shape == (1, 3, 10, 14)
 
 
-def test_pictures_can_be_decoded_in_tiles(pipeline: Pipeline) -> None:
-    whole, tiled = (pipeline(PROMPTS, tile=tile).images for tile in (0, 16))
-    assert distance(whole, tiled) <= 1  # one tile a picture: the batch is all that is cut
+def test_images_can_be_decoded_in_tiles(pipeline: Pipeline) -> None:
+    untiled, tiled = (pipeline(PROMPTS, tile=tile).images for tile in (0, 16))
+    assert distance(untiled, tiled) <= 1  # one tile per image: only the batch is split
 
 
-def test_a_seed_may_mean_the_noise_of_diffusers(pipeline: Pipeline) -> None:
-    drawn = pipeline(["red", "blue"], seeds=[5, 6], noise="diffusers", sampler="ddpm")
+def test_a_seed_may_select_the_noise_of_diffusers(pipeline: Pipeline) -> None:
+    together = pipeline(["red", "blue"], seeds=[5, 6], noise="diffusers", sampler="ddpm")
     alone = pipeline("blue", seeds=6, noise="diffusers", sampler="ddpm")
-    assert distance(drawn.images[1:], alone.images) <= 1
-    assert distance(drawn.images[1:], pipeline("blue", seeds=6, sampler="ddpm").images) > 1
+    assert distance(together.images[1:], alone.images) <= 1
+    assert distance(together.images[1:], pipeline("blue", seeds=6, sampler="ddpm").images) > 1

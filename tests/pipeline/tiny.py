@@ -1,4 +1,4 @@
-"""What the tests of the pipeline share."""
+"""Helpers of the pipeline tests."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.pipeline.pipeline import Pipeline
 
-PICTURE = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGE = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PROMPTS = ["a red circle", "a blue square", "a square on a red background", "white circle", "red"]
 
 
 def assembled(pipeline: Pipeline, **changes: Any) -> Pipeline:
-    parts = {
+    """Returns `pipeline` on the flow schedule, with other components where given."""
+    components = {
         "backbone": pipeline.backbone,
         "first_stage": pipeline.first_stage,
         "text_encoder": pipeline.text_encoder,
@@ -21,8 +22,9 @@ def assembled(pipeline: Pipeline, **changes: Any) -> Pipeline:
         "prediction": Prediction("flow"),
         "settings": pipeline.settings,
     }
-    return Pipeline(**(parts | changes))
+    return Pipeline(**(components | changes))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Returns the largest difference between two uint8 images."""
     return int((a.int() - b.int()).abs().max())

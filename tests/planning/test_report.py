@@ -12,10 +12,10 @@ from ldm.callbacks.averages.ema import EMA
 from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.planning.config_tree import named
-from ldm.planning.flops import measure
+from ldm.planning.config_tree import import_target
+from ldm.planning.flops import measure, measure_training
 from ldm.planning.memory import memory
-from ldm.planning.networks import parts_of
+from ldm.planning.networks import plan_networks
 from ldm.planning.report import plan
 from ldm.weights.native import save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_vae
@@ -35,15 +35,16 @@ SIZE, BATCH = 64, 4
 
 
 DIT = {"_target_": "ldm.nn.dit.DiT", "width": 64, "layers": 4, "heads": 2, "context_width": 16}
+WIDE_UNET = {**UNET, "width": 64}
 
 
 def config(network=UNET, size=SIZE, **trainer):
-    nowhere = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
+    missing = {"_target_": "ldm.weights.parts.first_stage", "weights": "/nowhere.safetensors"}
     return {
         "training": {
             "backbone": {"_target_": "ldm.nn.unet.UNet", **network},
-            "first_stage": nowhere,
-            "text_encoder": nowhere,
+            "first_stage": missing,
+            "text_encoder": missing,
             "size": [size, size],
         },
         "data": {
@@ -61,17 +62,19 @@ def config(network=UNET, size=SIZE, **trainer):
 
 
 def rows(config, sharded=False):
-    (trained, *frozen), _ = parts_of(config)
-    return memory(config, trained.network, [part.network for part in frozen], config["trainer"]["devices"], sharded)
+    (trained, *frozen), _ = plan_networks(config)
+    return memory(
+        config, trained.network, [planned.network for planned in frozen], config["trainer"]["devices"], sharded
+    )
 
 
-def test_parameters_are_those_of_the_network():
+def test_the_planned_network_has_the_real_parameter_count():
     real = sum(parameter.numel() for parameter in UNet(**UNET).parameters())
-    (trained,), _ = parts_of(config())
+    (trained,), _ = plan_networks(config())
     assert sum(parameter.numel() for parameter in trained.network.parameters()) == real
 
 
-def test_memory_of_weights_gradients_adam_and_average():
+def test_memory_of_weights_gradients_optimizer_and_ema():
     held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
     steps = 4 * len(list(UNet(**UNET).parameters()))  # Adam counts each tensor's steps
     assert [held[name] for name in ("weights", "gradients", "EMA")] == [4 * n] * 3
@@ -81,14 +84,14 @@ def test_memory_of_weights_gradients_adam_and_average():
     assert half["weights"] == 2 * n and half["EMA"] == 4 * n
 
 
-def test_memory_of_an_average_is_as_it_is_set():
+def test_memory_of_the_ema_follows_its_settings():
     setting, n = config(devices=1), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
     for ema, expected in (({"dtype": "bfloat16"}, 2 * n), ({"lengths": [0.05, 0.1]}, 8 * n), ({"device": "cpu"}, None)):
         setting["ema"] = ema
         assert rows(setting).get("EMA") == expected
 
 
-def test_another_width_gives_other_figures():
+def test_a_wider_network_changes_all_numbers():
     narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
     names = ("unet  ", "unet, forward", "unet, backward", "a step", "weights", "activations", "H200")
     for name in names:
@@ -97,7 +100,7 @@ def test_another_width_gives_other_figures():
         ]
 
 
-def test_twice_the_gpus_take_half_the_time_for_the_same_images():
+def test_twice_the_gpus_halve_the_time():
     def hours(devices):
         setting = config(devices=devices)
         setting["data"]["global_batch"] = 8 * BATCH
@@ -106,12 +109,12 @@ def test_twice_the_gpus_take_half_the_time_for_the_same_images():
     assert hours(4) == pytest.approx(hours(2) / 2, rel=0.01)
 
 
-def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
+def test_the_first_stage_is_read_from_its_weights_file(tmp_path):
     vae = VAE(widths=[8, 8], blocks=1, groups=4, patch=2)
     save_network(tmp_path / "vae.safetensors", "vae", vae.config, vae.state_dict())
     setting = config()
     setting["training"]["first_stage"] = {"weights": str(tmp_path / "vae.safetensors")}
-    (unet, first_stage), _ = parts_of(setting)
+    (unet, first_stage), _ = plan_networks(setting)
     assert unet.forward.args[0].shape[2:] == (SIZE // vae.factor,) * 2
     assert sum(p.numel() for p in first_stage.network.parameters()) == sum(p.numel() for p in vae.parameters())
     assert measure(first_stage.forward, grad=False).forward > 0
@@ -124,17 +127,29 @@ def test_the_first_stage_is_counted_as_its_weights_file_says(tmp_path):
         {"_target_": "ldm.data.sources.split.Split", "dataset": {"_target_": "ldm.data.latents.cache.CachedLatents"}},
     ],
 )
-def test_a_step_on_latents_does_not_call_the_first_stage(train, tmp_path):
+def test_training_on_latents_does_not_call_the_first_stage(train, tmp_path):
     setting = config()
     setting["training"]["first_stage"] = save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
-    assert parts_of(setting)[0][1].forward is not None
+    assert plan_networks(setting)[0][1].forward is not None
     setting["data"]["module"]["train"] = train
-    assert parts_of(setting)[0][1].forward is None
+    assert plan_networks(setting)[0][1].forward is None
 
 
-@pytest.mark.parametrize("network", [{**UNET, "width": 64}, DIT], ids=["unet", "dit"])
-@pytest.mark.parametrize(("checkpointing", "sharded"), [(False, False), (True, False), (True, True)])
-def test_memory_is_that_of_a_real_run(network, checkpointing, sharded, tmp_path):
+@pytest.mark.parametrize(
+    ("network", "checkpointing", "sharded"),
+    [
+        (WIDE_UNET, False, False),
+        pytest.param(DIT, True, True, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *((WIDE_UNET, True, sharded) for sharded in (False, True)),
+                *((DIT, checkpointing, False) for checkpointing in (False, True)),
+            )
+        ),
+    ],
+)
+def test_planned_memory_matches_a_real_run(network, checkpointing, sharded, tmp_path):
     settings = {**network, "checkpointing": checkpointing}
     setting = config(settings, size=32, devices=1)
     vae, text = save_part(tmp_path / "v.safetensors", "vae", tiny_vae()), tmp_path / "t.safetensors"
@@ -145,8 +160,8 @@ def test_memory_is_that_of_a_real_run(network, checkpointing, sharded, tmp_path)
         setting["trainer"]["strategy"] = {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}
         strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
     planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
-    gc.collect()  # else what earlier tests left would be freed meanwhile
-    kind = named(settings.pop("_target_", "ldm.nn.unet.UNet"))
+    gc.collect()  # so that garbage of earlier tests is not freed while profiling
+    kind = import_target(settings.pop("_target_", "ldm.nn.unet.UNet"))
     with torch.profiler.profile(profile_memory=True) as profile:
         fit(tmp_path, diffusion(backbone=kind(**settings)), 3, side=32, callbacks=[EMA(decay=0.99)], strategy=strategy)
     if sharded:
@@ -156,15 +171,15 @@ def test_memory_is_that_of_a_real_run(network, checkpointing, sharded, tmp_path)
     assert float(planned[0]) * {"KiB": 2**10, "MiB": 2**20}[planned[1]] == pytest.approx(peak, rel=0.1)
 
 
-def test_a_frozen_network_without_a_file_is_counted_as_the_config_says_or_said_to_be_left_out():
+def test_a_frozen_network_without_weights_needs_a_config():
     setting = config()
     assert any("text encoder is not counted" in line for line in plan(setting))
     setting["training"]["text_encoder"] = {
         "weights": "/nowhere.safetensors",
         "config": {"width": 16, "heads": 2},
     }
-    parts, notes = parts_of(setting)
-    assert [part.name for part in parts] == ["unet", "text encoder"]
+    networks, notes = plan_networks(setting)
+    assert [planned.name for planned in networks] == ["unet", "text encoder"]
     assert not any("text encoder" in note for note in notes)
 
 
@@ -173,20 +188,20 @@ def test_stable_diffusion_has_859_5_million_parameters():
     assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]
 
 
-def test_a_transformer_is_planned_as_one():
-    (trained,), _ = parts_of(config(DIT))
+def test_a_transformer_is_planned_as_a_dit():
+    (trained,), _ = plan_networks(config(DIT))
     assert trained.name == "dit" and isinstance(trained.network, DiT)
     assert rows(config(DIT, devices=1))["weights"] == 4 * sum(weight.numel() for weight in trained.network.parameters())
 
 
 def test_an_inpainting_network_is_planned_with_its_hint():
-    plain, inpainting = (parts_of(config({**UNET, "in_channels": channels}))[0][0] for channels in (4, 9))
+    plain, inpainting = (plan_networks(config({**UNET, "in_channels": channels}))[0][0] for channels in (4, 9))
     assert inpainting.forward.args[2].get("inpainting").shape == (BATCH, 5, SIZE // 8, SIZE // 8)
-    more = 2 * BATCH * (SIZE // 8) ** 2 * 5 * 32 * 9  # of the first convolution
-    assert measure(inpainting.forward).forward == measure(plain.forward).forward + more
+    difference = 2 * BATCH * (SIZE // 8) ** 2 * 5 * 32 * 9  # in the first convolution
+    assert measure(inpainting.forward).forward == measure(plain.forward).forward + difference
 
 
-def test_an_adapter_is_planned_with_what_it_trains():
+def test_an_adapter_is_planned_with_its_trainable_weights():
     setting = config(devices=1) | {
         "adapter": {"_target_": "ldm.adapters.train_only.TrainOnly", "names": ["conv_out.*"]}
     }
@@ -194,17 +209,29 @@ def test_an_adapter_is_planned_with_what_it_trains():
     assert held["gradients"] == held["EMA"] == 4 * count
     assert held["optimizer"] == 8 * count + 2 * 4  # Adam counts each tensor's steps
     assert held["weights"] == rows(config(devices=1))["weights"]
-    (trained,), _ = parts_of(setting)
+    (trained,), _ = plan_networks(setting)
     assert trained.note == f"{count / 1000:.3f} k of them trained"
 
 
-def test_what_is_no_network_of_ours_is_not_planned_as_one():
-    with pytest.raises(ValueError, match="model is a Linear, which is no Backbone, autoencoder or CLIP to plan"):
+def test_a_lora_on_checkpointed_blocks_is_planned():
+    """Blocks without attention train nothing but propagate gradients."""
+    setting = config({**UNET, "checkpointing": True}, devices=1)
+    lora = setting | {"adapter": {"_target_": "ldm.adapters.lora.LoRA", "rank": 2}}
+    assert rows(lora)["gradients"] < rows(setting)["gradients"]
+    whole, adapted = (
+        measure_training(part.network, part.forward) for (part,), _ in map(plan_networks, (setting, lora))
+    )
+    assert 0 < adapted.saved <= whole.saved and whole.forward < adapted.forward < adapted.backward < whole.backward
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="model is a Linear, but only a Backbone, a VAE or a CLIP can be planned"):
         list(plan(config({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["shapes_vae", "shapes_clip"])
-def test_a_plan_needs_no_data_and_no_weights_and_writes_nothing(experiment, tmp_path):
+def test_a_plan_reads_no_data_or_weights_and_writes_no_files(experiment, tmp_path):
     command = [sys.executable, str(TRAIN), f"experiment={experiment}", "debug=plan"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,29 +7,31 @@ import pytest
 from ldm.report.comparison import Comparison, compare, plain
 from ldm.report.runs import read_run
 from ldm.report.statistics import holm
-from tests.report.made import made_run
+from tests.report.run_folders import write_run
 
 FLOW, COSINE = "A: schedule=Flow", "B: schedule=Cosine"
 
 
-def of(folder: Path, flow: list[Any], cosine: list[Any], metric: str = "fid", **provenance: Any) -> Comparison:
-    """Runs of seeds 1, 2 …; `provenance` is of the cosine runs."""
+def comparison_of(
+    folder: Path, flow: list[Any], cosine: list[Any], metric: str = "fid", **provenance: Any
+) -> Comparison:
+    """Compares runs with seeds 1, 2 …; `provenance` is that of the cosine runs."""
     runs = [
-        made_run(folder / f"{schedule}{seed}", seed, schedule, {metric: value}, about, curves=False)
+        write_run(folder / f"{schedule}{seed}", seed, schedule, {metric: value}, about, curves=False)
         for schedule, values, about in (("Flow", flow, {}), ("Cosine", cosine, provenance))
         for seed, value in enumerate(values, 1)
     ]
     return compare([read_run(run) for run in runs])
 
 
-def test_a_difference_larger_than_its_interval_is_said_with_its_error(tmp_path: Path) -> None:
-    found = of(tmp_path, [11.9, 12.4, 11.6, 12.2, 11.8], [10.1, 10.5, 9.9, 10.3, 10.1])
+def test_a_significant_difference_is_reported_with_its_interval(tmp_path: Path) -> None:
+    found = comparison_of(tmp_path, [11.9, 12.4, 11.6, 12.2, 11.8], [10.1, 10.5, 9.9, 10.3, 10.1])
     (text,) = found.sentences
-    assert text == (f"{COSINE} beats {FLOW} by 1.80 ± 0.12 FID, 5 seeds, p < 0.0001.")
+    assert text == (f"{COSINE} beats {FLOW} by 1.80 ± 0.12 FID, 5 seeds, 512 images, p < 0.0001.")
 
 
-def test_more_is_better_where_it_is(tmp_path: Path) -> None:
-    found = of(tmp_path, [0.91, 0.92, 0.93], [0.5, 0.52, 0.51], metric="accuracy")
+def test_higher_accuracy_is_better(tmp_path: Path) -> None:
+    found = comparison_of(tmp_path, [0.91, 0.92, 0.93], [0.5, 0.52, 0.51], metric="accuracy")
     assert found.sentences[0].startswith(f"{FLOW} beats {COSINE} by 41.0 ± 2.5 points accuracy")
 
 
@@ -37,106 +39,126 @@ LOSS = "val/shapes/loss"
 SETS = {"shapes": {"count": 256, "sha256": "f" * 64, "schedule": {"name": "flow", "shift": 1.0}}}
 
 
-def test_validation_says_which_run_is_better_where_no_pictures_were_drawn(tmp_path: Path) -> None:
-    for folder, drawn in (("a", {}), ("b", {"fid": 3.0})):
+def test_validation_metrics_are_the_headline_only_without_generated_images(tmp_path: Path) -> None:
+    for folder, image_metrics in (("a", {}), ("b", {"fid": 3.0})):
         losses = {"Flow": [0.30, 0.31, 0.35], "Cosine": [0.20, 0.21, 0.22]}
         runs = [
-            made_run(tmp_path / folder / f"{name}{i}", i, name, {LOSS: loss} | drawn, {"sets": SETS}, curves=False)
+            write_run(
+                tmp_path / folder / f"{name}{i}", i, name, {LOSS: loss} | image_metrics, {"sets": SETS}, curves=False
+            )
             for name, values in losses.items()
             for i, loss in enumerate(values)
         ]
         found = compare([read_run(run) for run in runs])
         assert found.means[LOSS][1].value == pytest.approx(0.21)  # type: ignore[union-attr]
-        told = [text for text in found.sentences if "validation loss on shapes" in text]
-        assert bool(told) == (not drawn)
-        assert all(text.startswith(f"{COSINE} beats {FLOW} by 0.110 ") for text in told)
+        texts = [text for text in found.sentences if "validation loss on shapes" in text]
+        assert bool(texts) == (not image_metrics)
+        assert all(text.startswith(f"{COSINE} beats {FLOW} by 0.110 ") for text in texts)
 
 
-def test_validations_of_another_objective_are_not_ranked(tmp_path: Path) -> None:
+def test_validation_losses_of_different_objectives_are_not_ranked(tmp_path: Path) -> None:
     other = {"shapes": {**SETS["shapes"], "schedule": {"name": "cosine"}}}
     runs = [
-        made_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3}, {"sets": SETS}),
-        made_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": other}),
+        write_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3}, {"sets": SETS}),
+        write_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": other}),
     ]
     (text,) = compare([read_run(run) for run in runs]).sentences
     reason = "validations on shapes differ in schedule (flow 1.0 and cosine)"
     assert text == f"validation loss on shapes of {FLOW} and of {COSINE} cannot be compared: {reason}."
 
 
-def test_a_run_without_pictures_is_compared_by_validation_with_one_that_drew_some(tmp_path: Path) -> None:
+def test_validation_compares_a_run_without_images_with_a_run_that_has_them(tmp_path: Path) -> None:
     runs = [
-        made_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3, "fid": 2.0}, {"sets": SETS}),
-        made_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": SETS, "prompts": None, "feature_network": None}),
+        write_run(tmp_path / "a", 1, "Flow", {LOSS: 0.3, "fid": 2.0}, {"sets": SETS}),
+        write_run(tmp_path / "b", 1, "Cosine", {LOSS: 0.1}, {"sets": SETS, "prompts": None, "feature_network": None}),
     ]
     found = compare([read_run(run) for run in runs])
     assert found.means["fid"][1] is None and [pair.metric.key for pair in found.pairs] == [LOSS]
-    assert found.sentences[0].startswith(f"validation loss on shapes: {COSINE} is better than {FLOW} by 0.2,")
+    assert found.sentences[0].startswith(f"validation loss on shapes: {COSINE} is ahead of {FLOW} by 0.2,")
 
 
-def test_more_is_better_of_some_validation_numbers(tmp_path: Path) -> None:
-    found = of(tmp_path, [0.9], [0.5], metric="val/shapes/picture_found")
-    assert found.sentences[0].startswith(f"validation picture found on shapes: {FLOW} is better than {COSINE} by 40.0")
+def test_higher_validation_retrieval_accuracy_is_better(tmp_path: Path) -> None:
+    found = comparison_of(tmp_path, [0.9], [0.5], metric="val/shapes/picture_found")
+    assert found.sentences[0].startswith(
+        f"validation image retrieval accuracy on shapes: {FLOW} is ahead of {COSINE} by 40.0"
+    )
 
 
-def test_a_difference_within_its_interval_is_none(tmp_path: Path) -> None:
-    found = of(tmp_path, [10.0, 12.0, 11.0], [11.5, 10.2, 11.9])
+def test_a_difference_within_its_interval_is_not_shown(tmp_path: Path) -> None:
+    found = comparison_of(tmp_path, [10.0, 12.0, 11.0], [11.5, 10.2, 11.9])
     assert "no difference shown between" in found.sentences[0]
 
 
-def test_one_seed_shows_nothing(tmp_path: Path) -> None:
-    assert of(tmp_path, [10.0], [5.0]).sentences == [
-        f"FID: {COSINE} is better than {FLOW} by 5, but with one seed a side nothing is shown."
-    ]
-
-
-def test_numbers_of_other_data_are_not_put_against_one_another(tmp_path: Path) -> None:
-    other = {"data": "Folder", "count": 2048, "sha256": "e" * 64}
-    found = of(tmp_path, [10.0, 11.0], [5.0, 6.0], reference=other)
-    assert found.sentences == [
-        f"FID of {FLOW} and of {COSINE} cannot be compared: reference pictures differ (bbbbbbbbbbbb and eeeeeeeeeeee)."
-    ]
-    assert found.pairs[0].contrast is None
-    assert found.remarks["fid"] == [[], ["reference pictures differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]]
-
-
-def test_seeds_that_were_measured_differently_are_not_averaged_in_silence(tmp_path: Path) -> None:
-    other = {"count": 100, "sha256": "c" * 64}
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("images", [8, 99, 100])
+def test_no_difference_is_claimed_from_fewer_than_3_seeds_or_100_images(
+    tmp_path: Path, seeds: int, images: int
+) -> None:
     runs = [
-        made_run(tmp_path / "1", 1, metrics={"fid": 3.0}),
-        made_run(tmp_path / "2", 2, metrics={"fid": 9.0}, provenance={"prompts": other}),
+        write_run(
+            tmp_path / f"{schedule}{seed}",
+            *(seed, schedule, {"fid": fid + seed % 3 / 100}, {"prompts": {"count": images, "sha256": "c" * 64}}),
+        )
+        for schedule, fid in (("Flow", 10.0), ("Cosine", 5.0))
+        for seed in range(seeds)
     ]
     found = compare([read_run(run) for run in runs])
-    assert found.remarks["fid"] == [["numbers of generated pictures differ (10 and 100)"]]
+    (text,), (pair,) = found.sentences, found.pairs
+    enough = seeds >= 3 and images >= 100
+    assert ("beats" in text) == enough == (pair.p is not None) == (pair.few == [])
+    assert (f"{seeds} seed{'s' if seeds > 1 else ''} of at least 3" in text) == (seeds < 3)
+    assert (f"{images} images of at least 100" in text) == (images < 100)
+    assert enough or text.startswith(f"FID: {COSINE} is ahead of {FLOW} by ")
+
+
+def test_metrics_of_different_reference_images_are_not_compared(tmp_path: Path) -> None:
+    other = {"data": "Folder", "count": 2048, "sha256": "e" * 64}
+    found = comparison_of(tmp_path, [10.0, 11.0], [5.0, 6.0], reference=other)
+    assert found.sentences == [
+        f"FID of {FLOW} and of {COSINE} cannot be compared: reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)."
+    ]
+    assert found.pairs[0].contrast is None
+    assert found.not_comparable["fid"] == [[], ["reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]]
+
+
+def test_seeds_that_were_measured_differently_are_marked(tmp_path: Path) -> None:
+    other = {"count": 100, "sha256": "c" * 64}
+    runs = [
+        write_run(tmp_path / "1", 1, metrics={"fid": 3.0}),
+        write_run(tmp_path / "2", 2, metrics={"fid": 9.0}, provenance={"prompts": other}),
+    ]
+    found = compare([read_run(run) for run in runs])
+    assert found.not_comparable["fid"] == [["numbers of generated images differ (512 and 100)"]]
 
 
 def test_p_values_are_adjusted_for_the_pairs(tmp_path: Path) -> None:
     runs = [
-        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": start + noise})
+        write_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": start + noise})
         for schedule, start in (("Flow", 10.0), ("Cosine", 11.0), ("Linear", 12.0))
         for seed, noise in enumerate([0.0, 0.3, -0.1 * start])
     ]
     found = compare([read_run(run) for run in runs])
     alone = [pair.contrast.p for pair in found.pairs if pair.contrast is not None and pair.contrast.p is not None]
     assert len(alone) == 3 and [pair.p for pair in found.pairs] == holm(alone) != alone
-    assert len(found.sentences) == 2  # of the best with each other one
+    assert len(found.sentences) == 2  # the best group against each of the others
 
 
-def test_what_shows_no_difference_is_told_last_and_together(tmp_path: Path) -> None:
+def test_insignificant_differences_come_last_in_one_sentence(tmp_path: Path) -> None:
     runs = [
-        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": fid + noise, "clip_score": score + noise})
+        write_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": fid + noise, "clip_score": score + noise})
         for schedule, fid, score in (("Flow", 1.0, 20.0), ("Cosine", 1.0, 60.0), ("Linear", 1.0, 40.0))
         for seed, noise in enumerate([0.0, 0.3, -0.1 * score / 20])
     ]
-    *shown, nothing = compare([read_run(run) for run in runs]).sentences
+    *shown, insignificant = compare([read_run(run) for run in runs]).sentences
     assert len(shown) == 2 and all("Cosine beats" in text for text in shown)
-    assert nothing.startswith("FID: no difference shown between ") and ", the best, and " in nothing
-    assert all(schedule in nothing for schedule in ("Flow", "Cosine", "Linear")) and "(p from " in nothing
+    assert insignificant.startswith("FID: no difference shown between ") and ", the best, and " in insignificant
+    assert all(schedule in insignificant for schedule in ("Flow", "Cosine", "Linear")) and "(p from " in insignificant
 
 
-def test_neither_other_data_nor_a_lucky_seed_is_the_best_that_sentences_speak_of(tmp_path: Path) -> None:
+def test_neither_other_data_nor_a_single_lucky_seed_counts_as_the_best(tmp_path: Path) -> None:
     other = {"reference": {"sha256": "e" * 64}}
     runs = [
-        made_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": value}, about)
+        write_run(tmp_path / f"{schedule}{seed}", seed, schedule, {"fid": value}, about)
         for schedule, values, about in (
             ("Flow", [10.0, 10.1], {}),
             ("Cosine", [12.0, 12.2], {}),
@@ -149,13 +171,13 @@ def test_neither_other_data_nor_a_lucky_seed_is_the_best_that_sentences_speak_of
     assert len(found.sentences) == 3 and all(FLOW in text for text in found.sentences)
 
 
-def test_it_is_plain_data(tmp_path: Path) -> None:
-    found = plain(of(tmp_path, [10.0, 11.0], [5.0]))
+def test_a_comparison_converts_to_json(tmp_path: Path) -> None:
+    found = plain(comparison_of(tmp_path, [10.0, 11.0], [5.0]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["groups"][0]["metrics"]["fid"]["mean"] == 10.5
     assert found["groups"][1]["settings"] == {"schedule": "Cosine"}
 
 
 def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none of these folders holds a run"):
+    with pytest.raises(ValueError, match="none of these folders contains a run"):
         compare([read_run(tmp_path)])

@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 
 from ldm.report.comparison import compare
-from ldm.report.figures import drawn, front, plots
+from ldm.report.figures import front, plots, rendered
 from ldm.report.runs import read_run
-from tests.report.made import made_run
+from tests.report.run_folders import write_run
 
 
-def test_what_was_logged_and_measured_is_plotted(tmp_path: Path) -> None:
+def test_logged_curves_and_measured_metrics_are_plotted(tmp_path: Path) -> None:
     numbers = {"fid": 9.0, "sampling_seconds": 2.0, "nfe": 20.0, "training_seconds": 60.0}
-    runs = [made_run(tmp_path / name, 0, name, numbers) for name in ("Flow", "Cosine")]
-    made = plots(compare([read_run(run) for run in runs]))
-    assert [plot.name for plot in made] == [
+    runs = [write_run(tmp_path / name, 0, name, numbers) for name in ("Flow", "Cosine")]
+    figures = plots(compare([read_run(run) for run in runs]))
+    assert [plot.name for plot in figures] == [
         "error_by_noise",
         "val_shapes_loss_by_images",
         "val_shapes_loss_by_minutes",
@@ -22,36 +22,38 @@ def test_what_was_logged_and_measured_is_plotted(tmp_path: Path) -> None:
         "fid_by_nfe",
         "fid_by_training",
     ]
-    assert "objectives differ" in made[1].note
-    files = drawn(made[:1], "a_")
+    assert "objectives differ" in figures[1].note
+    files = rendered(figures[:1], "a_")
     assert {name: data[:4] for name, data in files.items()} == {
         "a_error_by_noise.svg": b"<?xm",
         "a_error_by_noise.pdf": b"%PDF",
     }
 
 
-def test_the_parts_of_a_loss_have_no_plots_of_their_own(tmp_path: Path) -> None:
-    folder = made_run(tmp_path / "run")
+def test_parts_of_a_loss_have_no_plots(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
     log = folder / "csv" / "metrics.csv"
     header, *rows = log.read_text().splitlines()
     names = "val/shapes/loss_by_log_snr/-2_to_0,train/loss_by_log_snr/-2_to_0"
     log.write_text("\n".join([f"{header},{names}", *(f"{row},0.1,0.1" for row in rows)]) + "\n")
-    made = [plot.name for plot in plots(compare([read_run(folder)]))]
-    assert "val_shapes_loss_by_images" in made and not any("log_snr" in name for name in made)
+    figures = [plot.name for plot in plots(compare([read_run(folder)]))]
+    assert "val_shapes_loss_by_images" in figures and not any("log_snr" in name for name in figures)
 
 
-def test_a_headline_of_validation_is_plotted_into_one_folder(tmp_path: Path) -> None:
+def test_names_of_validation_plots_contain_no_slash(tmp_path: Path) -> None:
     numbers = {"val/shapes/loss": 0.5, "training_seconds": 60.0}
-    runs = [made_run(tmp_path / name, 0, name, numbers, curves=False) for name in ("Flow", "Cosine")]
-    made = plots(compare([read_run(run) for run in runs]))
-    assert made[-1].name == "val_shapes_loss_by_training"
-    assert not any("/" in name for name in drawn(made, "a_"))
+    runs = [write_run(tmp_path / name, 0, name, numbers, curves=False) for name in ("Flow", "Cosine")]
+    figures = plots(compare([read_run(run) for run in runs]))
+    assert figures[-1].name == "val_shapes_loss_by_training"
+    assert not any("/" in name for name in rendered(figures, "a_"))
 
 
-def test_without_curves_and_numbers_there_are_no_plots(tmp_path: Path) -> None:
-    assert plots(compare([read_run(made_run(tmp_path / "run", curves=False))])) == []
+def test_runs_without_curves_and_metrics_have_no_plots(tmp_path: Path) -> None:
+    assert plots(compare([read_run(write_run(tmp_path / "run", curves=False))])) == []
 
 
 @pytest.mark.parametrize(("better", "expected"), [(-1, [(1, 9), (2, 5)]), (1, [(1, 9), (4, 10)])])
-def test_the_front_holds_what_no_other_beats_in_both(better: int, expected: list[tuple[float, float]]) -> None:
+def test_the_front_contains_the_points_that_no_other_beats_in_cost_and_value(
+    better: int, expected: list[tuple[float, float]]
+) -> None:
     assert front([(2, 5), (1, 9), (3, 6), (4, 10)], better) == expected

@@ -2,12 +2,12 @@ from pathlib import Path
 
 from ldm.report.groups import group_runs
 from ldm.report.runs import read_run
-from tests.report.made import made_run
+from tests.report.run_folders import write_run
 
 
 def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
     runs = [
-        read_run(made_run(tmp_path / f"{schedule}{seed}", seed, schedule))
+        read_run(write_run(tmp_path / f"{schedule}{seed}", seed, schedule))
         for schedule in ("Flow", "Cosine")
         for seed in (2, 1)
     ]
@@ -17,33 +17,33 @@ def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> No
     assert [(d.key, d.values) for d in differences] == [("schedule", ["Flow", "Cosine"])]
 
 
-def test_a_setting_in_several_places_is_told_once(tmp_path: Path) -> None:
-    runs = [read_run(made_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
+def test_a_setting_that_a_config_repeats_is_listed_once(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
     (difference,) = group_runs(runs)[1]
     assert difference.also == ["training.schedule._target_"]
 
 
-def test_a_setting_that_belongs_to_another_is_in_the_label_only_where_it_must(tmp_path: Path) -> None:
-    runs = [read_run(made_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
+def test_a_subordinate_setting_is_in_the_label_only_if_groups_need_it(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
     runs[1].config["schedule.offset"] = 0.008
     groups, differences = group_runs(runs)
     assert [group.label for group in groups] == ["schedule=Flow", "schedule=Cosine"]
     assert [d.key for d in differences] == ["schedule", "schedule.offset"]
-    runs.append(read_run(made_run(tmp_path / "third", 0, "Cosine")))
+    runs.append(read_run(write_run(tmp_path / "third", 0, "Cosine")))
     runs[2].config["schedule.offset"] = 0.01
     labels = [group.label for group in group_runs(runs)[0]]
     assert labels == ["schedule=Flow", "schedule=Cosine, offset=0.008", "schedule=Cosine, offset=0.01"]
 
 
-def test_another_seed_of_the_evaluation_is_a_difference(tmp_path: Path) -> None:
-    runs = [read_run(made_run(tmp_path / str(seed), seed)) for seed in (1, 2)]
+def test_a_different_evaluation_seed_is_a_difference(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / str(seed), seed)) for seed in (1, 2)]
     runs[1].config["evaluation.seed"] = 7
     groups, differences = group_runs(runs)
     assert len(groups) == 2 and [d.key for d in differences] == ["evaluation.seed"]
 
 
-def test_a_run_alone_is_called_by_its_folder(tmp_path: Path) -> None:
-    groups, differences = group_runs([read_run(made_run(tmp_path / "mine"))])
+def test_a_single_run_is_named_after_its_folder(tmp_path: Path) -> None:
+    groups, differences = group_runs([read_run(write_run(tmp_path / "mine"))])
     assert groups[0].name == "mine" and not differences
 
 

@@ -15,16 +15,16 @@ CLOSED_FORMS = {1: lambda t: 1 - 2 / math.pi * math.atan(t), 2: lambda t: 1 - t 
 
 @pytest.mark.parametrize("freedom", CLOSED_FORMS)
 @pytest.mark.parametrize("t", [0.0, 0.5, 2.0, 12.0])
-def test_tails_have_their_closed_forms(t: float, freedom: int) -> None:
+def test_tail_probabilities_match_the_closed_forms(t: float, freedom: int) -> None:
     assert two_sided(t, freedom) == two_sided(-t, freedom) == pytest.approx(CLOSED_FORMS[freedom](t), rel=1e-12)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4.5, 100])
-def test_quantiles_invert_tails(freedom: float) -> None:
+def test_quantiles_invert_tail_probabilities(freedom: float) -> None:
     assert two_sided(quantile(freedom), freedom) == pytest.approx(0.05, rel=1e-12)
 
 
-def test_seeds_in_common_are_paired() -> None:
+def test_common_seeds_are_compared_by_the_paired_t_test() -> None:
     found, expected = contrast(A, B), scipy.stats.ttest_rel(list(A.values()), list(B.values()))
     interval = expected.confidence_interval()
     assert found.paired and found.count == 5
@@ -33,7 +33,7 @@ def test_seeds_in_common_are_paired() -> None:
     assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-4)
 
 
-def test_seeds_apart_are_compared_by_welchs_test() -> None:
+def test_different_seeds_are_compared_by_welchs_test() -> None:
     other = {seed + 100: value for seed, value in B.items() if seed > 1}
     found = contrast(A, other)
     expected = scipy.stats.ttest_ind(list(A.values()), list(other.values()), equal_var=False)
@@ -43,23 +43,23 @@ def test_seeds_apart_are_compared_by_welchs_test() -> None:
     assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-4)
 
 
-def test_one_seed_has_a_difference_and_no_interval() -> None:
+def test_one_seed_has_a_difference_but_no_interval() -> None:
     found = contrast({1: 3.0}, {1: 2.0})
     assert (found.difference, found.half, found.p) == (1.0, None, None)
     assert mean([2.0]).half is None
 
 
-def test_the_same_numbers_do_not_differ() -> None:
+def test_equal_values_have_p_value_1() -> None:
     assert contrast(A, dict(A)).p == 1
     assert contrast({1: 2.0, 2: 2.0}, {3: 2.0, 4: 2.0}).p == 1
 
 
-def test_an_interval_of_a_mean_is_the_textbooks() -> None:
+def test_the_interval_of_a_mean_equals_scipys() -> None:
     values = list(A.values())
     low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
     assert mean(values).half == pytest.approx((high - low) / 2, rel=1e-4)
 
 
-def test_holms_procedure_is_his() -> None:
+def test_holm_adjusts_a_known_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1, 1] and holm([]) == []

@@ -1,4 +1,4 @@
-"""Each rule is shown twice: in the sentence that it gives, and in the damage that it is there to prevent."""
+"""Each test of a rule checks its message, and demonstrates the failure that the rule prevents."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import NETWORK_TIMES, Denoiser
-from ldm.diffusion.guidance import classifier_free, times_of
+from ldm.diffusion.guidance import classifier_free, interval_to_times
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.prediction import COEFFICIENTS, Prediction
 from ldm.diffusion.schedule import Flow, cosine, linear, scaled_linear, sigmoid, zero_terminal_snr
@@ -33,13 +33,13 @@ over_pure = pytest.mark.parametrize("schedule", PURE, ids=schedule_name)
 SAMPLING = "sampler", "spacing", "steps", "sampler_options", "spacing_options", "guidance", "guidance_interval"
 
 
-def found(*parts, **settings):
+def problems(*parts, **settings):
     sampling = {"steps": 20} | {name: settings.pop(name) for name in SAMPLING if name in settings}
     return contradictions(Setup(*parts, sampling=sampling, **settings))
 
 
-def only(sentences, *words):
-    """The one sentence that was found has all these words."""
+def assert_one(sentences, *words):
+    """Asserts that there is one sentence, and that it contains all the words."""
     (sentence,) = sentences
     assert sentence.count(". ") == 0 and all(word in sentence for word in words), sentence
 
@@ -51,30 +51,30 @@ def noise(draw):
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "karras", "log_snr"])
-def test_what_works_on_every_schedule_is_not_complained_about(schedule, prediction, spacing):
+def test_settings_that_work_on_every_schedule_are_accepted(schedule, prediction, spacing):
     settings = {"spacing": spacing, "sampler": "dpmpp_2m", "guidance": 7.5, "guidance_interval": (0.3, 5.0)}
-    assert found(schedule, Prediction(prediction), uniform(), caption_dropout=0.1, **settings) == []
+    assert problems(schedule, Prediction(prediction), uniform(), caption_dropout=0.1, **settings) == []
 
 
 @pytest.mark.parametrize("prediction", COEFFICIENTS)
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("time", NETWORK_TIMES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_stable_diffusion_s_schedule_goes_with_everything(prediction, spacing, time, weighting):
+def test_the_stable_diffusion_schedule_works_with_all_settings(prediction, spacing, time, weighting):
     settings = {"spacing": spacing, "time": time, "guidance": 7.5, "offset_noise": 0.1}
-    assert found(SD, Prediction(prediction), WEIGHTINGS[weighting](), **settings) == []
+    assert problems(SD, Prediction(prediction), WEIGHTINGS[weighting](), **settings) == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize("schedule", [SD, *PURE], ids=schedule_name)
-def test_every_sampler_goes_with_the_usual_schedules(sampler, steps, schedule):
-    assert found(schedule, V, sampler=sampler, spacing="trailing", steps=steps) == []
+def test_every_sampler_works_with_the_usual_schedules(sampler, steps, schedule):
+    assert problems(schedule, V, sampler=sampler, spacing="trailing", steps=steps) == []
 
 
 @over_pure
-def test_eps_without_signal_is_refused_because_errors_in_data_grow_without_bound_and_then_nothing_comes_back(schedule):
-    only(found(schedule, EPS), "prediction=eps", f"schedule={schedule.name}", "use prediction=v")
+def test_eps_prediction_is_refused_at_zero_snr_where_errors_are_unbounded(schedule):
+    assert_one(problems(schedule, EPS), "prediction=eps", f"schedule={schedule.name}", "use prediction=v")
     shares = torch.tensor([0.9, 0.99, 0.999, 1.0], dtype=torch.float64)
     t, x0, eps = schedule.t_max * shares, torch.ones(4, 8).double(), torch.full((4, 8), 0.3).double()
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -88,12 +88,12 @@ def test_eps_without_signal_is_refused_because_errors_in_data_grow_without_bound
 
 @over_pure
 @pytest.mark.parametrize("name", ["min_snr", "soft_min_snr", "p2", "sigmoid", "debiased"])
-def test_a_weight_of_0_is_refused_because_the_first_sampling_step_is_not_trained(schedule, name):
+def test_a_weight_of_0_is_refused_since_the_first_step_would_not_be_trained(schedule, name):
     weighting = WEIGHTINGS[name]()
     names = f"weighting={name}", "prediction=v", f"schedule={schedule.name}", "use weighting=uniform"
-    only(found(schedule, V, weighting), *names)
+    assert_one(problems(schedule, V, weighting), *names)
     x0 = states(1)
-    denoiser = Denoiser(lambda x, *_: x + 1e3, schedule, V)  # wrong everywhere, but costs nothing at the end
+    denoiser = Denoiser(lambda x, *_: x + 1e3, schedule, V)  # wrong everywhere, but without loss at the end
     at_end, inside = (
         float(diffusion_loss(denoiser, x0, x0, t * schedule.t_max * END, torch.zeros(1, 1, 1), weighting))
         for t in (1, 0.5)
@@ -106,10 +106,10 @@ def test_a_weight_of_0_is_refused_because_the_first_sampling_step_is_not_trained
     [(FLOW, X0, edm(), "start"), (FLOW, Prediction("x0"), debiased(), "start"), (cosine(), EPS, edm(), "end")],
     ids=["edm of x0", "debiased of x0", "edm of eps"],
 )
-def test_a_weight_without_bound_is_refused_because_one_time_decides_the_loss(schedule, prediction, weighting, side):
-    sentences = found(schedule, prediction, weighting)
-    told = [sentence for sentence in sentences if f"the {side} of schedule={schedule.name} a weight" in sentence]
-    only(told, f"weighting={weighting.name}", f"prediction={prediction.name}", "use prediction=v")
+def test_an_unbounded_weight_is_refused_since_one_time_would_dominate(schedule, prediction, weighting, side):
+    sentences = problems(schedule, prediction, weighting)
+    matching = [sentence for sentence in sentences if f"the {side} of schedule={schedule.name} a weight" in sentence]
+    assert_one(matching, f"weighting={weighting.name}", f"prediction={prediction.name}", "use prediction=v")
     t = torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64)
     shares = {}
     for p in (prediction, V):
@@ -119,24 +119,24 @@ def test_a_weight_without_bound_is_refused_because_one_time_decides_the_loss(sch
 
 
 @over_pure
-def test_log_sigma_is_refused_where_it_is_infinite_because_no_network_reads_such_a_time(schedule):
-    only(found(schedule, V, time="log_sigma"), "time=log_sigma", f"schedule={schedule.name}", "time=thousand")
+def test_log_sigma_is_refused_at_zero_snr_where_it_is_infinite(schedule):
+    assert_one(problems(schedule, V, time="log_sigma"), "time=log_sigma", f"schedule={schedule.name}", "time=thousand")
     grid, exact = Grid.of(schedule, trailing(schedule, 50)), gaussian(schedule, 2.0, 0.8)
 
-    def draw(time):
+    def generate(time):
         def denoise(x, t):
-            told = NETWORK_TIMES[time](schedule, torch.tensor([t], dtype=torch.float64))
-            return exact(x, t) * (told.cos() ** 2 + told.sin() ** 2)  # as a network, by waves; they make no difference
+            encoded = NETWORK_TIMES[time](schedule, torch.tensor([t], dtype=torch.float64))
+            return exact(x, t) * (encoded.cos() ** 2 + encoded.sin() ** 2)  # 1, unless the time is not finite
 
         return sample(ddim, denoise, grid.start(torch.cat((states(), -states()))), grid)
 
-    assert float(draw("thousand").mean()) == pytest.approx(2, abs=0.01)
-    with pytest.raises(FloatingPointError, match="at step 1 of 50"):
-        draw("log_sigma")
+    assert float(generate("thousand").mean()) == pytest.approx(2, abs=0.01)
+    with pytest.raises(FloatingPointError, match="after step 1 of 50"):
+        generate("log_sigma")
 
 
 def brightness(offset):
-    """The exact denoiser of evenly bright pictures (brightness of deviation 1) under noise with such an offset."""
+    """The exact denoiser of constant images, whose value has standard deviation 1, under offset noise."""
     schedule = zero_terminal_snr(SD)
 
     def denoise(x, t):
@@ -147,33 +147,43 @@ def brightness(offset):
     return schedule, denoise
 
 
-def test_offset_noise_without_signal_is_refused_because_brightness_varies_too_little():
-    only(found(PURE[1], V, offset_noise=0.1), "offset_noise=0.1", "schedule=zero_terminal_snr", "use offset_noise=0")
+def test_offset_noise_is_refused_at_zero_snr_where_brightness_varies_too_little():
+    assert_one(
+        problems(PURE[1], V, offset_noise=0.1),
+        "offset_noise=0.1",
+        "schedule=zero_terminal_snr",
+        "use offset_noise=0",
+    )
     spread = {}
     for offset in (0.0, 0.1):
         schedule, denoise = brightness(offset)
         grid = Grid.of(schedule, trailing(schedule, 200))
-        x = torch.full((1, 1, 16, 16), 1 / 16, dtype=torch.float64)  # one deviation of brightness; all is linear in it
+        x = torch.full((1, 1, 16, 16), 1 / 16, dtype=torch.float64)
         spread[offset] = float(sample(ddim, denoise, grid.start(x), grid).mean())
     assert spread[0.0] == pytest.approx(1, abs=0.1) and spread[0.1] < 0.6
 
 
-def test_guidance_without_dropped_captions_is_refused_because_it_moves_away_from_what_was_never_trained():
-    only(found(SD, V, guidance=3.0, caption_dropout=0.0), "guidance=3", "caption_dropout=0", "use caption_dropout=0.1")
-    assert found(SD, V, guidance=1.0, caption_dropout=0.0) == []
-    targets, guided = [1.0, 2.0], {}  # what two prompts ask for
+def test_guidance_without_caption_dropout_is_refused_as_untrained():
+    assert_one(
+        problems(SD, V, guidance=3.0, caption_dropout=0.0),
+        "guidance=3",
+        "caption_dropout=0",
+        "use caption_dropout=0.1",
+    )
+    assert problems(SD, V, guidance=1.0, caption_dropout=0.0) == []
+    targets, guided = [1.0, 2.0], {}  # the targets of two prompts
     for dropout in (0.0, 0.1):
-        says = [9.0, 9.0, 9.0]  # for each prompt, and for none: the network's first guess is far off
+        output = [9.0, 9.0, 9.0]  # for each prompt and for none: the network is initialised far from the targets
         for step in range(2000):
             prompt = step % 2
             row = 2 if step % 20 < 20 * dropout else prompt
-            says[row] += 0.05 * (targets[prompt] - says[row])
-        guided[dropout] = [says[2] + 3 * (says[prompt] - says[2]) for prompt in range(2)]
+            output[row] += 0.05 * (targets[prompt] - output[row])
+        guided[dropout] = [output[2] + 3 * (output[prompt] - output[2]) for prompt in range(2)]
     assert guided[0.1] == pytest.approx([0, 3], abs=0.2)  # 1.5 ± 3 · 0.5
     assert guided[0.0] == pytest.approx([9 + 3 * (1 - 9), 9 + 3 * (2 - 9)], abs=0.2)
 
 
-def test_widths_that_differ_are_refused_because_they_cannot_be_multiplied():
+def test_inputs_whose_widths_differ_from_the_network_s_are_refused():
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
     for channels, width in ((4, 24), (8, 16)):
         with pytest.raises(ValueError, match="choose a"):
@@ -183,32 +193,33 @@ def test_widths_that_differ_are_refused_because_they_cannot_be_multiplied():
             unet(torch.zeros(1, channels, 4, 4), torch.zeros(1), Conditioning(text=text))
 
 
-def test_widths_cut_to_fit_instead_would_lose_the_prompt_and_leave_latents_the_noise_that_they_began_as():
-    schedule, means, number = PURE[1], {}, torch.eye(24)[20]  # of a prompt, that says whether the data's mean is ±2
+def test_truncating_widths_instead_would_lose_the_prompt_and_keep_noise():
+    # `text` encodes a prompt: its sign is that of the mean of the data, ±2.
+    schedule, means, text = PURE[1], {}, torch.eye(24)[20]
     grid = Grid.of(schedule, trailing(schedule, 50))
     x = grid.start(torch.cat((states(), -states())))
     for width in (24, 16):
-        for prompt in (number, -number):
-            mean = float(prompt[:width] @ (2 * number)[:width])
+        for prompt in (text, -text):
+            mean = float(prompt[:width] @ (2 * text)[:width])
             means.setdefault(width, []).append(float(sample(ddim, gaussian(schedule, mean, 0.8), x, grid).mean()))
     assert means[24] == pytest.approx([2, -2], abs=0.01) and means[16] == pytest.approx([0, 0], abs=0.01)
 
     def denoise(x, t):
-        """Exact for the four channels that the network takes; an output of 0, under prediction=v, for the others."""
+        """Exact for the first four channels; an output of 0, under prediction=v, for the others."""
         others = float(schedule.alpha(torch.tensor(t).double())) * x[:, 4:]
         return torch.cat((gaussian(schedule, 0.0, 0.1)(x[:, :4], t), others), 1)
 
     x = grid.start(states().expand(-1, 8, -1, -1))
-    drawn = sample(ddim, denoise, x, grid)
+    samples = sample(ddim, denoise, x, grid)
     left = math.prod(t.alpha * s.alpha + t.sigma * s.sigma for t, s in pairwise(grid.points))  # cosines of small turns
-    torch.testing.assert_close(drawn[:, 4:], left * x[:, 4:])
-    assert left > 0.9 and float(drawn[:, :4].std()) < 0.1
+    torch.testing.assert_close(samples[:, 4:], left * x[:, 4:])
+    assert left > 0.9 and float(samples[:, :4].std()) < 0.1
 
 
 @over_pure
-def test_leading_spacing_without_signal_is_refused_because_the_mean_of_the_data_is_missed(schedule):
+def test_leading_spacing_is_refused_at_zero_snr_where_it_biases_the_mean(schedule):
     words = "spacing=leading", f"schedule={schedule.name}", "use spacing=trailing"
-    only(found(schedule, V, spacing="leading", steps=10), *words)
+    assert_one(problems(schedule, V, spacing="leading", steps=10), *words)
     mean, x, ends = 2.0, torch.cat((states(), -states())), {}
     for spacing in (leading, trailing):
         grid = Grid.of(schedule, spacing(schedule, 10))
@@ -217,16 +228,16 @@ def test_leading_spacing_without_signal_is_refused_because_the_mean_of_the_data_
 
 
 @pytest.mark.parametrize("schedule", [cosine(), sigmoid()], ids=schedule_name)
-def test_eps_with_hardly_any_signal_is_refused_because_the_first_step_multiplies_the_network_s_error(schedule):
+def test_eps_prediction_is_refused_where_the_first_step_amplifies_errors(schedule):
     words = "prediction=eps", f"schedule={schedule.name}", "spacing=trailing", "steps=20", "use prediction=v"
-    only(found(schedule, EPS, spacing="trailing", steps=20), *words)
-    assert found(schedule, EPS, spacing="leading", steps=20) == []
+    assert_one(problems(schedule, EPS, spacing="trailing", steps=20), *words)
+    assert problems(schedule, EPS, spacing="leading", steps=20) == []
     off = {}
     for prediction, spacing in ((EPS, "trailing"), (EPS, "leading"), (V, "trailing")):
         exact = gaussian(schedule, 0.0, 0.5)
 
         def network(x, time, conditioning, prediction=prediction, exact=exact):
-            """1 % off."""
+            """The exact output plus 0.01."""
             t = time[:1].double()
             alpha, sigma, x0 = schedule.alpha(t), schedule.sigma(t), exact(x, float(t))
             return prediction.target(x0, (x - alpha * x0) / sigma, alpha, sigma) + 0.01
@@ -241,11 +252,11 @@ def test_eps_with_hardly_any_signal_is_refused_because_the_first_step_multiplies
 
 @pytest.mark.parametrize(("sampler", "steps"), [("pndm", 20), ("pndm", 50), ("heun", 5), ("edm", 4)])
 @pytest.mark.parametrize("schedule", [cosine(), sigmoid()], ids=schedule_name)
-def test_a_sampler_that_fails_the_first_step_is_refused_because_data_come_out_far_too_wide(sampler, steps, schedule):
+def test_a_sampler_whose_first_step_makes_samples_too_wide_is_refused(sampler, steps, schedule):
     settings = {"sampler": sampler, "steps": steps}
     words = f"sampler={sampler}", "spacing=trailing", f"steps={steps}", f"schedule={schedule.name}", "dpmpp_2m"
-    only(found(schedule, V, spacing="trailing", **settings), *words)
-    assert found(schedule, V, spacing="leading", **settings) == []
+    assert_one(problems(schedule, V, spacing="trailing", **settings), *words)
+    assert problems(schedule, V, spacing="leading", **settings) == []
     wide = {}
     for name, spacing in ((sampler, trailing), (sampler, leading), ("dpmpp_2m", trailing)):
         grid = Grid.of(schedule, spacing(schedule, steps))
@@ -254,26 +265,26 @@ def test_a_sampler_that_fails_the_first_step_is_refused_because_data_come_out_fa
     assert wide[sampler, trailing] > 10 > 3 > max(wide[sampler, leading], wide["dpmpp_2m", trailing])
 
 
-def test_a_guidance_interval_that_holds_no_time_is_refused_because_there_is_no_guidance():
+def test_a_guidance_interval_without_sampled_times_is_refused():
     interval = (200.0, 800.0)  # times of another schedule
     settings = {"spacing": "trailing", "steps": 10}
     words = "interval [200.0, 800.0]", "schedule=scaled_linear", "[0.3, 5]"
-    only(found(SD, V, guidance_interval=interval, **settings), *words)
-    only(found(SD, V, guidance_interval=interval), *words)
-    only(found(SD, V, guidance_interval=(1.0, 1.001), **settings), "holds no time")
+    assert_one(problems(SD, V, guidance_interval=interval, **settings), *words)
+    assert_one(problems(SD, V, guidance_interval=interval), *words)
+    assert_one(problems(SD, V, guidance_interval=(1.0, 1.001), **settings), "contains no sampled time")
     positive, x = Conditioning(text=torch.ones(4, 1, 1)), states(4)
 
     def denoiser(x, t, conditioning):
         return x + conditioning.get("text").view(-1, 1, 1, 1)
 
-    guided = classifier_free(denoiser, positive, positive.map(torch.neg), 7.5, times_of(SD, interval))
+    guided = classifier_free(denoiser, positive, positive.map(torch.neg), 7.5, interval_to_times(SD, interval))
     assert all(torch.equal(guided(x, t), denoiser(x, t, positive)) for t in trailing(SD, 10).tolist())
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"spacing": "leading", "steps": 1000}, ("take fewer steps",)),
+        ({"spacing": "leading", "steps": 1000}, ("use fewer steps",)),
         ({"spacing": "trailing", "steps": 0}, ("steps is 0",)),
         ({"spacing": "sideways"}, ("spacing is 'sideways'", "trailing")),
         ({"guidance_interval": [1.0]}, ("interval is [1.0]", "[0.3, 5]")),
@@ -283,20 +294,20 @@ def test_a_guidance_interval_that_holds_no_time_is_refused_because_there_is_no_g
         ({"sampler": "ddim", "sampler_options": {"eat": 1.0}}, ("eat", "eta")),
     ],
 )
-def test_what_a_spacing_sampler_or_interval_cannot_be_is_told_not_raised(settings, words):
-    only(found(linear(), V, **settings), *words)
+def test_invalid_spacings_samplers_and_intervals_are_reported_not_raised(settings, words):
+    assert_one(problems(linear(), V, **settings), *words)
 
 
-def test_everything_wrong_is_told_at_once():
-    sentences = found(
+def test_all_contradictions_are_reported_at_once():
+    sentences = problems(
         FLOW, EPS, min_snr(), time="log_sigma", spacing="leading", steps=10, guidance=2, caption_dropout=0
     )
     assert len(sentences) == 4
 
 
 @pytest.mark.parametrize("scale", [3.0, 7.5])
-def test_there_is_no_rule_for_guidance_without_rescaling_because_zero_terminal_snr_makes_it_no_worse(scale):
-    """Lin et al. 2024, section 3.4, name the combination; for exact denoisers the schedule makes no difference."""
+def test_zero_terminal_snr_does_not_amplify_guidance_so_no_rule_forbids_it(scale):
+    """Lin et al. 2024, section 3.4, warn of it, but with exact denoisers the schedule makes no difference."""
     ends = []
     for schedule in (SD, zero_terminal_snr(SD)):
         positive, negative = gaussian(schedule, 0.8, 0.5), gaussian(schedule, 0.0, 0.5)

@@ -6,7 +6,7 @@ import torch
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow, scaled_linear
-from ldm.sampling.driver import SAMPLERS, Cancelled, sample, solver_of
+from ldm.sampling.driver import SAMPLERS, Cancelled, get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.one_step import ddim, ddpm, euler
 from ldm.sampling.spacing import trailing
@@ -16,33 +16,33 @@ X = states(4)
 GRID = Grid.of(scaled_linear(), trailing(scaled_linear(), 5))
 
 
-def test_every_step_is_told_with_what_the_denoiser_said():
-    said, told = [], []
+def test_each_preview_receives_the_estimate_of_x0():
+    estimates, previews = [], []
 
     def denoise(x, t):
-        said.append(mixture(scaled_linear())(x, t))
-        return said[-1]
+        estimates.append(mixture(scaled_linear())(x, t))
+        return estimates[-1]
 
-    sample(euler, denoise, X, GRID, on_preview=lambda *news: told.append(news))
-    assert [step for step, _ in told] == [*range(5)]
-    assert all(told_x0 is x0 for (_, told_x0), x0 in zip(told, said, strict=True))
+    sample(euler, denoise, X, GRID, on_preview=lambda step, x0: previews.append((step, x0)))
+    assert [step for step, _ in previews] == [*range(5)]
+    assert all(preview is x0 for (_, preview), x0 in zip(previews, estimates, strict=True))
 
 
-def test_steps_are_counted_and_previews_come_as_often_as_asked():
+def test_steps_are_counted_and_previews_arrive_at_the_given_interval():
     steps, previews = [], []
     sample(
         euler,
         mixture(scaled_linear()),
         X,
         GRID,
-        on_step=lambda *news: steps.append(news),
+        on_step=lambda *progress: steps.append(progress),
         on_preview=lambda step, x0: previews.append(step),
         preview_every=2,
     )
     assert steps == [(step, 5) for step in range(5)] and previews == [1, 3]
 
 
-def test_cancelling_ends_the_walk_after_the_step_that_was_under_way():
+def test_cancelling_stops_sampling_after_the_current_step():
     steps = []
     with pytest.raises(Cancelled, match="cancelled after step 2 of 5"):
         sample(
@@ -50,13 +50,13 @@ def test_cancelling_ends_the_walk_after_the_step_that_was_under_way():
             mixture(scaled_linear()),
             X,
             GRID,
-            on_step=lambda *news: steps.append(news),
+            on_step=lambda *progress: steps.append(progress),
             cancelled=lambda: len(steps) == 2,
         )
     assert len(steps) == 2
 
 
-def test_a_state_that_breaks_is_not_shown_in_a_preview():
+def test_a_state_that_is_not_finite_is_not_shown_in_a_preview():
     shown = []
     with pytest.raises(FloatingPointError, match="step 2 of 5"):
         broken = GRID.points[1].time
@@ -79,50 +79,52 @@ def test_a_state_that_breaks_is_not_shown_in_a_preview():
         ("lms", {"order": 2.5}, "order is 2.5, but must be a whole number"),
         ("deis", {"variable": "rho"}, "variable is 'rho', but must be one of time, ratio, log_ratio"),
         ("heun", {"path": "vp"}, "path is 'vp', but must be one of edm, flow"),
-        ("edm", {"s_churn": -1.0}, "s_churn is -1.0, but must be a number from 0.0 up"),
+        ("edm", {"s_churn": -1.0}, "s_churn is -1.0, but must be a number of at least 0.0"),
         ("edm", {"s_tmin": 9.0, "s_tmax": 1.0}, "s_tmin is 9.0, but must be a number from 0.0 to 1.0"),
         ("pndm", {"prk": "false"}, "sampler=pndm's option prk is 'false', but must be true or false"),
         (["ddim"], {}, r"sampler is \['ddim'\], but must be one of"),
     ],
 )
-def test_samplers_and_options_that_there_are_not_are_refused_in_one_sentence(name, options, message):
+def test_unknown_samplers_and_invalid_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
-        solver_of(name, options)
+        get_solver(name, options)
 
 
-def test_a_sampler_with_its_options_is_the_function_with_them():
+def test_get_solver_binds_the_options():
     grid, denoise = GRID, mixture(scaled_linear())
-    chosen = sample(solver_of("ddim", {"eta": 1.0}), denoise, X, grid, lambda draw: X)
+    chosen = sample(get_solver("ddim", {"eta": 1.0}), denoise, X, grid, lambda draw: X)
     assert torch.equal(chosen, sample(partial(ddim, eta=1.0), denoise, X, grid, lambda draw: X))
 
 
-def test_no_graph_is_kept():
+def test_sampling_records_no_gradients():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     assert not sample(euler, lambda x, t: weight * x, X, GRID).requires_grad
 
 
-def test_the_given_state_is_not_written_to():
+def test_the_initial_state_is_not_modified():
     x = X.clone()
     for solver in SAMPLERS.values():
         sample(solver, lambda x, t: x / 2, x, GRID, lambda step: X)
     assert torch.equal(x, X)
 
 
-def test_a_state_that_breaks_is_reported_with_the_first_step_at_which_it_did():
+def test_the_first_step_with_a_state_that_is_not_finite_is_reported():
     broken = GRID.points[2].time
     message = rf"step 3 of 5 \(time {broken:g}, sigma 0\.\d+\): the network most likely overflowed"
     with pytest.raises(FloatingPointError, match=message):
         sample(euler, lambda x, t: x * (float("inf") if t == broken else 1), X, GRID)
 
 
-def test_eps_prediction_from_pure_noise_is_reported_with_its_cause():
+def test_the_error_names_eps_prediction_from_pure_noise_as_the_cause():
     flow = Flow()
     denoiser = Denoiser(lambda x, *_: x / 2, flow, Prediction("eps"))
     context = torch.zeros(4, 1, 1)
-    with pytest.raises(FloatingPointError, match=r"step 1 of 4 .*alpha is 0 there.*use prediction v or flow"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 1 of 4 .*divides by alpha, which is 0 there, so use prediction v or flow"
+    ):
         sample(euler, lambda x, t: denoiser(x, t, context), X, Grid.of(flow, trailing(flow, 4)))
 
 
-def test_a_sampler_that_draws_noise_asks_for_it():
+def test_a_stochastic_sampler_without_noise_is_refused():
     with pytest.raises(ValueError, match="pass it as `noise`"):
         sample(ddpm, mixture(scaled_linear()), X, GRID)

@@ -25,7 +25,7 @@ def test_the_first_step_is_ddim(schedule, solver):
 
 
 @every_schedule
-def test_lms_of_order_one_is_euler_and_of_higher_order_is_deis_in_the_ratio(schedule):
+def test_lms_of_order_1_is_euler_and_of_order_3_is_deis_in_the_ratio(schedule):
     grid, denoise = log_snr_grid(schedule, 9), mixture(schedule)
     torch.testing.assert_close(sample(partial(lms, order=1), denoise, X, grid), sample(euler, denoise, X, grid))
     rho = partial(deis, order=3, variable="ratio", lower_order_final=False)
@@ -33,9 +33,8 @@ def test_lms_of_order_one_is_euler_and_of_higher_order_is_deis_in_the_ratio(sche
 
 
 @pytest.mark.parametrize("variable", ["time", "ratio", "log_ratio"])
-def test_weights_integrate_polynomials_of_their_variable_exactly(variable):
-    """That of degree 2 through three nodes, by parts: over the ratio r, the integral of v² is [r·v²] less that of
-    2·r·v over v, which for ratio and log_ratio are in closed form and for the time come from a fine sum."""
+def test_noise_weights_integrate_quadratic_polynomials_exactly(variable):
+    """The reference integrates 1, v and v² of the variable v over sigma/alpha by a fine trapezoidal sum."""
     grid = log_snr_grid(Flow(), 4)
     *_, c, b, t, s = grid.points
     value = {"time": lambda p: p.time, "ratio": lambda p: p.ratio, "log_ratio": lambda p: -p.log_snr / 2}[variable]
@@ -50,7 +49,7 @@ def test_weights_integrate_polynomials_of_their_variable_exactly(variable):
         assert actual == pytest.approx(float(expected), rel=1e-7)
 
 
-def test_pndm_calls_four_times_in_its_first_three_steps_and_plms_twice_in_its_first():
+def test_pndm_makes_four_calls_in_each_of_three_steps_and_plms_two_in_one():
     def calls(solver, steps=6):
         times = []
         grid = Grid.of(scaled_linear(), trailing(scaled_linear(), steps))
@@ -70,11 +69,11 @@ def test_pndm_calls_four_times_in_its_first_three_steps_and_plms_twice_in_its_fi
 
 
 @pytest.mark.parametrize("solver", [lms, deis, pndm])
-def test_pure_noise_is_left_by_ddim_and_not_extrapolated_from(solver):
-    """The second step starts a history of its own: it is the first one of a walk from there."""
+def test_the_step_from_pure_noise_is_ddim_and_leaves_no_history(solver):
+    """The second step equals the first step of sampling that starts there."""
     grid, denoise = Grid.of(Flow(), trailing(Flow(), 10)), mixture(Flow())
-    walk = solver(denoise, grid.start(X), grid, no_noise)
-    first, second = next(walk), next(walk)
+    run = solver(denoise, grid.start(X), grid, no_noise)
+    first, second = next(run), next(run)
     torch.testing.assert_close(first.x, next(ddim(denoise, grid.start(X), grid, no_noise)).x)
     rest = Grid(grid.points[1:], Flow())
     torch.testing.assert_close(second.x, next(solver(denoise, first.x, rest, no_noise)).x)

@@ -21,7 +21,7 @@ def noise(step):
 
 
 def setup(schedule, steps=10):
-    """A grid from the last time to the clean end, its first state and a denoiser."""
+    """Returns a grid from the last time to the clean end, a state at its first point, and a denoiser."""
     grid = Grid.of(schedule, trailing(schedule, steps))
     return grid, grid.start(X), mixture(schedule)
 
@@ -51,7 +51,7 @@ def test_on_flow_euler_follows_the_velocity_in_t():
     torch.testing.assert_close(sample(euler, denoise, x, grid), expected)
 
 
-def test_off_flow_euler_is_not_euler_in_the_time_of_the_schedule():
+def test_on_other_schedules_euler_is_not_euler_in_time():
     schedule, h = scaled_linear(), 1e-3
     denoise = mixture(schedule)
     grid = Grid.of(schedule, torch.tensor([500.0, 500 - h, 100.0]).double(), clean=False)
@@ -61,7 +61,7 @@ def test_off_flow_euler_is_not_euler_in_the_time_of_the_schedule():
     velocity = ((t.alpha - ahead.alpha) * x0 + (t.sigma - ahead.sigma) * eps) / h
     step, tiny = (next(euler(denoise, X, Grid((t, end), schedule), noise)).x for end in (s, ahead))
     assert (step - (X + (s.time - t.time) * velocity)).abs().mean() > 0.01
-    torch.testing.assert_close(tiny, X - h * velocity)  # though both follow the same path
+    torch.testing.assert_close(tiny, X - h * velocity)  # both follow the same ODE
 
 
 @every_schedule
@@ -73,7 +73,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_same_noise(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=schedule_name)
-def test_ddpm_draws_with_the_posterior_variance(schedule):
+def test_ddpm_adds_noise_of_the_posterior_variance(schedule):
     grid, x, denoise = setup(schedule)
     t, s = grid.points[:2]
     with_noise = next(ddpm(denoise, x, grid, noise)).x
@@ -83,8 +83,8 @@ def test_ddpm_draws_with_the_posterior_variance(schedule):
 
 
 @every_schedule
-def test_ddpm_keeps_the_marginals_of_a_known_point(schedule):
-    """With data at one point m, x_s is alpha_s·m + sigma_s·eps again: its mean and variance, at each step."""
+def test_ddpm_keeps_the_marginals_of_data_at_one_point(schedule):
+    """For data at a single point m, x_s is alpha_s·m + sigma_s·eps, with mean and variance checked at each step."""
     grid, m = Grid.of(schedule, trailing(schedule, 6)), 0.7
     mean, variance = grid.points[0].alpha * m, grid.points[0].sigma ** 2
 
@@ -102,10 +102,10 @@ def test_ddpm_keeps_the_marginals_of_a_known_point(schedule):
 @every_schedule
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
-def test_data_at_one_point_are_reached_exactly_from_any_noise(schedule, name, steps):
+def test_every_sampler_reaches_data_at_one_point_exactly(schedule, name, steps):
     grid = Grid.of(schedule, trailing(schedule, steps))
     end = sample(SAMPLERS[name], lambda x, t: torch.full_like(x, 0.7), grid.start(X), grid, noise)
-    # Errors of rounding in eps are multiplied by sigma/alpha, which begins at 20,000 on the cosine schedule.
+    # Rounding errors in eps are multiplied by sigma/alpha, which is 20,000 at the end of the cosine schedule.
     worst = max(point.ratio for point in grid.points if point.alpha > 0)
     atol = 1e-12 + (1e-12 * worst**2 if name in ("lms", "pndm", "deis") else 0)
     torch.testing.assert_close(end, torch.full_like(X, 0.7), rtol=0, atol=atol)
@@ -115,8 +115,8 @@ def test_data_at_one_point_are_reached_exactly_from_any_noise(schedule, name, st
 @pytest.mark.parametrize(
     ("solver", "bound"), [(euler, 2e-2), (heun, 2e-4), (SAMPLERS["dpmpp_2m"], 2e-4), (SAMPLERS["unipc"], 2e-4)]
 )
-def test_a_gaussian_is_carried_along_its_exact_path(schedule, solver, bound):
-    """(x - alpha·m) / sqrt(alpha²·s² + sigma²) stays the same all the way."""
+def test_solvers_follow_the_exact_path_of_gaussian_data(schedule, solver, bound):
+    """(x - alpha·m) / sqrt(alpha²·s² + sigma²) is constant along the path."""
     mean, std = 0.5, 0.3
     grid = log_snr_grid(schedule, 150)
     (start, width), (end, end_width) = (
@@ -145,8 +145,8 @@ def test_edm_without_churn_is_heun(schedule):
 
 @pytest.mark.parametrize("solver", [edm, dpmpp_sde, partial(dpmpp_2s, eta=1.0), partial(ddpm)])
 @pytest.mark.parametrize("schedule", [scaled_linear(), Flow()], ids=schedule_name)
-def test_noise_on_the_way_keeps_the_marginals_of_a_known_point(schedule, solver):
-    """With data at one point m, x_s is alpha_s·m + sigma_s·eps again: its mean and variance at the end."""
+def test_stochastic_solvers_keep_the_marginals_of_data_at_one_point(schedule, solver):
+    """For data at a single point m, x_s is alpha_s·m + sigma_s·eps, whose mean and variance are checked at the end."""
     m, steps = 0.7, 6
     grid = log_snr_grid(schedule, steps)
     first, last = grid.points[0], grid.points[-1]
@@ -161,31 +161,31 @@ def test_noise_on_the_way_keeps_the_marginals_of_a_known_point(schedule, solver)
     assert float((end[1:] - end[0]).norm()) == pytest.approx(last.sigma)
 
 
-def test_churn_asks_the_denoiser_at_the_raised_noise_and_never_above_the_schedule_s():
-    asked = []
+def test_churn_raises_the_noise_level_within_the_range_of_the_schedule():
+    times_called = []
 
     def denoise(x, t):
-        asked.append(t)
+        times_called.append(t)
         return x / 2
 
     schedule = scaled_linear()
     grid = Grid.of(schedule, trailing(schedule, 3))
     sample(partial(edm, s_churn=1.0), denoise, grid.start(X), grid, noise)
-    hat, at = (grid.at(t) for t in (asked[2], grid.points[1].time))
-    assert asked[0] == grid.points[0].time  # the last index: there is no more noise
+    hat, at = (grid.at(t) for t in (times_called[2], grid.points[1].time))
+    assert times_called[0] == grid.points[0].time  # the last index, beyond which the schedule has no noise level
     assert hat.ratio == pytest.approx(at.ratio * (1 + 1 / 3))
 
 
-def test_dpmpp_2s_asks_in_the_middle_of_each_step_in_log_snr_or_at_every_second_point():
+def test_dpmpp_2s_calls_at_midpoints_in_log_snr_or_at_every_second_point():
     def times(solver, grid):
-        asked = []
+        times_called = []
 
         def denoise(x, t):
-            asked.append(t)
+            times_called.append(t)
             return x / 2
 
         sample(solver, denoise, X, grid)
-        return asked
+        return times_called
 
     schedule = Flow()
     grid = log_snr_grid(schedule, 5)
@@ -200,7 +200,7 @@ def test_dpmpp_2s_asks_in_the_middle_of_each_step_in_log_snr_or_at_every_second_
 
 @every_schedule
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_state_keeps_its_type(schedule, name):
+def test_the_state_keeps_its_dtype(schedule, name):
     grid = Grid.of(schedule, trailing(schedule, 3))
     x = grid.start(X.float())
     end = sample(SAMPLERS[name], lambda x, t: x / 2, x, grid, lambda step: noise(step).float())

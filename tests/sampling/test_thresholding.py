@@ -11,21 +11,21 @@ def identity(x, t):
     return x
 
 
-def test_static_thresholding_cuts_x0_off():
-    cut = static(identity, 0.5)(X, 1.0)
-    assert torch.equal(cut, X.clamp(-0.5, 0.5)) and cut.abs().max() == 0.5
+def test_static_thresholding_clamps_x0():
+    clamped = static(identity, 0.5)(X, 1.0)
+    assert torch.equal(clamped, X.clamp(-0.5, 0.5)) and clamped.abs().max() == 0.5
 
 
-def test_dynamic_thresholding_brings_each_picture_into_range_by_its_own_bright_share():
+def test_dynamic_thresholding_scales_each_image_by_its_own_quantile():
     bright = X * torch.tensor([1, 2, 3, 4, 5]).view(-1, 1, 1, 1)
     inside = dynamic(identity, share=0.5)(bright, 1.0)
     assert inside.abs().amax((1, 2, 3)).tolist() == pytest.approx([1.0] * 5)
-    for picture, result in zip(bright, inside, strict=True):
-        bound = max(float(picture.abs().flatten().sort().values[1:3].mean()), 1.0)
-        torch.testing.assert_close(result, picture.clamp(-bound, bound) / bound)
+    for image, result in zip(bright, inside, strict=True):
+        bound = max(float(image.abs().flatten().sort().values[1:3].mean()), 1.0)
+        torch.testing.assert_close(result, image.clamp(-bound, bound) / bound)
 
 
-def test_dynamic_thresholding_leaves_what_is_in_range_as_it_is():
+def test_dynamic_thresholding_keeps_values_within_the_limit():
     x = X / X.abs().max()
     torch.testing.assert_close(dynamic(identity)(x, 1.0), x)
 
@@ -41,6 +41,6 @@ def test_dynamic_thresholding_leaves_what_is_in_range_as_it_is():
         ),
     ],
 )
-def test_thresholds_that_cannot_be_are_refused(make, message):
+def test_invalid_thresholds_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -28,7 +28,7 @@ def with_similarities(module: ClipTraining, logits: Tensor) -> None:
     module.clip.forward = lambda tokens, images: logits  # type: ignore[method-assign]
 
 
-def test_of_different_captions_the_loss_is_clips() -> None:
+def test_the_loss_on_distinct_captions_is_that_of_clip() -> None:
     module, images = training(), batch(0, 1, 2, 3)
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     with_similarities(module, logits)
@@ -38,14 +38,14 @@ def test_of_different_captions_the_loss_is_clips() -> None:
     torch.testing.assert_close(logged(module), {"train/loss": expected})
 
 
-def test_pictures_of_one_caption_are_all_right_answers() -> None:
+def test_all_images_of_the_same_caption_count_as_matches() -> None:
     module, images = training(), batch(0, 1, 4, 5)  # captions 0 1 0 1
     same = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]] * 2).bool()
     with_similarities(module, torch.where(same, 30.0, -30.0))
-    torch.testing.assert_close(module.training_step(images, 0), torch.tensor(2.0).log())  # two right answers, no wrong
+    torch.testing.assert_close(module.training_step(images, 0), torch.tensor(2.0).log())  # two equal matches
 
 
-def test_similarities_are_those_of_whole_captions_with_the_padding_left_out() -> None:
+def test_similarities_do_not_depend_on_the_padding_of_captions() -> None:
     module, images = training(), batch(0, 1, 2, 3)
     logits, same = module.similarities(images)
     expected = module.clip(TOKENIZER(CAPTIONS), images["image"].float() / 127.5 - 1)
@@ -53,7 +53,7 @@ def test_similarities_are_those_of_whole_captions_with_the_padding_left_out() ->
     assert torch.equal(same, torch.eye(4).bool())
 
 
-def test_tokens_made_ahead_are_used(monkeypatch: Any) -> None:
+def test_tokens_in_the_batch_are_used(monkeypatch: Any) -> None:
     module, images = training(), batch(0, 1, 2, 3)
     expected = module.similarities(images)[0]
     images["tokens"] = TOKENIZER(CAPTIONS)
@@ -61,7 +61,7 @@ def test_tokens_made_ahead_are_used(monkeypatch: Any) -> None:
     assert torch.equal(module.similarities(images)[0], expected)
 
 
-def test_validation_tells_how_many_find_their_partner(tmp_path: Path, monkeypatch: Any) -> None:
+def test_validation_logs_the_shares_of_captions_and_images_matched_correctly(tmp_path: Path, monkeypatch: Any) -> None:
     module, seen = training(), dict[str, Tensor]()
     monkeypatch.setattr("ldm.training.clip.log_validation", lambda module, index, values: seen.update(values))
     nearest = torch.tensor([[2, 1, 0, 0], [0, 2, 0, 1], [0, 0, 2, 3], [0, 0, 3, 2]])
@@ -71,7 +71,7 @@ def test_validation_tells_how_many_find_their_partner(tmp_path: Path, monkeypatc
     assert seen["caption_found"].tolist() == [True, True, False, False]
 
 
-def test_training_brings_pairs_together(tmp_path: Path) -> None:
+def test_training_increases_the_similarity_of_matching_pairs(tmp_path: Path) -> None:
     module = training()
     images = batch(*range(4))
     before = F.cross_entropy(module.similarities(images)[0], torch.arange(4))
@@ -80,7 +80,7 @@ def test_training_brings_pairs_together(tmp_path: Path) -> None:
     assert {"val/pictures/picture_found", "val/pictures/caption_found"} <= trainer.callback_metrics.keys()
 
 
-def test_the_scale_of_every_step_is_at_most_a_hundred(tmp_path: Path) -> None:
+def test_the_logit_scale_is_at_most_100_at_every_step(tmp_path: Path) -> None:
     module, scales = training(), list[float]()
     module.clip.logit_scale.data.fill_(9.0)
     forward = module.clip.forward
@@ -89,9 +89,9 @@ def test_the_scale_of_every_step_is_at_most_a_hundred(tmp_path: Path) -> None:
     assert math.isclose(scales[0], math.log(100), rel_tol=1e-6)
 
 
-def test_its_parts_are_the_towers() -> None:
+def test_the_exported_files_are_the_two_towers() -> None:
     module = training()
     towers = {"text_tower": module.clip.text, "image_tower": module.clip.image}
-    for part, (name, tower) in zip(module.parts(), towers.items(), strict=True):
-        assert part.name == name and part.about == {"kind": name, "config": tower.config}
-        assert native.fingerprint(part.state) == native.fingerprint(tower.state_dict())
+    for file, (name, tower) in zip(module.exported_files(), towers.items(), strict=True):
+        assert file.name == name and file.about == {"kind": name, "config": tower.config}
+        assert native.fingerprint(file.state) == native.fingerprint(tower.state_dict())

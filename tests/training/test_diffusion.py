@@ -20,7 +20,7 @@ from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import Frozen
 from tests.tiny import save_part, tiny_dit, tiny_vae
-from tests.training.tiny import CAPTIONS, Pictures, batch, diffusion, fit
+from tests.training.tiny import CAPTIONS, Images, batch, diffusion, fit
 
 SD = scaled_linear()
 
@@ -41,7 +41,7 @@ def test_the_loss_of_a_perfect_denoiser_is_zero(schedule: Schedule, name: str) -
 
     assert losses(module, 0, 1, 2, 3).min() > 1e-2
     module.denoiser = Denoiser(perfect, schedule, module.prediction)
-    assert losses(module, 0, 1, 2, 3).max() < 1e-6  # the noise is recovered from float32 by dividing by sigma
+    assert losses(module, 0, 1, 2, 3).max() < 1e-6  # the noise is recovered by a float32 division by sigma
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
@@ -51,20 +51,20 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(together.flip(0), losses(module, 3, 2, 1, 0), rtol=1e-5, atol=0)
 
 
-def test_another_epoch_and_another_seed_draw_other_times_and_noise() -> None:
+def test_times_and_noise_depend_on_the_epoch_and_the_seed() -> None:
     first = losses(diffusion(), 0, 1)
     assert not (losses(diffusion(), 0, 1, draw=1) == first).any()
     assert not (losses(diffusion(seed=1), 0, 1) == first).any()
 
 
-def test_latents_are_drawn_from_the_posterior_and_scaled_by_the_first_stage() -> None:
+def test_latents_are_sampled_from_the_posterior_and_scaled_by_the_first_stage() -> None:
     module, images = diffusion(), batch(0, 1)
     noise = normal(0, "posterior", images["id"], images["draw"], (4, 4, 4))
     expected = tiny_vae().encode(images["image"].float() / 127.5 - 1, noise)
     torch.testing.assert_close(module.latents(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_moments_from_a_cache_train_as_the_pictures_do() -> None:
+def test_cached_moments_give_the_losses_of_their_images() -> None:
     module, images = diffusion(), batch(0, 1, 2)
     cached: dict[str, Any] = {name: images[name] for name in ("id", "draw", "caption")}
     cached["moments"] = module.first_stage.moments(images["image"].float() / 127.5 - 1)
@@ -72,7 +72,7 @@ def test_moments_from_a_cache_train_as_the_pictures_do() -> None:
     torch.testing.assert_close(module.losses(cached)[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_conditioning_is_what_the_text_encoder_makes_of_the_captions() -> None:
+def test_the_conditioning_is_the_text_encoding_of_the_captions() -> None:
     module = diffusion()
     text = module.conditioning(batch(0, 1, 2, 3)).get("text")
     assert text.shape == (4, 16, 16) and torch.equal(text, module.text_encoder.encode(CAPTIONS).get("text"))
@@ -83,7 +83,7 @@ def states_of(module: DiffusionTraining, images: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
-def test_states_from_a_cache_train_as_the_text_encoder_does_dropped_captions_too(
+def test_cached_text_states_train_like_the_text_encoder_even_with_dropped_captions(
     dtype: torch.dtype, digits: float
 ) -> None:
     module, images = diffusion(caption_dropout=0.5), batch(*range(8))
@@ -96,7 +96,7 @@ def test_states_from_a_cache_train_as_the_text_encoder_does_dropped_captions_too
     )
 
 
-def test_the_empty_caption_that_validation_asked_for_first_trains_too() -> None:
+def test_an_empty_caption_cached_in_inference_mode_can_be_trained_with() -> None:
     module, images = diffusion(caption_dropout=0.9), batch(0, 1)
     images["states"] = states_of(module, images)
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_the_empty_caption_that_validation_asked_for_first_trains_too() -> None:
     assert module.backbone.conv_in.weight.grad is not None
 
 
-def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_captions_is_dropped_and_a_different_one_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     module, n, dropped = diffusion(caption_dropout=0.1), 4000, []
 
     def note(batch: dict[str, Any], rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,25 +120,23 @@ def test_a_share_of_captions_is_dropped_and_another_one_in_the_next_epoch(monkey
     assert len(dropped[0] & dropped[1]) < 40 + 4 * 40**0.5
 
 
-def test_a_dropped_caption_counts_as_the_empty_one() -> None:
+def test_a_dropped_caption_is_replaced_by_the_empty_one() -> None:
     module, images = diffusion(), batch(0, 1, 2)
     empty = module.losses({**images, "caption": ["", images["caption"][1], ""]})[1]
     assert torch.equal(module.losses(images, torch.tensor([True, False, True]))[1], empty)
 
 
-def test_validation_uses_the_same_times_and_noise_each_time_and_every_caption(tmp_path: Path) -> None:
+def test_validation_uses_fixed_times_and_noise_and_drops_no_caption(tmp_path: Path) -> None:
     module = diffusion(caption_dropout=0.9)
     trainer = fit(tmp_path, module, steps=4)
-    samples = [Pictures(6, seed=1)[index] for index in range(6)]
+    samples = [Images(6, seed=1)[index] for index in range(6)]
     images = {**collate(samples), "draw": torch.zeros(6).long()}
     expected = module.losses(images)[1].mean()
     torch.testing.assert_close(trainer.callback_metrics["val/pictures/loss"], expected.detach(), rtol=1e-5, atol=0)
 
 
-def test_tokens_made_ahead_by_the_workers_train_to_the_same_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, ahead, called = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5), []
+def test_tokenizing_in_workers_gives_bit_identical_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, ahead, called = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5), []
     with monkeypatch.context() as patch:
         tokenize = ahead.tokenize
 
@@ -147,13 +145,13 @@ def test_tokens_made_ahead_by_the_workers_train_to_the_same_bit(
             return tokenize(captions)
 
         patch.setattr(ahead, "tokenize", note)
-        losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (here, ahead)]
-    assert {*called} == {""}  # in this process
+        losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (local, ahead)]
+    assert {*called} == {""}  # the main process tokenizes only the empty caption
     assert losses[0] == losses[1]
-    assert all(torch.equal(a, b) for a, b in zip(here.backbone.parameters(), ahead.backbone.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(local.backbone.parameters(), ahead.backbone.parameters(), strict=True))
 
 
-def test_training_changes_the_denoising_network_and_nothing_else(tmp_path: Path) -> None:
+def test_training_changes_only_the_denoising_network(tmp_path: Path) -> None:
     module, fresh = diffusion(), diffusion()
     trainer = fit(tmp_path, module)
     for ours, theirs in zip(module.frozen, fresh.frozen, strict=True):
@@ -164,13 +162,13 @@ def test_training_changes_the_denoising_network_and_nothing_else(tmp_path: Path)
     assert [*state] == [f"backbone.{name}" for name, _ in module.backbone.named_parameters()]
 
 
-def test_frozen_parts_follow_the_denoising_network_to_its_device() -> None:
+def test_frozen_networks_are_moved_to_the_device_of_the_denoising_network() -> None:
     module = diffusion().to("meta")
     module.on_fit_start()
     assert {p.device.type for network in module.frozen for p in network.parameters()} == {"meta"}
 
 
-def test_what_it_says_of_itself_is_all_that_sampling_needs(tmp_path: Path) -> None:
+def test_about_has_everything_that_sampling_needs(tmp_path: Path) -> None:
     module = diffusion()
     about = module.about()
     for name, kind, network in [
@@ -185,7 +183,7 @@ def test_what_it_says_of_itself_is_all_that_sampling_needs(tmp_path: Path) -> No
     torch.testing.assert_close(model.backbone(*inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_text_encoder_of_another_width_is_refused() -> None:
+def test_a_text_encoder_of_the_wrong_width_is_refused() -> None:
     unet = UNet(width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=32, groups=4)
     with pytest.raises(
         ValueError, match="the unet reads text of width 32, but the text encoder gives text of width 16"
@@ -193,14 +191,14 @@ def test_a_text_encoder_of_another_width_is_refused() -> None:
         diffusion(backbone=unet)
 
 
-def test_latents_of_other_channels_are_refused() -> None:
+def test_latents_with_the_wrong_number_of_channels_are_refused() -> None:
     unet = UNet(3, 3, width=8, multipliers=(1,), blocks=1, depth=(1,), heads=2, context_width=16, groups=4)
     with pytest.raises(ValueError, match="the first stage has 4 latent channels, but the unet takes 3"):
         diffusion(backbone=unet)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_a_dropout_that_is_no_share_is_refused(share: float) -> None:
+def test_a_caption_dropout_outside_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"training.caption_dropout"):
         diffusion(caption_dropout=share)
 
@@ -211,12 +209,12 @@ def saved(module: DiffusionTraining) -> dict[str, Any]:
     return checkpoint
 
 
-def test_a_checkpoint_of_its_own_is_taken() -> None:
+def test_a_checkpoint_of_the_same_model_is_accepted() -> None:
     diffusion().on_load_checkpoint(saved(diffusion(sampling={}, caption_dropout=0.5)))
 
 
 def as_of_version_0_1(path: Path) -> None:
-    """Rewrites a checkpoint as that version wrote it: the weights are named unet."""
+    """Rewrites a checkpoint in the format of version 0.1, where weights are named unet."""
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"] = {
         name.replace("backbone.", "unet.", 1): tensor for name, tensor in checkpoint["state_dict"].items()
@@ -238,9 +236,9 @@ def test_a_checkpoint_of_version_0_1_is_resumed_bit_for_bit(tmp_path: Path) -> N
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
+def test_a_checkpoint_of_a_different_unet_is_refused_with_the_difference() -> None:
     other = UNet(width=16, multipliers=(1, 2), blocks=1, depth=(0, 1), heads=2, context_width=16, groups=4)
-    with pytest.raises(ValueError, match=r"another model than this config builds \(width 16 → 8\)"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(width 16 → 8\)"):
         diffusion().on_load_checkpoint(saved(diffusion(backbone=other)))
 
 
@@ -253,17 +251,17 @@ def test_a_checkpoint_of_another_unet_is_refused_with_what_differs() -> None:
     ],
     ids=["prediction", "schedule", "first_stage"],
 )
-def test_a_checkpoint_that_was_trained_otherwise_is_refused(how: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"another model than this config builds \\({next(iter(how))} "):
+def test_a_checkpoint_trained_with_other_model_settings_is_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"a different model than this config builds \\({next(iter(how))} "):
         diffusion().on_load_checkpoint(saved(diffusion(**how)))
 
 
-def test_a_checkpoint_of_something_else_is_refused() -> None:
-    with pytest.raises(ValueError, match="not one of a diffusion run"):
+def test_a_checkpoint_of_another_kind_of_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="not from a diffusion run"):
         diffusion().on_load_checkpoint({"state_dict": {}})
 
 
-def test_a_run_s_global_batches_have_a_time_in_every_stratum(tmp_path: Path) -> None:
+def test_every_global_batch_has_a_time_in_every_stratum(tmp_path: Path) -> None:
     module, times = diffusion(stratified=True), []
     losses = module.losses
 
@@ -280,17 +278,15 @@ def test_a_run_s_global_batches_have_a_time_in_every_stratum(tmp_path: Path) -> 
         assert (t.sort().values * 4).floor().tolist() == [0, 1, 2, 3]
 
 
-def test_the_time_that_the_network_is_told_is_a_setting_that_its_checkpoints_hold() -> None:
+def test_the_time_input_is_a_setting_that_checkpoints_store() -> None:
     module = diffusion(schedule=EDM(), times=Uniform(EDM()), time="log_sigma")
     assert module.denoiser.time == "log_sigma" == module.about()["model"]["time"]
-    with pytest.raises(ValueError, match=r"another model than this config builds \(time log_sigma → thousand\)"):
+    with pytest.raises(ValueError, match=r"a different model than this config builds \(time log_sigma → thousand\)"):
         diffusion(schedule=EDM(), times=Uniform(EDM())).on_load_checkpoint(saved(module))
 
 
 @pytest.mark.slow
-def test_a_compiled_unet_is_compiled_once_whatever_validation_asks_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_unet_is_compiled_once_despite_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda unet, mode, dynamic: compile_(unet, backend=counter, dynamic=dynamic))
     module = diffusion(compile="default")
@@ -302,29 +298,29 @@ def test_a_compiled_unet_is_compiled_once_whatever_validation_asks_of_it(
     assert module.state_dict().keys() == diffusion().state_dict().keys()
 
 
-def test_the_loss_that_is_logged_is_that_of_the_global_batch(tmp_path: Path) -> None:
-    whole, halves = (fit(tmp_path, diffusion(), 3, None, size, accumulate_grad_batches=4 // size) for size in (4, 2))
+def test_the_logged_loss_is_that_of_the_global_batch(tmp_path: Path) -> None:
+    full, split = (fit(tmp_path, diffusion(), 3, None, size, accumulate_grad_batches=4 // size) for size in (4, 2))
     for name in ("train/loss", "val/pictures/loss"):
-        torch.testing.assert_close(whole.callback_metrics[name], halves.callback_metrics[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(full.callback_metrics[name], split.callback_metrics[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_compile_mode_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training\.compile=fastest is no mode of torch's; choose default, reduce"):
+def test_an_unknown_compile_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"training\.compile=fastest is not a mode of torch\.compile: choose default"):
         diffusion(compile="fastest")
 
 
-def test_float32_masters_of_bfloat16_need_sharding(tmp_path: Path) -> None:
+def test_bfloat16_compute_with_float32_weights_requires_fsdp(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision=bf16-true keeps float32 weights only with strategy=fsdp"):
         fit(tmp_path, diffusion(compute="bfloat16"))
 
 
 @pytest.mark.parametrize("size", [(8, 9), (7, 8), (0, 8)])
-def test_a_size_that_the_network_cannot_draw_is_refused(size: tuple[int, int]) -> None:
+def test_a_size_that_the_network_cannot_sample_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"training.size is {size[0]}x{size[1]}, .* multiples of 2"):
         diffusion(size=size)
 
 
-def test_images_of_a_size_that_the_network_does_not_take_are_refused_before_training(tmp_path: Path) -> None:
+def test_images_of_an_unsupported_size_are_refused_before_training(tmp_path: Path) -> None:
     module = diffusion(backbone=tiny_dit().train())  # multiples of 4: patches of 2 latent pixels of 2 pixels
     with pytest.raises(ValueError, match=r"the size of an image in data is 6x6, .* multiples of 4"):
         fit(tmp_path, module, side=6)

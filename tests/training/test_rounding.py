@@ -1,4 +1,4 @@
-"""What tolerances of comparisons between trainings rest on."""
+"""Verifies the rounding bound from which tolerances between training runs are derived."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def gradient(dtype: torch.dtype, seed: int, rows: slice) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_float32_gradient_is_the_exact_one_but_for_rounding(seed: int) -> None:
-    exact, whole = (gradient(dtype, seed, slice(4)) for dtype in (torch.float64, torch.float32))
+def test_a_float32_gradient_is_exact_up_to_rounding(seed: int) -> None:
+    exact, full = (gradient(dtype, seed, slice(4)) for dtype in (torch.float64, torch.float32))
     halves = sum(gradient(torch.float32, seed, rows) for rows in (slice(2), slice(2, 4))) / 2
-    for found in (whole, halves):
-        assert (found - exact).abs().max() <= GRADIENT * exact.norm()
+    for rounded in (full, halves):
+        assert (rounded - exact).abs().max() <= GRADIENT * exact.norm()

@@ -13,8 +13,8 @@ from tests.training.tiny import diffusion, fit
 MODULES = {"diffusion": diffusion, "autoencoder": test_autoencoder.training, "clip": test_clip.training}
 
 
-def noted(module: LightningModule) -> list[float]:
-    """The losses of the batches that the module will be trained on."""
+def recorded_losses(module: LightningModule) -> list[float]:
+    """Returns a list that collects the losses of the batches that the module trains on."""
     seen, step = [], module.training_step
 
     def note(batch: dict[str, Any], batch_idx: int) -> Any:
@@ -29,13 +29,13 @@ def noted(module: LightningModule) -> list[float]:
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 def test_the_loss_of_a_step_is_the_mean_over_its_batches(tmp_path: Path, make: Callable[[], LightningModule]) -> None:
     logger, module = Logged(), make()
-    seen = noted(module)
+    seen = recorded_losses(module)
     fit(tmp_path, module, 3, batch_size=2, accumulate_grad_batches=2, logger=logger, log_every_n_steps=1)
     expected = [fmean(seen[2 * step : 2 * step + 2]) for step in range(3)]
     assert list(logger.curve("train/loss").values()) == pytest.approx(expected)
 
 
-def test_the_parts_of_the_autoencoders_loss_add_up_to_it(tmp_path: Path) -> None:
+def test_the_terms_of_the_autoencoder_loss_add_up_to_it(tmp_path: Path) -> None:
     logger, module = Logged(), test_autoencoder.training(kl_weight=0.5)
     fit(tmp_path, module, 2, batch_size=2, accumulate_grad_batches=2, logger=logger, log_every_n_steps=1)
     for row in logger.rows.values():

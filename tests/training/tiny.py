@@ -1,4 +1,4 @@
-"""The smallest trainings and batches."""
+"""Minimal data sets, LightningModules and training runs for tests."""
 
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,16 @@ from ldm.weights.parts import Frozen
 from tests.tiny import SAMPLING, tiny_text_encoder, tiny_unet, tiny_vae
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
-# For trainings that add up the same numbers in different orders, on several ranks or in shards. AdamW divides by
+# For runs that add the same numbers in different orders, on several ranks or in shards. AdamW divides by
 # sqrt(v) + eps, so its default eps would turn the rounding of a gradient near 0 into up to 2·lr.
 STEADY = partial(torch.optim.AdamW, lr=1e-2, eps=1.0, fused=True)
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
-GRADIENT = 16 * UNIT  # a float32 gradient's distance from the exact one, as a share of its norm (test_rounding.py)
+GRADIENT = 16 * UNIT  # error of a float32 gradient relative to its norm (test_rounding.py)
 CAPTIONS = ["a red circle", "blue square on white background", "a white square", "red"]
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Random pictures (3, side, side), each with one of four captions."""
+class Images(Dataset[dict[str, Any]]):
+    """Random images (3, side, side), each with one of four captions."""
 
     def __init__(self, length: int = 8, seed: int = 0, side: int = 8) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ class Pictures(Dataset[dict[str, Any]]):
 
 
 def batch(*ids: int, draw: int = 0) -> dict[str, Any]:
-    samples = [Pictures(max(ids) + 1)[index] for index in ids]
+    samples = [Images(max(ids) + 1)[index] for index in ids]
     return {**collate(samples), "draw": torch.full((len(ids),), draw)}
 
 
@@ -100,8 +100,8 @@ def fit(
     }
     trainer = Trainer(**(settings | how))
     data = DataModule(
-        Pictures(side=side),
-        {"pictures": Pictures(6, seed=1, side=side)},
+        Images(side=side),
+        {"pictures": Images(6, seed=1, side=side)},
         batch_size,
         global_batch=batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         val_batch_size=4,
@@ -113,7 +113,7 @@ def fit(
 
 
 def logged(module: DiffusionTraining | AutoencoderTraining | ClipTraining) -> dict[str, Tensor]:
-    """What the module logs of the batches since its last optimizer step, without a trainer."""
+    """Returns what the module logs for the batches since the last optimizer step, without a Trainer."""
     values: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: values.update({name: value})  # type: ignore[assignment, method-assign]
     module.means.log(module)
@@ -121,10 +121,10 @@ def logged(module: DiffusionTraining | AutoencoderTraining | ClipTraining) -> di
 
 
 def drift(steps: int, lr: float = 1e-2, eps: float = 1.0) -> dict[str, float]:
-    """Tolerances for two trainings by AdamW that differ in the order of additions, with gradients clipped to norm 1.
+    """Returns tolerances for two AdamW runs with different orders of addition and gradients clipped to norm 1.
 
     The gradients differ by at most 2·GRADIENT. AdamW steps by lr·m/(sqrt(v) + eps). m and sqrt(v) differ by no more
     than the gradients, and |m| is at most 1.02·sqrt(v) in the first six steps, so the steps differ by at most 2·lr/eps
-    times as much. A step also rounds a weight twice, and its average twice, in either training.
+    times as much. Each step also rounds a weight twice, and its average twice, in both runs.
     """
     return {"rtol": steps * 8 * UNIT, "atol": steps * 2 * lr / eps * 2 * GRADIENT}

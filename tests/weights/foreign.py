@@ -1,4 +1,4 @@
-"""Tiny random models as other tools store them; each of another width and depth."""
+"""Builds tiny random models as other tools store them, of different widths and depths."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from ldm.nn.clip import ImageTower, TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
-from ldm.weights.contents import Contents, StoredNetwork
-from ldm.weights.find import find
+from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.keymaps import NATIVE
-from ldm.weights.storage.values import held
+from ldm.weights.storage.values import in_memory
 from tests.tiny import randomised
 
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
 SAMPLING = {"sampler": "ddim", "spacing": "leading", "steps": 3, "guidance": 5.0}
-# What a file without metadata is taken for: SD's heads, groups and activations, at another width and depth.
+# Heads, groups and activations of Stable Diffusion, which a file without metadata is assumed to have; smaller.
 SD1 = {
     "unet": {"width": 32, "multipliers": (1, 2), "blocks": 1, "depth": (1, 0)},
     "vae": {"widths": (32, 64), "blocks": 1},
@@ -46,7 +45,7 @@ SD2 = {
         "skip": 1,
     },
 }
-ODD = {  # nothing as in Stable Diffusion
+ODD: dict[str, dict[str, Any]] = {  # every setting differs from Stable Diffusion
     "unet": {
         "width": 8,
         "multipliers": (1, 2, 3),
@@ -59,7 +58,7 @@ ODD = {  # nothing as in Stable Diffusion
     "vae": {"widths": (8, 16), "blocks": 3, "groups": 4, "scale": 0.3},
     "text_tower": {"width": 12, "layers": 2, "heads": 3, "context": 9, "vocab_size": 60},
 }
-ODD2 = {  # the same, as Stable Diffusion 2.x has it
+ODD2 = {  # the same, with the features of Stable Diffusion 2.x
     "unet": ODD["unet"] | {"blocks": 2, "depth": (1, 0, 1), "heads": 8, "head_width": 4, "linear_projection": True},
     "vae": {"widths": (8, 8, 16), "blocks": 1, "groups": 4},
     "text_tower": ODD["text_tower"] | {"activation": "gelu", "skip": 1, "projection": 5},
@@ -73,13 +72,11 @@ def networks(configs: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
     }
 
 
-def whole_model(
-    configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any
-) -> Contents:
-    """A whole model in memory."""
+def full_model(configs: dict[str, dict[str, Any]], prediction: str = "eps", pad: int = 49407, **model: Any) -> Contents:
+    """Returns a complete model in memory."""
     source = Path("memory")
     stored = {
-        kind: StoredNetwork(kind, network.config, NATIVE, held(source, network.state_dict()))  # type: ignore[arg-type]
+        kind: StoredNetwork(kind, network.config, NATIVE, in_memory(source, network.state_dict()))  # type: ignore[arg-type]
         for kind, network in networks(configs).items()
     }
     settings = {"schedule": SCHEDULE, "prediction": prediction, "time": "index", "size": [16, 16], "sampling": SAMPLING}
@@ -87,12 +84,12 @@ def whole_model(
 
 
 def loaded(path: Path, kind: str) -> Any:
-    """The network of this kind at a path, in float32."""
-    return find(path).network(kind).load()
+    """Loads the network of this kind at a path, in float32."""
+    return open_contents(path).network(kind).load()
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a file or below a folder, under the part's name in a folder."""
+    """Returns every tensor in a file or below a folder, whose subfolder is then part of the name."""
     if path.is_file():
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path)["state_dict"]
     files = sorted(path.rglob("*.safetensors"))
@@ -100,13 +97,13 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """The same names, and the same bytes under each."""
+    """Returns whether both have the same names, dtypes and values."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
 
 
 def without_metadata(path: Path, **more: Tensor) -> Path:
-    """A file rewritten as others write it, with `more` tensors."""
+    """Rewrites a file without ldm's metadata, with `more` tensors."""
     save_file(load_file(path) | more, path)
     return path

@@ -11,22 +11,22 @@ MODEL = {"schedule": {"name": "flow"}, "prediction": "v", "time": None, "size": 
 ABOUT = {"kind": "unet", "config": {"width": 8}, "model": MODEL}
 
 
-def saying(told: Any) -> Tensors:
-    return Tensors(Path("m.safetensors"), {}, lambda names: {}, {} if told is None else {"ldm": told})
+def with_metadata(value: Any) -> Tensors:
+    return Tensors(Path("m.safetensors"), {}, lambda names: {}, {} if value is None else {"ldm": value})
 
 
-def test_it_is_read_from_the_text_of_a_file_and_from_the_data_of_a_checkpoint() -> None:
-    assert about_of(saying(json.dumps(ABOUT))) == about_of(saying(ABOUT)) == ABOUT
+def test_metadata_is_read_from_json_text_and_from_plain_data() -> None:
+    assert about_of(with_metadata(json.dumps(ABOUT))) == about_of(with_metadata(ABOUT)) == ABOUT
 
 
-def test_files_of_others_say_nothing() -> None:
-    assert about_of(saying(None)) == {}
+def test_a_file_that_ldm_did_not_write_has_no_metadata() -> None:
+    assert about_of(with_metadata(None)) == {}
 
 
-@pytest.mark.parametrize("told", ["{", "[1]", '"text"', "3"])
-def test_what_is_no_record_is_refused(told: str) -> None:
-    with pytest.raises(ValueError, match=r"the metadata of m\.safetensors is damaged"):
-        about_of(saying(told))
+@pytest.mark.parametrize("text", ["{", "[1]", '"text"', "3"])
+def test_metadata_that_is_not_an_object_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"the metadata of m\.safetensors is corrupt"):
+        about_of(with_metadata(text))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,6 @@ def test_what_is_no_record_is_refused(told: str) -> None:
         ({"kind": "adapter", "base": {"weights": "m", "fingerprint": 1, "network": {}}}, r"base\.fingerprint"),
     ],
 )
-def test_what_is_of_another_type_or_missing_is_named(change: dict[str, Any], names: str) -> None:
-    with pytest.raises(ValueError, match=rf"is damaged or incomplete \({names}\)"):
-        about_of(saying(json.dumps(ABOUT | change)))
+def test_values_that_are_missing_or_of_the_wrong_type_are_named(change: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=rf"is corrupt or incomplete \({names}\)"):
+        about_of(with_metadata(json.dumps(ABOUT | change)))

@@ -1,4 +1,4 @@
-"""What `ldm convert --overwrite` replaces, and what it refuses to."""
+"""Tests of what `ldm convert --overwrite` replaces and what it refuses to replace."""
 
 import os
 import shutil
@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from ldm.__main__ import main
 from ldm.callbacks.checkpointing.checkpoint_file import write as write_checkpoint
 from ldm.data.latents.shard import write_shard
+from ldm.weights.contents import open_contents
 from ldm.weights.convert import part, verified, write
-from ldm.weights.find import find
 from tests.tiny import save_tiny_model
-from tests.weights.foreign import ODD, whole_model
+from tests.weights.foreign import ODD, full_model
 
 FORMS = {"m": "diffusers", "own": "ldm"}
 
 
 def everything(folder: Path) -> dict[str, bytes | str | None]:
-    """What is below a folder, by path: a file's bytes, a link's target, None for a folder."""
+    """Returns everything below a folder by path: a file's bytes, a link's target, None for a folder."""
     return {
         path.relative_to(folder).as_posix(): os.readlink(path)
         if path.is_symlink()
@@ -33,11 +33,19 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
     }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a single file to convert, source.safetensors, and its conversion, m."""
+    folder = tmp_path_factory.mktemp("written")
+    write(full_model(ODD), folder / "source.safetensors", "single")
+    assert main(["convert", str(folder / "source.safetensors"), str(folder / "m")]) == 0
+    return folder
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A single file, to be converted."""
-    write(whole_model(ODD), tmp_path / "source.safetensors", "single")
-    return tmp_path / "source.safetensors"
+def model(tmp_path: Path, written: Path) -> Path:
+    """A single file to convert."""
+    return Path(shutil.copy(written / "source.safetensors", tmp_path))
 
 
 def replaced(model: Path, path: Path, *options: str) -> int:
@@ -49,7 +57,7 @@ def edit_config(folder: Path) -> None:
 
 
 def edit_weights(folder: Path) -> None:
-    """As another tool saves them again, ldm's mark and all."""
+    """Rewrites the weights as another tool would that copies the metadata of ldm."""
     [file] = folder.rglob("unet/*.safetensors")
     save_file(load_file(file), file, {"ldm": '{"kind": "unet", "config": {}}'})
 
@@ -61,7 +69,7 @@ def link(folder: Path) -> None:
 
 ADDITIONS: dict[str, Callable[[Path], object]] = {
     "a.safetensors": lambda folder: save_file({"a": torch.zeros(1)}, folder / "a.safetensors"),
-    "own.safetensors": lambda folder: write(part(whole_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
+    "own.safetensors": lambda folder: write(part(full_model(ODD), "vae"), folder / "own.safetensors", "ldm"),
     "unet/notes.txt": lambda folder: (folder / "unet" / "notes.txt").write_text("mine"),
     ".hidden": lambda folder: (folder / ".hidden").touch(),
     "unet/empty": lambda folder: (folder / "unet" / "empty").mkdir(),
@@ -74,41 +82,39 @@ ADDITIONS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", ADDITIONS)
 def test_a_folder_with_anything_that_no_conversion_wrote_is_kept(
-    tmp_path: Path, model: Path, name: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, written: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["convert", str(model), str(tmp_path / "m")]) == 0
+    shutil.copytree(written / "m", tmp_path / "m")
     ADDITIONS[name](tmp_path / "m")
     before = everything(tmp_path)
     for to in ("diffusers", "ldm"):
         assert replaced(model, tmp_path / "m", "--to", to) == 1
-        told = capsys.readouterr().err
-        assert f"error: {tmp_path}/m/{name} was not written by a conversion, or was changed since" in told
-        assert "move it away, or give another name" in told
+        message = capsys.readouterr().err
+        assert f"error: {tmp_path}/m/{name} was not written by a conversion, or was changed since" in message
+        assert "move it away, or give another name" in message
     assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_folder_that_a_conversion_wrote_is_replaced_wherever_it_has_been_moved(
-    tmp_path: Path, model: Path, name: str
-) -> None:
+def test_a_folder_that_a_conversion_wrote_is_replaced_even_after_a_move(tmp_path: Path, model: Path, name: str) -> None:
     assert main(["convert", str(model), str(tmp_path / name), "--to", FORMS[name]]) == 0
     (tmp_path / name).rename(tmp_path / "moved")
     before = everything(tmp_path / "moved")
     assert replaced(model, tmp_path / "moved", "--to", FORMS[name], "--dtype", "float16") == 0
     after = everything(tmp_path / "moved")
-    assert after.keys() == before.keys() and after != before and find(tmp_path / "moved").networks
+    assert after.keys() == before.keys() and after != before and open_contents(tmp_path / "moved").networks
 
 
-def test_files_of_ldms_own_format_are_known_without_a_record_and_no_others(
+def test_without_a_record_only_files_in_the_own_format_are_replaced(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, to in FORMS.items():
         assert main(["convert", str(model), str(tmp_path / name), "--to", to]) == 0
-        (tmp_path / name / ".ldm_convert.json").unlink()  # which former versions did not write
+        (tmp_path / name / ".ldm_convert.json").unlink()  # earlier versions did not write it
     assert replaced(model, tmp_path / "own", "--to", "ldm") == 0
     assert replaced(model, tmp_path / "m") == 1 and "was not written by a conversion" in capsys.readouterr().err
     (tmp_path / "own" / ".ldm_convert.json").unlink()
-    write(part(whole_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
+    write(part(full_model(ODD), "vae"), tmp_path / "own" / "another.safetensors", "ldm")
     assert replaced(model, tmp_path / "own") == 1 and "another.safetensors was not" in capsys.readouterr().err
 
 
@@ -130,7 +136,7 @@ def latents(path: Path) -> None:
 
 
 def linked(path: Path) -> None:
-    write(part(whole_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
+    write(part(full_model(ODD), "vae"), path.with_name("real.safetensors"), "single")
     path.with_suffix(".safetensors").symlink_to(path.with_name("real.safetensors"))
 
 
@@ -142,8 +148,8 @@ def dangling(path: Path) -> None:
 def test_a_file_that_no_conversion_wrote_is_kept(
     tmp_path: Path, model: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "theirs")
-    [path] = tmp_path.glob("theirs.*")
+    make(tmp_path / "foreign")
+    [path] = tmp_path.glob("foreign.*")
     before = everything(tmp_path)
     assert replaced(model, path) == 1
     assert f"error: {path} was not written by a conversion" in capsys.readouterr().err
@@ -155,25 +161,27 @@ def test_a_file_that_a_conversion_wrote_is_replaced(tmp_path: Path, model: Path,
     options = ["--part", "vae", "--to", "ldm"] if name.startswith("vae") else []
     for dtype in ("float32", "float16"):
         assert replaced(model, tmp_path / name, "--dtype", dtype, *options) == 0
-    assert {t.dtype for t in find(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
+    assert {t.dtype for t in open_contents(tmp_path / name).network("vae").load(None).parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_what_is_put_there_while_the_conversion_runs_is_kept(tmp_path: Path, model: Path, overwrite: bool) -> None:
+def test_files_created_at_the_destination_during_a_conversion_are_kept(
+    tmp_path: Path, model: Path, overwrite: bool
+) -> None:
     path, notes = tmp_path / "m", tmp_path / "m" / "notes.txt"
     if overwrite:
-        write(find(model), path, "diffusers")
+        write(open_contents(model), path, "diffusers")
 
     def on_read(count: int) -> None:
         path.mkdir(exist_ok=True)
         notes.write_text("mine")
 
-    with pytest.raises(FileExistsError, match=r"notes\.txt was not written|m is there already"):
-        write(verified(find(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
+    with pytest.raises(FileExistsError, match=r"notes\.txt was not written|m already exists"):
+        write(verified(open_contents(model), on_read=on_read), path, "diffusers", overwrite=overwrite)
     assert notes.read_text() == "mine" and not list(tmp_path.glob(".m*"))
 
 
-def test_a_destination_that_is_contains_or_lies_in_the_source_is_refused(
+def test_a_destination_that_is_contains_or_is_in_the_source_is_refused(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(model), str(tmp_path / "sd")]) == 0
@@ -191,15 +199,15 @@ def test_a_destination_that_is_contains_or_lies_in_the_source_is_refused(
         ("../sd", ".", "is"),
         ("..//source.safetensors", "../source.safetensors", "is"),
         ("../source.safetensors", "../twin.safetensors", "is"),
-        ("../sd", "../sd/unet", "lies in"),
-        ("../link", "new.safetensors", "lies in"),
+        ("../sd", "../sd/unet", "is in"),
+        ("../link", "new.safetensors", "is in"),
     ):
         assert main(["convert", source, destination, "--overwrite"]) == 1, (source, destination)
         assert f"error: the destination {Path(destination)} {how} the source" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
 
-def test_the_parts_that_a_model_of_ldm_only_names_are_its_source_too(
+def test_frozen_parts_that_a_model_only_names_count_as_sources(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "parts").mkdir()
@@ -212,7 +220,7 @@ def test_the_parts_that_a_model_of_ldm_only_names_are_its_source_too(
     assert everything(tmp_path) == before
 
 
-def test_the_folder_of_a_conversion_that_was_killed_while_it_replaced_it_is_put_back(
+def test_a_folder_is_restored_after_a_kill_while_it_was_being_replaced(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(model), str(tmp_path / "m")]) == 0
@@ -221,5 +229,5 @@ def test_the_folder_of_a_conversion_that_was_killed_while_it_replaced_it_is_put_
     shutil.copytree(tmp_path / ".m.01234567.old", tmp_path / ".m.01234567.tmp")
     (tmp_path / ".m.01234567.lock").touch()
     assert main(["convert", str(model), str(tmp_path / "m")]) == 1
-    assert "is there already; give another name, or --overwrite" in capsys.readouterr().err
+    assert "already exists; give another name, or --overwrite" in capsys.readouterr().err
     assert everything(tmp_path) == before

@@ -34,7 +34,7 @@ CASES = [(kind, network, layout) for kind, network in NETWORKS for layout in LAY
 
 
 @pytest.mark.parametrize("kind, network, layout", CASES)
-def test_there_and_back_every_tensor_is_the_same(kind: str, network: nn.Module, layout: str) -> None:
+def test_a_round_trip_preserves_every_tensor(kind: str, network: nn.Module, layout: str) -> None:
     state = randomised(network, 0, 1.0).state_dict()
     there = entries(kind, layout, network.config, list(state))  # type: ignore[arg-type]
     back = to_ours(there, to_theirs(there, state))
@@ -42,42 +42,42 @@ def test_there_and_back_every_tensor_is_the_same(kind: str, network: nn.Module, 
 
 
 @pytest.mark.parametrize("kind, network, layout", CASES)
-def test_no_number_is_lost_or_stored_twice(kind: str, network: nn.Module, layout: str) -> None:
+def test_no_value_is_lost_or_stored_twice(kind: str, network: nn.Module, layout: str) -> None:
     state = network.state_dict()
     theirs = to_theirs(entries(kind, layout, network.config, list(state)), state)  # type: ignore[arg-type]
     assert sum(t.numel() for t in theirs.values()) == sum(t.numel() for t in state.values())
 
 
-def test_a_block_is_counted_through_all_levels_in_a_single_file() -> None:
+def test_compvis_numbers_unet_blocks_across_levels() -> None:
     network = unet(multipliers=(1, 2, 3), depth=(0, 1, 0), blocks=2)
-    found = {e.ours: e.theirs for e in entries("unet", "compvis", network.config, list(network.state_dict()))}
-    assert found["conv_in.weight"] == "input_blocks.0.0.weight"
-    assert found["down.1.0.block.conv1.weight"] == "input_blocks.4.0.in_layers.2.weight"
-    assert found["downsample.0.conv.bias"] == "input_blocks.3.0.op.bias"
-    assert found["up.0.2.block.norm1.weight"] == "output_blocks.2.0.in_layers.0.weight"
-    assert found["upsample.0.conv.weight"] == "output_blocks.2.1.conv.weight"
-    assert found["upsample.1.conv.weight"] == "output_blocks.5.2.conv.weight"  # behind a transformer
+    names = {e.ours: e.theirs for e in entries("unet", "compvis", network.config, list(network.state_dict()))}
+    assert names["conv_in.weight"] == "input_blocks.0.0.weight"
+    assert names["down.1.0.block.conv1.weight"] == "input_blocks.4.0.in_layers.2.weight"
+    assert names["downsample.0.conv.bias"] == "input_blocks.3.0.op.bias"
+    assert names["up.0.2.block.norm1.weight"] == "output_blocks.2.0.in_layers.0.weight"
+    assert names["upsample.0.conv.weight"] == "output_blocks.2.1.conv.weight"
+    assert names["upsample.1.conv.weight"] == "output_blocks.5.2.conv.weight"  # after a transformer
 
 
-def test_a_single_file_counts_an_autoencoders_levels_from_the_pixels_on_both_sides() -> None:
+def test_compvis_numbers_autoencoder_levels_from_the_pixels_in_both_halves() -> None:
     network = VAE(widths=(8, 8, 16), blocks=1, groups=4)
-    found = {e.ours: e.theirs for e in entries("vae", "compvis", network.config, list(network.state_dict()))}
-    assert found["encoder.down.2.norm1.weight"] == "encoder.down.1.block.0.norm1.weight"
-    assert found["decoder.up.0.conv1.bias"] == "decoder.up.2.block.0.conv1.bias"
-    assert found["decoder.up.2.conv.bias"] == "decoder.up.2.upsample.conv.bias"
+    names = {e.ours: e.theirs for e in entries("vae", "compvis", network.config, list(network.state_dict()))}
+    assert names["encoder.down.2.norm1.weight"] == "encoder.down.1.block.0.norm1.weight"
+    assert names["decoder.up.0.conv1.bias"] == "decoder.up.2.block.0.conv1.bias"
+    assert names["decoder.up.2.conv.bias"] == "decoder.up.2.upsample.conv.bias"
 
 
-def test_attention_of_an_autoencoder_is_a_convolution_in_a_single_file() -> None:
+def test_compvis_stores_autoencoder_attention_as_convolutions() -> None:
     state = VAE(widths=(8,), blocks=1, groups=4).state_dict()
     theirs = to_theirs(entries("vae", "compvis", {"widths": (8,), "blocks": 1}, list(state)), state)
     assert theirs["encoder.mid.attn_1.q.weight"].shape == (8, 8, 1, 1)
     assert theirs["encoder.mid.attn_1.q.bias"].shape == (8,)
 
 
-def test_openclip_packs_query_key_and_value_and_turns_the_projection() -> None:
+def test_openclip_packs_query_key_and_value_and_transposes_the_projection() -> None:
     state = {name: t for name, t in NETWORKS[-2][1].state_dict().items()}
     theirs = to_theirs(entries("text_tower", "openclip", {}, list(state)), state)
-    attention = [state[f"blocks.1.attention.{one}.weight"] for one in "qkv"]
+    attention = [state[f"blocks.1.attention.{name}.weight"] for name in "qkv"]
     assert torch.equal(theirs["transformer.resblocks.1.attn.in_proj_weight"], torch.cat(attention))
     assert torch.equal(theirs["text_projection"], state["projection.weight"].T)
 
@@ -95,13 +95,13 @@ def test_older_spellings_are_read(kind: str, layout: str, found: str, own: str) 
     assert canonical(kind, layout, [found]) == canonical(kind, layout, [own]) | {own: found} == {own: found}
 
 
-def test_what_no_network_needs_is_left_out() -> None:
+def test_unused_tensors_are_left_out() -> None:
     names = ["text_model.embeddings.position_ids", "logit_scale", "text_model.final_layer_norm.bias"]
     assert list(canonical("text_tower", "transformers", names)) == names[2:]
     assert canonical("vae", "compvis", ["loss.discriminator.main.0.weight"]) == {}
 
 
-def test_in_our_own_layout_every_name_is_its_own() -> None:
+def test_the_native_layout_keeps_every_name() -> None:
     assert [(e.ours, e.theirs) for e in entries("vae", NATIVE, {}, ["a", "b"])] == [("a", "a"), ("b", "b")]
 
 

@@ -1,4 +1,4 @@
-"""Power-function averages of the trained weights, with snapshots from which `ldm ema` makes averages of any length."""
+"""Power-function EMAs of the trained weights; `ldm ema` combines their snapshots into averages of any length."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.ema.profiles import decay, exponent
-from ldm.execution.fsdp import whole
+from ldm.execution.fsdp import full_tensor
 from ldm.weights.native import save_network
 
 
 class PowerEMA(EMA):
-    """One average for each of `lengths`, shares of the training; validation and sampling use the first.
+    """Keeps one average per length in `lengths` (shares of the training); validation and sampling use the first.
 
-    Every n steps and at the end they are written as `folder`/step_N_length_L.safetensors in `snapshot_dtype`,
-    each a model of its own.
+    Every `every_n_train_steps` steps and at the end each average is written in `snapshot_dtype` to
+    `folder`/step_N_length_L.safetensors, a complete model file.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class PowerEMA(EMA):
         super().__init__(0.0, False, device, dtype)
         if not lengths or every_n_train_steps < 1:
             raise ValueError(
-                f"ema.lengths is {lengths} and ema.every_n_train_steps {every_n_train_steps}, but there must be at "
-                "least one length and one step"
+                f"ema.lengths is {lengths} and ema.every_n_train_steps is {every_n_train_steps}, but at least one "
+                "length and one step are needed"
             )
         self.folder, self.lengths, self.every_n_train_steps = Path(folder), lengths, every_n_train_steps
         self.snapshot_dtype = getattr(torch, snapshot_dtype)
         self.exponents = [exponent(length) for length in lengths]
         self.tracks = [{} for _ in lengths]
-        self._snapshot = 0  # the step of the last one
+        self._snapshot = 0  # the step of the last snapshot
 
     @property
     def about(self) -> dict[str, Any]:
@@ -53,8 +53,8 @@ class PowerEMA(EMA):
         lengths = state.get("lengths", self.lengths)
         if [*lengths] != [*self.lengths]:
             raise ValueError(
-                f"ema.lengths is {[*self.lengths]}, but the averages in the checkpoint have the lengths {[*lengths]}: "
-                "resume with these; ldm ema makes averages of any length afterwards"
+                f"ema.lengths is {[*self.lengths]}, but the checkpoint's averages have the lengths {[*lengths]}: "
+                "resume with those; after training, ldm ema computes averages of any length"
             )
 
     def decays(self) -> list[float]:
@@ -74,9 +74,9 @@ class PowerEMA(EMA):
             return
         self._snapshot = step
         for length, track in zip(self.lengths, self.tracks, strict=True):
-            state = {name: whole(average).to("cpu", self.snapshot_dtype) for name, average in track.items()}
+            state = {name: full_tensor(average).to("cpu", self.snapshot_dtype) for name, average in track.items()}
             if not trainer.is_global_zero:
                 continue
             about = module.about() | {"ema": {"length": length, "step": self.updates}}  # type: ignore[operator]
-            with survived(f"THE SNAPSHOT OF STEP {step}"):
+            with tolerate_full_disk(f"the EMA snapshot of step {step}"):
                 save_network(self.folder / f"step_{step:08}_length_{length:.3f}.safetensors", state=state, **about)

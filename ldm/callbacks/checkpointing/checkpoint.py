@@ -1,4 +1,4 @@
-"""When a run's state is saved: on time, when it is asked to stop, and without holding training up."""
+"""Saves a run's state periodically and when it is asked to stop, in the background of training."""
 
 import threading
 from collections.abc import Iterator
@@ -17,29 +17,29 @@ from torch import Tensor
 
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint_file import STEP
-from ldm.callbacks.checkpointing.interruption import Interruption, reason, say
-from ldm.callbacks.checkpointing.resuming import align, dealing, validate_again, validation_due
+from ldm.callbacks.checkpointing.interruption import Interruption, stop_cause, write_stderr
+from ldm.callbacks.checkpointing.resuming import align_progress, batch_split, run_missed_validation, validation_due
 from ldm.callbacks.checkpointing.time_limit import time_limit
 from ldm.callbacks.find import find
-from ldm.callbacks.full_disk import survived
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.monitoring.throughput import Throughput
-from ldm.callbacks.steps import ending, stepped
+from ldm.callbacks.steps import is_final_batch, stepped
 from ldm.files import leftovers
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the old file and renames; reads nothing but undamaged tensors and plain data."""
+    """Writes checkpoints atomically; reads only tensors and plain data, after verifying them."""
 
     def __init__(self) -> None:
-        self.held: tuple[Path, dict[str, Any]] | None = None  # where to, and what
+        self.held: tuple[Path, dict[str, Any]] | None = None  # destination and checkpoint
         self._holding: str | None = None
-        self._memory: list[Tensor] = []
+        self._buffers: list[Tensor] = []
 
     @contextmanager
     def holding(self, copy: bool = True) -> Iterator[None]:
-        """Within it a save only copies the state, to `held`: training goes on while the copy is written.
+        """Saves only copy the state to `held` inside the context, so that training continues while it is written.
 
-        copy=False holds the state itself, where nothing is trained before it is written.
+        copy=False holds the state itself, for when nothing is trained before it is written.
         """
         self._holding = "copy" if copy else "itself"
         try:
@@ -62,36 +62,36 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
     def _copy(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """In the memory of the last copy, since fetching new memory takes longer than copying."""
-        old, memory = iter(self._memory), []
+        """Copies the tensors into the buffers of the last copy, because allocating memory takes longer than copying."""
+        old, buffers = iter(self._buffers), []
 
         def copy(tensor: Tensor) -> Tensor:
-            place = next(old, None)
-            if place is None or (place.shape, place.stride(), place.dtype) != (
+            buffer = next(old, None)
+            if buffer is None or (buffer.shape, buffer.stride(), buffer.dtype) != (
                 tensor.shape,
                 tensor.stride(),
                 tensor.dtype,
             ):
-                place = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            memory.append(place.copy_(tensor, non_blocking=True))
-            return place
+                buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            buffers.append(buffer.copy_(tensor, non_blocking=True))
+            return buffer
 
         held: dict[str, Any] = apply_to_collection(checkpoint, Tensor, lambda tensor: copy(tensor.detach()))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._memory = memory
+        self._buffers = buffers
         return held
 
 
 class Checkpoint(lightning_callbacks.Checkpoint):
-    """Keeps `folder`/last.ckpt: every n optimizer steps, before a validation, at the end, and where a run is stopped.
+    """Saves `folder`/last.ckpt every `every_n_train_steps` steps, before validation, at the end and when stopped.
 
-    The newest `keep` stay as step_N.ckpt, too, and for good those of every `keep_every`-th step. The state is copied
-    at the end of a batch, where resuming is exact, and written in the background once the step is logged, by all ranks
-    if the strategy gives each its part. A full disk is told and costs only this checkpoint. On Ctrl-C, SIGTERM or
-    SIGUSR1, to whichever rank, and after the time of a TimeLimit, the step is finished and saved, and the process exits
-    with 128 + the signal, or with TIMEOUT. Lightning runs it after all other callbacks, so that the EMA has taken in
-    the step; it needs the plugin AtomicCheckpointIO.
+    The newest `keep` checkpoints are also kept as step_N.ckpt, and those of every `keep_every`-th step permanently.
+    The state is copied at the end of a batch, where resuming is exact, and written in the background once the step is
+    logged, by all ranks if the strategy shards it. If the disk is full, a checkpoint is skipped with a warning, but the
+    last one fails the run. On Ctrl-C, SIGTERM or SIGUSR1 on any rank, and when a TimeLimit expires, the step is
+    finished and saved, and the process exits with 128 + the signal number, or with TIMEOUT. Requires the plugin
+    AtomicCheckpointIO. Lightning runs checkpoint callbacks last, so that the EMA already includes the step.
     """
 
     def __init__(
@@ -105,68 +105,77 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.path = Path(folder) / checkpoint_file.LAST
         self.every_n_train_steps, self.keep, self.keep_every = every_n_train_steps, keep, keep_every
         self.interruption = Interruption()
-        self._copied = self._written = 0  # steps: of the last copy, and of the last file
-        self._exit_code = 0  # that some rank was asked to stop with
+        self._copied = self._written = 0  # the steps of the last copy and of the last written file
+        self._unsaved = False  # the last copy of this rank was not written, because the disk was full
+        self._exit_code = 0  # set when any rank is asked to stop
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dealing"] = dealing(trainer)
+        checkpoint["dealing"] = batch_split(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        align(trainer, checkpoint)
+        align_progress(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._copied = self._written = trainer.global_step
         self._exit_code = 0
         if trainer.is_global_zero:
-            for left in leftovers(self.path.parent, self._is_own):  # by a process killed while it wrote
-                left.unlink()
+            for leftover in leftovers(self.path.parent, self._is_own):  # of a process that was killed while writing
+                leftover.unlink()
         self.interruption.watch(time_limit(trainer))
-        validate_again(trainer)
+        run_missed_validation(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
             return
-        self.interruption.patient = not ending(trainer)
-        self._exit_code = self._asked(trainer)
-        on_time = trainer.global_step % self.every_n_train_steps == 0
-        if on_time or ending(trainer) or self._exit_code or validation_due(trainer):
+        self.interruption.graceful = not is_final_batch(trainer)
+        self._exit_code = self._requested_exit_code(trainer)
+        due = trainer.global_step % self.every_n_train_steps == 0
+        if due or is_final_batch(trainer) or self._exit_code or validation_due(trainer):
             self._copy(trainer)
             if speed := find(trainer, Throughput):
                 speed.work()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.interruption.patient:  # else the run would count as finished without this validation
+        if self.interruption.graceful:  # after the last step, this file would mark the run as done without validation
             self._write(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self._exit_code = self._asked(trainer)
-        self._stop_if_asked(trainer)
+        self._exit_code = self._requested_exit_code(trainer)
+        self._stop_if_requested(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._write(trainer)
-        if ending(trainer):  # what is written then are the weights themselves, in whose place others soon put averages
+        if is_final_batch(trainer):  # the weights are written without a copy, and averages will soon replace them
             self._wait()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Also for runs that end elsewhere than after a batch, such as by early stopping."""
+        """Saves runs that end other than after a batch, too, such as by early stopping.
+
+        Raises OSError if the disk is full, because a run without its last checkpoint is not finished.
+        """
         self._copy(trainer)
         self._write(trainer)
         self._wait()
         self.interruption.restore()
+        if self._unsaved:
+            raise OSError(
+                f"the last checkpoint, of step {trainer.global_step}, was not saved because the disk is full: free "
+                "disk space, and run the same command with resume=auto"
+            )
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._join()
         self.interruption.restore()
 
-    def _asked(self, trainer: Trainer) -> int:
-        """The exit code that any rank was asked to stop with: a signal's is higher than that of a time limit."""
+    def _requested_exit_code(self, trainer: Trainer) -> int:
+        """Returns the highest exit code that any rank was asked to stop with; a signal's exceeds a time limit's."""
         own = torch.tensor(self.interruption.code, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
@@ -175,33 +184,34 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             return
         self._wait()
         self._copied = trainer.global_step
-        with self._io(trainer).holding(copy=not ending(trainer)):
+        with self._io(trainer).holding(copy=not is_final_batch(trainer)):
             trainer.save_checkpoint(self._own(self._copied), weights_only=False)
 
     def _write(self, trainer: Trainer) -> None:
-        """Starts to write the copy, now that all that belongs to its step is logged; stops where that was asked."""
+        """Starts writing the copy, because everything of its step is logged by now; stops the run if requested."""
         io = self._io(trainer)
         if io.held is not None:
-            with survived("THE LOG"):
+            with tolerate_full_disk("the log"):
                 for logger in trainer.loggers:
                     logger.save()
             held, io.held = io.held, None
             self._writer = threading.Thread(target=self._publish, args=held, name="checkpoint")
             self._writer.start()
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def _publish(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Runs beside the training; each rank writes its own file, if it has any."""
+        """Writes a checkpoint in a background thread; each rank writes its own file if it has one."""
         step = self._copied
-        kept = f"the older {self.path} is kept" if self.path.exists() else "THERE IS NO OLDER ONE"
+        kept = f"the previous {self.path} is kept" if self.path.exists() else "there is no earlier checkpoint"
+        self._unsaved = True
         try:
-            with survived(f"THE CHECKPOINT OF STEP {step}", f"{kept} and training goes on"):
+            with tolerate_full_disk(f"the checkpoint of step {step}", f"{kept}, and training continues"):
                 checkpoint_file.write(path, checkpoint)
                 if path == self._own(step):
                     _also_as(path, self.path)
                     self._prune(step)
-                self._written = step
-        except Exception as error:  # raised again where training waits for this thread
+                self._written, self._unsaved = step, False
+        except Exception as error:  # raised when the main thread waits for this one
             self._failure = error
 
     def _own(self, step: int) -> Path:
@@ -211,13 +221,13 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         return name == self.path.name or STEP.fullmatch(name) is not None
 
     def _prune(self, step: int) -> None:
-        """Counts what all ranks have written: some may still be writing this step, or have failed to."""
+        """Deletes old checkpoints, counting only complete ones: some ranks may still be writing, or have failed to."""
         found = [(int(name[1]), file) for file in self.path.parent.iterdir() if (name := STEP.fullmatch(file.name))]
-        steps = sorted({one for one, _ in found if one <= step}, reverse=True)
-        whole = (one for one in steps if checkpoint_file.is_whole(self._own(one)))
-        oldest = min(islice(whole, self.keep), default=0)
-        for one, file in found:
-            if one < oldest and not (self.keep_every and one % self.keep_every == 0):
+        steps = sorted({number for number, _ in found if number <= step}, reverse=True)
+        complete = (number for number in steps if checkpoint_file.is_complete(self._own(number)))
+        oldest = min(islice(complete, self.keep), default=0)
+        for number, file in found:
+            if number < oldest and not (self.keep_every and number % self.keep_every == 0):
                 file.unlink()
 
     def _join(self) -> None:
@@ -226,32 +236,35 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             self._writer = None
 
     def _wait(self) -> None:
-        """For the last write. Raises what it failed with."""
+        """Waits for the last write, and raises its error if it failed."""
         self._join()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _stop_if_requested(self, trainer: Trainer) -> None:
         if not self._exit_code:
             return
         self._wait()
-        trainer.strategy.barrier("checkpoint")  # whoever launched the ranks may end all when one ends
+        trainer.strategy.barrier("checkpoint")  # a launcher may end all ranks when the first one exits
         if trainer.is_global_zero:
             step = trainer.global_step
-            saved = "" if self._written == step else ", which could not be saved"
-            say(f"stopped by {reason(self._exit_code)} after step {step}{saved}: resume={self.path} goes on from there")
+            unsaved = "" if self._written == step else ", which could not be saved"
+            cause = stop_cause(self._exit_code)
+            write_stderr(f"stopped by {cause} after step {step}{unsaved}: to continue, resume with resume={self.path}")
         raise SystemExit(self._exit_code)
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
         io = trainer.strategy.checkpoint_io
         if not isinstance(io, AtomicCheckpointIO):
-            raise TypeError("Checkpoint needs the plugin AtomicCheckpointIO: give the trainer plugins=[…] with it")
+            raise TypeError(
+                "Checkpoint requires AtomicCheckpointIO: pass plugins=[AtomicCheckpointIO()] to the Trainer"
+            )
         return io
 
 
 def _also_as(file: Path, name: Path) -> None:
-    """Makes `name` another name of the same file, or a copy where the file system has no links."""
+    """Makes `name` a hard link to the file, or a copy if the file system has no links."""
     link = name.with_name(f".{name.name}.link.tmp")
     link.unlink(missing_ok=True)
     try:

@@ -1,42 +1,57 @@
-"""A checkpoint as a file: written whole or not at all, and known to be undamaged before it is used."""
+"""Writes checkpoints atomically, and verifies that a checkpoint is not corrupt before it is used."""
 
 import pickle
 import re
 import warnings
 import zipfile
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.files import atomic_write
-from ldm.weights.storage.sharded import Join, assembled, files
+from ldm.weights.storage.sharded import Join, join_shards, shard_files
 
 LAST = "last.ckpt"
-STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # the names of all other files
+STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # matches the names of all other files
 UNUSABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, FileNotFoundError)
 
 
 def write(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Beside the old file, then in its place. Each tensor goes with its CRC-32, as in every zip archive."""
+    """Writes a temporary file, then renames it to `path`. The zip format stores a CRC-32 of each tensor."""
     atomic_write(path, lambda file: torch.save(checkpoint, file))
 
 
 def read(path: str | Path, map_location: Any = "cpu", join: Join = torch.cat) -> dict[str, Any]:
-    """Nothing but tensors and plain data. Raises FileNotFoundError or ValueError, in one sentence.
+    """Reads tensors and plain data only. Raises FileNotFoundError, or ValueError if the file is unusable.
 
-    `join` makes a tensor of the shards that several ranks wrote.
+    `join` combines the shards that several ranks wrote into one tensor.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; give a .ckpt file, or resume=auto")
-    if found := damage(path):
-        raise ValueError(f"{path} is no checkpoint, is cut short or damaged, or holds more than plain data ({found})")
-    return dict(assembled(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
+        raise FileNotFoundError(f"there is no checkpoint {path}: give a .ckpt file, or resume=auto")
+    if problem := find_damage(path):
+        raise ValueError(
+            f"{path} is not a checkpoint, is truncated or corrupt, or contains more than plain data ({problem}): give "
+            "another .ckpt file"
+        )
+    return dict(join_shards(Path(path), partial(torch.load, map_location=map_location, weights_only=True), join))
 
 
-def damage(path: str | Path) -> str | None:
-    """What keeps the file from being used: every checksum is computed, and its structure is read."""
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Returns the settings that `SettingsCheck` stored, without reading tensors.
+
+    They are empty for an older layout, and for a file that `read` refuses.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("settings", {}))
+    except UNUSABLE:
+        return {}
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Returns why the file cannot be used, or None if all of its checksums match and its structure can be read."""
     try:
         _check(Path(path))
         for file in _files(Path(path))[1:]:
@@ -46,8 +61,8 @@ def damage(path: str | Path) -> str | None:
     return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether it can be opened and no rank's file is missing; what is in them is not looked at."""
+def is_complete(path: Path) -> bool:
+    """Returns whether the file can be opened and no rank's file is missing, without reading the tensors."""
     try:
         return bool(_files(path))
     except UNUSABLE:
@@ -55,33 +70,52 @@ def is_whole(path: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    return files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return shard_files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def _check(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
-            raise ValueError(f"the checksum of {broken} does not hold")
+            raise ValueError(f"the checksum of {broken} does not match")
     torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def newest(folder: str | Path) -> Path | None:
-    """The newest undamaged checkpoint that a run wrote into `folder`, None if there is none; damaged ones are told.
+def step_of(file: Path) -> float:
+    """Returns the step of a checkpoint by its name or, if it has another name, its content; inf if it has none."""
+    if match := STEP.fullmatch(file.name):
+        return int(match[1])
+    try:
+        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (*UNUSABLE, KeyError, TypeError):
+        return inf
 
-    Raises ValueError where all are damaged, or under other names.
+
+def written_by_run(folder: Path) -> list[Path]:
+    """Returns the checkpoints in `folder` that have a name that a run writes."""
+    return [file for file in folder.glob("*.ckpt") if file.name == LAST or STEP.fullmatch(file.name)]
+
+
+def newest(folder: str | Path) -> Path | None:
+    """Returns the intact checkpoint of the last step that a run wrote to `folder`, or None; warns about corrupt ones.
+
+    The step decides, not the time of the file, which a copy, a restore or another machine's clock changes.
+
+    Raises ValueError if all are corrupt or have other names.
     """
-    folder, spoiled = Path(folder), set()
-    files = [file for file in folder.glob("*.ckpt") if file.name == LAST or STEP.fullmatch(file.name)]
-    files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), reverse=True)
+    folder, corrupt = Path(folder), set()
+    files = written_by_run(folder)
+    files.sort(key=lambda file: (step_of(file), file.name == LAST), reverse=True)
     for file in files:
-        if file.stat().st_ino in spoiled:  # last.ckpt and the step's own name are one file
+        if file.stat().st_ino in corrupt:  # last.ckpt and the newest step_N.ckpt are the same file
             continue
-        if (found := damage(file)) is None:
+        if (problem := find_damage(file)) is None:
             return file
-        spoiled.add(file.stat().st_ino)
-        warnings.warn(f"THE CHECKPOINT {file} IS DAMAGED ({found}): trying the one before it", stacklevel=2)
+        corrupt.add(file.stat().st_ino)
+        warnings.warn(f"the checkpoint {file} is corrupt ({problem}): trying the previous one", stacklevel=2)
     if files:
-        raise ValueError(f"every checkpoint in {folder} is damaged; give resume=PATH, or another run_dir to start anew")
+        raise ValueError(
+            f"every checkpoint in {folder} is corrupt: give resume=PATH, or another run_dir to start a new run"
+        )
     if others := sorted(file for file in folder.glob("*.ckpt") if not file.name.startswith(".")):
-        raise ValueError(f"{folder} holds no checkpoint under a name that a run gives it; give resume={others[0]}")
+        raise ValueError(f"no checkpoint in {folder} has a name that a run writes: give resume={others[0]}")
     return None

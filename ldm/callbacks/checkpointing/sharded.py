@@ -1,4 +1,4 @@
-"""Training whose checkpoints are written by all ranks, each what it holds."""
+"""FSDP2 training with sharded checkpoints: each rank writes its own shards."""
 
 import secrets
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ldm.callbacks.checkpointing import checkpoint_file
-from ldm.execution.fsdp import spread_like
+from ldm.execution.fsdp import distribute_like
 from ldm.weights.storage.sharded import OTHERS, SHARD, SHARDS
 
 
 class ShardedModelParallel(ModelParallelStrategy):
     """Lightning's strategy for a module that FSDP2 shards, with checkpoints as in `weights.storage.sharded`.
 
-    It goes on from those of any number of ranks, and from whole ones; any other strategy goes on from its own, too. All
-    ranks write to one folder.
+    It resumes from checkpoints of any number of ranks and from unsharded ones; any other strategy resumes from its
+    checkpoints, too. All ranks must write to the same folder.
     """
 
-    lightning_restore_optimizer = True  # Lightning's reads checkpoints of its own only
+    lightning_restore_optimizer = True  # ModelParallelStrategy restores it only from Lightning's own sharded format
 
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=True)
@@ -36,7 +36,7 @@ class ShardedModelParallel(ModelParallelStrategy):
         return Strategy.optimizer_state(self, optimizer)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """The names of the files tell this save from all others of the same step."""
+        """Writes this rank's file; a random token in the file names identifies this save among those of one step."""
         path, save = self.broadcast((Path(filepath), secrets.token_hex(4)))
         names = [f"{path.stem}_{save}_rank_{rank}.shards" for rank in range(1, self.world_size)]
         shards: list[Tensor] = []
@@ -51,13 +51,13 @@ class ShardedModelParallel(ModelParallelStrategy):
         self.checkpoint_io.save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Of tensors that were sharded only this rank's shards stay in memory."""
+        """Reads a checkpoint; of sharded tensors only this rank's shards stay in memory."""
         assert self.lightning_module is not None
         like = next(weight for weight in self.lightning_module.parameters() if isinstance(weight, DTensor))
 
         def join(shards: list[Tensor]) -> Tensor:
-            whole = torch.cat(shards).to(like.device)
-            return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
+            full = torch.cat(shards).to(like.device)
+            return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).clone()
 
         return checkpoint_file.read(self.broadcast(checkpoint_path), join=join)
 
@@ -65,10 +65,10 @@ class ShardedModelParallel(ModelParallelStrategy):
         assert self.lightning_module is not None
         own, saved = self.lightning_module.state_dict(), checkpoint["state_dict"]
         spread = {
-            name: spread_like(tensor.to(self.root_device), own.get(name, tensor)) for name, tensor in saved.items()
+            name: distribute_like(tensor.to(self.root_device), own.get(name, tensor)) for name, tensor in saved.items()
         }
         self.lightning_module.load_state_dict(spread, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Whole state is spread once it is loaded, by `spread_state`."""
+        """Loads the state as it is; `distribute_state` shards it afterwards."""
         Strategy.load_optimizer_state_dict(self, checkpoint)

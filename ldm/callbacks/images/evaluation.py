@@ -1,4 +1,4 @@
-"""The pictures and numbers that a run ends with."""
+"""Generates and measures images at the end of a run, and writes metrics.json."""
 
 import time
 from collections.abc import Iterator
@@ -10,32 +10,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.callbacks.images.sampling import Draw, Trained, drawing
-from ldm.callbacks.monitoring.metrics import FILE, numbers, recorded, trained
+from ldm.callbacks.images.sampling import SampledModule, SampleImages, image_sampler
+from ldm.callbacks.monitoring.metrics import FILE, final_metrics, recorded_provenance, training_provenance
 from ldm.data.sources.shapes import held_out_prompts
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
 from ldm.metrics.clip_score import ClipSimilarity
 from ldm.metrics.features import Features
-from ldm.metrics.measure import Ruler, counting, report
-from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss
+from ldm.metrics.measure import ImageMetrics, counting, report
+from ldm.metrics.noise_loss import NoiseLoss, encoded, noise_loss, sample_count
 from ldm.metrics.provenance import Provenance, text_hash
-from ldm.metrics.reference import Reference, data_about, pictures_of, reference
+from ldm.metrics.reference import Reference, data_about, image_batches, reference
 from ldm.metrics.summary import table
 from ldm.progress import Progress
 
-TILES = 16  # pictures that `ldm compare` puts side by side
+TILES = 16  # images that `ldm compare` shows side by side
 
 
 class Evaluation(Callback):
-    """After training: draws and measures pictures, writes metrics.json and samples/final.png, prints a table.
+    """After training, generates and measures images, writes metrics.json and samples/final.png, and prints a table.
 
-    With `composition` the prompts are captions of shapes that training never showed, and each picture is
-    checked against its own; else they are the captions of `reference`. FID, KID, precision and recall are against
-    the first `count` pictures of `reference`, whose features are kept in the file `cache` if one is given.
-    The i-th prompt is drawn with seed + i. prompts=0: no evaluation. `clip` measures how pictures fit captions;
-    the first `validation` pictures of `reference` give the loss by noise level; `resamples` and `infinity` are
-    those of `distances`. metrics.json holds the numbers of Metrics, too, which alone writes it without an evaluation.
+    With `composition` the prompts are shapes captions that were held out from training, and each image is checked
+    against its caption; otherwise they are the captions of `reference`. FID, KID, precision and recall compare with
+    the first `count` images of `reference`, whose features are cached in the file `cache` if given. The i-th prompt is
+    sampled with seed + i; prompts=0 skips the evaluation. `clip` computes the CLIP score; the first `validation` images
+    of `reference` give the loss by noise level; `resamples` and `infinity` are passed to `distances`. metrics.json
+    includes the values of the Metrics callback, which writes the file if there is no evaluation.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Evaluation(Callback):
         cache: str | Path | None = None,
     ) -> None:
         self.folder, self.reference = Path(folder), reference
-        self.ruler = Ruler(features, clip, composition, resamples, infinity)
+        self.image_metrics = ImageMetrics(features, clip, composition, resamples, infinity)
         self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
         self.count = min(count, len(reference))  # type: ignore[arg-type]
         self.validation, self.cache = validation, cache
@@ -64,89 +64,91 @@ class Evaluation(Callback):
         self._evaluate(trainer, module)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """For a run resumed after its last step, which was stopped before it had been evaluated."""
-        if self._measured() != trainer.global_step:
+        """Evaluates a run that was stopped between its last step and its evaluation, and is now resumed."""
+        if self._measured_step() != trainer.global_step:
             self._evaluate(trainer, module.to(trainer.strategy.root_device))
 
-    def _measured(self) -> int | None:
-        """The step whose pictures metrics.json is of, if there is one."""
-        about = recorded(self.folder)
-        drawn = about.get("prompts", True) is not None  # None: Metrics wrote it, without pictures
-        return about.get("steps") if drawn else None
+    def _measured_step(self) -> int | None:
+        """Returns the step whose images metrics.json is about, if any."""
+        provenance = recorded_provenance(self.folder)
+        has_images = provenance.get("prompts", True) is not None  # None if Metrics wrote the file
+        return provenance.get("steps") if has_images else None
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if not self.prompts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        captions, model = self.captions(), cast(Trained, module)
-        with drawing(trainer, module) as draw:
-            images, metrics = self._draw(draw, module, captions)
-            samples = encoded(model, self._samples(self.validation), self.batch_size, module.device)
-            curve = noise_loss(model.denoiser, samples) if self.validation else None
-        self.ruler.to(module.device)
-        pictures = pictures_of(self.reference, self.count, self.batch_size)
-        real = reference(self.cache, self.ruler.features, pictures, data_about(self.reference, self.count))
+        captions, model = self.captions(), cast(SampledModule, module)
+        with image_sampler(trainer, module) as sample:
+            images, metrics = self._generate(sample, module, captions)
+            count = sample_count(self.validation, len(self.reference))  # type: ignore[arg-type]
+            samples = encoded(model, self._reference_samples(count), self.batch_size, module.device)
+            curve = noise_loss(model.denoiser, samples) if count else None
+        self.image_metrics.to(module.device)
+        pictures = image_batches(self.reference, self.count, self.batch_size)
+        real = reference(self.cache, self.image_metrics.features, pictures, data_about(self.reference, self.count))
         starts = range(0, len(images), self.batch_size)
-        rows = [self.ruler.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts]
-        together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-        metrics |= self.ruler.metrics(together, captions, list(images.shape[2:]), real) | numbers(trainer)
+        rows = [
+            self.image_metrics.rows(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts
+        ]
+        values = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
+        metrics |= self.image_metrics.compute(values, captions, list(images.shape[2:]), real) | final_metrics(trainer)
         provenance = self._provenance(trainer, model, captions, real, curve)
-        self._write(images, captions, metrics, provenance, curve)
+        contents = report(metrics, provenance, curve)
+        self._write(images, captions, contents)
         files = f"{self.folder / FILE}, {self.folder / 'samples' / 'final.png'}"
-        print(table(metrics, len(images), len(real.ids), files))
+        print(table(metrics, len(images), len(real.ids), files, contents["warnings"]))
 
     def captions(self) -> list[str]:
-        """What is drawn: as many prompts as asked for, or as the reference has captions."""
-        if self.ruler.composition:
+        """Returns the prompts: `prompts` held-out captions, or at most that many captions of the reference."""
+        if self.image_metrics.composition:
             return held_out_prompts(self.prompts)
-        return [sample["caption"] for sample in self._samples(self.prompts)]
+        return [sample["caption"] for sample in self._reference_samples(self.prompts)]
 
-    def _draw(self, draw: Draw, module: LightningModule, captions: list[str]) -> tuple[Tensor, dict[str, float]]:
-        """Pictures, the seconds that they took, and how often the network was called for each (NFE)."""
-        progress, images = Progress(len(captions), "pictures", "sampling: "), []
-        began = time.monotonic()
-        with counting(cast(Trained, module).backbone) as calls:
+    def _generate(
+        self, sample: SampleImages, module: LightningModule, captions: list[str]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Returns uint8 images (n, 3, h, w), the sampling time in seconds, and the network calls per image (NFE)."""
+        progress, images = Progress(len(captions), "images", "sampling: "), []
+        started = time.monotonic()
+        with counting(cast(SampledModule, module).backbone) as calls:
             for start in range(0, len(captions), self.batch_size):
                 prompts = captions[start : start + self.batch_size]
-                images.append(draw(prompts, [self.seed + start + i for i in range(len(prompts))]).cpu())
+                images.append(sample(prompts, [self.seed + start + i for i in range(len(prompts))]).cpu())
                 progress.step(len(prompts))
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         return torch.cat(images), {"sampling_seconds": seconds, "nfe": calls[0] / len(captions)}
 
-    def _samples(self, count: int) -> Iterator[dict[str, Any]]:
+    def _reference_samples(self, count: int) -> Iterator[dict[str, Any]]:
         return (self.reference[i] for i in range(min(count, len(self.reference))))  # type: ignore[arg-type]
 
     def _provenance(
-        self, trainer: Trainer, model: Trained, captions: list[str], real: Reference, curve: NoiseLoss | None
+        self, trainer: Trainer, model: SampledModule, captions: list[str], real: Reference, curve: NoiseLoss | None
     ) -> dict[str, Any]:
         data = {**real.about["data"], "sha256": real.about["sha256"], "size": real.about["size"]}
         return Provenance(
-            feature_network=self.ruler.features.about,
+            feature_network=self.image_metrics.features.about,
+            feature_width=self.image_metrics.features.num_features,
             reference=data,
             prompts={
                 "count": len(captions),
-                "from": "ldm.data.shapes.held_out_prompts" if self.ruler.composition else "captions of the reference",
+                "from": "ldm.data.shapes.held_out_prompts"
+                if self.image_metrics.composition
+                else "captions of the reference",
                 "sha256": text_hash(captions),
                 "seeds": [self.seed, self.seed + len(captions) - 1],
             },
             sampling={**model.sampling, "size": list(model.size)},
             size=list(model.size),
             seed=model.seed,
-            clip=None if self.ruler.clip is None else self.ruler.clip.fingerprint,
+            clip=None if self.image_metrics.clip is None else self.image_metrics.clip.fingerprint,
             validation=None if curve is None else curve.about | {"data": data["sha256"]},
-            **trained(trainer),
+            **training_provenance(trainer),
         ).plain()
 
-    def _write(
-        self,
-        images: Tensor,
-        captions: list[str],
-        metrics: dict[str, float],
-        provenance: dict[str, Any],
-        curve: NoiseLoss | None,
-    ) -> None:
-        write_json(self.folder / FILE, report(metrics, provenance, curve))
+    def _write(self, images: Tensor, captions: list[str], contents: dict[str, Any]) -> None:
+        write_json(self.folder / FILE, contents)
         sheet = grid(to_pil(images[:64]), captions[:64])
-        save_png(sheet, self.folder / "samples" / "final.png", provenance)
+        save_png(sheet, self.folder / "samples" / "final.png", contents["provenance"])
         chosen = images[: max(4, min(TILES, 4096 // images.shape[3]))]
         about = {"captions": captions[: len(chosen)], "seed": self.seed, "size": list(images.shape[2:])}
         save_png(to_pil(torch.cat(list(chosen), dim=2))[0], self.folder / "samples" / "tiles.png", about)

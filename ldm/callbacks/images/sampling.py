@@ -1,4 +1,4 @@
-"""Drawing pictures in the midst of training."""
+"""Samples images from a LightningModule during training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,11 +19,11 @@ from ldm.nn.vae import VAE
 from ldm.pipeline.pipeline import Pipeline
 from ldm.pipeline.settings import Settings
 
-Draw = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
+SampleImages = Callable[[list[str], list[int]], Tensor]  # (prompts, seeds) → uint8 (n, 3, h, w)
 
 
-class Trained(Protocol):
-    """What a LightningModule needs for drawing with it; `sampling` are its Settings without the size."""
+class SampledModule(Protocol):
+    """The attributes that sampling needs from a LightningModule; `sampling` holds its Settings except the size."""
 
     backbone: Backbone
     schedule: Schedule
@@ -40,9 +40,9 @@ class Trained(Protocol):
 
 
 @contextmanager
-def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
-    """Draws as the run's settings say, in its precision, with averaged weights if it has any."""
-    model = cast(Trained, module)
+def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
+    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any."""
+    model = cast(SampledModule, module)
     height, width = model.size
     pipeline = Pipeline(
         model.backbone,
@@ -54,14 +54,14 @@ def drawing(trainer: Trainer, module: LightningModule) -> Iterator[Draw]:
         model.denoiser.time,
     )
 
-    def draw(prompts: list[str], seeds: list[int]) -> Tensor:
+    def sample(prompts: list[str], seeds: list[int]) -> Tensor:
         return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
     ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
     with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
         model.backbone.eval()
         try:
-            yield draw
+            yield sample
         finally:
             model.backbone.train(training)
             if speed is not None:

@@ -1,4 +1,4 @@
-"""What tells whether a run is well, and what keeps a bad batch from spoiling it."""
+"""Skips optimizer steps with a non-finite loss or gradient, and logs norms and learning rate."""
 
 import warnings
 from importlib.util import find_spec
@@ -11,22 +11,22 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ldm.callbacks.steps import logs, record, stepped
-from ldm.execution.fsdp import whole
+from ldm.callbacks.steps import is_logged, log_last_step, stepped
+from ldm.execution.fsdp import full_tensor
 from ldm.files import write_json
 
-NVML = find_spec("pynvml") is not None  # what torch asks about the GPU
+NVML = find_spec("pynvml") is not None  # torch.cuda.utilization requires it
 
 
 class Health(Callback):
-    """Leaves out optimizer steps whose loss or gradient is not finite on any rank, and logs how training goes.
+    """Skips optimizer steps whose loss or gradient is not finite on any rank, and logs training statistics.
 
-    A step left out is counted, and what its batches held goes into `folder`/step_N_rank_R.json; the `max_skipped`-th
-    raises FloatingPointError. Overflows that a scaler of float16 gradients deals with do not count. Every
-    `trainer.log_every_n_steps` steps it logs the learning rate that the step used, the norms of gradient (before
-    clipping), weights (after the step) and update, and the share of time that the GPU works (with nvidia-ml-py
-    installed). The update is measured over the n steps since the last logged one, each measuring every n-th weight
-    tensor, so that there is never a copy of all weights.
+    The samples of a skipped step are listed in `folder`/step_N_rank_R.json, and the `max_skipped`-th skipped step
+    raises FloatingPointError. Overflows that a float16 gradient scaler handles do not count. Every
+    `trainer.log_every_n_steps` steps it logs the learning rate of the step, the norms of the gradient (before
+    clipping), the weights (after the step) and the update, and the GPU utilisation (if nvidia-ml-py is installed). The
+    update norm accumulates over the n steps since the last logged one, each measuring every n-th weight tensor, so
+    that the weights are never all copied at once.
     """
 
     def __init__(self, folder: str | Path, max_skipped: int = 10) -> None:
@@ -36,9 +36,9 @@ class Health(Callback):
         self.skipped = 0
         self._batches: list[dict[str, Any]] = []  # of this optimizer step
         self._losses: list[Tensor] = []
-        self._values: dict[str, Any] = {}  # to be logged with this step
-        self._before: dict[Tensor, Tensor] = {}  # by weight, what it was until this step
-        self._updates: list[Tensor] = []  # norms of the parts measured since the last logging
+        self._values: dict[str, Any] = {}  # to log with this step
+        self._before: dict[Tensor, Tensor] = {}  # weight → its value before this step
+        self._updates: list[Tensor] = []  # update norms of the weights measured since the last logged step
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if saved := checkpoint.get("health"):
@@ -57,8 +57,8 @@ class Health(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """The norm is that before clipping, which Lightning does after this; then the next step's rate is set."""
-        logged = logs(trainer, trainer.global_step + 1)
+        """Runs before Lightning clips gradients and before the learning rate of the next step is set."""
+        logged = is_logged(trainer, trainer.global_step + 1)
         self._values = {"lr": float(optimizer.param_groups[0]["lr"])} if logged else {}
         losses, batches = torch.stack(self._losses).float(), self._batches
         self._losses, self._batches = [], []
@@ -69,7 +69,7 @@ class Health(Callback):
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
             self._skip(trainer, optimizer, losses, batches)
             return
-        self._before = {weight: weight.detach().clone() for weight in _turn(trainer, optimizer)}
+        self._before = {weight: weight.detach().clone() for weight in _measured_weights(trainer, optimizer)}
         if logged:
             self._values["grad_norm"] = norm
 
@@ -77,8 +77,8 @@ class Health(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._before:
-            self._updates.append(self._part_of_update())
-        if not (logs(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
+            self._updates.append(self._update_norm())
+        if not (is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx)):
             return
         values, self._values = self._values, {}
         values["skipped"] = self.skipped
@@ -88,10 +88,10 @@ class Health(Callback):
             self._updates = []
         if module.device.type == "cuda" and NVML:
             values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
-        record(trainer, {f"train/{name}": float(value) for name, value in values.items()})
+        log_last_step(trainer, {f"train/{name}": float(value) for name, value in values.items()})
 
-    def _part_of_update(self) -> Tensor:
-        """The norm of what the step changed in the weights whose turn it is."""
+    def _update_norm(self) -> Tensor:
+        """Returns the norm of the step's change to the weights that it measures."""
         before, self._before = self._before, {}
         changes = list(before.values())
         torch._foreach_sub_(changes, [weight.detach() for weight in before])
@@ -100,23 +100,23 @@ class Health(Callback):
     def _skip(
         self, trainer: Trainer, optimizer: torch.optim.Optimizer, losses: Tensor, batches: list[dict[str, Any]]
     ) -> None:
-        """An optimizer does nothing to weights without gradients."""
+        """Skips the step by removing the gradients: an optimizer ignores weights without one."""
         optimizer.zero_grad(set_to_none=True)
         self.skipped += 1
         step = trainer.global_step + 1
         file = self.folder / f"step_{step:08}_rank_{trainer.global_rank}.json"
-        held = [{name: _plain(values) for name, values in batch.items()} for batch in batches]
-        write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": held})
+        samples = [{name: _plain(values) for name, values in batch.items()} for batch in batches]
+        write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": samples})
         if self.skipped >= self.max_skipped:
             raise FloatingPointError(
-                f"the loss or gradient of {self.skipped} steps was not finite, the last of them step {step}: lower "
-                f"optimizer.lr, train with precision=fp32, or look at the samples listed in {self.folder}; the "
-                "weights are as they were before that step"
+                f"the loss or gradient of {self.skipped} steps was not finite, most recently of step {step}, which "
+                f"left the weights unchanged: lower optimizer.lr, train with precision=fp32, or inspect the samples "
+                f"listed in {self.folder}"
             )
         if trainer.is_global_zero:
             warnings.warn(
-                f"STEP {step} WAS LEFT OUT, because its loss or gradient was not finite ({self.skipped} of at most "
-                f"{self.max_skipped - 1}): its samples are listed in {file}",
+                f"step {step} was skipped because its loss or gradient was not finite ({self.skipped} of at most "
+                f"{self.max_skipped - 1} skipped steps): its samples are listed in {file}",
                 stacklevel=2,
             )
 
@@ -125,15 +125,15 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _turn(trainer: Trainer, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The weights whose update this step measures: each has one turn from logging to logging."""
+def _measured_weights(trainer: Trainer, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Returns the weights whose update this step measures: each weight once between two logged steps."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return _weights(optimizer)[trainer.global_step % every :: every] if every else []
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """Of all together, over all ranks where each holds a part."""
-    return whole(get_total_norm(tensors))
+    """Returns the joint norm of all tensors, over all ranks if they are sharded."""
+    return full_tensor(get_total_norm(tensors))
 
 
 def _plain(values: Any) -> Any:

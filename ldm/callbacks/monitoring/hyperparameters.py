@@ -1,4 +1,4 @@
-"""A run's settings for its loggers, so that runs can be told apart and sorted by them."""
+"""Passes a run's settings to its loggers, so that runs can be identified and sorted by them."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,11 @@ from ldm.callbacks.monitoring.metrics import FILE
 
 
 class Hyperparameters(Callback):
-    """Gives every logger the `settings` at the start; TensorBoard at the end, with the metrics of the run's folder.
+    """Logs the `settings` at the start; to TensorBoard at the end, together with the metrics in the run's folder.
 
-    TensorBoard's tab shows runs with their metrics only. The CSV log has none: config.yaml lies beside it. Validation
-    numbers are in TensorBoard at their own step, and are not logged again at the last one.
+    TensorBoard's HParams tab shows only runs that have metrics. The CSV logger gets no settings, because config.yaml
+    is in the same folder. Validation metrics are not logged again at the last step, because TensorBoard already has
+    them at their own step.
     """
 
     def __init__(self, settings: dict[str, Any], folder: str | Path) -> None:

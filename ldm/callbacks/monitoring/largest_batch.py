@@ -1,12 +1,14 @@
-"""The largest batch that a GPU holds, by trying."""
+"""Finds the largest batch size that fits in GPU memory by trial."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 
 
 class LargestBatch(BatchSizeFinder):
-    """Trains on ever larger batches until memory is full, puts everything back, and says which was the largest."""
+    """Trains on increasing batch sizes until memory runs out, restores the state, and prints the largest that fit."""
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_fit_start(trainer, module)
-        print(f"data.batch_size={self.optimal_batch_size} fits on {module.device}, and not much more", flush=True)
+        print(
+            f"data.batch_size={self.optimal_batch_size} is about the largest that fits on {module.device}", flush=True
+        )

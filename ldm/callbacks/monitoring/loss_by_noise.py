@@ -1,4 +1,4 @@
-"""The loss at each level of noise, in training and in validation."""
+"""Logs the loss by noise level, in training and in validation."""
 
 from itertools import pairwise
 from typing import Any
@@ -7,27 +7,27 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ldm.callbacks.steps import logs, record, stepped
+from ldm.callbacks.steps import is_logged, log_last_step, stepped
 
-EDGES = (-8, -6, -4, -2, 0, 2, 4, 6, 8)  # log-SNR; the same for every schedule, so that curves can be compared
+EDGES = (-8, -6, -4, -2, 0, 2, 4, 6, 8)  # in log-SNR, the same for every schedule so that curves can be compared
 RANGES = ("below_-8", *(f"{low}_to_{high}" for low, high in pairwise(EDGES)), "above_8")
 
 
 class LossByNoise(Callback):
-    """Logs the mean loss of the samples in each range of log-SNR, as train/loss_by_log_snr/-2_to_0 and so on.
+    """Logs the mean loss of the samples in each range of log-SNR, such as train/loss_by_log_snr/-2_to_0.
 
-    It reads "log_snr" and "losses" (b,) of what `training_step` and `validation_step` return, if they are there. A
-    range holds its lower edge; "below_-8" holds pure noise (-inf) and "above_8" the clean image (inf). In training the
+    Reads "log_snr" and "losses" (b,) from the outputs of `training_step` and `validation_step`, if present. A range
+    includes its lower edge; "below_-8" includes pure noise (-inf) and "above_8" the clean image (inf). In training the
     mean is over the samples of all ranks since the last logged step, in validation (val/SET/loss_by_log_snr/RANGE)
-    over the set. A range without samples has no value; losses that are not finite are left out.
+    over the set. A range without samples has no value; non-finite losses are ignored.
     """
 
     def __init__(self) -> None:
-        self._training = _nothing()
-        self._validation: dict[str, Tensor] = {}  # by set
+        self._training = _zero_sums()
+        self._validation: dict[str, Tensor] = {}  # by validation set
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "loss_by_noise" in checkpoint and trainer.is_global_zero:  # one rank holds what all had
+        if "loss_by_noise" in checkpoint and trainer.is_global_zero:  # rank 0 restores the sums of all ranks
             self._training = checkpoint["loss_by_noise"]
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -39,9 +39,9 @@ class LossByNoise(Callback):
         if "log_snr" not in outputs:
             return
         self._training = self._training.to(outputs["losses"].device) + _sums(outputs)
-        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
-            record(trainer, _means(trainer, self._training, "train"))
-            self._training = _nothing()
+        if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
+            log_last_step(trainer, _means(trainer, self._training, "train"))
+            self._training = _zero_sums()
 
     def on_validation_batch_end(
         self,
@@ -60,21 +60,21 @@ class LossByNoise(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         for name, total in self._validation.items():
-            record(trainer, _means(trainer, total, f"val/{name}"))
+            log_last_step(trainer, _means(trainer, total, f"val/{name}"))
         self._validation = {}
 
 
-def _nothing() -> Tensor:
-    """For each range the sum of the losses and their number (2, ranges)."""
+def _zero_sums() -> Tensor:
+    """Returns zeros (2, ranges) for the sum and the number of losses in each range."""
     return torch.zeros(2, len(RANGES), dtype=torch.float64)
 
 
 def _sums(outputs: dict[str, Tensor]) -> Tensor:
     log_snr, losses = outputs["log_snr"], outputs["losses"]
     edges = torch.tensor(EDGES, dtype=log_snr.dtype, device=log_snr.device)
-    which = torch.bucketize(log_snr, edges, right=True)
-    member = (which == torch.arange(len(RANGES), device=which.device)[:, None]) & losses.isfinite()  # (ranges, b)
-    return torch.stack((losses.double().where(member, 0.0).sum(1), member.sum(1).double()))
+    index = torch.bucketize(log_snr, edges, right=True)
+    in_range = (index == torch.arange(len(RANGES), device=index.device)[:, None]) & losses.isfinite()  # (ranges, b)
+    return torch.stack((losses.double().where(in_range, 0.0).sum(1), in_range.sum(1).double()))
 
 
 def _of_all_ranks(trainer: Trainer, sums: Tensor) -> Tensor:

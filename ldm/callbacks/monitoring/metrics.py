@@ -1,4 +1,4 @@
-"""The numbers that every run ends with, and where they come from."""
+"""Writes the final metrics of a run and their provenance to metrics.json."""
 
 import json
 from datetime import UTC, datetime
@@ -13,26 +13,26 @@ from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
 from ldm.callbacks.find import find
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.files import write_json
-from ldm.metrics.provenance import Provenance, add_hashes, picture_hash
+from ldm.metrics.provenance import Provenance, add_hashes, image_hash
 
 FILE = "metrics.json"
 
 
 class Metrics(Callback):
-    """At the end writes `folder`/metrics.json with the numbers of the last validation and the speed, and prints them.
+    """Writes `folder`/metrics.json with the last validation metrics and the speed at the end, and prints them.
 
-    Where Evaluation measures generated images, it writes these numbers together with its own. The provenance records
-    of each validation set how many samples were used, their hash, and the module's `ruler`: plain data that decides
-    what its validation numbers mean.
+    If Evaluation measures generated images, it writes these values together with its own. For each validation set the
+    provenance records the number of samples, their hash, and the module's `validation_meaning`: plain data that
+    determines what its validation metrics mean.
     """
 
     def __init__(self, folder: str | Path, seed: int | None = None) -> None:
         self.folder, self.seed = Path(folder), seed
-        self.validation: dict[str, float] = {}  # of the last one, by the name in the log
-        self.validated: int | None = None  # its step
-        self.sets: dict[str, dict[str, Any]] = {}  # what it was measured on
-        self._counts: dict[str, int] = {}  # samples by set, in this validation
-        self._hashes: dict[str, int] = {}  # by set, from this process's first validation
+        self.validation: dict[str, float] = {}  # metrics of the last validation by logged name
+        self.validated: int | None = None  # the step of the last validation
+        self.sets: dict[str, dict[str, Any]] = {}  # provenance of the last validation by set
+        self._counts: dict[str, int] = {}  # number of samples by set in this validation
+        self._hashes: dict[str, int] = {}  # by set, computed in this process's first validation
         self._hashed = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,50 +59,50 @@ class Metrics(Callback):
         self._counts[name] = self._counts.get(name, 0) + len(batch["id"])
         if not self._hashed:
             content = batch["image"] if "image" in batch else batch["moments"]
-            self._hashes[name] = add_hashes(self._hashes.get(name, 0), picture_hash(content, batch.get("caption", ())))
+            self._hashes[name] = add_hashes(self._hashes.get(name, 0), image_hash(content, batch.get("caption", ())))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        found = trainer.callback_metrics.items()  # on every rank, since this may reduce them
+        logged = trainer.callback_metrics.items()  # on every rank, because this may reduce them
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._hashed, self.validated = True, trainer.global_step
-        self.validation = {name: float(value) for name, value in found if name.startswith("val/")}
-        ruler: dict[str, Any] = module.ruler  # type: ignore[assignment]
+        self.validation = {name: float(value) for name, value in logged if name.startswith("val/")}
+        meaning: dict[str, Any] = module.validation_meaning  # type: ignore[assignment]
         self.sets = {
-            name: {"count": count, "sha256": f"{self._hashes[name]:064x}", **ruler}
+            name: {"count": count, "sha256": f"{self._hashes[name]:064x}", **meaning}
             for name, count in self._counts.items()
         }
         io = trainer.strategy.checkpoint_io
-        if isinstance(io, AtomicCheckpointIO) and io.held:  # the run's last checkpoint, made before this validation
+        if isinstance(io, AtomicCheckpointIO) and io.held:  # the last checkpoint was copied before this validation
             io.held[1]["callbacks"][self.state_key] = self.state_dict()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or recorded(self.folder).get("steps") == trainer.global_step:
+        if not trainer.is_global_zero or recorded_provenance(self.folder).get("steps") == trainer.global_step:
             return
-        metrics, provenance = numbers(trainer), Provenance(seed=self.seed, **trained(trainer)).plain()
+        metrics, provenance = final_metrics(trainer), Provenance(seed=self.seed, **training_provenance(trainer)).plain()
         write_json(self.folder / FILE, {"metrics": metrics, "provenance": provenance})
         for name, value in metrics.items():
             print(f"{name:32} {value:.4g}")
         print(f"{'files':32} {self.folder}")
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """The provenance of the numbers in a run's folder; {} where there are none."""
+def recorded_provenance(folder: Path) -> dict[str, Any]:
+    """Returns the provenance in a run folder's metrics.json, or {} if there is none."""
     file = folder / FILE
     return dict(json.loads(file.read_text())["provenance"]) if file.is_file() else {}
 
 
-def numbers(trainer: Trainer) -> dict[str, float]:
-    """The last validation, images per second and seconds of training, as far as the run's callbacks measured them."""
+def final_metrics(trainer: Trainer) -> dict[str, float]:
+    """Returns the last validation metrics, images per second and training seconds, if the run's callbacks have them."""
     metrics, speed = find(trainer, Metrics), find(trainer, Throughput)
-    found = {} if metrics is None else dict(metrics.validation)
+    values = {} if metrics is None else dict(metrics.validation)
     if speed is not None and speed.seconds:
-        found |= {"images_per_second": speed.images / speed.seconds, "training_seconds": speed.seconds}
-    return found
+        values |= {"images_per_second": speed.images / speed.seconds, "training_seconds": speed.seconds}
+    return values
 
 
-def trained(trainer: Trainer) -> dict[str, Any]:
-    """What the Provenance of any numbers records of the training and of the machine."""
+def training_provenance(trainer: Trainer) -> dict[str, Any]:
+    """Returns the fields of Provenance that describe the training and the machine."""
     metrics, ema, device = find(trainer, Metrics), find(trainer, EMA), trainer.strategy.root_device
     return {
         "ema": None if ema is None else ema.about,

@@ -1,4 +1,4 @@
-"""How far a training is, how fast, and how long it still takes."""
+"""Shows training progress: steps, speed, loss and remaining time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +14,10 @@ LOSS = "train/loss"
 
 
 class Progress(ProgressBar):
-    """Optimizer steps, images a second, the step's loss and time left.
+    """Shows optimizer steps, images per second, the step's loss and the time left.
 
-    Speed and loss are as the loggers get them: training alone since they were last shown, without validation or
-    drawing, where a Throughput measures it, and the mean over the global batch of the step that is shown.
+    Speed and loss are those that the loggers get: the speed is of training alone, without validation and sampling,
+    since it was last shown (if there is a Throughput callback), and the loss is the mean over the step's global batch.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -25,7 +25,7 @@ class Progress(ProgressBar):
         self.seconds = seconds
         self._enabled = True
         self._shown: progress.Progress | None = None
-        self._last = (0, 0.0)  # images and seconds of training when the line was last shown
+        self._last = (0, 0.0)  # training images and seconds when the line was last shown
 
     def enable(self) -> None:
         self._enabled = True
@@ -37,7 +37,7 @@ class Progress(ProgressBar):
         if self._enabled:
             total = int(trainer.estimated_stepping_batches)
             self._shown = progress.Progress(total, "steps", "training: ", trainer.global_step, self.seconds)
-            self._last = _trained(trainer)
+            self._last = _images_and_seconds(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,8 +50,8 @@ class Progress(ProgressBar):
             shown.show(", ".join(self._notes(trainer)))
 
     def _notes(self, trainer: Trainer) -> Iterator[str]:
-        """Nothing where nobody measures it."""
-        (images, seconds), self._last = self._last, _trained(trainer)
+        """Yields the speed and the loss, each only if it is measured."""
+        (images, seconds), self._last = self._last, _images_and_seconds(trainer)
         if self._last[1] > seconds:
             yield f"{(self._last[0] - images) / (self._last[1] - seconds):.4g} images/s"
         if LOSS in trainer.callback_metrics:
@@ -64,7 +64,7 @@ class Progress(ProgressBar):
         self._close()
 
     def print(self, *values: Any, sep: str = " ", **_: Any) -> None:
-        """What Trainer.print calls, so as not to break the line."""
+        """Prints below a cleared progress line; Trainer.print calls this."""
         progress.clear()
         print(sep.join(map(str, values)), flush=True)
 
@@ -73,7 +73,7 @@ class Progress(ProgressBar):
         self._shown = None
 
 
-def _trained(trainer: Trainer) -> tuple[int, float]:
-    """Images and seconds of training so far."""
+def _images_and_seconds(trainer: Trainer) -> tuple[int, float]:
+    """Returns the images and seconds of training so far."""
     speed = find(trainer, Throughput)
     return (0, 0.0) if speed is None else (speed.images, speed.seconds)

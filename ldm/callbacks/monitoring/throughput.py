@@ -1,4 +1,4 @@
-"""How fast a run trains, and how much of that time it waits for data."""
+"""Measures training speed and the time spent waiting for data."""
 
 import time
 import warnings
@@ -6,22 +6,22 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.callbacks.steps import logs, stepped
+from ldm.callbacks.steps import is_logged, stepped
 
 
 class Throughput(Callback):
-    """Logs images a second of all ranks, and the share of time that the slowest rank's data loading takes.
+    """Logs images per second of all ranks, and the largest share of time that any rank waits for data.
 
-    Warns where a rank's share is above `alarm` over `window` seconds. `images`, `seconds` and those `waited` are of the
-    run's training so far, also by the processes that it was resumed from, without what comes after a `pause`.
+    Warns if a rank's share exceeds `alarm` over `window` seconds. `images`, `seconds` and `waited` (seconds) count all
+    training of the run so far, including earlier processes of a resumed run, but not the time after a `pause`.
     """
 
     def __init__(self, alarm: float = 0.05, window: float = 60.0) -> None:
         self.alarm, self.window = alarm, window
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
-        self._logged = (0, 0.0, 0.0)  # the same at the last logging
-        self._since: float | None = None  # when the time last looked at the clock
-        self._judged = (0.0, 0.0)  # seconds and those waited when the share was last compared with the alarm
+        self._logged = (0, 0.0, 0.0)  # the same values at the last logged step
+        self._since: float | None = None  # when the clock was last read
+        self._judged = (0.0, 0.0)  # `seconds` and `waited` at the last comparison with the alarm
         self._alarmed = False
 
     def state_dict(self) -> dict[str, float]:
@@ -33,11 +33,11 @@ class Throughput(Callback):
         self._judged = self.seconds, self.waited
 
     def pause(self) -> None:
-        """The time from the last batch to the next one is not training's."""
+        """Excludes the time until the next batch from the training time."""
         self._since = None
 
     def work(self) -> None:
-        """The time since the end of the batch was spent on something else than waiting for data."""
+        """Counts the time since the end of the batch as training, not as waiting for data."""
         self._lap()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -48,7 +48,7 @@ class Throughput(Callback):
     ) -> None:
         self._lap()
         self.images += images_in(batch, trainer.world_size)
-        if logs(trainer, trainer.global_step) and stepped(trainer, batch_idx):
+        if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             images, seconds, waited = self._logged
             passed = self.seconds - seconds
             module.log("train/images_per_second", (self.images - images) / passed)
@@ -60,14 +60,14 @@ class Throughput(Callback):
         self.pause()
 
     def _warn(self, trainer: Trainer) -> None:
-        """Once each time that the share becomes too much."""
+        """Warns each time that the share rises above the alarm."""
         seconds, waited = self.seconds - self._judged[0], self.waited - self._judged[1]
         if seconds < self.window:
             return
         self._judged = (self.seconds, self.waited)
         if waited > self.alarm * seconds and not self._alarmed:
             warnings.warn(
-                f"rank {trainer.global_rank} waits for data {waited / seconds:.0%} of its time (step "
+                f"rank {trainer.global_rank} spends {waited / seconds:.0%} of its time waiting for data (step "
                 f"{trainer.global_step}): raise data.workers, or train from cached latents (ldm encode)",
                 stacklevel=2,
             )
@@ -81,5 +81,5 @@ class Throughput(Callback):
 
 
 def images_in(batch: dict[str, Any], ranks: int) -> int:
-    """How many images all ranks together hold, if each has such a batch."""
+    """Returns the number of images on all ranks if each has such a batch."""
     return len(batch["id"]) * ranks

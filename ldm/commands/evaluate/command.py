@@ -1,4 +1,4 @@
-"""`ldm evaluate`: a model on data → the numbers that a run ends with, for any sampling settings, without training."""
+"""Implements `ldm evaluate`: computes the metrics of a run for a trained model and any sampling settings."""
 
 import argparse
 import hashlib
@@ -21,20 +21,20 @@ import torch.distributed as dist
 from ldm.commands.device_arguments import add_device_arguments
 from ldm.commands.ema import check_lengths
 from ldm.device import DTYPES, choose_precision
-from ldm.drawing.keys import number, one_of, whole
+from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
-from ldm.errors import UsageError, shown_warnings
-from ldm.evaluation.data import SHAPES, Data, data_of
-from ldm.evaluation.result import Cell, Where, result, save_sheet, write
-from ldm.evaluation.run import Job, measure
+from ldm.errors import UsageError, warnings_on_stderr
+from ldm.evaluation.data import SHAPES, Data, open_data
+from ldm.evaluation.result import Cell, Context, result, save_images, write
+from ldm.evaluation.run import EvaluationJob, measure
 from ldm.files import check_writable
 from ldm.metrics.clip_score import clip_similarity
 from ldm.metrics.features import Features, clip_features
 from ldm.metrics.inception import inception_features
-from ldm.metrics.measure import Ruler
-from ldm.metrics.noise_loss import encoded, noise_loss
+from ldm.metrics.measure import ImageMetrics
+from ldm.metrics.noise_loss import encoded, noise_loss, sample_count
 from ldm.metrics.provenance import text_hash
-from ldm.metrics.reference import data_about, pictures_of, reference
+from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
 from ldm.pipeline.pipeline import Pipeline
 from ldm.progress import Progress, clear
@@ -42,81 +42,81 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
-from ldm.weights.find import READABLE
-from ldm.weights.model import model_fingerprint
+from ldm.weights.model import model_fingerprint, with_trained
+from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
-
-
-SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, between commas, make a sweep
-    "steps": (whole(1), "steps of sampling (the model's own)"),
-    "guidance": (number, "guidance scale; 1 is none (the model's own)"),
+SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, separated by commas, make a sweep
+    "steps": (integer(1), "sampling steps (the model's own)"),
+    "guidance": (number, "guidance scale; 1 is no guidance (the model's own)"),
     "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
-    "spacing": (one_of(*SPACINGS), "where the steps lie, such as trailing or karras (the model's own)"),
-    "ema-length": (number, "of an average of a run's weights that was trained with ema=power, see `ldm ema`"),
-    "seed": (whole(0), "the i-th of n prompts is drawn from the noise of seed · n + i (0)"),
+    "spacing": (one_of(*SPACINGS), "time step spacing, such as trailing or karras (the model's own)"),
+    "ema-length": (number, "length of the average of a run's weights; needs ema=power, see `ldm ema`"),
+    "seed": (integer(0), "prompt i of n is sampled with the noise of seed · n + i (0)"),
 }
 NUMBERS = (
-    ("prompts", 512, 1, "pictures to draw, at most as many as there are captions"),
-    ("count", 2048, 1, "real pictures to compare with, at most as many as there are"),
-    ("batch", 64, 1, "pictures at a time"),
-    ("validation", 128, 0, "real pictures for the error by noise level; 0 for none"),
-    ("held-out", 0, 0, "take of the data only what training with data.held_out_every=N held out; 0 takes all"),
-    ("resamples", 0, 0, "bootstrap resamples behind fid_error and kid_error; 0 for none"),
+    ("prompts", 512, 1, "images to sample, at most one per caption"),
+    ("count", 2048, 1, "real images to compare with, limited by the data"),
+    ("batch", 64, 1, "images per batch"),
+    ("validation", 128, 0, "real images for the error by noise level; 0 to skip it"),
+    ("held-out", 0, 0, "use only data held out by training with data.held_out_every=N; 0 uses all"),
+    ("resamples", 0, 0, "bootstrap resamples for fid_error and kid_error; 0 to skip them"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draw prompts with a model and measure the pictures, as at the end of a run: FID, KID, precision, recall, CLIP "
-        "score, error by noise level, and for shapes whether each picture is as asked for. The same command goes on "
-        "where it was stopped; `torchrun --nproc-per-node N -m ldm evaluate …` shares the prompts out, with the same "
-        "numbers. Several values between commas (--steps 5,10,20 --guidance 1,2) make a sweep: a table, JSON that "
+        "Sample images from a model and compute the metrics of a run: FID, KID, precision, recall, CLIP score, error "
+        "by noise level, and for shapes whether each image matches its prompt. The same command resumes a stopped "
+        "evaluation; `torchrun --nproc-per-node N -m ldm evaluate …` splits it over processes, with the same results. "
+        "Several values separated by commas (--steps 5,10,20 --guidance 1,2) make a sweep: a table, JSON that "
         "`ldm compare` reads, and plots of quality against seconds and network calls."
     )
     parser.add_argument("model", metavar="MODEL", help=READABLE)
-    parser.add_argument("--data", required=True, metavar="D", help="shapes, a folder of pictures, shards, or a cache")
+    parser.add_argument("--data", required=True, metavar="D", help="shapes, a folder of images, shards, or a cache")
     parser.add_argument("--out", required=True, type=Path, metavar="F", help="the JSON file to write")
     for name, (_, text) in SWEPT.items():
         parser.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
     for name, default, _, text in NUMBERS:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
-    parser.add_argument("--infinity", action="store_true", help="also FID extrapolated to ever more pictures")
+    parser.add_argument("--infinity", action="store_true", help="also extrapolate FID to infinitely many images")
     parser.add_argument(
-        "--features", default=TOWERS[0], metavar="W", help="a CLIP, or a .pth of Inception-v3 (the tower that ships)"
+        "--features", default=TOWERS[0], metavar="W", help="a CLIP, or a .pth of Inception-v3 (the built-in tower)"
     )
-    parser.add_argument("--clip", metavar="W", help="a whole CLIP for the CLIP score (the towers that ship)")
+    parser.add_argument("--clip", metavar="W", help="a complete CLIP for the CLIP score (the built-in towers)")
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="keeps the real pictures' features for next time"
+        "--reference", type=Path, metavar="FILE", help="file in which to keep the features of the real images for reuse"
     )
     add_device_arguments(parser, precision="32")
 
 
 def run(args: argparse.Namespace) -> None:
-    swept = checked(args)
+    swept = check_arguments(args)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for one another only at the end
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
-    with shown_warnings():
-        work(args, swept, rank, world)
+    with warnings_on_stderr():
+        evaluate(args, swept, rank, world)
     if world > 1:
         dist.destroy_process_group()
 
 
-def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
-    """The settings that are swept, with their values. Raises UsageError or OSError for arguments that cannot be."""
-    for name, _, least, _ in NUMBERS:
-        if (value := getattr(args, name.replace("-", "_"))) < least:
-            raise UsageError(f"--{name} {value}: expected {least} or more")
+def check_arguments(args: argparse.Namespace) -> dict[str, list[Any]]:
+    """Returns the swept settings with their values. Raises UsageError or OSError for invalid arguments."""
+    for name, _, minimum, _ in NUMBERS:
+        if (value := getattr(args, name.replace("-", "_"))) < minimum:
+            raise UsageError(f"--{name} {value}: expected {minimum} or more")
     if args.out.is_dir():
         raise UsageError(f"--out {args.out} is a folder; give the JSON file to write")
     if args.held_out and args.data == SHAPES:
-        raise UsageError("--held-out is for data that a model may be trained on; shapes are held out as they are")
+        raise UsageError(
+            "--held-out is for data that a model may be trained on; shapes are always held out: leave it out"
+        )
     check_writable(args.out.parent)
     check_outputs(args)
     given = {name: getattr(args, name.replace("-", "_")) for name in SWEPT}
-    swept = {name: listed(name, text) for name, text in given.items() if text is not None}
+    swept = {name: parse_values(name, text) for name, text in given.items() if text is not None}
     if "ema-length" in swept:
         check_lengths(swept["ema-length"])
         read_snapshots(Path(args.model))
@@ -124,89 +124,95 @@ def checked(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raises ValueError or FileExistsError where a file of the evaluation would be read as data or replace another."""
+    """Raises ValueError or FileExistsError if an output would be in the data or overwrite an unrelated file."""
     if args.data != SHAPES:
         check_outside(args.out, args.data, "--out", "data")
     files = [args.out, args.out.with_suffix(".png"), args.out.with_suffix(".md")]
     if args.reference and args.reference.resolve() in [file.resolve() for file in files]:
         raise UsageError(f"--reference {args.reference} is a file that --out {args.out} writes; give another")
-    if not args.out.exists():  # which comes before them
-        picture = [path for path in files[1:2] if path.exists()]
-        refuse(picture + beside(args.out), "ldm evaluate", "move it away, or give another --out")
+    if not args.out.exists():  # it is written before the others
+        grid = [path for path in files[1:2] if path.exists()]
+        refuse(grid + beside(args.out), "ldm evaluate", "move it away, or give another --out")
 
 
-def work(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
+def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
     args.precision = choose_precision(args.precision, args.device)
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
-    data = data_of(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
-    count = min(args.count, len(data.pictures))  # type: ignore[arg-type]
-    about = data_about(data.pictures, count)
-    ruler = ruler_of(args)
-    ruler.to(pipeline.device)
-    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *ruler_about(args, ruler)]))
+    data = open_data(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
+    count = min(args.count, len(data.images))  # type: ignore[arg-type]
+    about = data_about(data.images, count)
+    image_metrics = image_metrics_of(args)
+    image_metrics.to(pipeline.device)
+    cells = list(cells_of(args, swept, pipeline, data, [fingerprint, about, *image_metrics_about(args, image_metrics)]))
     if is_done(args.out, cells):
-        print(f"{args.out} holds this evaluation already")
+        print(f"{args.out} already holds this evaluation")
         return
     if not rank:
-        own = parts(args.out) / f"reference_{text_hash([str(ruler.features.about), str(about)])[:16]}"
-        pictures = pictures_of(data.pictures, count, args.batch)
-        real = reference(args.reference or own, ruler.features, pictures, about)
-    curves = {}
+        own = partial_folder(args.out) / f"reference_{text_hash([str(image_metrics.features.about), str(about)])[:16]}"
+        pictures = image_batches(data.images, count, args.batch)
+        real = reference(args.reference or own, image_metrics.features, pictures, about)
+    curves, validation = {}, 0 if rank else sample_count(args.validation, count)
     for length in dict.fromkeys(cell.length for cell in cells):
         if length is not None:
-            weights = averaged(Path(args.model), length)  # of an adapter only those that it trains
+            weights = with_trained(args.model, averaged_weights(Path(args.model), length))
             pipeline.backbone.load_state_dict(pipeline.backbone.state_dict() | weights)
-        draw([cell.job for cell in cells if cell.length == length], pipeline, ruler, rank, world)
-        if args.validation and not rank:
-            samples = (data.pictures[i] for i in range(min(args.validation, count)))
+        run_jobs([cell.job for cell in cells if cell.length == length], pipeline, image_metrics, rank, world)
+        if validation:
+            samples = (data.images[i] for i in range(validation))
             curves[length] = noise_loss(pipeline.denoiser, encoded(pipeline, samples, args.batch, pipeline.device))
     if world > 1:
         dist.barrier()
     if not rank:
-        where = Where(args.model, args.data, fingerprint, pipeline.device, args.precision)
-        finish(args.out, cells, [result(cell, where, ruler, real, curves.get(cell.length)) for cell in cells])
+        context = Context(args.model, args.data, fingerprint, pipeline.device, args.precision)
+        finish(args.out, cells, [result(cell, context, image_metrics, real, curves.get(cell.length)) for cell in cells])
 
 
 def finish(out: Path, cells: list[Cell], reports: list[dict[str, Any]]) -> None:
     write(out, reports)
     if len(cells) == 1:
-        save_sheet(out.with_suffix(".png"), cells[0])
-    for path in parts(out).iterdir():
+        save_images(out.with_suffix(".png"), cells[0])
+    for path in partial_folder(out).iterdir():
         if re.fullmatch(r"(reference_)?[0-9a-f]{16}", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with suppress(OSError):  # where there is anything else
-        parts(out).rmdir()
+    with suppress(OSError):  # if it holds other files
+        partial_folder(out).rmdir()
 
 
-def parts(out: Path) -> Path:
-    """The folder of what is measured so far."""
+def partial_folder(out: Path) -> Path:
+    """Returns the folder of partial results."""
     return out.with_name(f".{out.name}.parts")
 
 
-def listed(name: str, text: str) -> list[Any]:
-    """The values between commas. Raises UsageError."""
+def parse_values(name: str, text: str) -> list[Any]:
+    """Parses values separated by commas. Raises UsageError."""
     try:
-        values = [SWEPT[name][0](one.strip()) for one in text.split(",")]
+        values = [SWEPT[name][0](part.strip()) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--{name} {text}: expected {error}, several of them between commas") from error
+        raise UsageError(f"--{name} {text}: expected {error}, or several separated by commas") from error
     if len(set(values)) < len(values):
         raise UsageError(f"--{name} {text}: a value is given twice; give each once")
     return values
 
 
-def ruler_of(args: argparse.Namespace) -> Ruler:
+def image_metrics_of(args: argparse.Namespace) -> ImageMetrics:
     features: Features = (inception_features if args.features.endswith(".pth") else clip_features)(args.features)
     clip = clip_similarity(args.clip) if args.clip else clip_similarity(*TOWERS)
-    return Ruler(features, clip, args.data == SHAPES, args.resamples, args.infinity)
+    return ImageMetrics(features, clip, args.data == SHAPES, args.resamples, args.infinity)
 
 
-def ruler_about(args: argparse.Namespace, ruler: Ruler) -> list[Any]:
-    return [ruler.features.about, ruler.clip and ruler.clip.fingerprint, args.resamples, args.infinity, args.validation]
+def image_metrics_about(args: argparse.Namespace, image_metrics: ImageMetrics) -> list[Any]:
+    return [
+        image_metrics.features.about,
+        image_metrics.clip and image_metrics.clip.fingerprint,
+        args.resamples,
+        args.infinity,
+        args.validation,
+    ]
 
 
-def averaged(run: Path, length: float) -> dict[str, Any]:
-    """The run's weights, averaged. Raises FileNotFoundError or ValueError where it has no snapshots to make that of."""
+def averaged_weights(run: Path, length: float) -> dict[str, Any]:
+    """Returns a run's averaged weights. Raises FileNotFoundError or ValueError if its snapshots do not allow it."""
     snapshots = read_snapshots(run)
     return reconstruct(snapshots, last_step(snapshots), length)[0]
 
@@ -214,43 +220,43 @@ def averaged(run: Path, length: float) -> dict[str, Any]:
 def cells_of(
     args: argparse.Namespace, swept: dict[str, list[Any]], pipeline: Pipeline, data: Data, common: list[Any]
 ) -> Iterator[Cell]:
-    """Raises ValueError where one of them cannot be, before anything is drawn."""
-    count = min(args.prompts, data.most)
+    """Yields the evaluations of a sweep. Raises ValueError for invalid settings, before sampling starts."""
+    count = min(args.prompts, data.prompt_count)
     common = [*common, text_hash(data.prompts or []), count, args.batch, args.precision, pipeline.device.type]
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         first, length = chosen.pop("seed", 0) * count, chosen.pop("ema-length", None)
-        settings = pipeline.settings.changed(chosen)
+        settings = pipeline.settings.overridden(chosen)
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
-        decisive = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
-        identity = hashlib.sha256(decisive.encode()).hexdigest()
-        folder = parts(args.out) / identity[:16]
-        yield Cell(Job(folder, data.captions, count, args.batch, first, settings), length, identity)
+        determining = json.dumps([*common, asdict(settings), first, length], sort_keys=True)
+        identity = hashlib.sha256(determining.encode()).hexdigest()
+        folder = partial_folder(args.out) / identity[:16]
+        yield Cell(EvaluationJob(folder, data.captions, count, args.batch, first, settings), length, identity)
 
 
 def is_done(out: Path, cells: list[Cell]) -> bool:
-    """Raises ValueError where `out` holds something else than these cells would give."""
+    """Returns whether `out` contains these evaluations. Raises ValueError if it contains anything else."""
     if not out.exists():
         return False
     try:
         held = json.loads(out.read_text())
-        found = [one["provenance"]["identity"] for one in held.get("evaluations", [held])]
+        found = [report["provenance"]["identity"] for report in held.get("evaluations", [held])]
     except (ValueError, KeyError, TypeError, AttributeError):
         found = []
     if found != [cell.identity for cell in cells]:
-        raise ValueError(f"{out} is there already and holds something else; give another --out, or move it away")
+        raise ValueError(f"{out} exists and holds something else; give another --out, or move it away")
     return True
 
 
-def draw(jobs: list[Job], pipeline: Pipeline, ruler: Ruler, rank: int, world: int) -> None:
+def run_jobs(jobs: list[EvaluationJob], pipeline: Pipeline, image_metrics: ImageMetrics, rank: int, world: int) -> None:
     own = sum(len(ids) for job in jobs for ids in job.batches()[rank::world])
     left = sum(len(ids) for job in jobs for ids in job.todo(rank, world))
-    progress = Progress(own, "pictures", f"rank {rank}: " if world > 1 else "", done=own - left)
+    progress = Progress(own, "images", f"rank {rank}: " if world > 1 else "", done=own - left)
     try:
         for job in jobs:
-            for count in measure(job, pipeline, ruler, rank, world):
+            for count in measure(job, pipeline, image_metrics, rank, world):
                 progress.step(count)
     except KeyboardInterrupt:
         clear()
-        print(f"stopped: {progress.done} of {own} pictures are measured; the same command goes on", file=sys.stderr)
+        print(f"stopped: {progress.done} of {own} images are measured; run the same command to resume", file=sys.stderr)
         raise

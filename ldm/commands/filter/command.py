@@ -1,4 +1,4 @@
-"""`ldm filter`: metadata in parquet, cut down to the rows worth downloading, with a report of what went and why."""
+"""`ldm filter`: keeps the rows of metadata that pass all rules, and reports why the others were rejected."""
 
 import argparse
 import os
@@ -12,10 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from ldm.commands.filter.recipe import DEFAULT, MAX_NUMBER, path_of, presets, read, recognised
 from ldm.errors import UsageError
 from ldm.files import check_writable
 from ldm.metadata.columns import ALIASES, parse_choices
@@ -24,21 +21,20 @@ from ldm.ownership import check_outside
 from ldm.progress import Progress
 
 if TYPE_CHECKING:
-    from ldm.metadata.filtering import Filter, Part
+    from ldm.metadata.filtering import FileGroup, Filter
+    from ldm.metadata.tables import Source
 
-CONFIG = Path(__file__).parents[2] / "assets" / "laion_sd15_filter.yaml"
 NEEDED = ("duckdb", "pyarrow", "matplotlib")
-MOST, MOST_THREADS = 1e9, 1024
-WORDS = ("nsfw", "language", "caption_match", "caption_exclude")
+MAX_THREADS = 1024
 UNITS = {
     "min_aesthetic": "score, 1 to 10",
     "min_similarity": "cosine",
     "min_side": "pixels",
     "min_aspect": "width / height",
     "max_aspect": "width / height",
-    "max_watermark": "probability; the cut itself goes",
+    "max_watermark": "probability; values equal to it are rejected",
     "nsfw": "label of the NSFW column",
-    "max_unsafe": "probability, where there is no NSFW column",
+    "max_unsafe": "probability; used if a file has no NSFW column",
     "language": "label of the LANGUAGE column, such as en",
     "min_caption": "code points",
     "max_caption": "code points",
@@ -49,30 +45,50 @@ UNITS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Keep the rows of metadata in parquet that pass every rule, and say why the others went."
-    parser.add_argument(
-        "inputs", nargs="+", metavar="IN", help="file, folder, glob, or s3://, hf://datasets/, https:// …"
+    parser.description = (
+        "Keep the rows of metadata (parquet, csv, tsv, jsonl) that pass all rules, and report why the others were "
+        "rejected. The output is parquet."
     )
-    parser.add_argument("--out", type=Path, metavar="F", help="folder for the shards; F.report.json and .png beside it")
     parser.add_argument(
-        "--config", type=Path, default=CONFIG, metavar="F", help=f"rules in YAML (default: {CONFIG.name})"
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="a file, folder or glob, or an address s3://, hf://datasets/, https:// …",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="F",
+        help="folder for the shards; F.report.json and F.report.png are written beside it",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset",
+        choices=presets(),
+        default=DEFAULT,
+        help="data set that the metadata is of, which sets its columns and the rules that they allow "
+        f"(default: {DEFAULT}, for LAION-2B-en-aesthetic)",
+    )
+    source.add_argument(
+        "--config", type=Path, metavar="F", help=f"file like that of a preset, such as {path_of(DEFAULT)}"
+    )
+    parser.add_argument("--header", metavar="NAMES", help="columns of a csv or tsv without a header row: url,caption")
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN", help=f"NAME: {', '.join(ALIASES)}"
     )
-    cuts = parser.add_argument_group("rules", "These go before the config file; none switches a rule off.")
+    cuts = parser.add_argument_group("rules", "These options override the config file. The value none disables a rule.")
     for field in fields(Thresholds):
         option = "--" + field.name.replace("_", "-")
         cuts.add_argument(option, default=argparse.SUPPRESS, metavar="X", help=UNITS[field.name])
-    _number(parser, "--rows-per-shard", int, 1_000_000, "rows a shard at most; shards differ by one row at most")
+    _number(parser, "--rows-per-shard", int, 1_000_000, "maximum rows per shard; shards differ by at most one row")
     _number(parser, "--threads", int, min(os.cpu_count() or 1, 16), "threads")
-    _number(parser, "--max-bad-share", float, 0.01, "share of rows that may be unreadable, 0 to 1")
-    parser.add_argument("--dry-run", action="store_true", help="read footers and a sample; predict, write nothing")
+    _number(parser, "--max-bad-share", float, 0.01, "share of unreadable rows that is tolerated, 0 to 1")
+    parser.add_argument("--dry-run", action="store_true", help="predict from footers and a sample, write nothing")
     _number(parser, "--sample-rows", int, 200_000, "rows that --dry-run reads")
-    _number(parser, "--size", int, 512, "pixels a side, for what --dry-run predicts")
-    _number(parser, "--alive", float, 0.75, "share of addresses that still answer, for what --dry-run predicts")
-    # 100 M addresses in 20 h on one machine, as img2dataset's README has it.
-    _number(parser, "--pictures-per-second", float, 1389, "download speed, for what --dry-run predicts")
+    _number(parser, "--size", int, 512, "pixels per side, for the prediction of --dry-run")
+    _number(parser, "--alive", float, 0.75, "share of URLs that still answer, for the prediction of --dry-run")
+    # 100 M URLs in 20 h on one machine, according to the README of img2dataset.
+    _number(parser, "--pictures-per-second", float, 1389, "download speed, for the prediction of --dry-run")
 
 
 def _number(parser: argparse.ArgumentParser, name: str, kind: type, default: float, unit: str) -> None:
@@ -80,90 +96,74 @@ def _number(parser: argparse.ArgumentParser, name: str, kind: type, default: flo
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write shards and report, or print a prediction; ValueError or OSError in one sentence on failure."""
+    """Writes shards and a report, or prints a prediction. Raises ValueError or OSError on failure."""
     _check(args)
-    cuts, chosen = thresholds(args), _usage(lambda: parse_choices(args.column))
+    recipe = read(args)
+    cuts, chosen = recipe.thresholds, recipe.columns | _usage(lambda: parse_choices(args.column))
     from ldm.commands.filter import report as filter_report
-    from ldm.metadata.filtering import Filter, database, in_batches, parts
+    from ldm.metadata.filtering import Filter, database
     from ldm.metadata.funnel import axes
     from ldm.metadata.tables import find, open_sources
 
     if not args.dry_run:
         filter_report.check_replaceable(args.out)
-    began = time.monotonic()
-    sources, damaged = open_sources(find(args.inputs))
-    if not sources:
-        raise ValueError(f"none of the files can be read: {damaged[0].path}: {damaged[0].reason}")
-    has_nsfw = cuts.nsfw is not None and all("nsfw" in part.columns for part in parts(sources, [], chosen))
-    if cuts.nsfw is not None and not has_nsfw and cuts.max_unsafe is None:
-        raise ValueError(f"nsfw is {cuts.nsfw}, but there is no NSFW column: give --max-unsafe, or --nsfw none")
-    asked = rules(cuts, has_nsfw)
-    found = parts(sources, dict.fromkeys(name for rule in asked for name in rule.columns), chosen)
-    filter_report.tell_columns(found, cuts, has_nsfw)
+    start = time.monotonic()
     with workspace(args.out) as folder, database(folder, args.threads) as connection:
-        work = Filter(connection, asked, axes(cuts, asked), cuts.deduplicate, folder, damaged=damaged)
+        sources, damaged = open_sources(find(args.inputs), folder, recipe.header)
+        if not sources:
+            raise ValueError(f"none of the files is readable, for example {damaged[0].path}: {damaged[0].reason}")
+        has_nsfw = cuts.nsfw is not None and all("nsfw" in g.columns for g in _groups(sources, [], chosen, args))
+        if cuts.nsfw is not None and not has_nsfw and cuts.max_unsafe is None:
+            raise ValueError(f"nsfw is {cuts.nsfw}, but a file has no NSFW column: give --max-unsafe, or --nsfw none")
+        active_rules = rules(cuts, has_nsfw)
+        groups = _groups(sources, [name for rule in active_rules for name in rule.columns], chosen, args)
+        filter_report.print_columns(groups, cuts, has_nsfw)
+        work = Filter(connection, active_rules, axes(cuts, active_rules), cuts.deduplicate, folder, damaged=damaged)
         _check_patterns(work, cuts)
         if args.dry_run:
-            _predict(work, found, args)
+            _predict(work, groups, args)
             return
-        work.begin(found)
-        progress = Progress(sum(part.rows for part in found), "rows")
-        for batch in (batch for part in found for batch in in_batches(part)):
-            work.add(batch)
-            if batch.rows:
-                progress.step(batch.rows)
-        kept = work.finish()
-        _check_damage(work, found, args.max_bad_share)
+        kept = _filter(work, groups)
+        _check_damage(work, groups, args.max_bad_share)
         shards = write_shards(work, kept, args.rows_per_shard, folder / "kept")
-        report = filter_report.about(args.inputs, cuts, found, work, has_nsfw, shards, time.monotonic() - began)
+        seconds = time.monotonic() - start
+        report = filter_report.build(args.inputs, cuts, groups, work, has_nsfw, shards, seconds)
         _move(folder / "kept", args.out)
     filter_report.write(args.out, report)
-    filter_report.tell(report, args.out)
+    filter_report.print_summary(report, args.out)
 
 
-def thresholds(args: argparse.Namespace) -> Thresholds:
-    """The config file's rules, those of the command line before them; UsageError for what is neither."""
+def _groups(
+    sources: "list[Source]", needed: list[str], chosen: dict[str, str], args: argparse.Namespace
+) -> "list[FileGroup]":
+    """Groups the files. If a column is missing, the ValueError names the preset of the data set that it recognises."""
+    from ldm.metadata.filtering import file_groups
+
     try:
-        read = OmegaConf.to_container(OmegaConf.load(args.config))
-    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UsageError(f"--config {args.config} cannot be read: {' '.join(str(error).split())}") from error
-    names = [field.name for field in fields(Thresholds)]
-    read = read if isinstance(read, dict) else {}
-    keys = {str(key) for key in read}
-    if odd := [f"lacks {name}" for name in names if name not in keys] or sorted(f"has {k}" for k in keys - {*names}):
-        raise UsageError(f"--config {args.config} {', '.join(odd)}: it must have exactly the keys of {CONFIG.name}")
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    cuts = Thresholds(**{name: _value(name, given.get(name, read[name])) for name in names})
-    for name in ("aspect", "caption"):
-        least, most = getattr(cuts, f"min_{name}"), getattr(cuts, f"max_{name}")
-        if least is not None and most is not None and least > most:
-            raise UsageError(f"min_{name}={least} is more than max_{name}={most}, so that no row would be kept")
-    return cuts
+        return file_groups(sources, dict.fromkeys(needed), chosen)
+    except ValueError as error:
+        preset = recognised(sources[0].schema.names)
+        if preset is None or preset == args.preset or args.config:
+            raise
+        raise ValueError(f"{error}. The columns are those of another data set: give --preset {preset}") from error
 
 
-def _value(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-        if name == "deduplicate":
-            raise UsageError(f"{name}={value}: expected true or false")
-        return None
-    if name in WORDS:
-        return str(value)
-    if name == "deduplicate":
-        if str(value).lower() not in ("true", "false"):
-            raise UsageError(f"{name}={value}: expected true or false")
-        return str(value).lower() == "true"
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}={value}: expected a number, or none") from error
-    if not abs(number) < MOST:
-        raise UsageError(f"{name}={value}: expected a finite number below {MOST:g}, or none")
-    return int(number) if number.is_integer() else number
+def _filter(work: "Filter", groups: "list[FileGroup]") -> int:
+    """Filters all files and returns the number of rows that are kept."""
+    from ldm.metadata.filtering import in_batches
+
+    work.create_tables(groups)
+    progress = Progress(sum(group.rows for group in groups), "rows")
+    for batch in (batch for group in groups for batch in in_batches(group)):
+        work.add(batch)
+        if batch.rows:
+            progress.step(batch.rows)
+    return work.finish()
 
 
 @contextmanager
 def workspace(out: Path | None) -> Iterator[Path]:
-    """A folder beside `out`, or among the system's temporary ones, that goes whatever happens."""
+    """Creates a temporary folder beside `out`, or in the system's temporary folder, and removes it at the end."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}." if out else "ldm.", suffix=".tmp", dir=out and out.parent))
@@ -174,7 +174,7 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 
 def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -> int:
-    """00000.parquet and on, the number of their rows apart by one at most; returns how many."""
+    """Writes 00000.parquet, …, with numbers of rows that differ by at most one, and returns the number of shards."""
     shards = -(-kept // rows_per_shard)
     edges = [i * kept // max(shards, 1) for i in range(shards + 1)]
     folder.mkdir()
@@ -183,27 +183,27 @@ def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -
     return shards
 
 
-def _predict(work: "Filter", found: "list[Part]", args: argparse.Namespace) -> None:
+def _predict(work: "Filter", groups: "list[FileGroup]", args: argparse.Namespace) -> None:
     from ldm.commands.filter import report as filter_report
     from ldm.metadata.filtering import sample_of
-    from ldm.metadata.forecast import predicted, statistics
+    from ldm.metadata.forecast import predict, statistics
 
-    sample = sample_of(found, args.sample_rows, work.folder)
-    work.begin(sample)
-    for part in sample:
-        work.add(part)
+    sample = sample_of(groups, args.sample_rows, work.folder)
+    work.create_tables(sample)
+    for group in sample:
+        work.add(group)
     kept = work.finish()
     out = work.folder / "kept.parquet"
     work.write(out, 0, kept)
-    rows = sum(part.rows for part in found)
+    rows = sum(group.rows for group in groups)
     cost = args.size, args.alive, args.pictures_per_second
-    forecast = predicted(rows, work.tally.rows, kept, out.stat().st_size, *cost)
-    filter_report.tell_forecast(forecast, [statistics(part) for part in found], work)
+    forecast = predict(rows, work.tally.rows, kept, out.stat().st_size, *cost)
+    filter_report.print_forecast(forecast, [statistics(group) for group in groups], work)
 
 
 def _move(folder: Path, out: Path) -> None:
     if out.exists():
-        out.rmdir()  # empty, as checked; where someone filled it since, this fails and nothing is lost
+        out.rmdir()  # it was empty when checked; if it has files now, this fails and nothing is lost
     os.replace(folder, out)
 
 
@@ -212,20 +212,20 @@ def _check(args: argparse.Namespace) -> None:
     if missing:
         raise ValueError(f"ldm filter needs {', '.join(missing)}: pip install 'ldm[laion]'")
     if args.out is None and not args.dry_run:
-        raise UsageError("give --out F, the folder for what is kept, or --dry-run")
+        raise UsageError("--out is missing: give --out F, the folder for the kept rows, or --dry-run")
     if args.out is not None and args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise UsageError(f"{args.out} is there already and not an empty folder: give another --out, or remove it")
+        raise UsageError(f"{args.out} exists and is not an empty folder: give another --out, or remove it")
     if args.out is not None:
         check_writable(args.out.parent)
         for given in args.inputs:
             check_outside(args.out, given, "--out", "input")
     for name in ("rows_per_shard", "threads", "sample_rows", "size", "pictures_per_second"):
-        most = MOST_THREADS if name == "threads" else MOST
+        most = MAX_THREADS if name == "threads" else MAX_NUMBER
         if not 0 < getattr(args, name) <= most:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected more than 0, up to {most:g}")
     for name in ("max_bad_share", "alive"):
         if not 0 <= getattr(args, name) <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 to 1")
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a share from 0 to 1")
 
 
 def _check_patterns(work: "Filter", cuts: Thresholds) -> None:
@@ -235,24 +235,25 @@ def _check_patterns(work: "Filter", cuts: Thresholds) -> None:
         try:
             work.connection.execute("SELECT regexp_matches('', ?)", [getattr(cuts, name) or ""])
         except duckdb.Error as error:
-            raise UsageError(f"{name} is no regular expression of RE2: {getattr(cuts, name)} ({error})") from error
+            raise UsageError(f"{name}={getattr(cuts, name)} is not a regular expression of RE2: {error}") from error
 
 
-def _check_damage(work: "Filter", found: "list[Part]", limit: float) -> None:
-    """ValueError where more rows than the user allows could not be read; a file without footer counts as an average."""
-    average = work.tally.rows // sum(len(part.sources) for part in found)
+def _check_damage(work: "Filter", groups: "list[FileGroup]", limit: float) -> None:
+    """Raises ValueError if the share of unreadable rows exceeds `limit`; a file without footer counts as average."""
+    average = work.tally.rows // sum(len(group.sources) for group in groups)
     lost = sum(d.rows or average for d in work.damaged)
     share = lost / max(work.tally.rows + lost, 1)
     if share > limit:
         worst = max(work.damaged, key=lambda d: d.rows or average)
         raise ValueError(
-            f"{lost:,} of {work.tally.rows + lost:,} rows cannot be read, more than --max-bad-share {limit:g}; "
-            f"most of them in {worst.path}: {worst.reason}"
+            f"{lost:,} of {work.tally.rows + lost:,} rows are unreadable, more than --max-bad-share {limit:g}, most of "
+            f"them in {worst.path} ({worst.reason}): repair the files or raise --max-bad-share"
         )
 
 
-def _usage(work: Any) -> Any:
+def _usage(parse: Any) -> Any:
+    """Returns `parse()`, with a ValueError turned into a UsageError."""
     try:
-        return work()
+        return parse()
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -1,20 +1,21 @@
-"""`ldm info`: what a model file, a checkpoint, a run's folder or a cache holds, without reading its tensors."""
+"""`ldm info` describes a model file, a checkpoint, a run's folder or a cache, without reading its tensors."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from ldm.weights.found import Found, FoundNetwork
+from ldm.weights.adapters.recognise import has_adapter, has_embedding, is_run_of_adapter
+from ldm.weights.info import ContentsInfo, NetworkInfo
 from ldm.weights.kinds import ADAPTER
 from ldm.weights.recognise import READABLE, recognise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Say what a model, a run or a cache of latents is, without reading its tensors."
+    parser.description = "Describe a model, a run or a cache of latents, without reading its tensors."
     parser.add_argument(
         "path",
         metavar="MODEL|RUN|CACHE",
-        help=f"{READABLE}; also a part alone, such as an autoencoder, and what ldm encode wrote",
+        help=f"{READABLE}; also a standalone network, such as an autoencoder, and a cache that ldm encode wrote",
     )
 
 
@@ -26,54 +27,70 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(path: str) -> dict[str, str]:
-    """Name → value, for people. Raises FileNotFoundError or ValueError as `recognise` does."""
+    """Returns human-readable lines, name → value. Raises FileNotFoundError or ValueError as `recognise` does."""
     folder = Path(path).expanduser()
+    if (added := _added(path)) is not None:
+        return added
     try:
-        found = recognise(path)
+        contents = recognise(path)
     except FileNotFoundError:
         if not folder.is_dir():
             raise
-        from ldm.commands.info.cache import describe_cache, is_cache  # here: only these need torch, which takes seconds
+        from ldm.commands.info.cache import describe_cache, is_cache  # here, because it imports torch
 
         if not is_cache(folder):
             raise
         return describe_cache(folder)
-    lines = _networks(found) | (_base(found.base) if found.base else {}) | (_model(found) if found.model else {})
-    if found.model and (folder / "config.yaml").is_file():
+    lines = _networks(contents)
+    if contents.base:
+        lines |= _base(contents.base)
+    if contents.model:
+        lines |= _model(contents)
+    if contents.model and (folder / "config.yaml").is_file():
         from ldm.commands.info.run import contradictions_in
 
-        lines |= {"contradictions": "; ".join(contradictions_in(folder, found.model)) or "none"}
+        lines |= {"contradictions": "; ".join(contradictions_in(folder, contents.model)) or "none"}
     return lines
 
 
-def _networks(found: Found) -> dict[str, str]:
-    counts = {kind: _parameters(network) for kind, network in found.networks.items()}
-    source, held = found.source, sum(network.tensors.nbytes for network in found.networks.values())
+def _added(path: str) -> dict[str, str] | None:
+    """Describes an adapter or textual inversion; None for other files and for an adapter that names its base."""
+    adapter = has_adapter(path)
+    if is_run_of_adapter(path) or not (adapter or has_embedding(path)):
+        return None
+    from ldm.commands.info.adapter import describe_adapter, describe_embedding  # imported here, because it needs torch
+
+    return describe_adapter(path) if adapter else describe_embedding(path)
+
+
+def _networks(contents: ContentsInfo) -> dict[str, str]:
+    counts = {kind: _parameters(network) for kind, network in contents.networks.items()}
+    source, nbytes = contents.source, sum(network.tensors.nbytes for network in contents.networks.values())
     lines = {
-        "file": f"{source} ({(source.stat().st_size if source.is_file() else held) / 2**20:,.1f} MiB)",
-        "kind": found.form,
+        "file": f"{source} ({(source.stat().st_size if source.is_file() else nbytes) / 2**20:,.1f} MiB)",
+        "kind": contents.description,
         "parameters": f"{sum(counts.values()):,}",
     }
-    settings = {kind: _settings(network.config) for kind, network in found.networks.items()}
+    settings = {kind: _settings(network.config) for kind, network in contents.networks.items()}
     if len(settings) == 1:
         return lines | {"settings" if ADAPTER in settings else "architecture": next(iter(settings.values()))}
-    return lines | {kind: f"{counts[kind]:,} parameters, {told}" for kind, told in settings.items()}
+    return lines | {kind: f"{counts[kind]:,} parameters, {text}" for kind, text in settings.items()}
 
 
 def _base(base: dict[str, Any]) -> dict[str, str]:
-    """The model that an adapter changes."""
+    """Describes the model that an adapter changes."""
     network = base["network"]
     return {"base": _source(base), "base's network": f"{network['kind']}, {_settings(network['config'])}"}
 
 
-def _parameters(network: FoundNetwork) -> int:
+def _parameters(network: NetworkInfo) -> int:
     return sum(header.size for header in network.tensors.values() if header.is_float)
 
 
-def _model(found: Found) -> dict[str, str]:
-    model = found.model
+def _model(contents: ContentsInfo) -> dict[str, str]:
+    model = contents.model
     return {
-        "weights": "; ".join(found.notes) or "as saved",
+        "weights": "; ".join(contents.notes) or "as saved",
         "schedule": _settings(model["schedule"]),
         "prediction": model["prediction"],
         "network's time": model.get("time") or "the schedule's default",
@@ -88,7 +105,7 @@ def _settings(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any, most: int = 12) -> str:
-    """Long lists, such as the tokens that a small text tower knows, are only counted."""
+    """Formats a value; of long lists, such as the vocabulary of a small text tower, only the length."""
     if isinstance(value, dict):
         return f"({_settings(value)})"
     return f"[{len(value)} values]" if isinstance(value, list) and len(value) > most else str(value)

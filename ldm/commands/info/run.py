@@ -1,4 +1,4 @@
-"""What `ldm info` says of a run's folder beyond its model: the settings that contradict one another."""
+"""Finds contradictory settings in a run's folder, for `ldm info`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from ldm.sampling.compatibility import Setup, contradictions
 
 
 def contradictions_in(run: Path, model: dict[str, Any]) -> list[str]:
-    """What the linter says of how the model of a run's folder was trained and is sampled, and of its settings."""
+    """Returns the contradictions in how a run's model was trained and is sampled, and between its other settings.
+
+    Nothing in the config is instantiated. Raises ValueError for invalid settings of the weighting.
+    """
     file = run / "config.yaml"
     config: Any = OmegaConf.to_container(OmegaConf.load(file))
     schedule, prediction = from_config(model["schedule"]), Prediction(model["prediction"])
@@ -22,7 +25,7 @@ def contradictions_in(run: Path, model: dict[str, Any]) -> list[str]:
 
 
 def _trained(config: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The settings of training that the linter knows, from a run's config, of which nothing is instantiated."""
+    """Returns the settings of training that `contradictions` checks, from a run's config."""
     tree = {"training": {}, "weighting": {}} | config
     training, weighting = tree["training"], dict(tree["weighting"])
     name = weighting.pop("_target_", "").rpartition(".")[2]
@@ -30,4 +33,6 @@ def _trained(config: dict[str, Any], file: Path) -> dict[str, Any]:
     try:
         return known | ({"weighting": WEIGHTINGS[name](**weighting)} if name in WEIGHTINGS else {})
     except TypeError as error:
-        raise ValueError(f"{file} names a weighting that this ldm does not have: {error}") from error
+        raise ValueError(
+            f"the settings of the weighting in {file} do not fit this version of ldm ({error}); fix them there"
+        ) from error

@@ -1,4 +1,4 @@
-"""Refuses configs that contradict themselves, before any network is built or folder made."""
+"""Checks a config for contradictory settings before any network is built or folder created."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,76 +10,103 @@ from ldm.commands.train.consistency import disagreements
 from ldm.commands.train.trainer_arguments import check_trainer
 from ldm.report.runs import flatten
 
+START = "${oc.select:training.start}"  # weights that are read from the model that training starts from
+
 
 def check(config: DictConfig) -> None:
-    """Refuses, before any network is built or folder made, settings that contradict one another."""
+    """Raises ValueError for settings that contradict each other."""
     from torch import nn, zeros
 
     from ldm.pipeline.settings import Settings
     from ldm.sampling.compatibility import Setup, check
 
     check_settings(config)
-    build(config.optimizer)([nn.Parameter(zeros(1))])  # which refuses what it does not take
+    build(config.optimizer)([nn.Parameter(zeros(1))])  # raises for invalid arguments
     if config.adapter and "backbone" not in config.training:
-        raise ValueError("an adapter changes a denoising network, which this experiment does not train: leave it out")
+        raise ValueError("an adapter needs a denoising network, but this experiment trains none: choose adapter=none")
     evaluation: Any = config.get("evaluation") or {}
     if evaluation.get("prompts") and "_target_" not in evaluation:
         raise ValueError(
-            f"evaluation.prompts={evaluation.prompts} asks for pictures at the end, which metrics=none does not "
-            "draw: choose metrics=shapes or metrics=pictures, or leave it out"
+            f"evaluation.prompts={evaluation.prompts} asks for images at the end, but metrics=none generates none: "
+            "choose metrics=shapes or metrics=pictures, or leave it out"
         )
     if "schedule" not in config.training:
         return
     parts = [build(config[name]) for name in ("schedule", "prediction", "weighting")]
     training: Any = OmegaConf.to_container(config.training, resolve=True)
-    known = [one.name for one in fields(Settings) if one.name != "size"]
+    known = [field.name for field in fields(Settings) if field.name != "size"]
     if unknown := sorted({*training["sampling"]} - {*known}):
-        raise ValueError(f"training.sampling.{unknown[0]} is no setting of sampling; there are: {', '.join(known)}")
-    told = {name: training[name] for name in ("time", "sampling", "offset_noise", "caption_dropout")}
-    check(Setup(*parts, **told))
+        raise ValueError(
+            f"training.sampling.{unknown[0]} is not a sampling setting: the settings are {', '.join(known)}"
+        )
+    options = {name: training[name] for name in ("time", "sampling", "offset_noise", "caption_dropout")}
+    check(Setup(*parts, **options))
 
 
 def check_given(config: DictConfig) -> None:
-    """Refuses a config in which a key that has no default was not given."""
-    for key, value in flatten(OmegaConf.to_container(config)).items():
+    """Raises ValueError if a key without a default was not given."""
+    values = flatten(OmegaConf.to_container(config))
+    for key, value in values.items():
+        if value == START and values.get("training.start") is None:  # ??? in an experiment does not replace null
+            key, value = "training.start", MISSING
         if value == MISSING:
-            raise ValueError(f"{key} has no default; give it as {key}=…")
+            raise ValueError(f"{key} has no default: give {key}=…")
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuses arguments of the Trainer that would be ignored, and settings that differ from those that they follow."""
+    """Raises ValueError for Trainer arguments that would be ignored, and for settings that must agree but differ."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     check_trainer(plain["trainer"])
-    if found := disagreements(plain):
-        raise ValueError("; ".join(found))
+    if messages := disagreements(plain):
+        raise ValueError("; ".join(messages))
 
 
 def check_parallel(config: DictConfig, gpu: bool) -> None:
-    """Refuses what the device, or strategy=fsdp, cannot do."""
+    """Raises ValueError for settings that the device or strategy=fsdp does not support."""
+    if config.trainer.accelerator in ("gpu", "cuda") and not gpu:
+        raise ValueError(
+            f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: "
+            "leave it out, or install a build of torch for the GPU"
+        )
     if "largest_batch" in config.callbacks and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError(
-            "debug=batch_size fills the memory of a GPU, and a process that fills the machine's is killed: use "
+            "debug=batch_size needs a GPU, because a process that fills the memory of the machine is killed: use "
             "debug=plan, which computes what fits"
         )
     if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
-        raise ValueError("precision=16-mixed needs a GPU; choose precision=bf16-mixed or precision=fp32")
+        raise ValueError("precision=16-mixed needs a GPU: choose precision=bf16-mixed or precision=fp32")
+    check_base_dtype(config)
     if config.precision.compute and "compute" not in config.training:
-        raise ValueError("precision=bf16-true is for training=diffusion; choose precision=bf16-mixed")
+        raise ValueError("precision=bf16-true requires training=diffusion: choose precision=bf16-mixed")
     if isinstance(config.trainer.strategy, str) or "ModelParallel" not in config.trainer.strategy["_target_"]:
         return
     if "compute" not in config.training:
-        raise ValueError("strategy=fsdp is for training=diffusion; choose strategy=ddp")
+        raise ValueError("strategy=fsdp requires training=diffusion: choose strategy=ddp")
     if config.optimizer["_target_"].endswith("Muon"):
-        raise ValueError("optimizer=muon needs whole matrices, and strategy=fsdp cuts them up; choose optimizer=adamw")
+        raise ValueError("optimizer=muon needs full matrices, but strategy=fsdp shards them: choose optimizer=adamw")
     if (config.get("evaluation") or {}).get("prompts"):
         raise ValueError(
-            "with strategy=fsdp no process holds the weights that the evaluation at the end draws with; give "
-            "metrics=none, and measure the run with ldm evaluate"
+            "strategy=fsdp shards the weights, but the evaluation at the end samples on one process: give "
+            "metrics=none, and evaluate the run with ldm evaluate"
         )
 
 
-def check_drawn_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:
-    """Refuses images, or a schedule, for another size than training.size, which the run draws and evaluates."""
+def check_base_dtype(config: DictConfig) -> None:
+    """Raises ValueError for frozen weights of a type that inputs are not cast to, or that FSDP2 would mix."""
+    dtype = (config.adapter or {}).get("base_dtype")
+    if dtype in (None, "float32"):
+        return
+    if not str(config.trainer.precision).endswith("-mixed"):
+        raise ValueError(
+            f"adapter.base_dtype={dtype} needs a precision that casts the inputs, not {config.trainer.precision}: "
+            "choose precision=bf16-mixed, or 16-mixed on a GPU"
+        )
+    if not isinstance(config.trainer.strategy, str) and "ModelParallel" in config.trainer.strategy["_target_"]:
+        raise ValueError(f"strategy=fsdp takes weights of one type only: leave out adapter.base_dtype={dtype}")
+
+
+def check_sampling_size(config: DictConfig, module: Any, data: Any, callbacks: list[Any]) -> None:
+    """Raises ValueError if data or schedule are for another size than training.size, the size of sampled images."""
     from ldm.callbacks.images.evaluation import Evaluation
     from ldm.data.sizes import check_sizes
 
@@ -94,6 +121,6 @@ def check_drawn_size(config: DictConfig, module: Any, data: Any, callbacks: list
     latent = height * width // factor**2
     if config.schedule.get("positions", latent) != latent:
         raise ValueError(
-            f"schedule.positions is {config.schedule.positions}, but a latent of training.size={[height, width]} has "
+            f"schedule.positions is {config.schedule.positions}, but latents of training.size={[height, width]} have "
             f"{latent} positions: set schedule.positions={latent}"
         )

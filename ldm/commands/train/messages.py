@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf as one sentence."""
+"""Formats errors, including those of Hydra and OmegaConf, as one sentence."""
 
 import re
 
@@ -9,12 +9,12 @@ from ldm.errors import EXPECTED
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the message is written for people, so that where it was raised says nothing more to them."""
+    """Returns whether the error's message explains it to the user, so that no traceback is needed."""
     return isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong in one line: the innermost cause of what Hydra and OmegaConf wrap, with its key if need be."""
+    """Returns the error message on one line: that of the innermost cause, with its config key where it helps."""
     key = re.search(r"full_key: (\S+)", str(error))
     while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
         error = error.__cause__

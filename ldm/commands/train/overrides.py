@@ -1,4 +1,4 @@
-"""Checks the overrides of a command line before Hydra composes them, and suggests the nearest names."""
+"""Validates Hydra overrides before they are composed, and suggests the nearest names."""
 
 import difflib
 import json
@@ -6,31 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ldm.commands.train.config_sources import ConfigSources, config_sources
+from ldm.commands.train.hints import ELSEWHERE, EVALUATION, null_hint, option_hint, removal_hint
 from ldm.commands.train.messages import first_line
 from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
-OPEN = ("sampler.options.", "sampler.spacing_options.")  # whose keys are arguments of functions, not of a config
-UNTRAINED = "untrained"  # in place of the path of a frozen part, see ldm.weights.parts: what its `config` is for
+OPEN = ("sampler.options.", "sampler.spacing_options.")  # keys below these are function arguments that no config lists
+UNTRAINED = "untrained"  # in place of a path to frozen weights; only then `config` is used (see ldm.weights.parts)
 # Settings that would be ignored in a sweep → what to set instead.
-ELSEWHERE_IN_SWEEPS = {
-    "run_dir": "the folder of each run is named by its settings; set hydra.sweep.dir, which holds them",
-    "hydra.sweep.subdir": "the folder of each run is named by its settings, within hydra.sweep.dir",
+SET_BY_SWEEPS = {
+    "run_dir": "each run's folder is named by its settings; set hydra.sweep.dir, which contains them",
+    "hydra.sweep.subdir": "each run's folder is named by its settings, inside hydra.sweep.dir",
 }
 
 
-def checked(arguments: list[str], conf: Path) -> list[str]:
-    """The arguments as Hydra takes them.
+def check_overrides(arguments: list[str], conf: Path) -> list[str]:
+    """Returns the arguments in Hydra's syntax.
 
-    Raises ValueError for an option that no group has, a key that the config does not have, with the nearest right
-    name, and for a value of another type than the config's.
+    Raises ValueError for an unknown option or key, with the nearest valid name, and for a value of another type than
+    the config's.
     """
     arguments = [f"++{line}" if line.startswith(OPEN) else line for line in arguments]
     try:
@@ -38,55 +39,75 @@ def checked(arguments: list[str], conf: Path) -> list[str]:
         overrides = OverridesParser.create().parse_overrides(given.overrides)
     except HydraException as error:
         raise ValueError(
-            f"cannot read the arguments ({first_line(error)}); write key=value, quote odd values"
+            f"cannot parse the arguments ({first_line(error)}): write key=value, and quote special characters"
         ) from error
-    sweep = given.multirun or any(one.key_or_group == "hydra.mode" and one.value() == "MULTIRUN" for one in overrides)
-    _check_elsewhere(overrides, sweep)
-    groups = {path.name: sorted(p.stem for p in path.glob("[!_]*.yaml")) for path in conf.iterdir() if path.is_dir()}
-    chosen = []
-    for override in overrides:
-        if (name := override.key_or_group) in groups:
-            options = _options(override)
-            for option in options:
-                if option not in groups[name]:
-                    raise ValueError(f"{name}={option} does not exist; {nearest(option, groups[name])}")
-            if override.is_sweep_override():  # keys are looked for in its first option
-                chosen += [f"{name}={option}" for option in options[:1]]
-            else:
-                chosen.append(override.input_line or "")
-    values = dict(_walk(OmegaConf.to_container(_composed(chosen, conf))))
-    for override in overrides:
-        name = override.key_or_group
-        if name in groups or name.startswith(("hydra", *OPEN)):
-            continue
-        if name in values:
-            _check_type(override, values[name])
-        elif owners := [] if override.is_add() else _owners(name, groups, conf):
-            raise ValueError(f"there is a key {name} only with {' or '.join(owners)}; choose that, or leave it out")
-        elif not override.is_add():
-            raise ValueError(f"there is no key {name}; {nearest(name, sorted(values.keys() | groups.keys()))}")
-    _check_read(overrides, sweep, conf)
+    sweep = given.multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
+    _check_set_elsewhere(overrides, sweep)
+    with config_sources(given, overrides, conf) as sources:
+        _check_names(overrides, sources)
+        _check_read(overrides, sweep, sources)
     return arguments
 
 
-def _check_elsewhere(overrides: list[Override], sweep: bool) -> None:
-    """Refuses settings that would be ignored, since another one decides."""
+def _check_names(overrides: list[Override], sources: ConfigSources) -> None:
+    """Raises ValueError for options and keys that do not exist, and for values of the wrong type."""
+    chosen = []
+    for override in overrides:
+        group = override.key_or_group
+        if not (known := _options_of(group, sources)):
+            continue
+        if override.is_delete():
+            raise ValueError(removal_hint(group, known))
+        options = _options(override)
+        for option in options:
+            if option not in known:
+                raise ValueError(
+                    option_hint(group, option, known) or f"{group}={option} does not exist: {suggestion(option, known)}"
+                )
+        if override.is_sweep_override():  # keys are checked against its first option
+            chosen += [f"{group}={option}" for option in options[:1]]
+        else:
+            chosen.append(override.input_line or "")
+    values = dict(_dotted_items(OmegaConf.to_container(sources.compose(chosen))))
+    for override in overrides:
+        name = override.key_or_group
+        if name.startswith(("hydra", *OPEN)) or _options_of(name, sources):
+            continue
+        if name in values:
+            if override.is_delete() and name == "evaluation":
+                raise ValueError(f"~evaluation would remove settings that a run reads: {EVALUATION}")
+            _check_type(override, values[name])
+        elif owners := [] if override.is_add() else _owners(name, sources):
+            raise ValueError(f"the key {name} exists only with {' or '.join(owners)}: choose that, or leave it out")
+        elif not override.is_add():
+            raise ValueError(
+                f"there is no key {name}: {ELSEWHERE.get(name) or suggestion(name, sorted({*values, *sources.groups}))}"
+            )
+
+
+def _options_of(name: str, sources: ConfigSources) -> list[str]:
+    """Returns the options of a group of ldm or the user; empty for a key and for Hydra's own groups."""
+    return [] if "." in name or name.split("/")[0] == "hydra" else sources.options(name)
+
+
+def _check_set_elsewhere(overrides: list[Override], sweep: bool) -> None:
+    """Raises ValueError for settings that would be ignored, because another setting takes their place."""
     for name in (override.key_or_group for override in overrides if not override.is_delete()):
-        if sweep and name in ELSEWHERE_IN_SWEEPS:
-            raise ValueError(f"{name} is not a setting of a sweep: {ELSEWHERE_IN_SWEEPS[name]}")
+        if sweep and name in SET_BY_SWEEPS:
+            raise ValueError(f"{name} cannot be set in a sweep: {SET_BY_SWEEPS[name]}")
         if name.startswith("trainer."):
             check_argument(name.split(".")[1])
 
 
-def _check_read(overrides: list[Override], sweep: bool, conf: Path) -> None:
-    """Refuses settings that nothing would read, such as a schedule where an autoencoder is trained."""
-    config = _composed([_first(one) for one in overrides if not one.key_or_group.startswith("hydra")], conf)
+def _check_read(overrides: list[Override], sweep: bool, sources: ConfigSources) -> None:
+    """Raises ValueError for settings that nothing would read, such as a schedule when an autoencoder is trained."""
+    config = sources.compose([_first(o) for o in overrides if not o.key_or_group.startswith("hydra")])
     plain: Any = OmegaConf.to_container(config)
-    if plain["plan"]:  # which looks at more than training does
+    if plain.get("plan"):  # a plan reads more settings than training
         return
-    if plain["resume"] == "auto" and "${now:" in str(plain["run_dir"]) and not sweep:
+    if plain.get("resume") == "auto" and "${now:" in str(plain.get("run_dir")) and not sweep:
         raise ValueError(
-            "resume=auto resumes the run in run_dir, which would be a new folder each time: give run_dir too"
+            "resume=auto resumes the run in run_dir, which is a new folder each time by default: give run_dir, too"
         )
     for override in overrides:
         key = override.package or override.key_or_group
@@ -94,15 +115,15 @@ def _check_read(overrides: list[Override], sweep: bool, conf: Path) -> None:
             continue
         part, _, setting = key.partition(".")
         if setting.split(".")[0] == "config" and OmegaConf.select(config, f"{part}.weights") not in (None, UNTRAINED):
-            raise ValueError(f"{key} would be ignored, since the file {part}.weights says it: leave it out")
+            raise ValueError(f"{key} would be ignored, because the file {part}.weights determines it: leave it out")
         if not is_read(plain, key):
             raise ValueError(
-                f"{override.input_line} would be ignored, since nothing reads {key} under these settings: leave it out"
+                f"{override.input_line} would be ignored, because nothing reads {key} with these settings: leave it out"
             )
 
 
 def _first(override: Override) -> str:
-    """The override itself, or the first of a sweep that lists its values; nothing for another sweep."""
+    """Returns the override, with the first value if it lists several; "" for sweeps that do not list their values."""
     line = override.input_line or ""
     if not override.is_sweep_override():
         return line
@@ -112,35 +133,38 @@ def _first(override: Override) -> str:
 
 
 def _check_type(override: Override, default: Any) -> None:
-    """Refuses text, and for numbers true and false, where the config has none; fractions where it has a whole number.
+    """Raises ValueError for a value of another type than the default: a string, true or false for a number, or a
+    fraction for an integer.
 
-    Any key may be null or refer to another one, a list may stand for a number, and a fraction for one of Lightning's,
-    which takes it as a share.
+    Any key may be null or an interpolation, a list may replace a number, and a fraction may replace an integer of
+    Lightning's Trainer, where it is a share.
     """
     name = override.key_or_group
     for value in _given(override):
+        if value is None and not override.is_delete() and (hint := null_hint(name, default)):
+            raise ValueError(hint)
         if value is None or (isinstance(value, str) and "${" in value):
             continue
         if isinstance(default, bool | list):
-            misfit = isinstance(value, str)
+            mismatch = isinstance(value, str)
         elif isinstance(default, int | float):
             fraction = isinstance(value, float) and isinstance(default, int) and not name.startswith("trainer.")
-            misfit = isinstance(value, str | bool) or fraction
+            mismatch = isinstance(value, str | bool) or fraction
         else:
             continue
-        if misfit:
-            kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
-            shown = json.dumps(default)
-            raise ValueError(f"{name} is {value}, but must be {kinds[type(default)]}, such as {shown}")
+        if mismatch:
+            kinds = {bool: "true or false", int: "an integer", float: "a number", list: "a list"}
+            example = json.dumps(default)
+            raise ValueError(f"{name} is {value}, but must be {kinds[type(default)]}, such as {example}")
 
 
 def _given(override: Override) -> list[Any]:
-    """The value, or those of a sweep that are listed."""
+    """Returns the value, or the values that a sweep lists."""
     value = override.value()
     if not override.is_sweep_override():
         return [value]
     listed = value.list if isinstance(value, ChoiceSweep) else []
-    return [one.text if isinstance(one, QuotedString) else one for one in listed]
+    return [item.text if isinstance(item, QuotedString) else item for item in listed]
 
 
 def _options(override: Override) -> list[str]:
@@ -152,33 +176,27 @@ def _options(override: Override) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _owners(key: str, groups: dict[str, list[str]], conf: Path) -> list[str]:
-    """The options, as group=option, that would bring a key which the chosen ones lack."""
+def _owners(key: str, sources: ConfigSources) -> list[str]:
+    """Returns the options, as group=option, that have a key which the chosen options lack."""
     group, _, leaf = key.partition(".")
-    files = {name: OmegaConf.load(conf / group / f"{name}.yaml") for name in groups.get(group, [])}
-    return [f"{group}={name}" for name, node in files.items() if isinstance(node, DictConfig) and leaf in [*node]]
+    options = _options_of(group, sources) if leaf else []
+    return [f"{group}={option}" for option in options if leaf in sources.keys(group, option)]
 
 
-def _composed(overrides: list[str], conf: Path) -> DictConfig:
-    """The config with these overrides."""
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return compose("train", overrides=[line for line in overrides if line], return_hydra_config=False)
-
-
-def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key and its value."""
+def _dotted_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every dotted key with its value."""
     for name, value in node.items():
         yield f"{prefix}{name}", value
         if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{name}.")
+            yield from _dotted_items(value, f"{prefix}{name}.")
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """A hint: the most similar of `names`, or some of them."""
+def suggestion(name: str, names: list[str]) -> str:
+    """Returns a hint with the most similar of `names`, or all of them if they are few."""
     leaf = {full.rpartition(".")[2]: full for full in reversed(names)}
     close = difflib.get_close_matches(name, names, 1) or [
         leaf[match] for match in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), 1)
     ]
     if close:
         return f"did you mean {close[0]}?"
-    return f"there are: {', '.join(names)}" if len(names) <= 30 else "python train.py --cfg job prints every key"
+    return f"choose from {', '.join(names)}" if len(names) <= 30 else "python train.py --cfg job prints every key"

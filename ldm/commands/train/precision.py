@@ -1,12 +1,12 @@
-"""The resolver ${fast_precision:…} of precision=auto."""
+"""Registers the resolver ${fast_precision:…} that precision=auto uses."""
 
 from omegaconf import OmegaConf
 
 
 def fast_precision(accelerator: str, plan: bool) -> str:
-    """bf16-mixed where the GPU, or without one the CPU, has instructions for it, and in a plan; float32 elsewhere."""
+    """Returns bf16-mixed if the GPU (or the CPU without one) has instructions for it, or in a plan; else float32."""
     if plan:
-        return "bf16-mixed"  # which every GPU that is planned for has
+        return "bf16-mixed"  # every GPU that a plan covers supports it
     from ldm.device import choose_device, has_bf16
 
     return "bf16-mixed" if has_bf16(choose_device("cpu" if accelerator == "cpu" else "auto")) else "32-true"

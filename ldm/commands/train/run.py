@@ -1,4 +1,4 @@
-"""Trains what a config describes: config → objects → run."""
+"""Trains a model from a config."""
 
 import logging
 import warnings
@@ -7,24 +7,25 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm.commands.train import precision as precision  # whose resolver configs use
+from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
-from ldm.commands.train.checks import check, check_drawn_size, check_given, check_parallel
-from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, save_run
+from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
+from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 
 def train(config: DictConfig) -> None:
-    """Builds what the config says and runs it."""
+    """Builds the objects of the config and trains, or prints the plan with `plan`."""
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-    from ldm.callbacks.checkpointing.beginning import Beginning
-    from ldm.callbacks.checkpointing.changes import Changes
     from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
-    from ldm.callbacks.checkpointing.effective import Effective
+    from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
+    from ldm.callbacks.checkpointing.run_start import RunStart
+    from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.data.sources.small import note_of
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
@@ -34,52 +35,65 @@ def train(config: DictConfig) -> None:
         check(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     check_given(config)
-    settle(config)
-    settings: Any = OmegaConf.to_container(config)  # before it is resolved, so that each is told once
+    fill_in_settings(config)
+    resumed = checkpoint_to_resume(config.resume, run_dir)
+    if resumed:
+        keep_earlier_settings(config, resumed)
+    settings: Any = OmegaConf.to_container(config)  # unresolved, so that each setting occurs once
     OmegaConf.resolve(config)
     resolved: Any = OmegaConf.to_container(config)
     check(config)
     check_parallel(config, torch.cuda.is_available())
-    quieten()
+    quiet_logging()
     torch.set_float32_matmul_precision("high")
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
     module = build_training(config.training)
     data = build(config.data.module)
-    resumed = checkpoint_to_resume(config.resume, run_dir)
 
-    def begin() -> None:
+    def start() -> None:
         save_run(config, run_dir)
-        print(f"run folder: {run_dir}" + (f", going on from {resumed}" if resumed else ""), flush=True)
+        print(f"run folder: {run_dir}" + (f", resuming from {resumed}" if resumed else ""), flush=True)
+        for name, dataset in data.val.items():
+            if (note := note_of(dataset)) is not None:
+                print(f"val/{name}: {note}", flush=True)
 
-    beginning = Beginning(begin)
+    run_start = RunStart(start)
     chosen = build_callbacks(config)
     if isinstance(module, DiffusionTraining):
-        check_drawn_size(config, module, data, chosen)
-    told = Hyperparameters(hyperparameters(settings), run_dir)  # last, as the end's metrics are others' work
+        check_sampling_size(config, module, data, chosen)
+    logged = Hyperparameters(hyperparameters(settings), run_dir)  # last, because it reads the metrics that others write
     trainer = build(
         config.trainer,
-        callbacks=[Effective(), beginning, Changes(settings, resolved, config.accept_changes), *limit, *chosen, told],
+        callbacks=[
+            EffectiveSettings(),
+            run_start,
+            SettingsCheck(settings, resolved, config.accept_changes),
+            *limit,
+            *chosen,
+            logged,
+        ],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
-        max_time=None,  # TimeLimit's: after Lightning's own a run would count as finished
-        use_distributed_sampler=False,  # the data module deals samples out to the ranks itself
-        enable_checkpointing=any(isinstance(one, Checkpoint) for one in chosen),  # else Lightning adds its own
-        enable_progress_bar=any(isinstance(one, ProgressBar) for one in chosen),
+        max_time=None,  # TimeLimit enforces it; with Lightning's own the run would count as finished
+        use_distributed_sampler=False,  # the data module distributes samples over the ranks itself
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),  # else Lightning adds one
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and trainer.global_step == beginning.step:
+    if resumed and trainer.global_step == run_start.step:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
-        print(f"{resumed} has done its {done}; raise trainer.max_{'steps' if steps else 'epochs'} to train further")
+        print(
+            f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue"
+        )
 
 
-def settle(config: DictConfig) -> None:
-    """Replaces what a config leaves open by what it comes to: the precision of this machine, and the defaults of the
-    sampler's options."""
+def fill_in_settings(config: DictConfig) -> None:
+    """Fills in what a config leaves open: the precision of this machine, and the sampler's default options."""
     from ldm.sampling.driver import SAMPLERS
     from ldm.sampling.options import options_of
 
@@ -89,8 +103,8 @@ def settle(config: DictConfig) -> None:
             config.sampler.options = options_of(SAMPLERS[config.sampler.name]) | dict(config.sampler.options)
 
 
-def quieten() -> None:
-    """Keeps advice on settings that are as they should be off the screen, and warnings to one line each."""
+def quiet_logging() -> None:
+    """Silences Lightning's advice on intended settings, and prints each warning on one line."""
     from lightning.fabric.utilities.warnings import PossibleUserWarning
 
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""The runs of a sweep: their folders, the marks of those that wait, and what one run leaves for the next."""
+"""Names the run folders of a sweep, marks waiting runs, and cleans up the process between runs."""
 
 import hashlib
 import json
@@ -18,23 +18,25 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.train.checks import check_given
+from ldm.commands.train.config_sources import source_arguments
 from ldm.files import is_locked, lock
 from ldm.report.groups import decisive
 from ldm.report.runs import WAITING, flatten
 
 
 def sweep_label(hydra: Any) -> str:
-    """A job's overrides, for people: first those that its sweep varies, as far as that is known."""
+    """Returns a human-readable label of a job's overrides, starting with those that the sweep varies, if known."""
     constant = set(hydra.job.config.override_dirname.exclude_keys)
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    rest = sorted(str(one.input_line) for one in parsed if one.key_or_group in constant)
+    rest = sorted(str(override.input_line) for override in parsed if override.key_or_group in constant)
     return ",".join([*filter(None, [hydra.job.override_dirname]), *rest])
 
 
 def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
-    """A sweep's run by its content: a hash of what decides its result; `label`, for people, is of the first so made.
+    """Returns the folder of a sweep's run, identified by a hash of the settings that affect its result.
 
-    A checkpoint that the run starts from, unlike its own, is part of that.
+    The human-readable `label` is that of the run that created the folder. A checkpoint of another run that this run
+    starts from is part of the hash.
     """
     settings = decisive(flatten(OmegaConf.to_container(config, resolve=True)), config.run_dir)
     if config.resume not in (None, "auto"):
@@ -44,66 +46,66 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
     return next(iter(parent.glob(f"*_{digest}")), parent / f"{readable}_{digest}")
 
 
-class Waiting(Callback):
-    """Marks each run of a sweep as waiting when the sweep starts; one that has a folder waits no more.
+class WaitingMarks(Callback):
+    """Marks each run of a sweep that has no folder yet as waiting when the sweep starts.
 
-    Their names begin with what the sweep varies.
-
-    The marks hold while the sweep's process does, which locks the folder of its runs.
+    The marks are valid while the sweep's process lives, which locks the folder of its runs. The run folders' names
+    begin with the settings that the sweep varies.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return  # which finds its runs as it goes
+            return  # other sweepers choose their runs as they proceed
         folders = []
         listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
-        constant = json.dumps([one.key_or_group for one in overrides if not one.is_sweep_override()])
+        constant = json.dumps([override.key_or_group for override in overrides if not override.is_sweep_override()])
         with open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={constant}")
         for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overridden))
-            HydraConfig.instance().set_config(job)  # which the job's ${hydra:…} refer to
+            HydraConfig.instance().set_config(job)  # resolves the job's ${hydra:…}
             parent, label = Path(job.hydra.sweep.dir), sweep_label(job.hydra)
             with open_dict(job):
                 del job["hydra"]
-            with suppress(ValueError):  # for a key that was not given: the run itself says so
+            with suppress(ValueError):  # a missing key is reported when the run starts
                 check_given(job)
                 folders.append(sweep_folder(job, parent, label))
-        marks = [waiting(folder) for folder in folders if not folder.exists()]
+        marks = [waiting_mark(folder) for folder in folders if not folder.exists()]
         for folder in {mark.parent for mark in marks}:
             folder.parent.mkdir(parents=True, exist_ok=True)
             others = is_locked(folder.parent)
             lock(folder.parent, shared=True)  # until the process ends
             if not others:
-                shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was stopped
+                shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was stopped
             folder.mkdir(exist_ok=True)
         for mark in marks:
             mark.touch()
 
 
-def waiting(run_dir: Path) -> Path:
-    """The mark of a run that has not begun."""
+def waiting_mark(run_dir: Path) -> Path:
+    """Returns the path of the file that marks a run as waiting."""
     return run_dir.parent / WAITING / run_dir.name
 
 
-def in_sweep(config: DictConfig, script: Path) -> Path:
-    """Gives the run of a sweep its folder, named by what decides its result, in which it goes on."""
+def set_sweep_folder(config: DictConfig, script: Path) -> Path:
+    """Sets and returns the folder of a sweep's run, where it resumes if it was stopped."""
     hydra_config = HydraConfig.get()
     check_given(config)
     run_dir = sweep_folder(config, Path(hydra_config.sweep.dir), sweep_label(hydra_config))
     OmegaConf.update(config, "run_dir", str(run_dir))
-    if config.resume is None or [*run_dir.glob("checkpoints/*.ckpt")]:  # another run's checkpoint only begins this one
+    if config.resume is None or [*run_dir.glob("checkpoints/*.ckpt")]:  # own checkpoints precede another run's
         OmegaConf.update(config, "resume", "auto")
-    # the run's own command, whichever process its launcher runs it in, and what its other ranks are started by
+    # This is the run's own command, whichever process the launcher uses; Lightning starts the other ranks with it.
     own = f"run_dir='{run_dir}'", f"resume='{config.resume}'"
-    sys.argv = [os.path.relpath(script), *hydra_config.overrides.task, *own]
-    sys.modules["__main__"].__spec__ = None  # that of a launcher's worker, which Lightning would start the ranks by
+    sources = source_arguments(hydra_config, script.parent / "conf")
+    sys.argv = [os.path.relpath(script), *hydra_config.overrides.task, *own, *sources]
+    sys.modules["__main__"].__spec__ = None  # in a launcher's worker, Lightning would start ranks as that worker
     return run_dir
 
 
-def forget_ranks(environment: dict[str, str]) -> None:
-    """Takes back what a run on several ranks leaves in this process, and the next run of a sweep would take for its."""
+def reset_ranks(environment: dict[str, str]) -> None:
+    """Removes the environment and process group of a distributed run, which the sweep's next run would inherit."""
     if os.environ == environment:
         return
     from torch import distributed

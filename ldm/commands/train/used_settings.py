@@ -1,10 +1,10 @@
-"""Which settings of a config a training run reads."""
+"""Finds the settings of a config that a training run reads."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What train.py reads or builds; the rest of a config matters where one of these refers to it.
+# Settings that train.py reads or builds; others matter only if one of these refers to them.
 ROOTS = (
     *("accept_changes", "name", "plan", "resume", "run_dir", "seed"),
     *("callbacks", "data.module", "ema", "evaluation", "logger", "precision", "trainer", "training"),
@@ -13,24 +13,24 @@ REFERENCE = re.compile(r"\.*[A-Za-z_][\w.]*")
 
 
 def is_read(config: Mapping[str, Any], key: str) -> bool:
-    """Whether a dotted key of an unresolved config is read, or holds or belongs to a setting that is."""
-    return any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in read(config))
+    """Returns whether a dotted key of an unresolved config is read, or contains or is part of a setting that is."""
+    return any(f"{used}.".startswith(f"{key}.") or f"{key}.".startswith(f"{used}.") for used in used_settings(config))
 
 
-def read(config: Mapping[str, Any]) -> set[str]:
-    """The roots, and what they refer to by interpolations, directly or in turn."""
-    values = dict(_walk(config, ""))
-    found: set[str] = set()
-    waiting = [root for root in ROOTS if root in values]
-    while waiting:
-        found.add(key := waiting.pop())
+def used_settings(config: Mapping[str, Any]) -> set[str]:
+    """Returns the roots and everything that they refer to by interpolations, directly or indirectly."""
+    values = dict(_dotted_items(config, ""))
+    used: set[str] = set()
+    pending = [root for root in ROOTS if root in values]
+    while pending:
+        used.add(key := pending.pop())
         below = [(name, value) for name, value in values.items() if f"{name}.".startswith(f"{key}.")]
-        waiting += {to for name, value in below for to in _references(name, value) if to in values} - found
-    return found
+        pending += {target for name, value in below for target in _references(name, value) if target in values} - used
+    return used
 
 
 def _references(key: str, value: Any) -> Iterator[str]:
-    """The settings that a value may refer to; a leading dot is the group of the key, each further one a group above."""
+    """Yields the settings that a value may refer to; n leading dots refer to the n-th group that contains the key."""
     if not isinstance(value, str) or "${" not in value:
         return
     for name in REFERENCE.findall(value):
@@ -38,9 +38,9 @@ def _references(key: str, value: Any) -> Iterator[str]:
         yield ".".join([*key.split(".")[:-up], name[up:]]) if up else name
 
 
-def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value, groups and items of lists among them."""
+def _dotted_items(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields every dotted key with its value, including groups and list items."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
         yield (key := f"{path}.{name}".lstrip(".")), value
-        yield from _walk(value, key)
+        yield from _dotted_items(value, key)

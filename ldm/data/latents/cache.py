@@ -1,7 +1,7 @@
-"""Latents on disk: shards of them, and a manifest of what made them.
+"""Reads cached latents: shards on disk and the manifest of what encoded them.
 
-NAME.safetensors holds what became of NAME.tar, see ldm/data/latents/shard.py. hashes.npy holds the CRC-32 of every key,
-so that samples are split without opening the shards. manifest.json comes last: without it a cache is not whole.
+NAME.safetensors holds the latents of NAME.tar, see ldm/data/latents/shard.py. hashes.npy holds the CRC-32 of every key,
+so that samples are split without opening the shards. manifest.json is written last: a cache without it is incomplete.
 """
 
 import json
@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.latents.shard import Shard, key_hashes, map_shard
-from ldm.data.sources.captions import one_of
-from ldm.data.sources.picture import draw_and_index
+from ldm.data.sources.captions import choose_caption
+from ldm.data.sources.image import draw_and_index
+from ldm.data.sources.split import SplitHash
 from ldm.image import to_uint8
 from ldm.progress import Progress
 
 FORMAT = 2
 MANIFEST, HASHES = "manifest.json", "hashes.npy"
-OPEN = 1000  # shards mapped at once: a process may have 65,530 mappings
+MAX_MAPPED = 1000  # shards mapped at the same time: Linux allows a process 65,530 mappings
 
 
 class LatentSample(TypedDict):
@@ -36,11 +37,11 @@ class LatentSample(TypedDict):
     caption: str
     key: str
     id: int
-    states: NotRequired[Tensor]  # (tokens, d) of the caption
+    states: NotRequired[Tensor]  # (tokens, d), the text encoder's states of the caption
 
 
 class Frozen(Protocol):
-    """A network that is not trained, and where its weights came from."""
+    """A frozen network and the source of its weights."""
 
     @property
     def source(self) -> dict[str, Any]: ...
@@ -50,43 +51,42 @@ class Frozen(Protocol):
 
 
 def text_settings(text: Frozen) -> dict[str, Any]:
-    """What decides the states of a caption."""
+    """Returns the settings that determine the states of a caption."""
     return {"text_encoder": text.source["fingerprint"], **text.network.settings}
 
 
 def read_manifest(cache: Path) -> dict[str, Any]:
-    """{"format", "settings", "samples", "quarantined", "shards": [{"name", "samples", "sha256", …}]}."""
+    """Reads {"format", "split_hash", "settings", "samples", "quarantined", "shards": [{"name", "samples", …}]}.
+
+    Raises FileNotFoundError if there is no manifest, ValueError if it is not one that this version reads.
+    """
     path = cache / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{cache} holds no {MANIFEST}: give a folder that ldm encode has finished")
+        raise FileNotFoundError(f"{cache} has no {MANIFEST}: give a folder in which ldm encode has finished")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, of which this ldm knows only {FORMAT}")
+            raise ValueError(f"it has format {manifest['format']}, but this version of ldm reads only {FORMAT}")
         if not {"settings", "samples", "shards"} <= manifest.keys():
-            raise ValueError("a part of it is missing")
+            raise ValueError("it lacks settings, samples or shards")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no manifest of cached latents ({error}); run ldm encode again") from error
+        raise ValueError(f"{path} is not a manifest of cached latents ({error}); run ldm encode again") from error
     return manifest
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether the file is a manifest of cached latents, of whatever format."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"format", "settings", "samples", "shards"} <= manifest.keys()
+def split_hash(manifest: dict[str, Any]) -> SplitHash:
+    """Returns how the cache is split, which earlier caches do not record."""
+    return "mixed" if manifest.get("split_hash") == "mixed" else "crc32"
 
 
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 
-    Refused with ValueError where another first stage, scale or size made it than the run's. Of a cache that holds
-    several sizes those of the run's size are used, with a warning, or all if the batches are `bucketed`. They are
-    `mapped`, and so come through the page cache, or lie in `memory`, all read at the start. There is no `flip`, and no
-    random crop: a mirrored latent is not the latent of the mirrored picture. Of several captions each draw has one,
-    keyed by the `seed`; given a `text_encoder`, with its states, which must be what the cache holds.
+    If a cache holds several sizes, only samples of the run's size are used, with a warning, or all samples if batches
+    are `bucketed`. With load="mapped" latents are read through the page cache, with "memory" all are read at the start.
+    There is no `flip` and no random crop, because a mirrored latent is not the latent of the mirrored image. If a
+    sample has several captions, each draw gets one, keyed by `seed`. With a `text_encoder`, samples hold its states
+    from the cache. Raises ValueError if the cache was encoded with another first stage, scale, size or text encoder.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class CachedLatents(Dataset[LatentSample]):
         if text_encoder is not None:
             if "text_encoder" not in manifest["settings"]:
                 raise ValueError(
-                    f"{cache} holds no states of captions: set data=latents, or encode the shards again into another "
-                    "folder, with ldm encode --text-encoder"
+                    f"{cache} has no caption states: set data=latents, or encode the shards again into another "
+                    "folder with ldm encode --text-encoder"
                 )
             run |= text_settings(text_encoder)
         check_settings(self.cache, manifest["settings"], run)
+        self.split_hash = split_hash(manifest)
         shards = manifest["shards"]
         self.counts = np.array([shard["samples"] for shard in shards], np.int64)
         self.used = np.array([bucketed or shard.get("size", [*size]) == [*size] for shard in shards], bool)
@@ -120,31 +121,33 @@ class CachedLatents(Dataset[LatentSample]):
         self.mapped: dict[int, tuple[Tensor, Shard]] = {}
         if len(self) < self.counts.sum():
             warnings.warn(
-                f"of the {self.counts.sum()} samples in {self.cache}, {len(self)} are {size[0]}x{size[1]} and used; "
-                "data.bucketed=true trains on all",
+                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in "
+                f"{self.cache}; set data.bucketed=true to train on all",
                 stacklevel=2,
             )
         if not len(self):
-            raise ValueError(f"the cache {self.cache} holds no samples")
+            raise ValueError(
+                f"the cache {self.cache} has no samples to use: encode shards of {size[0]}x{size[1]} images"
+            )
         if load not in ("mapped", "memory"):
             raise ValueError(f"data.load={load}: expected mapped or memory")
         if load == "memory":
             self._fill()
 
     def _fill(self) -> None:
-        """Reads all shards, several at once. Raises ValueError where there is not the memory for them."""
+        """Reads all shards into memory in parallel. Raises ValueError if they do not fit."""
         shards = (self._open(index) for index in range(len(self.names)))
         needed = sum(array.nbytes for shard in shards for array in shard.arrays.values())
         free = available_memory()
         if needed > free:
             raise ValueError(
-                f"{self.cache} takes {needed / 2**30:.1f} GiB in memory, of which {free / 2**30:.1f} GiB is free: "
+                f"{self.cache} needs {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB is available: "
                 "set data.load=mapped"
             )
         progress = Progress(len(self), "latents", "loading: ")
         with ThreadPoolExecutor(8) as pool:
-            for number, shard in enumerate(pool.map(self._read, range(len(self.names)))):
-                self.mapped[number] = torch.from_numpy(shard.moments), shard
+            for index, shard in enumerate(pool.map(self._read, range(len(self.names)))):
+                self.mapped[index] = torch.from_numpy(shard.moments), shard
                 progress.step(len(shard.moments))
 
     def _read(self, index: int) -> Shard:
@@ -160,19 +163,19 @@ class CachedLatents(Dataset[LatentSample]):
         shard = self._shard(position)
         row = position - self.starts[shard]
         moments, texts = self._map(shard)
-        number = one_of(texts.numbers(row), self.seed, position, draw)
+        caption = choose_caption(texts.caption_numbers(row), self.seed, position, draw)
         sample: LatentSample = {
             "moments": moments[row],
-            "caption": texts.caption(number),
+            "caption": texts.caption(caption),
             "key": texts.key(row),
             "id": position,
         }
         if texts.states is not None:
-            sample["states"] = torch.from_numpy(texts.states[number])
+            sample["states"] = torch.from_numpy(texts.states[caption])
         return sample
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "mapped": {}}  # a spawned worker maps the files itself
+        return {**vars(self), "mapped": {}}  # spawned workers map the files themselves
 
     def key(self, index: int) -> str:
         shard = self._shard(index)
@@ -180,18 +183,24 @@ class CachedLatents(Dataset[LatentSample]):
 
     @property
     def hashes(self) -> np.ndarray:
-        """The CRC-32 of every key, (n,) uint32: as ldm encode has kept them, or else read from the shards."""
+        """The CRC-32 of every key, (n,) uint32, from hashes.npy if it exists, else computed from the shards."""
         path = self.cache / HASHES
         if not path.is_file():
             return key_hashes(self.cache, self.names)
-        hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is truncated or corrupt; run ldm encode again, which writes it again") from error
         if len(hashes) != self.counts.sum():
-            raise ValueError(f"{path} is not of this cache's samples; delete it and run ldm encode again")
+            raise ValueError(
+                f"{path} has {len(hashes)} hashes, but the cache has {self.counts.sum()} samples; "
+                "run ldm encode again, which writes it again"
+            )
         return hashes if self.used.all() else hashes[np.repeat(self.used, self.counts)]
 
     @property
     def buckets(self) -> np.ndarray:
-        """The number of every sample's size, (n,)."""
+        """The bucket of every sample, (n,): the index of its size among all sizes of the cache."""
         numbers = {size: number for number, size in enumerate(sorted(set(self.sizes)))}
         return np.repeat([numbers[size] for size in self.sizes], np.diff(self.starts))
 
@@ -201,7 +210,7 @@ class CachedLatents(Dataset[LatentSample]):
     def _map(self, index: int) -> tuple[Tensor, Shard]:
         if index not in self.mapped:
             shard = self._open(index)
-            if len(self.mapped) >= OPEN:
+            if len(self.mapped) >= MAX_MAPPED:
                 del self.mapped[next(iter(self.mapped))]
             self.mapped[index] = torch.from_numpy(shard.moments), shard
         return self.mapped[index]
@@ -211,14 +220,14 @@ class CachedLatents(Dataset[LatentSample]):
         expected = self.starts[index + 1] - self.starts[index]
         if len(shard.moments) != expected:
             raise ValueError(
-                f"{self.names[index]} in {self.cache} holds {len(shard.moments)} samples, its manifest says "
+                f"{self.names[index]} in {self.cache} has {len(shard.moments)} samples, but the manifest lists "
                 f"{expected}; run ldm encode again"
             )
         return shard if self.with_states else replace(shard, states=None)
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; all of the machine's where it does not say."""
+    """Returns the bytes available without swapping, or the machine's total memory if /proc/meminfo does not list it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -227,12 +236,12 @@ def available_memory() -> int:
 
 
 def check_settings(cache: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError where one of the `wanted` settings is not what the cache was made with."""
+    """Raises ValueError if the cache was encoded with another value of one of the `wanted` settings."""
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ValueError(
                 f"{cache} was encoded with {name} {_short(found.get(name))}, not {_short(value)}: "
-                "give the same, or encode the shards again into another folder"
+                "use the same value, or encode the shards again into another folder"
             )
 
 
@@ -241,9 +250,9 @@ def _short(value: Any) -> str:
 
 
 class Decoded(Dataset[dict[str, Any]]):
-    """`dataset` of moments as pictures again: what the first stage makes of the posterior's means.
+    """Decodes a `dataset` of moments to images: the first stage applied to the means of the posterior.
 
-    FID against these does not see what the first stage itself loses.
+    FID against these images does not include the reconstruction error of the first stage.
     """
 
     def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen) -> None:

@@ -1,4 +1,4 @@
-"""What a text encoder says of captions, as `ldm encode --text-encoder` keeps it."""
+"""Computes the text encoder's states of captions for `ldm encode --text-encoder`."""
 
 import numpy as np
 import torch
@@ -8,8 +8,8 @@ from ldm.data.latents.cache import Frozen, text_settings
 BATCH = 64  # captions
 
 
-class States:
-    """What a text encoder says of captions, (c, tokens, d) in the `dtype` named, on the CPU."""
+class CaptionEncoder:
+    """Maps c captions to their text encoder states (c, tokens, d), a NumPy array of type `dtype`."""
 
     def __init__(self, text: Frozen, dtype: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,21 +18,21 @@ class States:
         self.shape = self.encoder.context, self.encoder.widths["text"]
         self.bytes = self.shape[0] * self.shape[1] * np.dtype(dtype).itemsize
 
-    def told(self, pictures: int) -> str:
-        """How much they will be, for people."""
-        total = self.bytes * pictures / 1e6
+    def size_message(self, images: int) -> str:
+        """Returns a human-readable estimate of the size of the states of `images` captions."""
+        total = self.bytes * images / 1e6
         return (
-            f"states of captions: {self.bytes:,} bytes each, {self.shape[0]} tokens x {self.shape[1]} in {self.dtype}; "
-            f"{total:,.0f} MB for {pictures:,} pictures with one caption each, besides their latents"
+            f"caption states: {self.bytes:,} bytes each, {self.shape[0]} tokens x {self.shape[1]} in {self.dtype}; "
+            f"{total:,.0f} MB for {images:,} images with one caption each, in addition to their latents"
         )
 
     @torch.inference_mode()
     def __call__(self, captions: list[str]) -> np.ndarray:
-        """ValueError where the type does not hold a state."""
+        """Raises ValueError if a state is not finite in `dtype`."""
         states = np.empty((len(captions), *self.shape), self.dtype)
         for k in range(0, len(captions), BATCH):
-            part = self.encoder.encode(captions[k : k + BATCH]).get("text").to(getattr(torch, self.dtype))
-            if not part.isfinite().all():
-                raise ValueError(f"the text encoder's states do not fit in {self.dtype}: give --text-dtype float32")
-            states[k : k + BATCH] = part.cpu().numpy()
+            batch = self.encoder.encode(captions[k : k + BATCH]).get("text").to(getattr(torch, self.dtype))
+            if not batch.isfinite().all():
+                raise ValueError(f"the text encoder's states overflow in {self.dtype}: give --text-dtype float32")
+            states[k : k + BATCH] = batch.cpu().numpy()
         return states

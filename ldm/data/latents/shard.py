@@ -1,10 +1,12 @@
-"""A file of latents: what became of the pictures of a tar, or of those of one size.
+"""Reads and writes a shard of latents: one file for the images of a tar, or for those of one size.
 
-It holds, of the n readable samples of the tar in their order, `moments` (n, 2z, h, w) float16, `keys` and all
-`captions` as UTF-8 one after the other, where each ends, `key_ends` (n,) and `caption_ends` int64, and how many
-captions there are up to each sample, `caption_groups` (n,); perhaps also a text encoder's `states` of every caption
-(captions, tokens, d) float16 or float32. Its metadata holds the record. One file, so that one rename makes all of it
-visible.
+For the n readable samples of the tar, in order, it stores
+- `moments` (n, 2z, h, w) float16;
+- `keys` and `captions` as concatenated UTF-8, with the end of each in `key_ends` (n,) and `caption_ends`, int64;
+- `caption_groups` (n,), the number of captions up to and including each sample;
+- optionally `states` (captions, tokens, d) float16 or float32, the text encoder's states of every caption.
+
+The record is in the file's metadata. It is a single file so that one rename publishes it.
 """
 
 import hashlib
@@ -19,11 +21,12 @@ import numpy as np
 from ldm.data.mapped import map_arrays, write_arrays
 
 ARRAYS = ("moments", "keys", "key_ends", "captions", "caption_ends", "caption_groups")
+AGAIN = "run the same ldm encode again, which encodes only the damaged and missing shards"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A mapped file of the cache; `record` is {"settings", "source", "samples", "quarantined", "sha256"}."""
+    """A memory-mapped shard of a cache; `record` is {"settings", "source", "samples", "quarantined", "sha256"}."""
 
     moments: np.ndarray
     keys: np.ndarray
@@ -41,15 +44,15 @@ class Shard:
     def key(self, row: int) -> str:
         return _text(self.keys, self.key_ends, row)
 
-    def numbers(self, row: int) -> range:
-        """Of a sample's captions among all."""
+    def caption_numbers(self, row: int) -> range:
+        """Returns the indices of a sample's captions among all captions of the shard."""
         return range(self.caption_groups[row - 1] if row else 0, self.caption_groups[row])
 
     def caption(self, number: int) -> str:
         return _text(self.captions, self.caption_ends, number)
 
     def captions_of(self, row: int) -> list[str]:
-        return [self.caption(number) for number in self.numbers(row)]
+        return [self.caption(number) for number in self.caption_numbers(row)]
 
 
 def _text(column: np.ndarray, ends: np.ndarray, row: int) -> str:
@@ -57,7 +60,7 @@ def _text(column: np.ndarray, ends: np.ndarray, row: int) -> str:
 
 
 def _column(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    data = [text.encode("utf-8", "replace") for text in texts]  # JSON can hold half a surrogate pair
+    data = [text.encode("utf-8", "replace") for text in texts]  # JSON strings may contain lone surrogates
     return np.frombuffer(b"".join(data), np.uint8), np.cumsum([len(text) for text in data], dtype=np.int64)
 
 
@@ -69,15 +72,18 @@ def write_shard(
     record: dict[str, Any],
     states: np.ndarray | None = None,
 ) -> None:
-    """Atomically; the same samples and record give the same bytes. Of `captions` each sample has at least one."""
-    groups = np.cumsum([len(one) for one in captions], dtype=np.int64)
-    columns = (moments, *_column(keys), *_column([text for one in captions for text in one]), groups)
+    """Writes a shard atomically. The same samples and record give the same bytes.
+
+    `captions` lists the captions of each sample, of which there is at least one.
+    """
+    groups = np.cumsum([len(texts) for texts in captions], dtype=np.int64)
+    columns = (moments, *_column(keys), *_column([text for texts in captions for text in texts]), groups)
     arrays = dict(zip(ARRAYS, columns, strict=True)) | ({} if states is None else {"states": states})
     write_arrays(path, arrays, {**record, "samples": len(keys), "sha256": digest(arrays)})
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, types, shapes and bytes, in the order of the names."""
+    """Returns the SHA-256 of the arrays' names, types, shapes and bytes, sorted by name."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -87,12 +93,21 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def map_shard(path: Path) -> Shard:
-    """Maps a shard into memory, of which pages are read when they are used. Raises ValueError if it is cut."""
-    arrays, record = map_arrays(path, ARRAYS, optional=["states"])
+    """Maps a shard into memory; its pages are read on access. Raises ValueError if the file is truncated."""
+    arrays, record = map_arrays(path, ARRAYS, optional=["states"], remedy=AGAIN)
     return Shard(**arrays, record=record)
 
 
+def is_intact(path: Path) -> bool:
+    """Returns whether the arrays of a shard match the checksum in its header. Reads the complete file."""
+    try:
+        shard = map_shard(path)
+        return len(shard.moments) == shard.record["samples"] and digest(shard.arrays) == shard.record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def key_hashes(cache: Path, names: Sequence[str]) -> np.ndarray:
-    """The CRC-32 of every key in the shards named, (n,) uint32."""
+    """Returns the CRC-32 of every key in the shards `names`, (n,) uint32."""
     shards = (map_shard(cache / f"{name}.safetensors") for name in names)
     return np.array([zlib.crc32(s.key(row).encode()) for s in shards for row in range(len(s.key_ends))], np.uint32)

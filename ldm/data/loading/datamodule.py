@@ -1,4 +1,4 @@
-"""Batches for training and validation, and where in the data a run stands."""
+"""Builds the data loaders for training and validation and tracks the training position for resuming."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ldm.data.latents.in_memory import InMemory
 from ldm.data.loading import worker
 from ldm.data.loading.order import BucketOrder, Order
 from ldm.data.sources.tolerant import BadSamples
@@ -21,9 +22,9 @@ Tokenize = Callable[[list[str]], Tensor]
 
 
 def collate(samples: list[Sample], tokenizer: Tokenize | None = None) -> dict[str, Any]:
-    """Stacks tensors and numbers; text, and the reasons why samples were replaced, stay lists.
+    """Stacks tensors and numbers into tensors; text and lists stay lists.
 
-    With a tokenizer the batch has "tokens" (b, n) of the captions too.
+    With a tokenizer the batch also has "tokens" (b, n), the tokens of the captions.
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
@@ -33,10 +34,10 @@ def collate(samples: list[Sample], tokenizer: Tokenize | None = None) -> dict[st
 
 
 class Numbered(Dataset[Sample]):
-    """The first `length` of a data set, asked by (epoch, index); the epoch is "draw", which keys the randomness.
+    """The first `length` samples of a data set by (epoch, index), with the epoch added as "draw", the key of the noise.
 
-    `same` are the samples of every epoch if so, which those of a mixture or with random crops otherwise are not.
-    With `readers` the samples of a batch are read at once, so that what each waits for, it waits for together.
+    If `same`, every epoch has the same samples, else a mixture or random crops change from epoch to epoch. `readers`
+    is the number of threads that read the samples of a batch in parallel, to overlap their latencies.
     """
 
     def __init__(self, dataset: Dataset[Sample], length: int, same: bool = False, readers: int = 0) -> None:
@@ -57,13 +58,20 @@ class Numbered(Dataset[Sample]):
 
 
 class DataModule(LightningDataModule):
-    """`train` in a shuffled order that resumes to the sample; each of `val`, by name, in its own order.
+    """Loads `train` in a shuffled order that resumes exactly, and each data set of `val` in its own order.
 
-    `batch_size` is a rank's; `global_batch`, if given, must be a multiple of batch_size · ranks and is reached by
-    accumulating gradients. `limit` trains on the first so many samples only, and on the same pictures of them. Each of
-    `workers` processes reads two batches ahead, with `readers` threads (for object storage). The state is one integer:
-    how many samples all ranks together have trained on. If `bucketed`, every optimizer step is of pictures of one size.
-    If `tokenize`, the workers make the tokens of captions, ahead of the step that reads them.
+    Args:
+        batch_size: samples per batch and rank.
+        global_batch: samples per optimizer step, reached by gradient accumulation; a multiple of batch_size · ranks.
+        workers: processes that each read two batches ahead.
+        readers: threads of each worker, for object storage.
+        limit: number of samples to train on, the same samples with the same crops in every epoch.
+        max_bad_share: share of unreadable samples beyond which training stops.
+        bucketed: every optimizer step has images of a single size.
+        run: number of consecutive samples that shuffling keeps together.
+        tokenize: the workers tokenize the captions.
+
+    The state is one integer, the number of samples that all ranks together have trained on.
     """
 
     def __init__(
@@ -87,13 +95,13 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
         if bucketed and (global_batch is None or limit is not None or run > 1):
             raise ValueError(
-                "data.bucketed=true makes every optimizer step of one size, whatever the number of GPUs: give "
-                "data.global_batch, and neither data.limit nor data.run"
+                "data.bucketed=true needs data.global_batch, so that steps do not depend on the number of GPUs, and "
+                "works with neither data.limit nor data.run: set data.global_batch and remove the others"
             )
         size = len(train)  # type: ignore[arg-type]
         if size == 0:
             raise ValueError(
-                "the training data set is empty; give data.shards=, data.root= or data.cache= with samples"
+                "the training data set is empty: set data.shards=, data.root= or data.cache= to a place with samples"
             )
         self.train = Numbered(train, size if limit is None else min(limit, size), limit is not None, readers)
         self.val, self.val_batch_size = val, val_batch_size or batch_size
@@ -103,32 +111,34 @@ class DataModule(LightningDataModule):
         self.bad = BadSamples(max_bad_share, len(self.train))
 
     def accumulation(self, world: int) -> int:
-        """Batches per optimizer step. Raises ValueError where the global batch does not divide."""
+        """Returns the number of batches per optimizer step. Raises ValueError if it is not an integer."""
         if self.global_batch is None:
             return 1
         steps, rest = divmod(self.global_batch, self.batch_size * world)
         if rest or steps < 1:
             raise ValueError(
-                f"data.global_batch={self.global_batch} is no multiple of data.batch_size={self.batch_size} "
+                f"data.global_batch={self.global_batch} is not a multiple of data.batch_size={self.batch_size} "
                 f"x {world} ranks; change one of them"
             )
         return steps
 
-    def one_of_each_size(self) -> Iterator[Sample]:
-        """A training sample and a validation sample of every size, which is one where batches are not `bucketed`."""
+    def samples_of_each_size(self) -> Iterator[Sample]:
+        """Yields a sample of every size from each data set, or one sample from each if batches are not `bucketed`."""
         for dataset in (self.train.dataset, *self.val.values()):
             buckets = dataset.buckets if self.bucketed else [0]  # type: ignore[attr-defined]
             for index in np.unique(buckets, return_index=True)[1].tolist():
                 yield dataset[index]
 
     def train_dataloader(self) -> DataLoader[Sample]:
+        if isinstance(self.train.dataset, InMemory):
+            self.train.dataset.load()  # after all checks of the run, and before the workers start
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         steps = self.accumulation(world)
-        how = (self.batch_size, self.seed, rank, world, steps, lambda: self.seen)
+        arguments = (self.batch_size, self.seed, rank, world, steps, lambda: self.seen)
         if self.bucketed:
             buckets = self.train.dataset.buckets  # type: ignore[attr-defined]
-            return self._loader(self.train, batch_sampler=BucketOrder(buckets, *how))
-        return self._loader(self.train, batch_sampler=Order(len(self.train), *how, self.run))
+            return self._loader(self.train, batch_sampler=BucketOrder(buckets, *arguments))
+        return self._loader(self.train, batch_sampler=Order(len(self.train), *arguments, self.run))
 
     def val_dataloader(self) -> list[DataLoader[Sample]]:
         return [self._val_loader(dataset) for dataset in self.val.values()]
@@ -136,12 +146,12 @@ class DataModule(LightningDataModule):
     def _val_loader(self, dataset: Any) -> DataLoader[Sample]:
         if not self.bucketed:
             return self._loader(dataset, batch_size=self.val_batch_size)
-        alike = [np.flatnonzero(dataset.buckets == bucket).tolist() for bucket in np.unique(dataset.buckets)]
-        batches = [m[k : k + self.val_batch_size] for m in alike for k in range(0, len(m), self.val_batch_size)]
+        members = [np.flatnonzero(dataset.buckets == bucket).tolist() for bucket in np.unique(dataset.buckets)]
+        batches = [m[k : k + self.val_batch_size] for m in members for k in range(0, len(m), self.val_batch_size)]
         return self._loader(dataset, batch_sampler=batches)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts what is trained on here, because workers fetch ahead of it."""
+        """Adds the strata and counts the samples trained on; counted here because workers read ahead of training."""
         if self.trainer is not None and self.trainer.training:
             batch = {**batch, "stratum": self._strata(self.trainer.world_size, self.trainer.global_rank)}
             self.seen += self.batch_size * self.trainer.world_size
@@ -149,32 +159,32 @@ class DataModule(LightningDataModule):
         return batch
 
     def _strata(self, world: int, rank: int) -> Tensor:
-        """(b, 2): which of how many strata is each sample's, one each for the samples of a global batch.
+        """Returns each sample's stratum and the number of strata, (b, 2); a global batch has one sample per stratum.
 
-        Strides near the golden ratio give each rank, and each accumulated batch, strata far apart.
+        A stride near the golden ratio spreads the strata of each rank, and of each accumulated batch.
         """
         size = self.batch_size * world * self.accumulation(world)
         stride = next(step for step in range(round(0.618 * size), size + 1) if gcd(step, size) == 1)
-        place = self.seen + rank * self.batch_size + torch.arange(self.batch_size)
-        which = place % size * stride % size
-        return torch.stack((which, torch.full_like(which, size)), dim=1)
+        position = self.seen + rank * self.batch_size + torch.arange(self.batch_size)
+        stratum = position % size * stride % size
+        return torch.stack((stratum, torch.full_like(stratum, size)), dim=1)
 
     def _tokenizer(self) -> Tokenize:
-        """The trained module's own."""
+        """Returns the tokenizer of the trained module. Raises ValueError if it has none."""
         module = self.trainer and self.trainer.lightning_module
         if not hasattr(module, "tokenize"):
-            raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: leave it out")
+            raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: remove the setting")
         return module.tokenize  # type: ignore[union-attr, return-value]
 
-    def _loader(self, dataset: Dataset[Sample], **how: Any) -> DataLoader[Sample]:
+    def _loader(self, dataset: Dataset[Sample], **options: Any) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
             collate_fn=partial(collate, tokenizer=self._tokenizer()) if self.tokenize else collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            worker_init_fn=worker.begin,
-            **how,
+            worker_init_fn=worker.initialize,
+            **options,
         )
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which samples a rank sees, in which order: a pure function of (seed, position), so that the state is one integer."""
+"""Orders the samples for each rank as a pure function of (seed, position), so that the state is one integer."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,10 +9,10 @@ ROUNDS = 8  # with 4, permutations of ten samples are not equally likely
 
 
 def permuted(index: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a pseudo-random permutation of range(length) sends each index (n,) uint64.
+    """Applies a pseudo-random permutation of range(length) to each index; returns (n,) uint64.
 
-    A Feistel network on the next even power of two, walked until it falls inside: no table, whatever the
-    length (Black & Rogaway 2002).
+    Uses a Feistel network on the next even power of two, iterated until the value is below `length` (cycle walking,
+    Black & Rogaway 2002), which needs no table for any length.
     """
     half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -29,7 +29,7 @@ def permuted(index: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarra
 
 
 def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """SplitMix64's finaliser of x + key."""
+    """Applies the finaliser of SplitMix64 to x + key."""
     with np.errstate(over="ignore"):
         x = x + key
         x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -38,13 +38,13 @@ def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 class Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one rank, from global position `start()` to the end of a pass of `__len__` batches.
+    """Yields batches of (epoch, index) for one rank, from global position `start()` to the end of a pass.
 
     Position p counts samples over all ranks: it is sample permuted(p mod length) of epoch p div length. Rank r takes
-    the r-th run of `batch_size` of every `batch_size` · `world`, so all ranks see equally many batches, and `length`
-    positions in a row hold every sample once, whatever the number of ranks. A pass holds whole optimizer steps of
-    `accumulation` batches; what is left of the epoch opens the next pass, which asks `start` again. What is permuted
-    are runs of `run` samples, which stay together in their order.
+    the r-th block of `batch_size` positions of every `batch_size` · `world`, so all ranks see the same number of
+    batches, and the `length` positions of an epoch contain every sample once, for any number of ranks. A pass has
+    `len(self)` batches, a multiple of `accumulation`, so that it consists of complete optimizer steps. The rest of the
+    epoch opens the next pass, which calls `start` again. Runs of `run` consecutive samples are permuted as units.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Order(Sampler[list[tuple[int, int]]]):
         run: int = 1,
     ) -> None:
         if run < 1 or length % run:
-            raise ValueError(f"{length} training samples are no whole number of data.run={run}: change one of them")
+            raise ValueError(f"{length} training samples are not a multiple of data.run={run}: change one of them")
         self.length, self.batch_size, self.seed, self.run = length, batch_size, seed, run
         self.rank, self.world, self.accumulation, self.start = rank, world, accumulation, start
         if len(self) < 1:
             raise ValueError(
                 f"there are {length} training samples, fewer than the {batch_size * world * accumulation} of one "
-                "optimizer step; lower data.batch_size or data.global_batch, or give more data"
+                "optimizer step; lower data.batch_size or data.global_batch, or add data"
             )
 
     def __len__(self) -> int:
@@ -78,28 +78,28 @@ class Order(Sampler[list[tuple[int, int]]]):
             yield self.batch(start + batch * stride + self.rank * self.batch_size)
 
     def batch(self, position: int) -> list[tuple[int, int]]:
-        """The (epoch, index) of `batch_size` positions from `position` on."""
+        """Returns the (epoch, index) of `batch_size` consecutive positions from `position`."""
         epochs, indices = self.shuffled(position, self.length)
         return list(zip(epochs.tolist(), indices.tolist(), strict=True))
 
     def shuffled(self, position: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs and indices, each (batch_size,), from `position` on of passes through `length` samples."""
+        """Returns epochs and indices, each (batch_size,), from `position` in repeated epochs of `length` samples."""
         epochs, within = np.divmod(np.arange(position, position + self.batch_size), length)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            which, place = np.divmod(within[chosen], self.run)
-            runs = permuted(which, length // self.run, self.seed, int(epoch)).astype(np.int64)
-            within[chosen] = runs * self.run + place
+            run, offset = np.divmod(within[chosen], self.run)
+            runs = permuted(run, length // self.run, self.seed, int(epoch)).astype(np.int64)
+            within[chosen] = runs * self.run + offset
         return epochs, within
 
 
 class BucketOrder(Order):
-    """An order in which each optimizer step is of one bucket; `buckets` (n,) numbers the bucket of each sample.
+    """An order in which each optimizer step has samples of one bucket; `buckets` (n,) is the bucket of each sample.
 
-    Each bucket goes round by itself, shuffled anew each time, and is cut into steps of g samples: by the end of
-    epoch e a bucket of n samples has had (e + 1)·n // g of them. The steps that an epoch adds come in random order,
-    those of all buckets mixed. So every (epoch, index) comes once, less than a step of each bucket is left for the
-    next epoch, and the stream depends on g alone: not on how it is shared among ranks and accumulated batches.
+    Each bucket is iterated on its own, reshuffled every epoch, and divided into steps of g samples: by the end of epoch
+    e a bucket of n samples has contributed (e + 1)·n // g steps. The steps that an epoch adds are in random order, with
+    all buckets mixed. Every (epoch, index) occurs once, less than one step of each bucket is left for the next epoch,
+    and the stream depends only on g, not on the number of ranks or accumulated batches.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class BucketOrder(Order):
         return list(zip(epochs.tolist(), self.members[bucket][places].tolist(), strict=True))
 
     def _bucket(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and how many steps that bucket had before it."""
+        """Returns the bucket of a step and the number of earlier steps of that bucket."""
         epoch = step * self.step // self.length
         while self._before(epoch + 1).sum() <= step:
             epoch += 1
@@ -135,5 +135,5 @@ class BucketOrder(Order):
         return bucket, int(before[bucket]) + place - int(added[:bucket].sum())
 
     def _before(self, epoch: int) -> np.ndarray:
-        """How many steps each bucket has had when an epoch begins."""
+        """Returns the number of steps of each bucket before an epoch begins."""
         return epoch * self.sizes // self.step

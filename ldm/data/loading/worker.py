@@ -1,11 +1,11 @@
-"""How a process that reads samples for another one begins."""
+"""Initialises the worker processes of data loaders."""
 
 import os
 import signal
 
 
-def begin(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole process group; the main process ends its workers when it is ready."""
+def initialize(worker: int) -> None:
+    """Ignores SIGINT, SIGTERM and SIGUSR1, which reach the entire process group: the main process ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers already use all cores

@@ -1,31 +1,35 @@
-"""A folder of pictures with captions: `.txt` or `.json` beside each, or `metadata.jsonl` as Hugging Face has it."""
+"""Reads a folder of images with captions, without copying it."""
 
-import json
-import os
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ldm.data.sources.captions import Captions, Text, decoded, one_of
-from ldm.data.sources.picture import EXTENSIONS, Framing, Sample, draw_and_index
-from ldm.image import WHITE
-
-METADATA = "metadata.jsonl"
+from ldm.data.sources.buckets import bucket_sizes, nearest
+from ldm.data.sources.captioned_images import CaptionedImages
+from ldm.data.sources.captions import choose_caption
+from ldm.data.sources.image import Framing, Sample, draw_and_index
+from ldm.data.sources.masks import check_any, framed_mask
+from ldm.data.sources.split import SplitHash
+from ldm.image import WHITE, upright_size
 
 
 class Folder(Dataset[Sample]):
-    """Pictures anywhere below `root`, in the order of their paths; the path below `root` is the sample's key.
+    """The images with captions in `root`, see `CaptionedImages`; an image's path relative to `root` is its key.
 
-    `captions` names other places of captions, see `Captions`, where a row counts as JSON; of several each draw has one,
-    keyed by the seed. `folder[index]` or `folder[draw, index]`. A picture without a caption, or that cannot be read,
-    raises ValueError when it is asked for; a folder without pictures or without any caption raises it at once.
+    With `repeats`, the images in folders with names such as `10_sks dog` occur that many times, as in kohya's scripts.
+    With `masks`, samples have a "mask", see `framed_mask`. If `bucketed`, images are cropped to the nearest of the
+    `bucket_sizes` with sides in steps of `bucket_step`, instead of to a square. If an image has several captions, each
+    draw gets one, keyed by the seed. Indexed as `folder[index]` or `folder[draw, index]`. An image or caption that
+    cannot be read raises ValueError only on access.
     """
+
+    split_hash: SplitHash = "mixed"
 
     def __init__(
         self,
@@ -36,23 +40,21 @@ class Folder(Dataset[Sample]):
         flip: float = 0.0,
         seed: int = 0,
         captions: Sequence[str] = (),
+        caption: str | None = None,
+        repeats: bool = False,
+        masks: bool = False,
+        bucketed: bool = False,
+        bucket_step: int = 64,
     ) -> None:
-        self.root = Path(root)
-        self.framing = Framing(size, background, crop, flip, seed)
-        self.captions = Captions(tuple(captions))
-        self.places = " or ".join(f".{extension}" for extension in self.captions.extensions)
-        files = _files(self.root)
-        self.keys = [key for key in files if key.lower().endswith(tuple(f".{e}" for e in EXTENSIONS))]
-        if not self.keys:
-            raise ValueError(f"{root} holds no pictures: expected files ending in {', '.join(EXTENSIONS)}")
-        self.listed = _listed(self.root, files, self.captions)
-        self.beside = _beside(self.keys, files, self.captions)
-        if not any(self.listed.get(key) or key in self.beside for key in self.keys):
-            raise ValueError(
-                f"no picture in {root} has a caption: put it beside the picture ({_stem(self.keys[0])}{self.places}) "
-                f"or in {METADATA}"
-            )
-        self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
+        sizes = tuple(bucket_sizes(size, bucket_step)) if bucketed else ()
+        self.framing, self.masks = Framing(size, background, crop, flip, seed, sizes), masks
+        self.images = CaptionedImages(root, captions, caption, masks)
+        keys = self.images.keys
+        self.keys = [key for key in keys for _ in range(self.images.repeats(key))] if repeats else keys
+        if len(self.keys) > len(keys):
+            warnings.warn(_message(self.images), stacklevel=2)
+        if masks:
+            check_any((self.images.root / key for key in keys), self.images.root)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,10 +62,13 @@ class Folder(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
         key = self.keys[position]
-        caption = one_of(self._captions(key), self.framing.seed, position, draw)
-        path = self.root / key
+        caption = choose_caption(self.images.captions_of(key), self.framing.seed, position, draw)
+        path = self.images.root / key
         image = self.framing(path.read_bytes(), caption, str(path), position, draw)
-        return {"image": image, "caption": caption, "key": key, "id": position}
+        sample: Sample = {"image": image, "caption": caption, "key": key, "id": position}
+        if self.masks:
+            sample["mask"] = framed_mask(path, image.shape, self.framing, caption, position, draw)
+        return sample
 
     def key(self, index: int) -> str:
         return self.keys[index]
@@ -71,70 +76,25 @@ class Folder(Dataset[Sample]):
     @property
     def hashes(self) -> np.ndarray:
         """The CRC-32 of every key, (n,) uint32."""
-        return np.array([zlib.crc32(key.encode()) for key in self.keys], np.uint32)
+        return np.array([zlib.crc32(key.encode("utf-8", "surrogateescape")) for key in self.keys], np.uint32)
+
+    @cached_property
+    def buckets(self) -> np.ndarray:
+        """The index of each image's size among the bucket sizes, (n,); all zero without buckets."""
+        sizes = self.framing.buckets
+        if not sizes:
+            return np.zeros(len(self.keys), int)
+        return np.array([sizes.index(nearest(*upright_size(self.images.root / key), sizes)) for key in self.keys])
 
     def group(self, index: int) -> range:
-        """The samples that may stand in for a bad one: all."""
+        """Returns the samples that may replace a bad one: all samples."""
         return range(len(self))
 
-    def _captions(self, key: str) -> list[str]:
-        listed, beside = self.listed.get(key, []), self.beside.get(key, [])
-        if not listed and not beside:
-            raise ValueError(f"{self.root / key} has no caption: no {self.places} beside it, no row in {METADATA}")
-        if listed and not self.captions.places:
-            return listed
-        paths = [(extension, self.root / f"{_stem(key)}.{extension}") for extension in beside]
-        texts = [Text(extension, path.read_bytes(), str(path)) for extension, path in paths]
-        return self.captions.some(listed + self.captions.of_texts(texts), str(self.root / key))
 
-
-def _files(root: Path) -> list[str]:
-    """Every file below `root` that is not hidden, as a sorted path relative to it."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder: give the folder that holds the pictures")
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(folder).relative_to(root)
-        found += [(below / name).as_posix() for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def _stem(key: str) -> str:
-    return key.rpartition(".")[0]
-
-
-def _beside(keys: list[str], files: list[str], captions: Captions) -> dict[str, list[str]]:
-    """Picture → the extensions of the files of the same name to read; none for a picture without."""
-    there = set(files)
-    found = {key: [e for e in captions.extensions if f"{_stem(key)}.{e}" in there] for key in keys}
-    return {key: list(captions.needed(extensions)) for key, extensions in found.items() if extensions}
-
-
-def _listed(root: Path, files: list[str], captions: Captions) -> dict[str, list[str]]:
-    """Picture → captions, from every `metadata.jsonl`, whose file names are relative to its own folder."""
-    found: dict[str, list[str]] = {}
-    for metadata in (file for file in files if Path(file).name == METADATA):
-        for key, listed in _rows(root / metadata, captions):
-            found.setdefault(os.path.normpath(Path(metadata).parent / key), []).extend(listed)
-    absent = sorted(found.keys() - set(files))
-    if absent:
-        warnings.warn(
-            f"{METADATA} in {root} names {len(absent)} files that are not there, as {absent[0]}", stacklevel=3
-        )
-    return found
-
-
-def _rows(path: Path, captions: Captions) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(decoded(path.read_bytes(), str(path)).split("\n"), 1):
-        where = f"line {number} of {path}"
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
-        if row is None:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise ValueError(f'{where} has no "file_name"')
-        listed = captions.of_row(row)
-        yield row["file_name"], listed if captions.places else captions.some(listed, where)
+def _message(images: CaptionedImages) -> str:
+    repeats = sorted({images.repeats(key) for key in images.keys})
+    times = ", ".join(map(str, repeats))
+    return (
+        f"images in folders of {images.root} whose names begin with a number occur that many times per epoch "
+        f"({times}); data.repeats=false uses each once"
+    )

@@ -1,4 +1,4 @@
-"""Several data sets as one."""
+"""Mixes several data sets into one by fixed weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,17 @@ Sample = dict[str, Any]
 
 
 class Mixture(Dataset[Sample]):
-    """Of every sum(weights) samples, weights[k] come from datasets[k], which starts again when it runs out.
+    """Takes weights[k] of every sum(weights) samples from datasets[k], which restarts when it is exhausted.
 
-    `length` says how many make an epoch; sample ids are the mixture's own. A pure function of (draw, index).
+    An epoch has `length` samples, and sample ids are indices of the mixture. Each sample is a pure function of (draw,
+    index).
     """
 
     def __init__(self, datasets: Sequence[Dataset[Sample]], weights: Sequence[int], length: int) -> None:
         if len(datasets) != len(weights) or not datasets or min(weights) < 1:
-            raise ValueError(f"a mixture of {len(datasets)} data sets needs as many whole weights >= 1, not {weights}")
+            raise ValueError(
+                f"a mixture of {len(datasets)} data sets needs one integer weight >= 1 for each of them, not {weights}"
+            )
         self.datasets, self.length = list(datasets), length
         self.turns = [(k, turn, weight) for k, weight in enumerate(weights) for turn in range(weight)]
 
@@ -27,7 +30,7 @@ class Mixture(Dataset[Sample]):
         draw, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < self.length:
             raise IndexError(index)
-        block, place = divmod(index + draw * self.length, len(self.turns))
-        member, turn, weight = self.turns[place]
+        block, position = divmod(index + draw * self.length, len(self.turns))
+        member, turn, weight = self.turns[position]
         passes, inner = divmod(block * weight + turn, len(self.datasets[member]))  # type: ignore[arg-type]
         return {"bad": [], **self.datasets[member][passes, inner], "id": index}

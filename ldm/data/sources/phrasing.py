@@ -1,4 +1,4 @@
-"""The many ways in which people describe a scene of shapes, or an emoji, and reading the former back."""
+"""Free phrasing: random captions of scenes and emoji as people would write them, and the parser of the former."""
 
 import re
 from collections.abc import Callable, Collection
@@ -10,34 +10,37 @@ from torch.utils.data import Dataset
 
 from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, SHAPES, Scene, Thing
 
-SYNONYMS = {  # of relations; the first is that of a canonical caption
+SYNONYMS = {  # of each relation; canonical captions use the first
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
 }
-UNRELATED = ("and", "next to", "beside", "with")  # between two things whose places are left open
+UNRELATED = ("and", "next to", "beside", "with")  # between two things if the caption gives no relation
 PREFIXES = ("a picture of", "an image of", "a drawing of", "draw")
 ON = (" on a {} background", " on a {} background", " on {}", ", {} background", " with a {} background")
 EMOJI = ("{}", "{}", "{article}", "{article}", "{article}", "an emoji of {article}", "{} emoji", "{} on white")
-# Shares of the captions that leave something out, or say it in another way.
+# Shares of the captions that omit an attribute or use another form.
 NO_BACKGROUND, NO_SIZES, NO_RELATION = 0.65, 0.5, 0.4
 NO_ARTICLE, THAT_IS, PREFIXED, TWINS = 0.3, 0.15, 0.15, 0.15
 
 
 def left_out(rng: np.random.Generator) -> Callable[[Scene], Scene]:
-    """What one caption leaves out of its scene: the same of every scene that it is compared with."""
+    """Returns a function that omits a random choice of attributes from a scene.
+
+    A scene and its near misses omit the same attributes, so that their captions stay comparable.
+    """
     background, sizes, relation = (bool(rng.random() >= share) for share in (NO_BACKGROUND, NO_SIZES, NO_RELATION))
     return lambda scene: scene.reduced(background, sizes, relation)
 
 
 def twins(scene: Scene) -> Scene:
-    """A scene of two things with the first thing twice, for captions such as "two red circles"."""
+    """Returns a scene with the first thing twice, for captions such as "two red circles"; single things stay single."""
     return replace(scene, things=(scene.things[0],) * len(scene.things))
 
 
 def phrase(scene: Scene, rng: np.random.Generator) -> str:
-    """One of the ways to say what is known of the scene."""
+    """Returns a random caption of the attributes that the scene gives."""
     things = scene.things
     if len(things) == 2 and things[0] == things[1]:
         text = _plural(things[0])
@@ -51,8 +54,10 @@ def phrase(scene: Scene, rng: np.random.Generator) -> str:
 
 
 class Phrased(Dataset[dict[str, Any]]):
-    """Emoji, or other images that are captioned with a name, whose captions say it in one of many ways, keyed by
-    (seed, draw, index)."""
+    """Wraps a data set whose captions are names, such as emoji, and phrases each caption at random.
+
+    The phrasing is a function of (seed, draw, index).
+    """
 
     def __init__(self, dataset: Dataset[dict[str, Any]], seed: int = 0) -> None:
         self.dataset, self.seed = dataset, seed
@@ -86,7 +91,7 @@ def _plural(thing: Thing) -> str:
 
 
 def plain_prompts(unseen: Collection[tuple[str, str]] = ()) -> list[str]:
-    """What people type: every colour and shape with no more than an article, without those pairs."""
+    """Returns "a red circle" and so on for every colour-shape pair that is not in `unseen`."""
     pairs = [(color, shape) for shape in SHAPES for color in HUES if (color, shape) not in unseen]
     return [with_article(f"{color} {shape}") for color, shape in pairs]
 
@@ -103,7 +108,10 @@ _TWINS = re.compile(rf"two (?:{_SIZE} )?{_COLOR} {_SHAPE}s")
 
 
 def parse(caption: str) -> Scene:
-    """The scene that a caption describes; what it leaves out is None. Raises ValueError for any other text."""
+    """Parses a canonical or a freely phrased caption; omitted attributes are None.
+
+    Raises ValueError for any other text.
+    """
     text = _PREFIX.sub("", caption.strip().lower().rstrip("."), count=1)
     background = _BACKGROUND.search(text)
     text = text[: background.start()] if background else text
@@ -117,7 +125,9 @@ def parse(caption: str) -> Scene:
     for name in names:
         match = _NOUN.fullmatch(name)
         if match is None or (match["color"] is None) == (match["said"] is None):
-            raise ValueError(f"'{caption}' does not describe shapes; say e.g. 'a red circle on a white background'")
+            raise ValueError(
+                f"'{caption}' does not describe shapes; expected a caption such as 'a red circle on a white background'"
+            )
         things.append(Thing(match["color"] or match["said"], match["shape"], match["size"]))
     return Scene(tuple(things), _JOINTS[joint[1]] if joint else None, _level(background))
 

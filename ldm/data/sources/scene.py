@@ -1,6 +1,6 @@
-"""What a picture of shapes shows, in words: one thing or two, their colours, sizes and places, and the background.
+"""The content of an image of shapes: one or two things with their colours, sizes and positions, and the background.
 
-A caption belongs to one split for ever: a hash of its text decides.
+The hash of a caption determines its split.
 """
 
 import zlib
@@ -12,16 +12,16 @@ import numpy as np
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 125, "cyan": 187, "blue": 225, "purple": 278, "pink": 325}
 BACKGROUNDS = {"white": 255, "black": 0, "gray": 128}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring")
-RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel picture
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # where the first thing is
-# Colour-shape pairs that no training picture holds: can the model draw what it has only seen apart?
+RADII = {"big": (11.25, 12.0), "small": (8.0, 8.75)}  # pixels of a 64-pixel image
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # direction of the first thing
+# Colour-shape pairs that no training image contains, to test whether the model combines what it has only seen apart.
 UNSEEN = frozenset(zip(HUES, SHAPES, strict=False))
 Split = Literal["train", "held_out", "unseen"]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption says of one object; `size` is None where it says nothing."""
+    """One object of a caption; `size` is None if the caption does not give it."""
 
     color: str
     shape: str
@@ -34,7 +34,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says of an image: one thing, or two and where the first is; what it leaves out is None."""
+    """The content of a caption: one thing, or two things and the position of the first relative to the second.
+
+    `relation` and `background` are None if the caption does not give them.
+    """
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -42,17 +45,18 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The caption of a scene of which all is known, always in the same words."""
+        """The canonical caption, for a scene whose background is known."""
         return f" {self.relation} ".join(map(str, self.things)) + f" on a {self.background} background"
 
     def reduced(self, background: bool, sizes: bool, relation: bool) -> "Scene":
-        """The scene without what is not kept."""
+        """Returns the scene without the attributes that are not to be kept; equal things have no relation."""
         things = tuple(thing if sizes else replace(thing, size=None) for thing in self.things)
+        relation = relation and len(set(things)) == len(things)
         return Scene(things, self.relation if relation else None, self.background if background else None)
 
     @property
     def is_unseen(self) -> bool:
-        """Whether one of its things is of a colour and shape that no training image shows together."""
+        """Whether one of its things has a colour-shape pair of `UNSEEN`."""
         return any((thing.color, thing.shape) in UNSEEN for thing in self.things)
 
     @property
@@ -62,20 +66,23 @@ class Scene:
         return "held_out" if zlib.crc32(self.caption.encode()) % 8 == 0 else "train"
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene at random: 40 % with one thing; sizes are said of most single things and of few in pairs."""
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Returns a random scene: 40 % have one thing; 75 % of single things and 25 % of things in pairs have a size."""
     single = rng.random() < 0.4
     things = []
     for color in rng.choice(list(HUES), 1 if single else 2, replace=False):
-        said = rng.random() < (0.75 if single else 0.25)
-        size = str(rng.choice(list(RADII))) if said else None
+        sized = rng.random() < (0.75 if single else 0.25)
+        size = str(rng.choice(list(RADII))) if sized else None
         things.append(Thing(str(color), str(rng.choice(SHAPES)), size))
     relation = None if single else str(rng.choice(list(RELATIONS)))
     return Scene(tuple(things), relation, str(rng.choice(list(BACKGROUNDS))))
 
 
-def varied(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one thing about it changed, or two things swapped: what a caption must be told apart from."""
+def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Returns the scene with one attribute changed or two things swapped, as a hard negative for contrastive training.
+
+    The result may equal the scene.
+    """
     things = list(scene.things)
     first = int(rng.integers(len(things)))
     thing, relation, background = things[first], scene.relation, scene.background
@@ -95,7 +102,7 @@ def varied(scene: Scene, rng: np.random.Generator) -> Scene:
         things.reverse()
     elif relation:
         one, other = things
-        swap = {"color": other.color} if change == "colors" else {"shape": other.shape}
-        back = {"color": one.color} if change == "colors" else {"shape": one.shape}
-        things = [replace(one, **swap), replace(other, **back)]
+        to_first = {"color": other.color} if change == "colors" else {"shape": other.shape}
+        to_second = {"color": one.color} if change == "colors" else {"shape": one.shape}
+        things = [replace(one, **to_first), replace(other, **to_second)]
     return Scene(tuple(things), relation, background)

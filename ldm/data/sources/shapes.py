@@ -1,7 +1,7 @@
-"""Captioned procedural pictures: one or two coloured shapes on a plain background.
+"""Generates captioned images of one or two coloured shapes on a plain background.
 
-Picture, caption and layout are a pure function of (seed, index), so the data set is endless, needs no files and
-every sample can be made again. A caption belongs to one split for ever: a hash of its text decides.
+Image, caption and layout are a pure function of (seed, index), so the data set is unlimited, needs no files, and every
+sample can be reproduced. The split of a caption is fixed by a hash of its text.
 """
 
 import colorsys
@@ -23,14 +23,14 @@ from ldm.data.sources.scene import (
     Scene,
     Split,
     Thing,
-    draw_scene,
-    varied,
+    near_miss,
+    random_scene,
 )
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One object as drawn: centre and radius in pixels, colour as RGB in [0, 255]."""
+    """One object to render: centre and radius in pixels, colour as RGB in [0, 255]."""
 
     shape: str
     x: float
@@ -40,7 +40,7 @@ class Placed:
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
-    """Positions, radii and exact colours that fulfil the scene, in a 64-pixel picture."""
+    """Returns positions, radii and exact colours that satisfy the scene, in a 64-pixel image."""
     centers = [rng.uniform(30, 34, 2)]
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
@@ -57,7 +57,10 @@ def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator) -> Place
 
 
 def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels from the shape's edge, negative inside; u to the right, v down, from its centre."""
+    """Returns the distance in pixels from the edge of the shape, negative inside.
+
+    Coordinates are relative to the centre of the shape, with `u` to the right and `v` down.
+    """
     if shape == "circle":
         return np.hypot(u, v) - radius
     if shape == "ring":
@@ -70,11 +73,14 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
         return _folded_polygon(u, v - 0.3 * radius, 3, 1.3 * radius, 0.65 * radius)
     if shape == "star":
         return _folded_polygon(u, v - 0.1 * radius, 5, 1.3 * radius, 0.53 * radius)
-    raise ValueError(f"unknown shape '{shape}'; use one of {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape '{shape}'; expected one of {', '.join(SHAPES)}")
 
 
 def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inner: float) -> np.ndarray:
-    """A star or regular polygon, one point up: fold the plane into half a sector, whose edge is one line."""
+    """Signed distance of a star or regular polygon with one point up.
+
+    The plane is folded into half a sector, in which the edge is a single line.
+    """
     half = np.pi / points
     angle = np.abs((np.arctan2(u, -v) + half) % (2 * half) - half)
     along, aside = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
@@ -83,7 +89,7 @@ def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inn
 
 
 def render(placed: list[Placed], background: str | int, size: int = 64) -> np.ndarray:
-    """uint8 (size, size, 3), each edge blended by how much of the pixel the shape covers."""
+    """Renders an image, uint8 (size, size, 3), with edges anti-aliased by the covered fraction of each pixel."""
     level = BACKGROUNDS[background] if isinstance(background, str) else background
     canvas = np.full((size, size, 3), level, np.float32)
     scale = size / 64
@@ -102,12 +108,12 @@ def render(placed: list[Placed], background: str | int, size: int = 64) -> np.nd
 
 
 class Shapes(Dataset[dict[str, Any]]):
-    """Endless captioned shapes; `length` only says how many make an epoch.
+    """Captioned shapes without a limit; `length` only sets the size of an epoch.
 
-    A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no caption; "unseen" holds
-    the captions with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n images is one scene and
-    n - 1 near misses of it, which contrastive training learns most from. The share `phrased` of the scenes are
-    captioned as people do, in many words and leaving much out; the others always in the same words.
+    A sample is {"image": uint8 (3, size, size), "caption", "key", "id"}. The splits share no scene; "unseen" contains
+    the scenes with a colour-shape pair of `UNSEEN`. With `variants` n > 1 each run of n images is a scene and n - 1
+    near misses of it, which are hard negatives for contrastive training. The share `phrased` of the captions are freely
+    phrased and omit attributes; the others are canonical.
     """
 
     def __init__(
@@ -121,24 +127,30 @@ class Shapes(Dataset[dict[str, Any]]):
     ) -> None:
         if length < 1:
             raise ValueError(f"a shapes data set needs length >= 1, not {length}")
-        if split not in get_args(Split):  # for which no scene would ever be found
+        if split not in get_args(Split):  # otherwise the search for a scene of the split would not end
             raise ValueError(f"split of a shapes data set is {split}, but must be one of {', '.join(get_args(Split))}")
         self.seed, self.split, self.length, self.size, self.variants = seed, split, length, size, variants
         self.phrased = phrased
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that determine every sample, besides the code."""
+        settings = {"shapes": self.seed, "split": self.split, "size": self.size, "variants": self.variants}
+        return settings | {"phrased": self.phrased}
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, list[Placed]]:
-        """What image `index` shows, as words and as geometry."""
+        """Returns the scene of image `index` and its objects as rendered."""
         scene, placed, _ = self.described(index)
         return scene, placed
 
     def described(self, index: int) -> tuple[Scene, list[Placed], str]:
-        """Also the caption."""
+        """Returns the scene of image `index`, its objects as rendered, and the caption."""
         group, member = divmod(index, self.variants)
         rng = self._random(group, 0, 0)
-        while (scene := draw_scene(rng)).split != self.split:
+        while (scene := random_scene(rng)).split != self.split:
             continue
         words = self._random(group, 1, 0)
         phrased = bool(words.random() < self.phrased)
@@ -147,7 +159,9 @@ class Shapes(Dataset[dict[str, Any]]):
             scene = twins(scene)
         if member:
             rng, original = self._random(group, 0, member), scene
-            while (scene := varied(original, rng)).split != self.split or (phrased and said(scene) == said(original)):
+            while (scene := near_miss(original, rng)).split != self.split or (
+                phrased and said(scene) == said(original)
+            ):
                 continue
         caption = phrase(said(scene), self._random(group, 1, 1 + member)) if phrased else scene.caption
         return scene, place(scene, rng), caption
@@ -156,7 +170,7 @@ class Shapes(Dataset[dict[str, Any]]):
         return np.random.Generator(np.random.Philox(key=[self.seed, group], counter=[0, 0, stream, member]))
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        if isinstance(index, tuple):  # (draw, index): nothing here depends on the draw
+        if isinstance(index, tuple):  # (draw, index), but samples do not depend on the draw
             index = index[1]
         if not 0 <= index < self.length:
             raise IndexError(index)
@@ -166,9 +180,9 @@ class Shapes(Dataset[dict[str, Any]]):
 
 
 class Crowds(Dataset[dict[str, Any]]):
-    """Pictures of up to nine small things side by side: many edges a picture, for training a first stage.
+    """Images of up to nine small things on a grid, with many edges per image, for training a first stage.
 
-    They have no caption. No thing has a pair of `UNSEEN`.
+    Captions are empty, and no thing has a colour-shape pair of `UNSEEN`.
     """
 
     def __init__(self, seed: int = 0, length: int = 1_000_000, size: int = 64) -> None:
@@ -193,7 +207,7 @@ class Crowds(Dataset[dict[str, Any]]):
 
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different captions that training never shows, one in eight of them with an unseen pair."""
+    """Returns `count` different captions that are not in the training split, one in eight with an unseen pair."""
     sources = {split: Shapes(seed, split) for split in ("held_out", "unseen")}
     prompts: dict[str, None] = {}
     for index in range(sources["held_out"].length):

@@ -1,4 +1,4 @@
-"""WebDataset tars of captioned pictures, read at random without unpacking them."""
+"""Reads captioned images from WebDataset tars at random, without unpacking them."""
 
 import glob
 import re
@@ -12,10 +12,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.data.sources.buckets import Size
-from ldm.data.sources.captions import Captions, Text, one_of
-from ldm.data.sources.picture import EXTENSIONS, Framing, Sample, draw_and_index
+from ldm.data.sources.captions import Captions, Text, choose_caption
+from ldm.data.sources.image import EXTENSIONS, Framing, Sample, draw_and_index
 from ldm.data.sources.shard_index import load_index
-from ldm.data.sources.storage import File, local_file, named, remote_files
+from ldm.data.sources.split import SplitHash
+from ldm.data.sources.storage import File, local_file, remote_files, summary
 from ldm.image import WHITE
 from ldm.progress import Progress
 
@@ -25,13 +26,17 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class Shards(Dataset[Sample]):
     """Samples KEY.png (jpg, jpeg, webp) with KEY.txt, or KEY.json with "caption", in the order of the tars.
 
-    `captions` names other places of captions, see `Captions`; of several each draw has one, keyed by the seed.
     `urls` is a path, a pattern such as emoji-{00000..00003}.tar or emoji-*.tar, a folder, an address that fsspec
-    opens, such as s3://bucket/folder, or a list of these. `shards[index]` or `shards[draw, index]`; a sample that
-    lacks a member or cannot be read raises ValueError or OSError when it is asked for. A tar cut short is used as far
-    as it goes, with a warning. `others` are shards of the same data that other processes read: that none of all has a
-    picture, or a place of captions, is refused with ValueError.
+    opens, such as s3://bucket/folder, or a list of these. `captions` gives other places of captions, see `Captions`. If
+    a sample has several captions, each draw gets one, keyed by the seed. Indexed as `shards[index]` or
+    `shards[draw, index]`.
+
+    A sample that lacks a member or cannot be read raises ValueError or OSError on access. A truncated tar is used up to
+    the damage, with a warning. `others` are shards of the same data that other processes read. Raises ValueError if
+    none of all shards has an image, or captions at one of the places.
     """
+
+    split_hash: SplitHash = "mixed"
 
     def __init__(
         self,
@@ -50,22 +55,22 @@ class Shards(Dataset[Sample]):
         self.files = find_tars(urls)
         self.index = load_index(self.files, self.captions.extensions)
         for shard, loss in self.index.losses.items():
-            warnings.warn(f"{self.files[shard]} is cut short or damaged: {loss}", stacklevel=2)
+            warnings.warn(f"{self.files[shard]} is truncated or corrupt: {loss}", stacklevel=2)
         self._check(others)
 
     def _check(self, others: Sequence[File]) -> None:
-        """Looks into `others` one by one, and only while these shards lack something."""
+        """Checks for images and captions. Indexes `others` one by one while these shards lack something."""
         present = self.index.present
-        progress = Progress(len(others), "shards", "looking for pictures and captions: ")
+        progress = Progress(len(others), "shards", "looking for images and captions: ")
         for file in others:
             if present[: None if self.captions.places else 1].all():
                 break
             present = present | load_index([file], self.captions.extensions).present
             progress.step()
-        picture, *texts = present
-        where = named([*self.files, *others])
-        if not picture:
-            raise ValueError(f"{where} holds no pictures: expected members ending in {', '.join(EXTENSIONS)}")
+        image, *texts = present
+        where = summary([*self.files, *others])
+        if not image:
+            raise ValueError(f"{where} has no images: expected members ending in {', '.join(EXTENSIONS[:4])}")
         self.captions.check({*compress(self.captions.extensions, texts)}, where)
 
     def __len__(self) -> int:
@@ -73,24 +78,24 @@ class Shards(Dataset[Sample]):
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         draw, position = draw_and_index(index, len(self))
-        picture, captions = self.read(position)
-        caption = one_of(captions, self.framing.seed, position, draw)
-        image = self.framing(picture, caption, self.name(position), position, draw)
+        data, captions = self.read(position)
+        caption = choose_caption(captions, self.framing.seed, position, draw)
+        image = self.framing(data, caption, self.name(position), position, draw)
         return {"image": image, "caption": caption, "key": self.key(position), "id": position}
 
     def read(self, position: int) -> tuple[bytes, list[str]]:
-        """The file of a picture, and all its captions."""
+        """Returns the bytes of an image file and all its captions."""
         file, key = self.files[self.index.shard(position)], self.key(position)
-        picture, needed = self.index.spans[position, 0].tolist(), self.index.texts(position, self.captions)
-        if picture[0] < 0 or not needed:
-            lacking = "picture" if picture[0] < 0 else " or ".join(f".{e}" for e in self.captions.extensions)
-            raise ValueError(f"{file} has no {lacking} for {key}")
-        data, *contents = file.read(picture, *(span for _, span in needed))
-        read = [Text(e, text, f"{key}.{e} in {file}") for (e, _), text in zip(needed, contents, strict=True)]
-        return data, self.captions.read(read)
+        image, needed = self.index.spans[position, 0].tolist(), self.index.texts(position, self.captions)
+        if image[0] < 0 or not needed:
+            missing = "image" if image[0] < 0 else " or ".join(f".{e}" for e in self.captions.extensions)
+            raise ValueError(f"{file} has no {missing} for {key}")
+        data, *contents = file.read(image, *(span for _, span in needed))
+        texts = [Text(e, text, f"{key}.{e} in {file}") for (e, _), text in zip(needed, contents, strict=True)]
+        return data, self.captions.read(texts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "index": None}  # a spawned worker maps it itself
+        return {**vars(self), "index": None}  # spawned workers map the index themselves
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, index=load_index(state["files"], state["captions"].extensions))
@@ -99,7 +104,7 @@ class Shards(Dataset[Sample]):
         return self.index.key(index)
 
     def name(self, index: int) -> str:
-        """For people."""
+        """Returns a human-readable name for messages."""
         return f"{self.key(index)} in {self.files[self.index.shard(index)]}"
 
     @property
@@ -108,18 +113,18 @@ class Shards(Dataset[Sample]):
         return self.index.hashes
 
     def group(self, index: int) -> range:
-        """The samples that may stand in for a bad one: those of its shard."""
+        """Returns the samples that may replace a bad one: those of its shard."""
         return self.rows(self.index.shard(index))
 
     def rows(self, shard: int) -> range:
-        """The samples of a shard."""
+        """Returns the samples of a shard."""
         return range(int(self.index.starts[shard]), int(self.index.starts[shard + 1]))
 
 
 def find_tars(urls: str | Path | File | Sequence[str | Path | File]) -> list[File]:
-    """Every tar that `urls` stands for; patterns and folders in the order of their names, files as they are.
+    """Returns every tar that `urls` refers to; those of a pattern or folder are sorted by name, a list keeps its order.
 
-    Raises ValueError for an address that cannot be opened, FileNotFoundError for what is not there.
+    Raises ValueError for an address that cannot be opened, and FileNotFoundError if there is no tar.
     """
     if isinstance(urls, File):
         return [urls]
@@ -131,7 +136,7 @@ def find_tars(urls: str | Path | File | Sequence[str | Path | File]) -> list[Fil
 
 
 def _expand(pattern: str) -> list[str]:
-    """x-{08..10}.tar → x-08.tar, x-09.tar, x-10.tar; several braces multiply."""
+    """Expands x-{08..10}.tar to x-08.tar, x-09.tar and x-10.tar, and several braces to all combinations."""
     match = _BRACES.search(pattern)
     if not match:
         return [pattern]
@@ -144,7 +149,7 @@ def _expand(pattern: str) -> list[str]:
 
 def _tars_at(text: str) -> list[File]:
     if text.lower().startswith("pipe:"):
-        raise ValueError(f"{text} would run a command, which no data may: give a path or an address")
+        raise ValueError(f"{text} would run a command, which is not allowed for data: give a path or an address")
     path = Path(text)
     if "://" in text:
         found = remote_files(text)
@@ -153,6 +158,8 @@ def _tars_at(text: str) -> list[File]:
     else:
         found = [local_file(p) for p in sorted(glob.glob(f"{glob.escape(text)}/*.tar" if path.is_dir() else text))]
     if not found:
-        expected = "no .tar lies in that folder" if path.is_dir() else "no such file, and no file matches it"
-        raise FileNotFoundError(f"no shards at {text}: {expected}")
+        reason = "no such file, and no file matches the pattern"
+        if path.is_dir():
+            reason = f"the folder contains no .tar; ldm shards {text} --out DIR writes some of its images"
+        raise FileNotFoundError(f"no shards at {text}: {reason}")
     return found

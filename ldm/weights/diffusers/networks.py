@@ -1,83 +1,63 @@
-"""The configurations of diffusers' and transformers' networks, as ours and back."""
+"""Converts between ldm's network configs and those of diffusers and transformers."""
 
 from pathlib import Path
-from typing import Any
 
-Config = dict[str, Any]
+from ldm.weights.diffusers import network_fields
+from ldm.weights.diffusers.fields import MAX_NUMBER, Config, Given
+from ldm.weights.diffusers.network_fields import UNET_FIXED, VAE_FIXED
 
-# Settings that ldm's networks do not have, with the value that means "not used" (a missing one is not used either).
-UNET_FIXED: Config = {
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "class_embed_type": None,
-    "encoder_hid_dim": None,
-    "center_input_sample": False,
-    "dual_cross_attention": False,
-    "only_cross_attention": False,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-    "time_cond_proj_dim": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "norm_eps": 1e-5,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "downsample_padding": 1,
-}
-VAE_FIXED: Config = {
-    "act_fn": "silu",
-    "in_channels": 3,
-    "out_channels": 3,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-    "latents_mean": None,
-    "latents_std": None,
-}
+WIDTHS = (320, 640, 1280, 1280)  # defaults of missing fields are those of diffusers
+MAX_LAYERS = 1000
+DOWNS = "CrossAttnDownBlock2D", "DownBlock2D"
 
 
-def unet_from(given: Config, source: Path) -> Config:
-    """Our `config` of a UNet2DConditionModel's. Raises ValueError for what our UNet cannot be."""
-    refuse_unknown(given, UNET_FIXED, source)
-    widths = given["block_out_channels"]
-    layers = _per_level(given.get("transformer_layers_per_block", 1), widths)
-    attends = [kind == "CrossAttnDownBlock2D" for kind in given["down_block_types"]]
+def unet_from(config: Config, source: Path) -> Config:
+    """Converts the config of a UNet2DConditionModel to ldm's. Raises ValueError if ldm cannot build it."""
+    network_fields.UNET.check(config, source)
+    given = Given(config, source)
+    widths = given.integers("block_out_channels", WIDTHS)
+    layers = _per_level(given.integers("transformer_layers_per_block", (1,)), widths, source)
+    downs = given.names("down_block_types", (*DOWNS[:1] * 3, DOWNS[1]))
+    ups = given.names("up_block_types", ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3))
+    attends = [kind == DOWNS[0] for kind in downs]
     expected = ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
-    downs = {"CrossAttnDownBlock2D", "DownBlock2D"}
-    if not set(given["down_block_types"]) <= downs or list(given["up_block_types"]) != expected:
+    if not {*downs} <= {*DOWNS} or ups != expected or len(downs) != len(widths):
         raise ValueError(
-            f"{source} is a UNet of {', '.join(given['down_block_types'])} and {', '.join(given['up_block_types'])}, "
-            "which ldm cannot build: it has CrossAttn and plain blocks, mirrored"
+            f"{source} is a UNet of {', '.join(downs)} and {', '.join(ups)} with {len(widths)} widths, which ldm "
+            "cannot build; give one of CrossAttn and plain blocks, mirrored on the way up"
         )
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"{source} has levels of widths {widths}; ldm takes only multiples of the first")
+        raise ValueError(
+            f"{source} has levels of widths {widths}, but ldm needs multiples of the first; give another UNet"
+        )
+    context = given.integers("cross_attention_dim", (1280,))
+    # old files of diffusers store the number of heads in attention_head_dim
+    heads = "num_attention_heads" if given.has("num_attention_heads") else "attention_head_dim"
     return {
-        "in_channels": given["in_channels"],
-        "out_channels": given["out_channels"],
+        "in_channels": given.integer("in_channels", 4),
+        "out_channels": given.integer("out_channels", 4),
         "width": widths[0],
         "multipliers": [width // widths[0] for width in widths],
-        "blocks": given["layers_per_block"],
+        "blocks": given.integer("layers_per_block", 2, most=MAX_LAYERS),
         "depth": [depth if attend else 0 for depth, attend in zip(layers, attends, strict=True)],
         "middle_depth": layers[-1],
-        "context_width": given["cross_attention_dim"],
-        "linear_projection": given.get("use_linear_projection", False),
-        "groups": given.get("norm_num_groups", 32),
-        # diffusers calls the number of heads attention_head_dim, and keeps doing so for old files
-        **_heads(_per_level(given.get("num_attention_heads") or given.get("attention_head_dim", 8), widths), widths),
+        "context_width": context[0] if len(context) == 1 else _per_level(context, widths, source),
+        "linear_projection": given.flag("use_linear_projection", False),
+        "groups": _groups(given),
+        **_heads(_per_level(given.integers(heads, (8,)), widths, source), widths),
     }
 
 
 def unet_to(config: Config, sample_size: int, source: Path) -> Config:
-    """The config.json of a UNet. Raises ValueError for one that diffusers cannot build."""
+    """Converts ldm's UNet config to config.json. Raises ValueError if diffusers cannot build it."""
     widths = [config["width"] * multiplier for multiplier in config["multipliers"]]
     depth, head_width = config["depth"], config["head_width"]
-    # diffusers' middle takes the last level's number of layers, also where that level itself has none
+    # in diffusers the middle has the last level's layer count, even if that level has no transformer layers
     layers = [*(d or 1 for d in depth[:-1]), config["middle_depth"]]
     if config["multipliers"][0] != 1 or config["middle_depth"] == 0 or depth[-1] not in (0, config["middle_depth"]):
         raise ValueError(
-            f"{source} has a UNet that diffusers cannot build: its first multiplier must be 1, and its middle as deep "
-            "as its last level (not 0); convert it to a single file instead"
+            f"{source} has a UNet that diffusers cannot build: its first multiplier must be 1, and its middle as "
+            "deep as its last level (not 0); convert it to a single file instead"
         )
     return {
         "_class_name": "UNet2DConditionModel",
@@ -97,21 +77,29 @@ def unet_to(config: Config, sample_size: int, source: Path) -> Config:
     }
 
 
-def vae_from(given: Config, source: Path) -> Config:
-    """Our `config` of an AutoencoderKL's."""
-    refuse_unknown(given, VAE_FIXED, source)
+def vae_from(config: Config, source: Path) -> Config:
+    """Converts the config of an AutoencoderKL to ldm's."""
+    network_fields.VAE.check(config, source)
+    given = Given(config, source)
+    widths = given.integers("block_out_channels", (64,))
+    for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if given.has(field) and given.names(field, ()) != [kind] * len(widths):
+            raise ValueError(
+                f"{source} has {field}={config.get(field)}, but ldm builds {len(widths)} {kind} for widths {widths}; "
+                "give an autoencoder of Stable Diffusion 1.x or 2.x"
+            )
     return {
-        "widths": list(given["block_out_channels"]),
-        "blocks": given.get("layers_per_block", 1),
-        "latent_channels": given.get("latent_channels", 4),
-        "scale": given.get("scaling_factor", 0.18215),
-        "shift": given.get("shift_factor") or 0.0,
-        "groups": given.get("norm_num_groups", 32),
+        "widths": widths,
+        "blocks": given.integer("layers_per_block", 1, most=MAX_LAYERS),
+        "latent_channels": given.integer("latent_channels", 4),
+        "scale": given.number("scaling_factor", 0.18215),
+        "shift": given.number("shift_factor", 0.0, above=-MAX_NUMBER),
+        "groups": _groups(given),
     }
 
 
 def vae_to(config: Config, sample_size: int, source: Path) -> Config:
-    """The config.json of an autoencoder. Raises ValueError for one that no other tool can build."""
+    """Converts ldm's autoencoder config to config.json. Raises ValueError if no other tool can build it."""
     if (
         config["groups"] == 0
         or config["patch"] != 1
@@ -120,7 +108,7 @@ def vae_to(config: Config, sample_size: int, source: Path) -> Config:
     ):
         raise ValueError(
             f"{source} has an autoencoder that other tools cannot build (they have no per-pixel norm, patches or "
-            "scale per channel); keep it as files of ldm, --to ldm"
+            "scale per channel); convert it to ldm's own format, --to ldm"
         )
     levels = len(config["widths"])
     return {
@@ -138,29 +126,25 @@ def vae_to(config: Config, sample_size: int, source: Path) -> Config:
     }
 
 
-def text_from(given: Config, source: Path) -> Config:
-    """Our `config` of a CLIPTextConfig, but for the projection, which the tensors tell."""
-    _check_perceptron(given, 512, source)
+def text_from(config: Config, source: Path) -> Config:
+    """Converts a CLIPTextConfig to ldm's config without the projection, whose width is read from its tensor."""
+    network_fields.TEXT.check(config, source)
+    given = Given(config, source)
     return {
-        "vocab_size": given.get("vocab_size", 49408),
-        "width": given.get("hidden_size", 512),
-        "layers": given.get("num_hidden_layers", 12),
-        "heads": given.get("num_attention_heads", 8),
-        "context": given.get("max_position_embeddings", 77),
-        "activation": given.get("hidden_act", "quick_gelu"),
+        "vocab_size": given.integer("vocab_size", 49408),
+        "context": given.integer("max_position_embeddings", 77),
+        **_tower_from(given, width=512, heads=8),
     }
 
 
-def image_from(given: Config, source: Path) -> Config:
-    """Our `config` of a CLIPVisionConfig, but for the projection."""
-    _check_perceptron(given, 768, source)
+def image_from(config: Config, source: Path) -> Config:
+    """Converts a CLIPVisionConfig to ldm's config, without the projection."""
+    network_fields.IMAGE.check(config, source)
+    given = Given(config, source)
     return {
-        "size": given.get("image_size", 224),
-        "patch": given.get("patch_size", 32),
-        "width": given.get("hidden_size", 768),
-        "layers": given.get("num_hidden_layers", 12),
-        "heads": given.get("num_attention_heads", 12),
-        "activation": given.get("hidden_act", "quick_gelu"),
+        "size": given.integer("image_size", 224),
+        "patch": given.integer("patch_size", 32),
+        **_tower_from(given, width=768, heads=12),
     }
 
 
@@ -187,15 +171,17 @@ def image_to(config: Config) -> Config:
     }
 
 
-def refuse_unknown(given: Config, fixed: Config, source: Path) -> None:
-    """Raises ValueError for settings with another value than the `fixed` one, which is all that ldm has."""
-    other = [f"{key}={given[key]}" for key, value in fixed.items() if key in given and given[key] != value]
-    if other:
-        raise ValueError(f"{source} asks for {', '.join(other)}, which ldm does not have")
+def _per_level(values: list[int], widths: list[int], source: Path) -> list[int]:
+    listed = values * len(widths) if len(values) == 1 else values
+    if len(listed) != len(widths):
+        raise ValueError(f"{source} lists {values} for the levels of widths {widths}; download it again")
+    return listed
 
 
-def _per_level(value: Any, widths: list[int]) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value] * len(widths)
+def _groups(given: Given) -> int:
+    if given.config.get("norm_num_groups", 32) is None:
+        raise ValueError(f"{given.source} has norm_num_groups=null, a network without norms, which ldm does not have")
+    return given.integer("norm_num_groups", 32)
 
 
 def _heads(heads: list[int], widths: list[int]) -> Config:
@@ -207,12 +193,20 @@ def _heads(heads: list[int], widths: list[int]) -> Config:
     return {"head_width": int(head_widths.pop())}
 
 
-def _check_perceptron(given: Config, width: int, source: Path) -> None:
-    width = given.get("hidden_size", width)
-    if given.get("intermediate_size", 4 * width) != 4 * width:
+def _tower_from(given: Given, width: int, heads: int) -> Config:
+    width = given.integer("hidden_size", width)
+    hidden = given.integer("intermediate_size", 4 * width)
+    if hidden != 4 * width:
         raise ValueError(
-            f"{source} has intermediate_size={given['intermediate_size']} over {width}; ldm's is four times as much"
+            f"{given.source} has intermediate_size={hidden} at width {width}, but ldm's is 4 times the width; "
+            "give another CLIP"
         )
+    return {
+        "width": width,
+        "layers": given.integer("num_hidden_layers", 12, most=MAX_LAYERS),
+        "heads": given.integer("num_attention_heads", heads),
+        "activation": given.choice("hidden_act", "quick_gelu", "quick_gelu", "gelu"),
+    }
 
 
 def _tower_to(config: Config) -> Config:

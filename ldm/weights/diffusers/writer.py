@@ -1,4 +1,4 @@
-"""Writing folders as diffusers and transformers read them."""
+"""Writes models and single networks as folders that diffusers and transformers read."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ldm.weights.diffusers import networks as configs
 from ldm.weights.diffusers.reader import PREPROCESSOR, STEMS, factor_of
 from ldm.weights.diffusers.scheduler import scheduler_to
 from ldm.weights.diffusers.tokenizer import write_tokenizer
-from ldm.weights.found import Pixels
+from ldm.weights.info import PixelStats
 from ldm.weights.storage.tensors import Tensors
 from ldm.weights.storage.values import write_safetensors
 
@@ -19,13 +19,17 @@ Config = dict[str, Any]
 
 
 def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> None:
-    """Write networks and configurations into an empty folder; weights are cut into shards of at most `shard` bytes."""
+    """Writes networks and their configs into an empty folder, with weights in shards of at most `shard` bytes.
+
+    Raises ValueError for contents that diffusers cannot represent.
+    """
     source = contents.source
     if not contents.model:
         network, *more = contents.networks.values()
         if more:
             raise ValueError(
-                f"{source} holds {' and '.join(contents.networks)}; only one of them, or a whole model, makes a folder"
+                f"{source} holds {' and '.join(contents.networks)}, but a folder stores one network or a complete "
+                "model; give --part"
             )
         if network.kind == "image_tower":
             write_json(folder / PREPROCESSOR, _preprocessor(network.config["size"], contents.pixels))
@@ -33,7 +37,7 @@ def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> 
     text = for_diffusers(contents.network("text_tower"))
     scheduler = scheduler_to(contents.model, source)
     parts = {"unet": contents.network("unet"), "vae": contents.network("vae"), "text_encoder": text}
-    own = {key: contents.model[key] for key in ("size", "sampling")}  # which no config of diffusers holds
+    own = {key: contents.model[key] for key in ("size", "sampling")}  # no diffusers config has fields for these
     for part, network in parts.items():
         _write_network(
             folder / part, network, shard, _sample_size(contents), contents.pad, {"ldm_sampling": json.dumps(own)}
@@ -45,12 +49,12 @@ def write_folder(folder: Path, contents: Contents, shard: int | None = None) -> 
 
 
 def for_diffusers(text: StoredNetwork) -> StoredNetwork:
-    """The tower without what its `skip` leaves out, and without projection: diffusers knows neither."""
+    """Returns the tower without its skipped layers and projection, because diffusers has no setting for them."""
     config = text.full_config
-    return text.without(layers=config["layers"] - config["skip"], skip=0, projection=None)
+    return text.with_config(layers=config["layers"] - config["skip"], skip=0, projection=None)
 
 
-def _preprocessor(size: int, pixels: Pixels) -> Config:
+def _preprocessor(size: int, pixels: PixelStats) -> Config:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": size},
@@ -61,7 +65,7 @@ def _preprocessor(size: int, pixels: Pixels) -> Config:
 
 
 def _sample_size(contents: Contents) -> int:
-    """The side of the latents, or of the picture where there is only a VAE."""
+    """Returns the side length of the latents, or of the images for a standalone VAE."""
     if not contents.model:
         return 512 if "vae" in contents.networks else 64
     return int(contents.model["size"][0]) // factor_of(contents.network("vae"))
@@ -73,7 +77,7 @@ def _write_network(
     shard: int | None,
     sample_size: int,
     pad: int,
-    told: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     config = network.full_config
     source = network.tensors.source
@@ -83,15 +87,15 @@ def _write_network(
         "text_tower": lambda: configs.text_to(config, pad),
         "image_tower": lambda: configs.image_to(config),
     }
-    ours = network.kind in ("unet", "vae")
     written = writers[network.kind]()
-    tensors = network.arranged("diffusers" if ours else "transformers")
-    write_shards(folder, STEMS[0] if ours else STEMS[1], tensors, {"format": "pt"} | (told or {}), shard)
+    layout, stem = ("diffusers", STEMS[0]) if network.kind in ("unet", "vae") else ("transformers", STEMS[1])
+    tensors = network.in_layout(layout)
+    write_shards(folder, stem, tensors, {"format": "pt"} | (metadata or {}), shard)
     write_json(folder / "config.json", written)
 
 
 def write_shards(folder: Path, stem: str, tensors: Tensors, metadata: dict[str, str], shard: int | None) -> None:
-    """One .safetensors, or several of at most `shard` bytes (unless one tensor is larger) and their index."""
+    """Writes one .safetensors file, or shards of at most `shard` bytes (unless a tensor is larger) and their index."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

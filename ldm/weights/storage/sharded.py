@@ -1,7 +1,7 @@
-"""A checkpoint that several ranks wrote: a file each, with one shard along dimension 0 of every tensor.
+"""Reads checkpoints that several ranks wrote, each into a file with its shard of every tensor along dimension 0.
 
-The first rank's file has everything else, too: in it a tensor is {"shard": i}, the i-th of each file's "shards", and
-"other_ranks" names the files beside it.
+The first rank's file also contains everything else: there a tensor is {"shard": i}, the i-th of each file's "shards",
+and "other_ranks" lists the names of the other files, in the same folder.
 """
 
 from collections.abc import Callable, Collection
@@ -15,34 +15,32 @@ SHARD, SHARDS, OTHERS = "shard", "shards", "other_ranks"
 Join = Callable[[list[Tensor]], Tensor]
 
 
-def files(path: Path, checkpoint: Any) -> list[Path]:
-    """All that the checkpoint at `path` lies in. Raises FileNotFoundError where another rank's file is missing."""
+def shard_files(path: Path, checkpoint: Any) -> list[Path]:
+    """Returns all files of the checkpoint at `path`. Raises FileNotFoundError if another rank's file is missing."""
     names = checkpoint.get(OTHERS, []) if isinstance(checkpoint, dict) else []
-    found = [path, *(path.with_name(name) for name in names)]
-    for file in found[1:]:
+    files = [path, *(path.with_name(name) for name in names)]
+    for file in files[1:]:
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{path} holds one rank's shards, but those in {file} are missing; keep them together"
-            )
-    return found
+            raise FileNotFoundError(f"{path} contains one rank's shards, but {file} is missing; keep them together")
+    return files
 
 
-def assembled(path: Path, load: Callable[[Path], Any], join: Join = torch.cat, but: Collection[str] = ()) -> Any:
-    """The checkpoint at `path`, its shards joined, except for what the keys `but` hold; any other file as it is.
+def join_shards(path: Path, load: Callable[[Path], Any], join: Join = torch.cat, skip: Collection[str] = ()) -> Any:
+    """Loads the checkpoint at `path` and joins its shards, except under the keys in `skip`.
 
-    One tensor at a time is fetched from the other ranks' files.
+    A file that one process wrote is returned unchanged. The other ranks' files are read one tensor at a time.
     """
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or OTHERS not in checkpoint:
         return checkpoint
-    others = [torch.load(file, "cpu", weights_only=True, mmap=True) for file in files(path, checkpoint)[1:]]
+    others = [torch.load(file, "cpu", weights_only=True, mmap=True) for file in shard_files(path, checkpoint)[1:]]
     ranks = [checkpoint.pop(SHARDS), *(other[SHARDS] for other in others)]
 
-    def whole(value: Any) -> Any:
+    def joined(value: Any) -> Any:
         if isinstance(value, dict):
             if value.keys() == {SHARD}:
                 return join([shards[value[SHARD]] for shards in ranks])
-            return {key: whole(one) for key, one in value.items()}
-        return type(value)(map(whole, value)) if isinstance(value, list | tuple) else value
+            return {key: joined(item) for key, item in value.items()}
+        return type(value)(map(joined, value)) if isinstance(value, list | tuple) else value
 
-    return {key: value if key in but else whole(value) for key, value in checkpoint.items() if key != OTHERS}
+    return {key: value if key in skip else joined(value) for key, value in checkpoint.items() if key != OTHERS}

@@ -1,6 +1,6 @@
-"""Named tensors on disk, whatever file holds them: their headers at once, their values when asked for.
+"""Represents named tensors on disk, in whatever format: headers are in memory, values are read on demand.
 
-Reading headers needs no torch, so that `ldm info` answers at once.
+Headers need no torch, so that `ldm info` answers at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[2] / "assets"
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-ITEMSIZE = {  # bytes of one number
+ITEMSIZE = {  # bytes per element
     "F64": 8,
     "F32": 4,
     "F16": 2,
@@ -31,7 +31,7 @@ ITEMSIZE = {  # bytes of one number
 
 
 class Header(NamedTuple):
-    """Type, as safetensors spells it, and shape of a tensor."""
+    """Data type, as safetensors spells it, and shape of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,12 +55,12 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tensors(Mapping[str, Header]):
-    """Name → header; `read` gives the values, as views of the mapped file."""
+    """Maps names to headers; `read` returns the values of the given names, as views of the mapped file."""
 
     source: Path
     headers: dict[str, Header]
     read: "Callable[[Iterable[str]], dict[str, Tensor]]"
-    metadata: dict[str, Any] = field(default_factory=dict)  # plain data that the file holds besides
+    metadata: dict[str, Any] = field(default_factory=dict)  # plain data that the file contains besides tensors
 
     def __getitem__(self, name: str) -> Header:
         return self.headers[name]
@@ -76,7 +76,7 @@ class Tensors(Mapping[str, Header]):
         return sum(header.nbytes for header in self.headers.values())
 
     def renamed(self, names: Mapping[str, str]) -> "Tensors":
-        """The tensors `names.values()` under the names `names.keys()`."""
+        """Returns the tensors named in `names.values()`, renamed to the corresponding `names.keys()`."""
 
         def read(wanted: Iterable[str]) -> "dict[str, Tensor]":
             wanted = list(wanted)
@@ -86,27 +86,30 @@ class Tensors(Mapping[str, Header]):
         return replace(self, headers={new: self.headers[old] for new, old in names.items()}, read=read)
 
     def under(self, prefix: str) -> "Tensors":
-        """Those whose names begin with `prefix`, without it."""
+        """Returns the tensors whose names begin with `prefix`, which is removed."""
         return self.renamed({name[len(prefix) :]: name for name in self if name.startswith(prefix)})
 
 
 def locate(path: str | Path) -> Path:
-    """The file that `path` names; "assets:NAME" is one that ships with ldm. Raises FileNotFoundError."""
+    """Returns the file at `path`, where "assets:NAME" is a file that ships with ldm. Raises FileNotFoundError."""
     text = str(path)
-    found = ASSETS / text.removeprefix("assets:") if text.startswith("assets:") else Path(text).expanduser()
-    if not found.is_file():
-        raise FileNotFoundError(f"there is no weights file {found}; give the path of a .safetensors file")
-    return found
+    file = ASSETS / text.removeprefix("assets:") if text.startswith("assets:") else Path(text).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no weights file {file}; give the path of a .safetensors file")
+    return file
 
 
-def refuse_misfits(
+def refuse_mismatch(
     source: object, network: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Sequence[str]
 ) -> None:
-    """Raises one ValueError for all tensors that keep the weights in `source` out of a network, if there are any."""
-    problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": misshapen}
-    told = [f"{len(names)} {what}: {_shorten(names)}" for what, names in problems.items() if names]
-    if told:
-        raise ValueError(f"the weights in {source} are those of another {network} ({'; '.join(told)})")
+    """Raises one ValueError for all tensors because of which the weights in `source` do not fit `network`, if any."""
+    problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of the wrong shape": misshapen}
+    found = [f"{len(names)} {problem}: {_shorten(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"the weights in {source} do not match the expected {network} ({'; '.join(found)}); "
+            "give weights of the same architecture"
+        )
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:

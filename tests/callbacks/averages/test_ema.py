@@ -12,7 +12,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
 class Weights(Callback):
-    """Keeps the weights at the start and after each batch."""
+    """Records the weights at the start and after each batch."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -29,7 +29,7 @@ def vector(averages: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("warmup", [True, False])
-def test_the_average_is_the_one_written_by_hand_in_float64(tmp_path: Path, warmup: bool) -> None:
+def test_the_average_equals_a_float64_reference(tmp_path: Path, warmup: bool) -> None:
     ema, weights = EMA(decay=0.25, warmup=warmup), Weights()
     trainer(tmp_path, ema, weights, max_steps=5).fit(Tiny(), Batches())
     average = weights.seen[0].double()
@@ -39,26 +39,26 @@ def test_the_average_is_the_one_written_by_hand_in_float64(tmp_path: Path, warmu
     torch.testing.assert_close(vector(ema.averages).double(), average, rtol=1e-6, atol=1e-7)
 
 
-def test_an_update_is_made_for_each_optimizer_step_and_not_for_each_batch(tmp_path: Path) -> None:
+def test_the_average_is_updated_per_optimizer_step_and_not_per_batch(tmp_path: Path) -> None:
     ema = EMA()
     trainer(tmp_path, ema, max_steps=4, accumulate_grad_batches=3).fit(Tiny(), Batches())
     assert ema.updates == 4
 
 
 @pytest.mark.parametrize("stop", [4, 6, 8])
-def test_a_resumed_run_has_the_same_weights_and_averages_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    whole, straight = EMA(0.9), Tiny()
-    trainer(tmp_path / "a", whole, Checkpoint(tmp_path / "a"), max_steps=13).fit(straight, Batches())
+def test_resuming_restores_weights_and_averages_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    expected, straight = EMA(0.9), Tiny()
+    trainer(tmp_path / "a", expected, Checkpoint(tmp_path / "a"), max_steps=13).fit(straight, Batches())
     trainer(tmp_path / "b", EMA(0.9), Checkpoint(tmp_path / "b"), max_steps=stop).fit(Tiny(), Batches())
-    parts, resumed = EMA(0.9), Tiny()
-    again = trainer(tmp_path / "b", parts, Checkpoint(tmp_path / "b"), max_steps=13)
+    ema, resumed = EMA(0.9), Tiny()
+    again = trainer(tmp_path / "b", ema, Checkpoint(tmp_path / "b"), max_steps=13)
     again.fit(resumed, Batches(), ckpt_path=tmp_path / "b" / "last.ckpt")
     assert torch.equal(resumed.weights(), straight.weights())
-    assert torch.equal(vector(parts.averages), vector(whole.averages))
-    assert parts.updates == whole.updates == 13
+    assert torch.equal(vector(ema.averages), vector(expected.averages))
+    assert ema.updates == expected.updates == 13
 
 
-def test_a_checkpoint_holds_the_averages_once_and_by_the_names_of_the_weights(tmp_path: Path) -> None:
+def test_a_checkpoint_stores_the_averages_once_by_weight_name(tmp_path: Path) -> None:
     ema = EMA()
     trainer(tmp_path, ema, Checkpoint(tmp_path)).fit(Tiny(), Batches())
     checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
@@ -67,7 +67,7 @@ def test_a_checkpoint_holds_the_averages_once_and_by_the_names_of_the_weights(tm
     assert torch.equal(vector(checkpoint["ema"]), vector(ema.averages))
 
 
-def test_swapped_puts_the_averages_in_and_the_weights_back_after_an_exception(tmp_path: Path) -> None:
+def test_swapped_uses_the_averages_and_restores_the_weights_after_an_exception(tmp_path: Path) -> None:
     ema, module = EMA(), Tiny()
     trainer(tmp_path, ema).fit(module, Batches())
     before = module.weights()
@@ -78,16 +78,16 @@ def test_swapped_puts_the_averages_in_and_the_weights_back_after_an_exception(tm
     assert torch.equal(module.weights(), before)
 
 
-def test_the_averages_themselves_stand_in_for_the_weights_instead_of_copies(tmp_path: Path) -> None:
+def test_the_averages_are_swapped_in_without_a_copy(tmp_path: Path) -> None:
     ema, module = EMA(), Tiny()
     trainer(tmp_path, ema).fit(module, Batches())
-    place, average = module.backbone.weight.data_ptr(), ema.averages["weight"].data_ptr()
+    weight, average = module.backbone.weight.data_ptr(), ema.averages["weight"].data_ptr()
     with ema.swapped(module):
         assert module.backbone.weight.data_ptr() == average
-    assert module.backbone.weight.data_ptr() == place
+    assert module.backbone.weight.data_ptr() == weight
 
 
-def test_averages_of_another_type_are_swapped_in_and_the_weights_back_bit_for_bit(tmp_path: Path) -> None:
+def test_averages_of_another_dtype_are_swapped_and_the_weights_restored_exactly(tmp_path: Path) -> None:
     ema, module = EMA(device="cpu", dtype="bfloat16"), Tiny()
     trainer(tmp_path, ema).fit(module, Batches())
     before = module.weights()
@@ -96,7 +96,7 @@ def test_averages_of_another_type_are_swapped_in_and_the_weights_back_bit_for_bi
     assert torch.equal(module.weights(), before) and not module.backbone.weight.is_inference()
 
 
-def test_validation_sees_the_averages_and_leaves_the_weights(tmp_path: Path) -> None:
+def test_validation_uses_the_averages_and_does_not_change_the_weights(tmp_path: Path) -> None:
     ema, seen = EMA(), []
 
     class Watched(Tiny):
@@ -116,7 +116,7 @@ def test_validation_sees_the_averages_and_leaves_the_weights(tmp_path: Path) -> 
     assert all(torch.equal(a, b) for a, b in zip(weights, last.seen[:-1], strict=True))
 
 
-def test_an_exception_in_validation_leaves_the_training_weights_in_place(tmp_path: Path) -> None:
+def test_an_exception_in_validation_restores_the_training_weights(tmp_path: Path) -> None:
     class Failing(Tiny):
         def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
             raise ZeroDivisionError
@@ -127,7 +127,7 @@ def test_an_exception_in_validation_leaves_the_training_weights_in_place(tmp_pat
     assert torch.equal(module.weights(), last.seen[-1])
 
 
-def test_testing_from_a_checkpoint_uses_the_averages_in_it(tmp_path: Path) -> None:
+def test_testing_from_a_checkpoint_uses_its_averages(tmp_path: Path) -> None:
     trained = EMA()
     trainer(tmp_path, trained, Checkpoint(tmp_path)).fit(Tiny(), Batches())
     seen = []
@@ -140,7 +140,7 @@ def test_testing_from_a_checkpoint_uses_the_averages_in_it(tmp_path: Path) -> No
     assert torch.equal(seen[0], vector(trained.averages))
 
 
-def test_no_checkpoint_is_saved_while_the_averages_stand_in_for_the_weights(tmp_path: Path) -> None:
+def test_no_checkpoint_can_be_saved_while_the_averages_are_swapped_in(tmp_path: Path) -> None:
     ema, module = EMA(), Tiny()
     run = trainer(tmp_path, ema)
     run.fit(module, Batches())
@@ -149,12 +149,12 @@ def test_no_checkpoint_is_saved_while_the_averages_stand_in_for_the_weights(tmp_
     assert not (tmp_path / "wrong.ckpt").exists()
 
 
-def test_a_decay_that_forgets_nothing_is_refused() -> None:
+def test_a_decay_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="decay is 1"):
         EMA(decay=1)
 
 
-def test_an_average_in_bfloat16_on_the_cpu_follows_the_one_in_float32_though_each_step_is_below_its_rounding() -> None:
+def test_a_bfloat16_average_follows_updates_below_its_rounding() -> None:
     torch.manual_seed(0)
     network = nn.Linear(100, 100)
     exact, low = EMA(0.999, warmup=False), EMA(0.999, warmup=False, device="cpu", dtype="bfloat16")
@@ -166,11 +166,11 @@ def test_an_average_in_bfloat16_on_the_cpu_follows_the_one_in_float32_though_eac
         naive = naive.float().lerp(network.weight, 1e-3).bfloat16()
         exact.update(dict(network.named_parameters()))
         low.update(dict(network.named_parameters()))
-    way = (exact.averages["weight"] - naive.float()).mean()  # what rounding to the nearest loses
-    left = (exact.averages["weight"] - low.averages["weight"].float()).mean()
-    assert way > 0.1 and abs(left) < 0.01 * way
+    lost = (exact.averages["weight"] - naive.float()).mean()  # by rounding to nearest
+    error = (exact.averages["weight"] - low.averages["weight"].float()).mean()
+    assert lost > 0.1 and abs(error) < 0.01 * lost
 
 
-def test_a_type_that_averages_cannot_have_is_refused() -> None:
+def test_an_unsupported_dtype_of_the_average_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ema\.dtype is int8"):
         EMA(dtype="int8")

@@ -22,11 +22,11 @@ def written(folder: Path) -> list[str]:
 
 
 def updates(path: Path) -> int:
-    """How often the average had been updated when the checkpoint was made."""
+    """Returns the number of EMA updates in a checkpoint."""
     return int(checkpoint_file.read(path)["callbacks"]["EMA"]["updates"])
 
 
-def test_it_saves_every_n_steps_and_at_the_end_after_the_average_took_in_the_step(tmp_path: Path) -> None:
+def test_checkpoints_are_saved_every_n_steps_and_at_the_end_after_the_ema_update(tmp_path: Path) -> None:
     callbacks = Checkpoint(tmp_path, every_n_train_steps=3, keep=9), EMA()
     trainer(tmp_path, *callbacks, max_steps=7).fit(Tiny(), Batches())
     steps = ["step_00000003.ckpt", "step_00000006.ckpt", "step_00000007.ckpt"]
@@ -35,13 +35,13 @@ def test_it_saves_every_n_steps_and_at_the_end_after_the_average_took_in_the_ste
     assert (tmp_path / "last.ckpt").samefile(tmp_path / steps[-1])
 
 
-def test_the_newest_and_every_so_many_th_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_every_nth_one_are_kept(tmp_path: Path) -> None:
     run = trainer(tmp_path, Checkpoint(tmp_path, every_n_train_steps=1, keep=2, keep_every=3), max_steps=8)
     run.fit(Tiny(), Batches())
     assert written(tmp_path) == ["last.ckpt", *(f"step_0000000{n}.ckpt" for n in (3, 6, 7, 8))]
 
 
-def test_a_step_of_several_batches_is_saved_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_includes_all_batches_of_an_accumulated_step(tmp_path: Path) -> None:
     run = trainer(tmp_path, EMA(), Checkpoint(tmp_path, 1, keep=9), accumulate_grad_batches=2)
     run.fit(Tiny(), Batches())
     for step in range(1, 5):
@@ -49,7 +49,7 @@ def test_a_step_of_several_batches_is_saved_whole(tmp_path: Path) -> None:
         assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 2 * step
 
 
-def test_what_is_written_is_the_state_of_its_step_though_training_goes_on_meanwhile(
+def test_a_checkpoint_has_the_state_of_its_step_while_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Weights(Callback):
@@ -70,7 +70,7 @@ def test_what_is_written_is_the_state_of_its_step_though_training_goes_on_meanwh
     assert torch.equal(nn.utils.parameters_to_vector(state.values()), seen[2])
 
 
-def test_a_validation_that_the_run_was_stopped_in_is_made_up_for(tmp_path: Path) -> None:
+def test_a_validation_interrupted_by_a_signal_is_repeated_on_resuming(tmp_path: Path) -> None:
     class Validated(Tiny):
         def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
             self.log("loss", self.training_step(batch, -1))
@@ -100,7 +100,7 @@ def test_a_validation_that_the_run_was_stopped_in_is_made_up_for(tmp_path: Path)
     assert torch.equal(resumed.weights(), straight.weights())
 
 
-def test_a_run_that_ended_with_its_epochs_goes_on_exactly_with_more(tmp_path: Path) -> None:
+def test_a_finished_run_resumes_exactly_with_more_epochs(tmp_path: Path) -> None:
     straight, resumed = Tiny(), Tiny()
     trainer(tmp_path, max_steps=-1, max_epochs=3).fit(straight, Batches())
     trainer(tmp_path, Checkpoint(tmp_path), max_steps=-1, max_epochs=2).fit(Tiny(), Batches())
@@ -110,7 +110,7 @@ def test_a_run_that_ended_with_its_epochs_goes_on_exactly_with_more(tmp_path: Pa
     assert torch.equal(resumed.weights(), straight.weights())
 
 
-def test_epochs_are_counted_rightly_by_a_run_that_was_resumed_at_the_end_of_more_than_one(tmp_path: Path) -> None:
+def test_epochs_are_counted_correctly_after_several_resumes_at_their_end(tmp_path: Path) -> None:
     for steps, epochs in ((6, 1), (12, 2), (18, 3), (20, 3)):
         last = tmp_path / "last.ckpt"
         run = trainer(tmp_path, Checkpoint(tmp_path), max_steps=steps)
@@ -119,7 +119,7 @@ def test_epochs_are_counted_rightly_by_a_run_that_was_resumed_at_the_end_of_more
 
 
 class Full:
-    """A file on a disk with room for 1000 more bytes."""
+    """A file on a disk with 1000 free bytes."""
 
     def __init__(self, path: Path, mode: str) -> None:
         self.file, self.room = open(path, mode), 1000  # noqa: SIM115
@@ -140,27 +140,30 @@ class Full:
         self.file.close()
 
 
-def test_a_full_disk_is_told_and_training_goes_on_with_the_old_file(
+def test_a_full_disk_keeps_the_previous_checkpoint_and_fails_the_run_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer(tmp_path, Checkpoint(tmp_path)).fit(Tiny(), Batches())
-    whole = (tmp_path / "last.ckpt").read_bytes()
+    previous = (tmp_path / "last.ckpt").read_bytes()
     monkeypatch.setattr("ldm.files.open", Full, raising=False)
     run = trainer(tmp_path, Checkpoint(tmp_path, every_n_train_steps=2), max_steps=5)
-    with pytest.warns(UserWarning, match=r"STEP 2 WAS NOT SAVED.*is full.*older .*last.ckpt is kept"):
+    with (
+        pytest.warns(UserWarning, match=r"step 2 was not saved.*is full.*previous .*last.ckpt is kept"),
+        pytest.raises(OSError, match=r"the last checkpoint, of step 5, was not saved .* free disk space"),
+    ):
         run.fit(Tiny(), Batches())
     assert run.global_step == 5
-    assert (tmp_path / "last.ckpt").read_bytes() == whole
+    assert (tmp_path / "last.ckpt").read_bytes() == previous
     assert written(tmp_path) == ["last.ckpt", "step_00000004.ckpt"]
 
 
-def test_other_failures_to_write_are_raised(tmp_path: Path) -> None:
+def test_other_write_errors_are_raised(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write"):
         trainer(tmp_path, Checkpoint(tmp_path / "file")).fit(Tiny(), Batches())
 
 
-def test_a_process_killed_while_it_saves_leaves_the_old_file_whole_and_its_rubbish_goes_with_the_next_run(
+def test_a_killed_process_keeps_the_old_file_and_the_next_run_deletes_leftovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -182,7 +185,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file_whole_and_its_rubbi
     assert written(tmp_path) == ["last.ckpt", "step_00000001.ckpt"]
 
 
-def test_files_that_only_look_like_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_files_with_names_similar_to_checkpoints_are_kept(tmp_path: Path) -> None:
     theirs = ["step_00000001_best.ckpt", "step_1.ckpt", "step_00000001.ckpt.md5", ".notes.tmp", ".notes.01234567.tmp"]
     for name in theirs:
         (tmp_path / name).touch()
@@ -190,7 +193,9 @@ def test_files_that_only_look_like_checkpoints_are_kept(tmp_path: Path) -> None:
     assert written(tmp_path) == sorted([*theirs, "last.ckpt", "step_00000004.ckpt"])
 
 
-def test_where_there_are_no_links_the_last_one_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_ckpt_is_a_copy_if_the_file_system_has_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 

@@ -10,47 +10,47 @@ from ldm.callbacks.checkpointing import checkpoint_file
 STATE = {"weights": torch.arange(1000.0), "step": 7}
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[position] ^= 1
     path.write_bytes(data)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_checkpoint_can_be_read(tmp_path: Path) -> None:
     checkpoint_file.write(tmp_path / "a.ckpt", STATE)
     read = checkpoint_file.read(tmp_path / "a.ckpt")
     assert torch.equal(read["weights"], STATE["weights"]) and read["step"] == 7
 
 
-@pytest.mark.parametrize("place", [1000, 2000, 3000, 4000])
-def test_one_flipped_bit_among_the_weights_is_noticed(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("position", [1000, 2000, 3000, 4000])
+def test_one_flipped_bit_in_the_weights_is_detected(tmp_path: Path, position: int) -> None:
     checkpoint_file.write(tmp_path / "a.ckpt", STATE)
-    flip(tmp_path / "a.ckpt", place)
-    with pytest.raises(ValueError, match="damaged"):
+    flip(tmp_path / "a.ckpt", position)
+    with pytest.raises(ValueError, match="truncated or corrupt"):
         checkpoint_file.read(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("kept", [0, 100, 1200])
-def test_a_checkpoint_that_was_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: int) -> None:
     checkpoint_file.write(tmp_path / "last.ckpt", STATE)
     os.truncate(tmp_path / "last.ckpt", kept)
-    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint, is cut short"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint, is truncated"):
         checkpoint_file.read(tmp_path / "last.ckpt")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Path("a")}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match=r"evil\.ckpt is no checkpoint.*more than plain data"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt is not a checkpoint.*more than plain data"):
         checkpoint_file.read(tmp_path / "evil.ckpt")
 
 
-def test_a_missing_checkpoint_is_told_by_its_path(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_checkpoint_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none\.ckpt"):
         checkpoint_file.read(tmp_path / "none.ckpt")
 
 
-def three(folder: Path) -> list[Path]:
-    """Checkpoints of steps 1 to 3, the newest with its second name."""
+def write_three(folder: Path) -> list[Path]:
+    """Writes checkpoints of steps 1 to 3, and last.ckpt as a link to the newest."""
     files = [folder / f"step_{n:08}.ckpt" for n in (1, 2, 3)]
     for n, file in enumerate(files):
         checkpoint_file.write(file, STATE)
@@ -59,36 +59,44 @@ def three(folder: Path) -> list[Path]:
     return files
 
 
-def test_the_newest_is_the_last(tmp_path: Path) -> None:
-    three(tmp_path)
+def test_the_newest_checkpoint_is_last_ckpt(tmp_path: Path) -> None:
+    write_three(tmp_path)
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
 
 
-def test_a_copy_that_the_user_named_is_not_taken_for_the_newest(tmp_path: Path) -> None:
-    files = three(tmp_path)
+def test_the_newest_checkpoint_has_the_last_step_regardless_of_file_times(tmp_path: Path) -> None:
+    files = write_three(tmp_path)
+    os.utime(files[0], (9e9, 9e9))  # a copy, a restore, or a clock that is ahead
+    assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
+    checkpoint_file.write(tmp_path / "last.ckpt", STATE | {"global_step": 2})  # an older copy
+    assert checkpoint_file.newest(tmp_path) == files[2]
+
+
+def test_a_checkpoint_renamed_by_the_user_is_not_taken_for_the_newest(tmp_path: Path) -> None:
+    files = write_three(tmp_path)
     copy = tmp_path / "step_00000001_best.ckpt"
     copyfile(files[0], copy)
     assert checkpoint_file.newest(tmp_path) == tmp_path / "last.ckpt"
     for file in (*files, tmp_path / "last.ckpt"):
         file.unlink()
-    with pytest.raises(ValueError, match=f"holds no checkpoint under a name that a run gives it; give resume={copy}"):
+    with pytest.raises(ValueError, match=f"no checkpoint in .* has a name that a run writes: give resume={copy}"):
         checkpoint_file.newest(tmp_path)
 
 
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so_once(tmp_path: Path) -> None:
-    files = three(tmp_path)
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_previous_with_one_warning(tmp_path: Path) -> None:
+    files = write_three(tmp_path)
     flip(files[-1], 2000)
-    with pytest.warns(UserWarning, match=r"last\.ckpt IS DAMAGED .*trying the one before") as told:
+    with pytest.warns(UserWarning, match=r"last\.ckpt is corrupt .*trying the previous one") as caught:
         assert checkpoint_file.newest(tmp_path) == files[1]
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
-def test_if_all_are_damaged_it_says_what_to_do(tmp_path: Path) -> None:
-    for file in three(tmp_path):
+def test_an_error_says_what_to_do_if_all_checkpoints_are_corrupt(tmp_path: Path) -> None:
+    for file in write_three(tmp_path):
         os.truncate(file, 1000)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; give resume="):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"every checkpoint in .* is corrupt: give resume="):
         checkpoint_file.newest(tmp_path)
 
 
-def test_a_folder_that_is_not_there_holds_none(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_newest_checkpoint(tmp_path: Path) -> None:
     assert checkpoint_file.newest(tmp_path / "none") is None

@@ -17,7 +17,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
 class Kick(Callback):
-    """Sends this process signals as the given batch begins."""
+    """Sends signals to this process when the given batch starts."""
 
     def __init__(self, batch: int, *signals: signal.Signals) -> None:
         self.batch, self.signals = batch, signals
@@ -29,7 +29,7 @@ class Kick(Callback):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_the_run_after_the_step_and_resuming_loses_nothing(
+def test_a_signal_ends_the_run_after_the_step_and_resuming_is_exact(
     tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     straight, resumed = Tiny(), Tiny()
@@ -38,12 +38,12 @@ def test_a_signal_ends_the_run_after_the_step_and_resuming_loses_nothing(
         trainer(tmp_path, Checkpoint(tmp_path), Kick(3, number), max_steps=9).fit(Tiny(), Batches())
     assert stopped.value.code == 128 + number
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last == f"stopped by {number.name} after step 4: resume={tmp_path}/last.ckpt goes on from there"
+    assert last == f"stopped by {number.name} after step 4: to continue, resume with resume={tmp_path}/last.ckpt"
     trainer(tmp_path, max_steps=9).fit(resumed, Batches(), ckpt_path=tmp_path / "last.ckpt")
     assert torch.equal(resumed.weights(), straight.weights())
 
 
-def test_no_half_accumulated_step_is_saved(tmp_path: Path) -> None:
+def test_a_signal_does_not_save_a_partially_accumulated_step(tmp_path: Path) -> None:
     run = trainer(tmp_path, Checkpoint(tmp_path), Kick(3, signal.SIGTERM), accumulate_grad_batches=3)
     with pytest.raises(SystemExit):
         run.fit(Tiny(), Batches())
@@ -52,25 +52,27 @@ def test_no_half_accumulated_step_is_saved(tmp_path: Path) -> None:
     assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 6
 
 
-def test_the_second_signal_stops_at_once_and_saves_nothing(tmp_path: Path) -> None:
+def test_a_second_signal_stops_immediately_without_saving(tmp_path: Path) -> None:
     twice = signal.SIGINT, signal.SIGINT
     with pytest.raises(SystemExit) as stopped:
         trainer(tmp_path, Checkpoint(tmp_path), Kick(1, *twice)).fit(Tiny(), Batches())
     assert stopped.value.code == 130 and not (tmp_path / "last.ckpt").exists()
 
 
-def test_a_signal_after_the_last_step_stops_at_once(tmp_path: Path) -> None:
+def test_a_signal_after_the_last_step_stops_immediately(tmp_path: Path) -> None:
     class Long(Callback):
         def on_train_end(self, *_: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError("the signal was not heeded")
+            raise AssertionError("the signal was ignored")
 
     with pytest.raises(SystemExit):
         trainer(tmp_path, Checkpoint(tmp_path), Long()).fit(Tiny(), Batches())
 
 
 @pytest.mark.parametrize("signals", [(), (signal.SIGUSR1,)])
-def test_the_handlers_of_before_are_back_after_the_run(tmp_path: Path, signals: tuple[signal.Signals]) -> None:
+def test_the_previous_signal_handlers_are_restored_after_the_run(
+    tmp_path: Path, signals: tuple[signal.Signals]
+) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
         trainer(tmp_path, Checkpoint(tmp_path), Kick(1, *signals)).fit(Tiny(), Batches())
@@ -79,7 +81,7 @@ def test_the_handlers_of_before_are_back_after_the_run(tmp_path: Path, signals: 
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_worker_process_works_on_through_a_signal_to_the_group(tmp_path: Path) -> None:
+def test_worker_processes_ignore_signals_sent_to_the_process_group(tmp_path: Path) -> None:
     class Forking(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
             if (child := os.fork()) == 0:
@@ -94,7 +96,7 @@ def test_a_worker_process_works_on_through_a_signal_to_the_group(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_process_told_to_end_says_in_one_line_how_to_go_on(tmp_path: Path) -> None:
+def test_an_interrupted_process_prints_how_to_resume_in_one_line(tmp_path: Path) -> None:
     script = (
         "import time\n"
         "from pathlib import Path\n"
@@ -115,20 +117,20 @@ def test_a_process_told_to_end_says_in_one_line_how_to_go_on(tmp_path: Path) -> 
         assert process.poll() is None
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGINT
-    assert f"resume={tmp_path}/last.ckpt" in told
-    assert "Traceback" not in told and "graceful" not in told
+    assert f"resume={tmp_path}/last.ckpt" in stderr
+    assert "Traceback" not in stderr and "graceful" not in stderr
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] >= 1
 
 
-def test_a_signal_to_any_rank_saves_a_checkpoint_within_the_step_and_ends_all_with_its_code(tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_saves_after_the_step_and_ends_all_ranks(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         callbacks = Checkpoint(tmp_path), *([Kick(2, signal.SIGTERM)] if rank == 1 else [])
         run = trainer(tmp_path, *callbacks, devices=2, strategy="ddp", use_distributed_sampler=False, max_steps=9)
         run.fit(Tiny(), Batches())
 
-    codes, told = train_on_two(tmp_path, work)
+    codes, stderr = train_on_two(tmp_path, work)
     assert codes == [128 + signal.SIGTERM] * 2
-    assert "stopped by SIGTERM after step 3" in told
+    assert "stopped by SIGTERM after step 3" in stderr
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3

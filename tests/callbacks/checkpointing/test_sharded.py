@@ -11,11 +11,11 @@ from torch import Tensor
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.checkpointing import checkpoint_file
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.callbacks.checkpointing.sharded import ShardedModelParallel
 from ldm.callbacks.export import Export
 from ldm.training.optim import cosine
-from ldm.weights.find import find
+from ldm.weights.contents import open_contents
 from tests.callbacks.ranks import train_on_two
 from tests.training.tiny import GRADIENT, STEADY, diffusion, drift, fit
 
@@ -24,7 +24,7 @@ def train(
     folder: Path, steps: int, resume: Path | None = None, ranks: int = 1, strategy: Any = None, **settings: float
 ) -> EMA:
     ema = EMA(decay=0.9)
-    callbacks = [Effective(), ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
+    callbacks = [EffectiveSettings(), ema, Checkpoint(folder, every_n_train_steps=1, keep=2), Export(folder)]
     how: dict[str, Any] = {
         "callbacks": callbacks,
         "enable_checkpointing": True,
@@ -38,18 +38,18 @@ def train(
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of three steps by two ranks."""
+    """Checkpoints of three steps on two ranks."""
     folder = tmp_path_factory.mktemp("halves")
-    codes, told = train_on_two(folder, lambda _: train(folder, 3, ranks=2) and None)
-    assert codes == [0, 0], told
-    Checkpoint(folder, keep=2)._prune(3)  # the first rank may have looked before the other one was done
+    codes, stderr = train_on_two(folder, lambda _: train(folder, 3, ranks=2) and None)
+    assert codes == [0, 0], stderr
+    Checkpoint(folder, keep=2)._prune(3)  # rank 0 may have pruned before rank 1 had written
     return folder
 
 
 @pytest.fixture
 def copied(halves: Path, tmp_path: Path) -> Path:
     for file in halves.glob("step_*"):
-        shutil.copy2(file, tmp_path)  # with its time
+        shutil.copy2(file, tmp_path)  # keeps the modification time
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def vector(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-def test_each_rank_writes_its_half_and_old_ones_go(halves: Path) -> None:
+def test_each_rank_writes_its_shards_and_old_checkpoints_are_deleted(halves: Path) -> None:
     names = sorted(
         re.sub("_[0-9a-f]{8}_rank", "_SAVE_rank", file.name) for file in halves.glob("*.*") if file.suffix != ".txt"
     )
@@ -67,41 +67,43 @@ def test_each_rank_writes_its_half_and_old_ones_go(halves: Path) -> None:
     assert abs(sizes[0] - sizes[1]) < 0.05 * sum(sizes)
 
 
-def test_together_they_are_what_one_process_would_have_written(halves: Path, tmp_path: Path) -> None:
+def test_the_shards_together_equal_the_checkpoint_of_one_process(halves: Path, tmp_path: Path) -> None:
     train(tmp_path, 3, strategy="auto")
-    ours, whole = (checkpoint_file.read(folder / "last.ckpt") for folder in (halves, tmp_path))
+    ours, expected = (checkpoint_file.read(folder / "last.ckpt") for folder in (halves, tmp_path))
     for part in ("state_dict", "ema"):
-        torch.testing.assert_close(vector(ours[part]), vector(whole[part]), **drift(steps=3))
-    for name, expected in whole["optimizer_states"][0]["state"].items():
-        found = ours["optimizer_states"][0]["state"][name]
-        assert found["step"] == expected["step"] == 3
-        torch.testing.assert_close(found["exp_avg"], expected["exp_avg"], rtol=0, atol=2 * GRADIENT)
-        roots = found["exp_avg_sq"].sqrt(), expected["exp_avg_sq"].sqrt()  # which differ by less than gradients do
+        torch.testing.assert_close(vector(ours[part]), vector(expected[part]), **drift(steps=3))
+    for name, state in expected["optimizer_states"][0]["state"].items():
+        joined = ours["optimizer_states"][0]["state"][name]
+        assert joined["step"] == state["step"] == 3
+        torch.testing.assert_close(joined["exp_avg"], state["exp_avg"], rtol=0, atol=2 * GRADIENT)
+        roots = joined["exp_avg_sq"].sqrt(), state["exp_avg_sq"].sqrt()  # these differ by less than the gradients
         torch.testing.assert_close(*roots, rtol=0, atol=2 * GRADIENT)
 
 
-def test_models_are_read_from_it_and_exported_from_the_averages(halves: Path) -> None:
-    of_checkpoint, exported = (find(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors"))
+def test_models_are_read_from_shards_and_exported_with_ema_weights(halves: Path) -> None:
+    of_checkpoint, exported = (
+        open_contents(halves / name).network("unet").load() for name in ("last.ckpt", "unet.safetensors")
+    )
     assert all(map(torch.equal, of_checkpoint.parameters(), exported.parameters()))
 
 
-def test_one_process_goes_on_with_it(halves: Path, copied: Path, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 5, strategy="auto")
+def test_one_process_resumes_from_the_checkpoint_of_two_ranks(halves: Path, copied: Path, tmp_path: Path) -> None:
+    uninterrupted = train(tmp_path / "uninterrupted", 5, strategy="auto")
     resumed = train(copied, 5, checkpoint_file.newest(copied), strategy="auto")
-    torch.testing.assert_close(vector(resumed.averages), vector(whole.averages), **drift(steps=5))
+    torch.testing.assert_close(vector(resumed.averages), vector(uninterrupted.averages), **drift(steps=5))
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-500])])
-def test_a_rank_s_file_that_is_damaged_or_missing_makes_it_fall_back(copied: Path, spoil: object) -> None:
-    spoil(next(copied.glob("step_00000003_*")))  # type: ignore[operator]
-    with pytest.warns(UserWarning, match=r"step_00000003\.ckpt IS DAMAGED"):
+@pytest.mark.parametrize("corrupt", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-500])])
+def test_a_corrupt_or_missing_shard_file_falls_back_to_the_previous_checkpoint(copied: Path, corrupt: object) -> None:
+    corrupt(next(copied.glob("step_00000003_*")))  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"step_00000003\.ckpt is corrupt"):
         assert checkpoint_file.newest(copied) == copied / "step_00000002.ckpt"
 
 
 @pytest.mark.slow
-def test_two_ranks_that_were_stopped_end_bit_for_bit_where_they_would_have(halves: Path, copied: Path) -> None:
-    codes, told = train_on_two(copied, lambda _: train(copied, 3, copied / "step_00000002.ckpt", 2) and None)
-    assert codes == [0, 0], told
+def test_two_resumed_ranks_end_bit_for_bit_like_uninterrupted_ones(halves: Path, copied: Path) -> None:
+    codes, stderr = train_on_two(copied, lambda _: train(copied, 3, copied / "step_00000002.ckpt", 2) and None)
+    assert codes == [0, 0], stderr
     straight, resumed = (checkpoint_file.read(folder / "last.ckpt") for folder in (halves, copied))
     assert torch.equal(vector(straight["state_dict"]), vector(resumed["state_dict"]))
     assert torch.equal(vector(straight["ema"]), vector(resumed["ema"]))
@@ -111,33 +113,33 @@ def test_two_ranks_that_were_stopped_end_bit_for_bit_where_they_would_have(halve
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [None, "ddp"])
-def test_two_ranks_that_resume_train_with_the_hyperparameters_of_their_config(
+def test_two_resumed_ranks_train_with_the_hyperparameters_of_their_config(
     halves: Path, copied: Path, tmp_path: Path, strategy: str | None
 ) -> None:
     changed = {"lr": 3e-3, "weight_decay": 0.5}
     last = copied / "step_00000003.ckpt"
-    codes, told = train_on_two(copied, lambda _: train(copied, 6, last, 2, strategy, **changed) and None)
-    assert codes == [0, 0], told
+    codes, stderr = train_on_two(copied, lambda _: train(copied, 6, last, 2, strategy, **changed) and None)
+    assert codes == [0, 0], stderr
     for group in checkpoint_file.read(copied / "last.ckpt")["optimizer_states"][0]["param_groups"]:
         assert {name: group[name] for name in ("initial_lr", "weight_decay")} == {
             "initial_lr": 3e-3,
             "weight_decay": 0.5,
         }
-    whole = train(tmp_path / "whole", 6, halves / "last.ckpt", strategy="auto", **changed)
+    uninterrupted = train(tmp_path / "uninterrupted", 6, halves / "last.ckpt", strategy="auto", **changed)
     ours = checkpoint_file.read(copied / "last.ckpt")["ema"]
-    torch.testing.assert_close(vector(ours), vector(whole.averages), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vector(ours), vector(uninterrupted.averages), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_with_what_one_process_wrote(tmp_path: Path) -> None:
-    whole = train(tmp_path, 4, strategy="auto")
-    codes, told = train_on_two(tmp_path, lambda _: train(tmp_path, 4, tmp_path / "step_00000003.ckpt", 2) and None)
-    assert codes == [0, 0], told
+def test_two_ranks_resume_from_the_checkpoint_of_one_process(tmp_path: Path) -> None:
+    uninterrupted = train(tmp_path, 4, strategy="auto")
+    codes, stderr = train_on_two(tmp_path, lambda _: train(tmp_path, 4, tmp_path / "step_00000003.ckpt", 2) and None)
+    assert codes == [0, 0], stderr
     again = checkpoint_file.read(tmp_path / "last.ckpt")
-    torch.testing.assert_close(vector(again["ema"]), vector(whole.averages), **drift(steps=4))
+    torch.testing.assert_close(vector(again["ema"]), vector(uninterrupted.averages), **drift(steps=4))
 
 
-def test_a_checkpoint_that_a_rank_could_not_write_does_not_cost_an_older_one(copied: Path) -> None:
+def test_an_incomplete_checkpoint_does_not_count_when_old_ones_are_deleted(copied: Path) -> None:
     next(copied.glob("step_00000003_*")).unlink()
     keeper = Checkpoint(copied, keep=1)
     keeper._prune(3)

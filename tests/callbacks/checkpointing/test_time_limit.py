@@ -14,7 +14,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
 class Slow(Callback):
-    """Makes a step take a second or more."""
+    """Makes each step take at least a second."""
 
     def on_train_batch_start(self, *_: Any) -> None:
         time.sleep(1.0)
@@ -28,12 +28,13 @@ def test_a_duration_is_days_hours_minutes_and_seconds(text: str, seconds: int) -
 
 
 @pytest.mark.parametrize("text", ["5", "10:00", "0:0:0:5", "00:00:00:-5", "", "an hour"])
-def test_another_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.max_time is .*, but must be days, .* as DD:HH:MM:SS"):
+def test_a_duration_in_another_format_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_time is .*, but must give days, .* as DD:HH:MM:SS"):
         TimeLimit(text)
 
 
-def test_a_run_out_of_time_saves_and_exits_and_each_later_one_trains_on(
+@pytest.mark.slow
+def test_a_run_saves_and_exits_at_its_time_limit_and_resumes_exactly(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     straight, resumed = Tiny(), Tiny()
@@ -44,14 +45,14 @@ def test_a_run_out_of_time_saves_and_exits_and_each_later_one_trains_on(
         with pytest.raises(SystemExit) as stopped:
             run.fit(Tiny(), Batches(), ckpt_path=last if step > 1 else None)
         assert stopped.value.code == TIMEOUT == 124
-        told = capfd.readouterr().err.strip().splitlines()[-1]
-        assert told == f"stopped by trainer.max_time after step {step}: resume={last} goes on from there"
+        last_line = capfd.readouterr().err.strip().splitlines()[-1]
+        assert last_line == f"stopped by trainer.max_time after step {step}: to continue, resume with resume={last}"
     run = trainer(tmp_path, Checkpoint(tmp_path), TimeLimit("00:00:00:01"), Slow(), max_steps=4)
-    run.fit(resumed, Batches(), ckpt_path=last)  # to its last step, which is not stopped
+    run.fit(resumed, Batches(), ckpt_path=last)  # the last step is not interrupted
     assert torch.equal(resumed.weights(), straight.weights())
 
 
-def test_time_that_lightning_counted_in_an_older_checkpoint_does_not_count(tmp_path: Path) -> None:
+def test_time_counted_by_lightning_in_an_older_checkpoint_is_ignored(tmp_path: Path) -> None:
     older = trainer(tmp_path, Checkpoint(tmp_path), Slow(), max_steps=2, max_time="00:01:00:00")
     older.fit(Tiny(), Batches())
     run = trainer(tmp_path, Checkpoint(tmp_path), TimeLimit("00:00:00:01"), max_steps=3)
@@ -59,7 +60,8 @@ def test_time_that_lightning_counted_in_an_older_checkpoint_does_not_count(tmp_p
     assert run.global_step == 3
 
 
-def test_no_half_accumulated_step_is_saved_when_time_is_over(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_time_limit_does_not_save_a_partially_accumulated_step(tmp_path: Path) -> None:
     callbacks = Checkpoint(tmp_path), TimeLimit("00:00:00:01"), Slow()
     with pytest.raises(SystemExit):
         trainer(tmp_path, *callbacks, accumulate_grad_batches=3).fit(Tiny(), Batches())
@@ -67,12 +69,12 @@ def test_no_half_accumulated_step_is_saved_when_time_is_over(tmp_path: Path) -> 
     assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 3
 
 
-def test_a_limit_without_checkpoints_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.max_time .* needs callbacks\.checkpoint"):
+def test_a_time_limit_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_time .* requires callbacks\.checkpoint"):
         trainer(tmp_path, TimeLimit("00:00:00:01")).fit(Tiny(), Batches())
 
 
-def test_the_time_of_any_rank_ends_all_with_its_code(tmp_path: Path) -> None:
+def test_the_time_limit_of_one_rank_ends_all_ranks(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         limit = TimeLimit("00:00:00:01" if rank == 1 else "01:00:00:00")
         run = trainer(
@@ -81,6 +83,6 @@ def test_the_time_of_any_rank_ends_all_with_its_code(tmp_path: Path) -> None:
         )
         run.fit(Tiny(), Batches())
 
-    codes, told = train_on_two(tmp_path, work)
+    codes, stderr = train_on_two(tmp_path, work)
     assert codes == [TIMEOUT] * 2
-    assert "stopped by trainer.max_time after step 1" in told
+    assert "stopped by trainer.max_time after step 1" in stderr

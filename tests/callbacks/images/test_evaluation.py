@@ -18,7 +18,7 @@ from ldm.image import pixels, read_metadata
 from ldm.metrics.composition import accuracy
 from ldm.metrics.features import ClipFeatures
 from ldm.metrics.fid import fid
-from ldm.metrics.provenance import picture_hash, text_hash
+from ldm.metrics.provenance import image_hash, text_hash
 from ldm.nn.clip import ImageTower
 from tests.callbacks.painted import Model, Painter
 from tests.callbacks.tiny import Batches, trainer
@@ -39,7 +39,7 @@ def evaluate(folder: Path, *callbacks: Any, reference: Dataset[Any] | None = Non
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_pictures_of_held_out_prompts_are_checked_against_them(tmp_path: Path, painter: type[Painter]) -> None:
+def test_images_of_held_out_prompts_are_checked_against_them(tmp_path: Path, painter: type[Painter]) -> None:
     metrics = evaluate(tmp_path)["metrics"]
     prompts = held_out_prompts(16)
     assert [prompt for call in painter.calls for prompt in call[0]] == prompts
@@ -50,7 +50,7 @@ def test_pictures_of_held_out_prompts_are_checked_against_them(tmp_path: Path, p
     assert metrics["accuracy_color"] == expected["color"]
 
 
-def test_prompts_with_an_unseen_pair_are_counted_apart(tmp_path: Path, painter: type[Painter]) -> None:
+def test_prompts_with_an_unseen_pair_are_counted_separately(tmp_path: Path, painter: type[Painter]) -> None:
     wrong = "a big red ring on a gray background"  # no unseen pair
     painter.understood = staticmethod(lambda prompt: wrong if parse(prompt).split == "unseen" else prompt)
     metrics = evaluate(tmp_path)["metrics"]
@@ -58,15 +58,17 @@ def test_prompts_with_an_unseen_pair_are_counted_apart(tmp_path: Path, painter: 
     assert metrics["accuracy"] == 14 / 16
 
 
-def test_fid_is_against_the_first_pictures_of_the_reference(tmp_path: Path, painter: type[Painter]) -> None:
+def test_fid_compares_with_the_first_images_of_the_reference(tmp_path: Path, painter: type[Painter]) -> None:
     value = evaluate(tmp_path)["metrics"]["fid"]
     reference = Shapes(0, "held_out", length=20)
     real = torch.stack([reference[i]["image"] for i in range(20)])
-    drawn = [painter(None).paint(prompt, seed) for seed, prompt in enumerate(held_out_prompts(16))]
-    assert value == pytest.approx(fid([real], [torch.stack(drawn)], features()), rel=1e-3)
+    generated = [painter(None).paint(prompt, seed) for seed, prompt in enumerate(held_out_prompts(16))]
+    assert value == pytest.approx(fid([real], [torch.stack(generated)], features()), rel=1e-3)
 
 
-def test_other_data_are_drawn_from_their_own_captions(tmp_path: Path, painter: type[Painter]) -> None:
+def test_without_composition_the_prompts_are_the_captions_of_the_reference(
+    tmp_path: Path, painter: type[Painter]
+) -> None:
     reference = Shapes(3, "train", length=9)
     result = evaluate(tmp_path, reference=reference, composition=False)
     assert [p for call in painter.calls for p in call[0]] == [reference[i]["caption"] for i in range(9)]
@@ -74,7 +76,7 @@ def test_other_data_are_drawn_from_their_own_captions(tmp_path: Path, painter: t
     assert result["provenance"]["prompts"]["count"] == result["provenance"]["reference"]["count"] == 9
 
 
-def test_the_provenance_says_what_it_takes_to_measure_again(tmp_path: Path, painter: type[Painter]) -> None:
+def test_the_provenance_has_everything_needed_to_repeat_the_evaluation(tmp_path: Path, painter: type[Painter]) -> None:
     result = evaluate(tmp_path, EMA(0.75), Throughput(), seed=100)
     provenance = result["provenance"]
     assert provenance["sampling"] == {**Model.sampling, "size": [64, 64]}
@@ -85,22 +87,22 @@ def test_the_provenance_says_what_it_takes_to_measure_again(tmp_path: Path, pain
     assert result["metrics"]["images_per_second"] > 0
 
 
-def test_the_provenance_names_what_was_measured_with_what(tmp_path: Path, painter: type[Painter]) -> None:
+def test_the_provenance_identifies_the_data_and_the_feature_network(tmp_path: Path, painter: type[Painter]) -> None:
     provenance = evaluate(tmp_path)["provenance"]
     reference = Shapes(0, "held_out", length=20)
-    digest = picture_hash(torch.stack([reference[i]["image"] for i in range(20)]))
+    digest = image_hash(torch.stack([reference[i]["image"] for i in range(20)]))
     assert provenance["reference"]["sha256"] == f"{digest:064x}"
     assert provenance["prompts"]["sha256"] == text_hash(held_out_prompts(16))
     assert provenance["feature_network"] == features().about
     assert (provenance["dtype"], provenance["ranks"], provenance["size"]) == ("32-true", 1, [64, 64])
 
 
-def test_kid_precision_and_recall_stand_beside_fid(tmp_path: Path, painter: type[Painter]) -> None:
-    found = evaluate(tmp_path, resamples=3)["metrics"]
-    assert {"fid", "kid", "precision", "recall", "fid_error", "kid_error"} <= found.keys()
+def test_kid_precision_and_recall_are_computed_together_with_fid(tmp_path: Path, painter: type[Painter]) -> None:
+    metrics = evaluate(tmp_path, resamples=3)["metrics"]
+    assert {"fid", "kid", "precision", "recall", "fid_error", "kid_error"} <= metrics.keys()
 
 
-def test_the_first_pictures_are_kept_singly_for_comparison(tmp_path: Path, painter: type[Painter]) -> None:
+def test_the_first_images_are_saved_as_tiles_for_ldm_compare(tmp_path: Path, painter: type[Painter]) -> None:
     evaluate(tmp_path, seed=3)
     about = read_metadata(tmp_path / "samples" / "tiles.png")
     assert about == {"captions": held_out_prompts(16), "seed": 3, "size": [64, 64]}
@@ -109,21 +111,21 @@ def test_the_first_pictures_are_kept_singly_for_comparison(tmp_path: Path, paint
     assert torch.equal(second, painter(None).paint(held_out_prompts(2)[1], 4))
 
 
-def test_too_few_pictures_for_distances_are_told(tmp_path: Path, painter: type[Painter]) -> None:
-    with pytest.warns(UserWarning, match="no FID, KID, precision or recall from 3 generated and 20 real pictures"):
+def test_too_few_images_for_fid_and_kid_cause_a_warning(tmp_path: Path, painter: type[Painter]) -> None:
+    with pytest.warns(UserWarning, match="FID, KID, precision and recall are skipped: .* not 3 generated and 20 real"):
         metrics = evaluate(tmp_path, prompts=3)["metrics"]
     assert "fid" not in metrics and "accuracy" in metrics
 
 
-def test_a_table_and_a_grid_come_last(
+def test_an_evaluation_prints_a_table_and_saves_a_grid(
     tmp_path: Path, painter: type[Painter], capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(tmp_path, Throughput())
-    told = capsys.readouterr()
-    names = [line.split()[0] for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    names = [line.split()[0] for line in printed.out.splitlines()]
     parts = ["color", "shape", "size", "relation", "background", "count", "seen", "unseen"]
     assert names == ["accuracy", *parts, "FID", "training", "sampling", "files"]
-    assert "sampling: 16/16 pictures" in told.err
+    assert "sampling: 16/16 images" in printed.err
     with Image.open(tmp_path / "samples" / "final.png") as sheet:
         assert sheet.width > 4 * 64
 
@@ -139,19 +141,17 @@ def test_a_run_stopped_before_its_evaluation_is_evaluated_when_resumed(tmp_path:
     assert torch.equal(painter.calls[0][2], averages)
 
 
-def test_the_numbers_of_an_earlier_step_do_not_keep_the_last_one_from_being_measured(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_metrics_of_an_earlier_step_do_not_prevent_an_evaluation(tmp_path: Path, painter: type[Painter]) -> None:
     trainer(tmp_path, Checkpoint(tmp_path)).fit(Model(), Batches())
-    for measured, drawn in ((2, 1), (4, 0)):
+    for measured, calls in ((2, 1), (4, 0)):
         write_json(tmp_path / "metrics.json", {"metrics": {}, "provenance": {"steps": measured}})
         painter.calls.clear()
         evaluation = Evaluation(tmp_path, Shapes(0, "held_out", length=4), features(), prompts=2)
         trainer(tmp_path, evaluation).fit(Model(), Batches(), ckpt_path=tmp_path / "last.ckpt")
-        assert len(painter.calls) == drawn
+        assert len(painter.calls) == calls
 
 
-def test_without_prompts_nothing_is_drawn_or_written(tmp_path: Path, painter: type[Painter]) -> None:
+def test_without_prompts_nothing_is_generated_or_written(tmp_path: Path, painter: type[Painter]) -> None:
     evaluation = Evaluation(tmp_path, Shapes(length=9), features(), prompts=0)
     trainer(tmp_path, evaluation).fit(Model(), Batches())
     assert not painter.calls and not (tmp_path / "metrics.json").exists()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.images.sampling import drawing
+from ldm.callbacks.images.sampling import image_sampler
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
@@ -21,7 +21,7 @@ PROMPTS, SEEDS = ["a red circle", "a blue square"], [3, 4]
 
 
 class Real(Tiny):
-    """Trains nothing sensible, but has all parts of a latent diffusion model."""
+    """Has all parts of a latent diffusion model, but trains on an arbitrary objective."""
 
     sampling, size, seed = SAMPLING, (16, 16), 0
 
@@ -38,13 +38,13 @@ class Real(Tiny):
         return self.backbone(x, torch.ones(2), conditioning).square().mean()
 
 
-def test_it_draws_what_a_pipeline_with_the_averaged_weights_draws(tmp_path: Path) -> None:
+def test_the_sampler_generates_what_a_pipeline_with_the_ema_weights_generates(tmp_path: Path) -> None:
     ema, module = EMA(decay=0.5), Real()
     run = trainer(tmp_path, ema, max_steps=3)
     run.fit(module, Batches())
     before = module.weights()
-    with drawing(run, module) as draw:
-        images = draw(PROMPTS, SEEDS)
+    with image_sampler(run, module) as sample:
+        images = sample(PROMPTS, SEEDS)
     unet = tiny_unet()
     unet.load_state_dict(ema.averages)
     parts: list[Any] = [*module.parts, module.schedule, module.prediction]
@@ -53,12 +53,12 @@ def test_it_draws_what_a_pipeline_with_the_averaged_weights_draws(tmp_path: Path
     assert torch.equal(module.weights(), before)
 
 
-def test_an_exception_leaves_weights_mode_and_clock_as_training_needs_them(tmp_path: Path) -> None:
+def test_an_exception_restores_weights_and_mode_and_pauses_the_clock(tmp_path: Path) -> None:
     ema, speed, module = EMA(decay=0.5), Throughput(), Real()
     run = trainer(tmp_path, ema, speed, max_steps=1)
     run.fit(module, Batches())
     before = module.weights()
-    with pytest.raises(ZeroDivisionError), drawing(run, module):
+    with pytest.raises(ZeroDivisionError), image_sampler(run, module):
         assert not module.backbone.training and not torch.equal(module.weights(), before)
         raise ZeroDivisionError
     assert module.backbone.training and torch.equal(module.weights(), before)

@@ -14,7 +14,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 
 
 class Norms(Callback):
-    """The gradient's norm as the optimizer would see it without clipping."""
+    """Records the norm of the gradient before clipping."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -24,29 +24,29 @@ class Norms(Callback):
         self.seen.append(torch.cat(gradients).norm().item())
 
 
-def test_it_logs_the_gradient_norm_before_clipping_and_the_learning_rate(tmp_path: Path) -> None:
+def test_health_logs_the_gradient_norm_before_clipping_and_the_learning_rate(tmp_path: Path) -> None:
     logger, norms = Logged(), Norms()
     health = Health(tmp_path)
     run = trainer(tmp_path, health, norms, logger=logger, gradient_clip_val=1e-3, log_every_n_steps=2)
     run.fit(Tiny(), Batches())
-    assert list(logger.rows) == [1, 3]  # Lightning's numbers of the second and fourth step
+    assert list(logger.rows) == [1, 3]  # Lightning counts steps from 0
     assert [row["train/grad_norm"] for row in logger.rows.values()] == pytest.approx(norms.seen[1::2])
     assert all(row["train/lr"] == pytest.approx(0.1) for row in logger.rows.values())
 
 
 class Falling(Tiny):
-    """Its rate halves with every step; `used` are the rates that steps were taken with."""
+    """Halves the learning rate after every step; `used` records the rate of each step."""
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
         self.used: list[float] = []
-        optimizer.register_step_pre_hook(lambda one, *_: self.used.append(one.param_groups[0]["lr"]))
+        optimizer.register_step_pre_hook(lambda stepped, *_: self.used.append(stepped.param_groups[0]["lr"]))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_rate_logged_at_a_step_is_the_one_that_it_used(tmp_path: Path, accumulation: int) -> None:
+def test_the_logged_learning_rate_is_the_one_that_the_step_used(tmp_path: Path, accumulation: int) -> None:
     first, second, logger = Falling(), Falling(), Logged()
     for module, steps, last in ((first, 2, None), (second, 5, tmp_path / "last.ckpt")):
         callbacks = Health(tmp_path), Checkpoint(tmp_path)
@@ -56,7 +56,7 @@ def test_the_rate_logged_at_a_step_is_the_one_that_it_used(tmp_path: Path, accum
     assert list(logger.curve("train/lr").values()) == first.used + second.used
 
 
-def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Path) -> None:
+def test_health_logs_the_norms_of_the_weights_and_of_the_update(tmp_path: Path) -> None:
     class Weights(Callback):
         def on_train_start(self, _: Any, module: Any) -> None:
             seen.append(module.weights())
@@ -72,7 +72,7 @@ def test_it_logs_the_norms_of_weights_and_of_what_the_step_changed(tmp_path: Pat
         assert row["train/update_norm"] == pytest.approx((after - before).norm().item(), rel=1e-4)
 
 
-def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_a_resume(tmp_path: Path) -> None:
+def test_each_weight_is_measured_once_between_logged_steps_also_across_a_resume(tmp_path: Path) -> None:
     class Weights(Callback):
         def on_train_start(self, _: Any, module: Any) -> None:
             seen.append((module.backbone.weight.detach().clone(), module.backbone.bias.detach().clone()))
@@ -96,56 +96,56 @@ def test_over_the_steps_between_loggings_each_weight_is_measured_once_also_over_
     assert row["train/update_norm"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_step_whose_loss_is_no_number_changes_nothing_and_is_counted_told_and_its_samples_listed(
+def test_a_step_with_a_nan_loss_is_skipped_with_a_warning_and_its_samples_listed(
     tmp_path: Path,
 ) -> None:
     class Skipping(Tiny):
-        """The same without the step."""
+        """Skips the third step by removing its gradients."""
 
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             if self.trainer.global_step == 2:
                 optimizer.zero_grad()
 
     module, other, logger = Tiny(broken_at=2), Skipping(), Logged()
-    with pytest.warns(UserWarning, match="STEP 3 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 3 was skipped"):
         trainer(tmp_path, Health(tmp_path / "skipped"), logger=logger).fit(module, Batches())
     trainer(tmp_path).fit(other, Batches())
     assert torch.equal(module.weights(), other.weights())
     assert [row["train/skipped"] for row in logger.rows.values()] == [0, 0, 1, 1]
-    held = json.loads((tmp_path / "skipped" / "step_00000003_rank_0.json").read_text())
-    assert held == {"step": 3, "finite": [False], "batches": [{"id": [0, 1]}]}
+    listed = json.loads((tmp_path / "skipped" / "step_00000003_rank_0.json").read_text())
+    assert listed == {"step": 3, "finite": [False], "batches": [{"id": [0, 1]}]}
 
 
-def test_one_bad_batch_of_an_accumulated_step_leaves_the_step_out(tmp_path: Path) -> None:
+def test_one_nan_batch_skips_the_entire_accumulated_step(tmp_path: Path) -> None:
     health = Health(tmp_path)
-    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 2 was skipped"):
         trainer(tmp_path, health, accumulate_grad_batches=3, max_steps=2).fit(Tiny(broken_at=4), Batches())
-    held = json.loads((tmp_path / "step_00000002_rank_0.json").read_text())
-    assert held["finite"] == [True, False, True] and len(held["batches"]) == 3
+    listed = json.loads((tmp_path / "step_00000002_rank_0.json").read_text())
+    assert listed["finite"] == [True, False, True] and len(listed["batches"]) == 3
 
 
-def test_a_gradient_that_is_no_number_is_noticed_though_the_loss_is_one(tmp_path: Path) -> None:
+def test_a_nan_gradient_is_detected_even_if_the_loss_is_finite(tmp_path: Path) -> None:
     class Steep(Tiny):
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
             return super().training_step(batch, index) + (self.backbone.weight * 0).sum().sqrt()
 
     module = Steep()
-    with pytest.warns(UserWarning, match="STEP 1 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 1 was skipped"):
         trainer(tmp_path, Health(tmp_path), max_steps=2).fit(module, Batches())
     assert torch.equal(module.weights(), Tiny().weights())
 
 
-def test_after_so_many_it_stops_and_counts_those_before_a_resume(tmp_path: Path) -> None:
+def test_the_limit_of_skipped_steps_includes_those_before_a_resume(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"1 of at most 1"):
         trainer(tmp_path, Health(tmp_path, 2), Checkpoint(tmp_path)).fit(Tiny(broken_at=1), Batches())
     run = trainer(tmp_path, Health(tmp_path, 2), max_steps=6)
-    with pytest.raises(FloatingPointError, match="of 2 steps was not finite, the last of them step 6"):
+    with pytest.raises(FloatingPointError, match="of 2 steps was not finite, most recently of step 6"):
         run.fit(Tiny(broken_at=5), Batches(), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_a_step_left_out_has_no_norms(tmp_path: Path) -> None:
+def test_a_skipped_step_logs_no_norms(tmp_path: Path) -> None:
     logger = Logged()
-    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 2 was skipped"):
         trainer(tmp_path, Health(tmp_path), logger=logger, max_steps=2).fit(Tiny(broken_at=1), Batches())
     assert {"train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
     assert not {"train/grad_norm", "train/update_norm"} & logger.rows[1].keys()

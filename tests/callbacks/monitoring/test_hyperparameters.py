@@ -15,7 +15,7 @@ SETTINGS = {"seed": 3, "schedule": "cosine", "data.limit": None}
 
 
 class Kept(Logger):
-    """A logger that only remembers its settings."""
+    """A logger that only keeps the settings."""
 
     name = version = ""
 
@@ -25,21 +25,21 @@ class Kept(Logger):
         self.settings = params
 
 
-def test_tensorboards_tab_has_the_settings_with_the_metrics(tmp_path: Path) -> None:
+def test_the_tensorboard_hparams_tab_has_the_settings_and_the_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"fid": 2.5, "accuracy": 0.5}, "provenance": {}}))
     logger = TensorBoardLogger(tmp_path, "tensorboard", "", default_hp_metric=False)
     trainer(tmp_path, Hyperparameters(SETTINGS, tmp_path), logger=[logger]).fit(Tiny(), Batches())
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
-    assert [(e.step, e.value) for e in log.Scalars("fid")] == [(3, 2.5)]  # steps count from 0, as of all scalars
-    told = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/session_start_info"])
-    values = told.session_start_info.hparams
+    assert [(e.step, e.value) for e in log.Scalars("fid")] == [(3, 2.5)]  # counted from step 0, like all scalars
+    plugin_data = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = plugin_data.session_start_info.hparams
     assert values["seed"].number_value == 3 and values["schedule"].string_value == "cosine"
     names = HParamsPluginData.FromString(log.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
     assert {info.name.tag for info in names.metric_infos} == {"fid", "accuracy"}
 
 
-def test_a_validation_before_the_end_stays_at_its_step_and_has_its_column(tmp_path: Path) -> None:
+def test_a_validation_before_the_end_is_logged_at_its_step_with_a_column(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, "tensorboard", "", default_hp_metric=False)
     callbacks = [Metrics(tmp_path), Hyperparameters(SETTINGS, tmp_path)]
     how = {"logger": [logger], "val_check_interval": 2, "check_val_every_n_epoch": None}
@@ -51,7 +51,7 @@ def test_a_validation_before_the_end_stays_at_its_step_and_has_its_column(tmp_pa
     assert [info.name.tag for info in names.metric_infos] == ["val/pictures/loss"]
 
 
-def test_other_loggers_know_the_settings_from_the_start_and_nothing_is_needed_from_a_run_without_metrics(
+def test_other_loggers_get_the_settings_even_in_a_run_without_metrics(
     tmp_path: Path,
 ) -> None:
     kept, table = Kept(), CSVLogger(tmp_path, "csv", flush_logs_every_n_steps=1)

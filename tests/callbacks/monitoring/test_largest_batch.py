@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.callbacks.checkpointing.effective import Effective
+from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
 from ldm.callbacks.monitoring.largest_batch import LargestBatch
 from ldm.data.loading.datamodule import DataModule
 from tests.callbacks.tiny import Tiny, trainer
 
 
 class Small(Tiny):
-    """Holds at most 11 samples."""
+    """Runs out of memory with more than 11 samples."""
 
     tried: list[int]
 
@@ -37,18 +37,18 @@ class Numbered(torch.utils.data.Dataset[dict[str, object]]):
 
 
 @pytest.mark.slow
-def test_it_finds_what_memory_holds_and_the_run_begins_as_if_nothing_had_been_tried(
+def test_the_largest_batch_is_found_and_the_search_does_not_affect_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, data = Small(), DataModule(Numbered(), {}, 2)
     module.tried, before = [], module.weights()
     find = LargestBatch(mode="binsearch", init_val=1, steps_per_trial=2, max_trials=20)
-    runner = trainer(tmp_path, Effective(), find, max_steps=1)
+    runner = trainer(tmp_path, EffectiveSettings(), find, max_steps=1)
     runner.fit(module, data)
-    found = int(re.findall(r"data\.batch_size=(\d+) fits on cpu", capsys.readouterr().out)[0])
-    assert found in (10, 11) and module.tried[-1] == found and max(module.tried) > 11  # 10: with room to spare
-    assert data.state_dict() == {"seen": found} and runner.global_step == 1
-    once = Tiny()
-    alone = trainer(tmp_path, max_steps=1)
-    alone.fit(once, DataModule(Numbered(), {}, found))
-    assert torch.equal(once.weights(), module.weights()) and not torch.equal(before, module.weights())
+    largest = int(re.findall(r"data\.batch_size=(\d+) is about the largest that fits", capsys.readouterr().out)[0])
+    assert largest in (10, 11) and module.tried[-1] == largest and max(module.tried) > 11  # 10 leaves some memory free
+    assert data.state_dict() == {"seen": largest} and runner.global_step == 1
+    reference = Tiny()
+    plain = trainer(tmp_path, max_steps=1)
+    plain.fit(reference, DataModule(Numbered(), {}, largest))
+    assert torch.equal(reference.weights(), module.weights()) and not torch.equal(before, module.weights())

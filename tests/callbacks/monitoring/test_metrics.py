@@ -22,21 +22,21 @@ from tests.callbacks.images.test_evaluation import features
 from tests.callbacks.logged import Logged
 from tests.callbacks.painted import Painter
 from tests.training import test_autoencoder
-from tests.training.tiny import Pictures, diffusion, fit
+from tests.training.tiny import Images, diffusion, fit
 
 VALIDATED = {"val_check_interval": 2, "check_val_every_n_epoch": None}
 LOSS = "val/pictures/loss"
 
 
 def train(folder: Path, steps: int, *callbacks: Any, resume: Path | None = None, **how: Any) -> Any:
-    """metrics.json of a run that validates after every second batch."""
+    """Returns metrics.json of a run that validates after every second batch."""
     chosen = [*callbacks, Metrics(folder, seed=7), Checkpoint(folder)]
     settings = VALIDATED | {"enable_checkpointing": True} | how
     fit(folder, settings.pop("module", None) or diffusion(), steps, resume, callbacks=chosen, **settings)
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_run_without_drawn_pictures_ends_with_its_validation_and_where_it_comes_from(tmp_path: Path) -> None:
+def test_a_run_without_images_records_its_validation_and_provenance(tmp_path: Path) -> None:
     logger = Logged()
     report = train(tmp_path, 4, EMA(0.75), Throughput(), logger=logger)
     assert report["metrics"].keys() == {LOSS, "images_per_second", "training_seconds"}
@@ -48,19 +48,19 @@ def test_a_run_without_drawn_pictures_ends_with_its_validation_and_where_it_come
     assert (about["dtype"], about["device"], about["prompts"]) == ("32-true", "cpu", None)
 
 
-def test_its_numbers_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loss = train(tmp_path, 2)["metrics"][LOSS]
-    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert float(told[LOSS]) == pytest.approx(loss, rel=1e-3) and told["files"] == str(tmp_path)
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(printed[LOSS]) == pytest.approx(loss, rel=1e-3) and printed["files"] == str(tmp_path)
 
 
-def test_the_provenance_names_the_samples_in_whatever_batches_and_what_the_loss_means(tmp_path: Path) -> None:
+def test_the_provenance_identifies_the_validation_samples_and_the_loss(tmp_path: Path) -> None:
     how = {"schedule": Flow(3.0), "times": LogitNormal(Flow(3.0), 0.5), "weighting": min_snr(4.0), "huber": 0.5}
-    found = train(tmp_path, 2, module=diffusion(**how))["provenance"]["sets"]["pictures"]
-    samples = [Pictures(6, seed=1)[index] for index in range(6)]
+    provenance = train(tmp_path, 2, module=diffusion(**how))["provenance"]["sets"]["pictures"]
+    samples = [Images(6, seed=1)[index] for index in range(6)]
     rows = [b"torch.uint8 [3, 8, 8]" + s["image"].numpy().tobytes() + s["caption"].encode() for s in samples]
     total = sum(int.from_bytes(hashlib.sha256(row).digest()) for row in rows) % 2**256
-    assert found == {
+    assert provenance == {
         "count": 6,
         "sha256": f"{total:064x}",
         "schedule": {"name": "flow", "shift": 3.0},
@@ -73,12 +73,12 @@ def test_the_provenance_names_the_samples_in_whatever_batches_and_what_the_loss_
     }
 
 
-def test_samples_that_a_limit_left_out_are_not_counted(tmp_path: Path) -> None:
+def test_samples_beyond_limit_val_batches_are_not_counted(tmp_path: Path) -> None:
     sets = [train(tmp_path / str(n), 2, limit_val_batches=n)["provenance"]["sets"]["pictures"] for n in (1, 2)]
-    assert [one["count"] for one in sets] == [4, 6] and sets[0]["sha256"] != sets[1]["sha256"]
+    assert [validated["count"] for validated in sets] == [4, 6] and sets[0]["sha256"] != sets[1]["sha256"]
 
 
-def test_a_validation_before_the_end_keeps_its_own_step_also_over_a_resume(tmp_path: Path) -> None:
+def test_a_validation_before_the_end_keeps_its_step_across_a_resume(tmp_path: Path) -> None:
     first = train(tmp_path, 3)
     assert (first["provenance"]["steps"], first["provenance"]["validated"]) == (3, 2)
     again = train(tmp_path, 5, resume=tmp_path / "last.ckpt", val_check_interval=100)
@@ -86,13 +86,13 @@ def test_a_validation_before_the_end_keeps_its_own_step_also_over_a_resume(tmp_p
     assert again["metrics"] == first["metrics"]
 
 
-def test_a_run_that_never_validated_has_its_speed_alone(tmp_path: Path) -> None:
+def test_a_run_that_never_validated_records_only_its_speed(tmp_path: Path) -> None:
     report = train(tmp_path, 2, Throughput(), limit_val_batches=0)
     assert report["metrics"].keys() == {"images_per_second", "training_seconds"}
     assert (report["provenance"]["validated"], report["provenance"]["sets"]) == (None, None)
 
 
-def test_the_seconds_of_training_are_those_of_all_processes_that_trained(tmp_path: Path) -> None:
+def test_training_seconds_include_the_processes_before_a_resume(tmp_path: Path) -> None:
     first = train(tmp_path, 2, Throughput())["metrics"]
     second = Throughput()
     both = train(tmp_path, 4, second, resume=tmp_path / "last.ckpt")["metrics"]
@@ -100,7 +100,7 @@ def test_the_seconds_of_training_are_those_of_all_processes_that_trained(tmp_pat
     assert both["images_per_second"] * both["training_seconds"] == pytest.approx(16)
 
 
-def test_a_finished_run_that_is_resumed_keeps_its_metrics_and_a_missing_file_is_made_up_for(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_keeps_metrics_json_or_restores_a_missing_one(tmp_path: Path) -> None:
     train(tmp_path, 4)
     written = (tmp_path / "metrics.json").read_bytes()
     first = json.loads(written)
@@ -110,7 +110,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_metrics_and_a_missing_file_is_
     assert train(tmp_path, 4, resume=tmp_path / "last.ckpt")["metrics"] == first["metrics"]
 
 
-def test_other_numbers_are_those_of_their_module(tmp_path: Path) -> None:
+def test_another_module_records_its_own_validation_metrics(tmp_path: Path) -> None:
     module = test_autoencoder.training()
     report = train(tmp_path, 2, module=module)
     assert report["metrics"].keys() == {"val/pictures/psnr"}
@@ -122,9 +122,7 @@ def evaluation(folder: Path, prompts: int) -> Evaluation:
 
 
 @pytest.mark.filterwarnings("ignore:FID from")
-def test_where_pictures_are_drawn_their_numbers_stand_beside_those_of_the_validation(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_evaluation_metrics_are_stored_together_with_validation_metrics(tmp_path: Path, painter: type[Painter]) -> None:
     module = diffusion(size=(64, 64))
     report = train(tmp_path, 2, evaluation(tmp_path, 4), module=module)
     assert {LOSS, "accuracy", "fid"} <= report["metrics"].keys()
@@ -133,9 +131,7 @@ def test_where_pictures_are_drawn_their_numbers_stand_beside_those_of_the_valida
 
 
 @pytest.mark.filterwarnings("ignore:FID from")
-def test_a_run_that_ended_without_pictures_is_evaluated_when_it_is_resumed_with_prompts(
-    tmp_path: Path, painter: type[Painter]
-) -> None:
+def test_a_finished_run_is_evaluated_when_it_is_resumed_with_prompts(tmp_path: Path, painter: type[Painter]) -> None:
     first = train(tmp_path, 2, evaluation(tmp_path, 0), module=diffusion(size=(64, 64)))
     assert "fid" not in first["metrics"] and not painter.calls
     last = tmp_path / "last.ckpt"
@@ -146,10 +142,10 @@ def test_a_run_that_ended_without_pictures_is_evaluated_when_it_is_resumed_with_
     assert not painter.calls
 
 
-def test_the_validation_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
+def test_the_validation_loss_is_computed_with_the_ema_weights(tmp_path: Path) -> None:
     ema, module = EMA(0.5), diffusion()
     loss = train(tmp_path, 2, ema, module=module)["metrics"][LOSS]
-    samples = [Pictures(6, seed=1)[index] for index in range(6)]
+    samples = [Images(6, seed=1)[index] for index in range(6)]
     images = {**collate(samples), "draw": torch.zeros(6).long()}
     with ema.swapped(module):
         averaged = module.losses(images)[1].tolist()

@@ -20,27 +20,29 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
 
 
-def shown(lines: list[str], number: str) -> list[float]:
-    """The number that `number`, a pattern with one group, finds in each line."""
-    return [float(found[1]) for line in lines if (found := re.search(number, line))]
+def shown(lines: list[str], pattern: str) -> list[float]:
+    """Returns the number that the only group of the pattern matches in each line."""
+    return [float(match[1]) for line in lines if (match := re.search(pattern, line))]
 
 
-def test_a_line_shows_steps_speed_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_line_shows_steps_speed_loss_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     callbacks = [Throughput(), Progress(seconds=0)]
     fit(tmp_path, diffusion(), 4, batch_size=2, callbacks=callbacks, **EVERY_STEP)
-    told = lines(capsys)
-    assert [line.split(",")[0] for line in told] == [f"training: {n}/4 steps" for n in (1, 2, 3, 4)]
-    assert all("images/s, loss " in line for line in told) and told[-1].endswith(", 0:00 left")
+    progress = lines(capsys)
+    assert [line.split(",")[0] for line in progress] == [f"training: {n}/4 steps" for n in (1, 2, 3, 4)]
+    assert all("images/s, loss " in line for line in progress) and progress[-1].endswith(", 0:00 left")
 
 
-def test_the_loss_shown_at_a_step_is_the_one_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loss_shown_for_a_step_is_the_one_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = Logged()
     fit(tmp_path, diffusion(), 4, batch_size=2, callbacks=[Progress(seconds=0)], logger=logger, **EVERY_STEP)
     logged = list(logger.curve("train/loss").values())
     assert shown(lines(capsys), r"loss ([\d.]+)") == pytest.approx(logged, abs=5e-5)  # four decimals are shown
 
 
-def test_a_step_left_out_does_not_spoil_the_loss_of_later_ones(
+def test_a_skipped_step_does_not_affect_the_loss_of_later_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = diffusion()
@@ -48,16 +50,16 @@ def test_a_step_left_out_does_not_spoil_the_loss_of_later_ones(
 
     def broken_once(*batch: Any) -> Any:
         calls.append(1)
-        t, found = losses(*batch)
-        return t, found * (float("nan") if len(calls) == 3 else 1)
+        times, loss = losses(*batch)
+        return times, loss * (float("nan") if len(calls) == 3 else 1)
 
     module.losses = broken_once  # type: ignore[method-assign]
-    with pytest.warns(UserWarning, match="STEP 2 WAS LEFT OUT"):
+    with pytest.warns(UserWarning, match="step 2 was skipped"):
         fit(tmp_path, module, 4, batch_size=2, callbacks=[Progress(0), Health(tmp_path)], **EVERY_STEP)
     assert ["loss nan" in line for line in lines(capsys)] == [False, True, False, False]
 
 
-def test_the_speed_shown_is_the_one_logged_without_time_spent_on_validation(
+def test_the_speed_shown_is_the_one_logged_and_excludes_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Slow(Callback):
@@ -71,6 +73,6 @@ def test_the_speed_shown_is_the_one_logged_without_time_spent_on_validation(
     assert shown(lines(capsys), r"([\d.e+]+) images/s") == pytest.approx(logged, rel=1e-3)  # four digits are shown
 
 
-def test_what_nobody_measures_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_no_callback_measures_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, Progress(seconds=0), enable_progress_bar=True).fit(Tiny(), Batches())
     assert lines(capsys)[-1] == "training: 4/4 steps, 0:00 left"

@@ -12,11 +12,11 @@ import torch
 
 from ldm.__main__ import main
 from ldm.commands.evaluate import command as evaluate
-from ldm.evaluation.result import trained_as
+from ldm.evaluation.result import training_of
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs
 from tests.data.tars import samples, write_tar
-from tests.report.made import made_run
+from tests.report.run_folders import write_run
 from tests.tiny import save_tiny_model
 
 WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
@@ -24,14 +24,14 @@ WORDS = ("red circle", "blue square", "white square", "blue circle", "red square
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A tiny model, and five pictures with captions."""
+    """Returns the arguments for a tiny model and five images with captions."""
     folder = tmp_path_factory.mktemp("given")
     noise = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for index, words in enumerate(WORDS):
-        save_png(to_pil(noise[index : index + 1])[0], folder / "pictures" / f"{index}.png", {})
-        (folder / "pictures" / f"{index}.txt").write_text(words)
+        save_png(to_pil(noise[index : index + 1])[0], folder / "images" / f"{index}.png", {})
+        (folder / "images" / f"{index}.txt").write_text(words)
     counts = ["--batch", "2", "--validation", "2", "--device", "cpu"]
-    return ["evaluate", str(save_tiny_model(folder)), "--data", str(folder / "pictures"), *counts]
+    return ["evaluate", str(save_tiny_model(folder)), "--data", str(folder / "images"), *counts]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def alone(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str]) -> None:
+def test_the_metrics_of_a_run_are_written_with_provenance(alone: Path, given: list[str]) -> None:
     found = read(alone)
     assert {"fid", "kid", "precision", "recall", "clip_score", "noise_loss", "nfe"} <= found["metrics"].keys()
     about = found["provenance"]
@@ -56,76 +56,77 @@ def test_the_numbers_of_a_run_with_their_provenance(alone: Path, given: list[str
     assert alone.with_suffix(".png").is_file() and not list(alone.parent.glob(".*"))
 
 
-def test_the_steps_recorded_are_those_of_the_weights_and_not_those_asked_for(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
-    assert trained_as(run)["steps"] == 12
+def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", metrics={"fid": 1.0}, provenance={"steps": 12})  # of trainer.max_steps=20
+    assert training_of(run)["steps"] == 12
     (run / "checkpoints").mkdir()
-    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # from which it is read
-    assert trained_as(run)["steps"] == 7
+    torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # the file with the weights
+    assert training_of(run)["steps"] == 7
 
 
-def test_what_is_done_is_not_done_again_and_never_written_over(
+def test_a_finished_evaluation_is_not_repeated_or_overwritten(
     alone: Path, given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = alone.read_bytes()
     assert main([*given, "--out", str(alone)]) == 0
-    assert "holds this evaluation already" in capsys.readouterr().out
+    assert "already holds this evaluation" in capsys.readouterr().out
     assert main([*given, "--out", str(alone), "--steps", "2"]) == 1
-    assert "is there already and holds something else" in capsys.readouterr().err
+    assert "exists and holds something else" in capsys.readouterr().err
     assert alone.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
+def test_a_stopped_evaluation_resumes_with_the_same_results(
     alone: Path, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*arguments: Any) -> Any:
-        yield next(whole(*arguments))
+        yield next(measure(*arguments))
         raise KeyboardInterrupt
 
-    whole = evaluate.measure
+    measure = evaluate.measure
     monkeypatch.setattr(evaluate, "measure", stopped)
     assert main([*given, "--out", str(tmp_path / "a.json")]) == 130
-    assert "stopped: 2 of 5 pictures are measured" in capsys.readouterr().err
+    assert "stopped: 2 of 5 images are measured" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*given, "--out", str(tmp_path / "a.json")]) == 0
     assert same(read(tmp_path / "a.json"), read(alone))
 
 
 def same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 0.0) -> bool:
-    """All metrics but the time."""
+    """Returns whether all metrics except the time are equal."""
     names = a["metrics"].keys() - {"sampling_seconds"}
     assert names == b["metrics"].keys() - {"sampling_seconds"}
     return all(a["metrics"][name] == pytest.approx(b["metrics"][name], rel=tolerance, abs=0) for name in names)
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(alone: Path, given: list[str], tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(alone: Path, given: list[str], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ldm", *given, "--out", str(tmp_path / "a.json")]
     ranks = [
-        subprocess.Popen(command, env={**os.environ, **meeting, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE)
+        subprocess.Popen(command, env={**os.environ, **rendezvous, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE)
         for r in "01"
     ]
-    told = [rank.communicate(timeout=500)[1].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], told
-    assert "rank 1: 2/2 pictures" in told[1]
+    stderr = [rank.communicate(timeout=500)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], stderr
+    assert "rank 1: 2/2 images" in stderr[1]
     assert same(read(tmp_path / "a.json"), read(alone), 1e-6)
 
 
-def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
+@pytest.mark.slow
+def test_a_sweep_writes_a_table_plots_and_comparable_runs(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep.json"
     swept = ["--steps", "1,2", "--seed", "0,1", "--validation", "0"]
     assert main([*given, *swept, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert told.splitlines()[0].split("|")[2:4] == [" steps ", " NFE "]
-    assert (tmp_path / "sweep.md").read_text().count("\n") == 4
-    assert (tmp_path / "sweep_fid_by_nfe.svg").is_file() and str(tmp_path / "sweep_fid_by_seconds.pdf") in told
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split("|")[2:4] == [" steps ", " NFE "]
+    assert sum(line.startswith("|") for line in (tmp_path / "sweep.md").read_text().splitlines()) == 4
+    assert (tmp_path / "sweep_fid_by_nfe.svg").is_file() and str(tmp_path / "sweep_fid_by_seconds.pdf") in printed
     runs = read_runs(out)
     assert [(run.config["sampling.steps"], run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert runs[1].provenance["prompts"]["seeds"] == [5, 9]
@@ -135,36 +136,36 @@ def test_a_sweep_gives_a_table_plots_and_runs_that_can_be_compared(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code", "told"),
+    ("arguments", "code", "message"),
     [
-        (["--steps", "0"], 2, "--steps 0: expected a whole number from 1 up"),
-        (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, several"),
+        (["--steps", "0"], 2, "--steps 0: expected an integer >= 1"),
+        (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, or several"),
         (["--sampler", "ddim,eular"], 2, "--sampler ddim,eular: expected one of ddpm"),
         (["--seed", "1,1"], 2, "--seed 1,1: a value is given twice"),
         (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),
         (["--data", "nowhere"], 1, "no shards at nowhere"),
-        (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model draws 16x16"),
-        (["--features", "nowhere.pth"], 1, "there are no Inception weights nowhere.pth"),
+        (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model's are 16x16"),
+        (["--features", "nowhere.pth"], 1, "Inception weights nowhere.pth not found"),
         (["--ema-length", "0.1"], 1, "there are no snapshots in"),
-        (["--ema-length", "2"], 2, "the length of an average is a share of the training between 0 and 0.288, not 2.0"),
+        (["--ema-length", "2"], 2, "the length of an average is 2.0, but must be a fraction of training between"),
         (
             ["--seed", "9999999999999999999"],
             2,
-            "--seed 9999999999999999999: expected a whole number from 0 up, of at most 18",
+            "--seed 9999999999999999999: expected an integer >= 0 with at most 18",
         ),
         (["--data", "shapes", "--held-out", "5"], 2, "--held-out is for data that a model may be trained on"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
-    wrong: list[str], code: int, told: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_refused_in_one_sentence(
+    arguments: list[str], code: int, message: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*given, "--out", str(tmp_path / "a.json"), *wrong]) == code
-    assert f"error: {told}" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "a.json"), *arguments]) == code
+    assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.md", "a_fid_by_nfe.svg"])
-def test_files_of_others_under_the_names_of_an_evaluations_are_kept(
+def test_files_written_by_other_programs_are_not_overwritten(
     name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("theirs")
@@ -173,16 +174,14 @@ def test_files_of_others_under_the_names_of_an_evaluations_are_kept(
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "theirs"
 
 
-def test_an_evaluation_among_the_pictures_it_reads_is_refused(
-    given: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_inside_the_data_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(os.listdir(given[3]))
     assert main([*given, "--out", f"{given[3]}/a.json"]) == 1
     assert f"--out {given[3]}/a.json is in the data {given[3]}, so that" in capsys.readouterr().err
     assert sorted(os.listdir(given[3])) == before
 
 
-def test_the_references_file_is_not_the_evaluations(
+def test_the_reference_file_must_differ_from_the_output(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "a.json")
@@ -190,31 +189,31 @@ def test_the_references_file_is_not_the_evaluations(
     assert f"is a file that --out {out} writes; give another" in capsys.readouterr().err
 
 
-def test_what_others_put_beside_unfinished_measurements_is_kept(given: list[str], tmp_path: Path) -> None:
+def test_other_files_beside_partial_results_are_kept(given: list[str], tmp_path: Path) -> None:
     (tmp_path / ".a.json.parts").mkdir()
     (tmp_path / ".a.json.parts" / "notes.txt").touch()
     assert main([*given, "--out", str(tmp_path / "a.json"), "--steps", "1", "--validation", "0"]) == 0
     assert os.listdir(tmp_path / ".a.json.parts") == ["notes.txt"]
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_replaced(
+def test_an_unreadable_image_is_replaced_with_a_warning(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(given[3], tmp_path / "pictures")
-    (tmp_path / "pictures" / "1.png").write_bytes(b"")
-    arguments = ["--data", str(tmp_path / "pictures"), "--validation", "0", "--steps", "1"]
+    shutil.copytree(given[3], tmp_path / "images")
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    arguments = ["--data", str(tmp_path / "images"), "--validation", "0", "--steps", "1"]
     assert main([*given, *arguments, "--out", str(tmp_path / "a.json")]) == 0
-    assert "another picture takes the place of one that cannot be read: " in capsys.readouterr().err
+    assert "an unreadable image was replaced by another: " in capsys.readouterr().err
     assert read(tmp_path / "a.json")["provenance"]["prompts"]["count"] == 5
 
 
 def test_an_empty_folder_is_refused(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main([*given, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "a.json")]) == 1
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "has no images" in capsys.readouterr().err
 
 
-def test_latents_are_what_they_are_whatever_precision_the_model_draws_in(given: list[str], tmp_path: Path) -> None:
+def test_the_precision_of_the_model_does_not_change_the_reference(given: list[str], tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", samples(3))
     stage = ["--first-stage", str(Path(given[1]).with_name("vae.safetensors"))]
     cache = tmp_path / "cache"

@@ -27,7 +27,7 @@ from ldm.errors import UsageError
         "two\nlines",
     ],
 )
-def test_whatever_is_no_key_is_a_prompt(prompt: str) -> None:
+def test_an_argument_without_a_known_key_is_a_prompt(prompt: str) -> None:
     arguments = parse([prompt]) if prompt != "--" else parse(["--", prompt])
     assert arguments.prompts == [prompt] and not arguments.given
 
@@ -42,14 +42,14 @@ def test_keys_and_prompts_may_be_mixed() -> None:
     }  # fmt: skip
 
 
-def test_after_two_dashes_all_are_prompts() -> None:
+def test_all_arguments_after_two_dashes_are_prompts() -> None:
     assert parse(["seed=1", "--", "steps=20", "--help", "--", "stpes=3"]).prompts == [
         "steps=20", "--help", "--", "stpes=3",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "right"),
+    ("text", "suggestion"),
     [
         ("stpes=20", "steps=20"),
         ("step=20", "steps=20"),
@@ -64,19 +64,33 @@ def test_after_two_dashes_all_are_prompts() -> None:
         ("--hlep", "--help"),
     ],
 )
-def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> None:
-    with pytest.raises(UsageError, match=f"looks like {re.escape(right)}; write that, or put it after --"):
+def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, suggestion: str) -> None:
+    with pytest.raises(UsageError, match=f"looks like {re.escape(suggestion)}; write that, or put it after --"):
         parse([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("prompt=a red circle", "the prompt alone, without prompt="),
+        ("width=512", "size=HEIGHTxWIDTH"),
+        ("--height=512", "size=HEIGHTxWIDTH"),
+    ],
+)
+def test_a_name_of_another_program_is_refused_with_what_to_write(text: str, instead: str) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(repr(text))} is not a setting: write {re.escape(instead)}"):
+        parse([text])
+    assert parse(["--", text]).prompts == [text]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("steps=abc", "a whole number from 1 up"),
-        ("steps=0", "a whole number from 1 up"),
-        ("steps=2.5", "a whole number from 1 up"),
-        ("seed=-1", "a whole number from 0 up"),
-        ("n=", "a whole number from 1 up"),
+        ("steps=abc", "an integer >= 1"),
+        ("steps=0", "an integer >= 1"),
+        ("steps=2.5", "an integer >= 1"),
+        ("seed=-1", "an integer >= 0"),
+        ("n=", "an integer >= 1"),
         ("guidance=nan", "a number"),
         ("guidance=high", "a number"),
         ("size=64", "HEIGHTxWIDTH"),
@@ -91,27 +105,27 @@ def test_a_misspelt_key_is_refused_with_the_right_one(text: str, right: str) -> 
         ("preview=png", "one of gif, terminal"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_with_what_was_given(text: str, expected: str) -> None:
+def test_an_invalid_value_is_refused_with_what_was_given(text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f"{re.escape(text)} was given, but .* must be {expected}"):
         parse([text])
 
 
-def test_a_key_that_is_written_twice_is_refused() -> None:
+def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="steps= is given twice"):
         parse(["steps=1", "steps=2"])
 
 
-def test_help_and_debug_are_no_prompts() -> None:
+def test_help_and_debug_are_not_prompts() -> None:
     arguments = parse(["--help", "-h", "--debug", "a cat"])
     assert arguments.help and arguments.debug and arguments.prompts == ["a cat"]
 
 
-def test_help_tells_of_every_key() -> None:
+def test_help_lists_every_key() -> None:
     assert all(f"\n  {name}= " in help_text() for name in KEYS)
 
 
 @pytest.mark.parametrize(
-    ("text", "read"),
+    ("text", "parsed"),
     [
         ("eta=0.5", {"eta": 0.5}),
         ("order=3,variant=bh1,corrector=false", {"order": 3, "variant": "bh1", "corrector": False}),
@@ -119,11 +133,22 @@ def test_help_tells_of_every_key() -> None:
         ("times=[1,0.5],x=1", {"times": [1, 0.5], "x": 1}),
     ],
 )
-def test_options_are_names_and_values(text: str, read: dict[str, object]) -> None:
-    assert parse(["red", f"sampler_options={text}"]).given["sampler_options"] == read
+def test_options_are_parsed_as_names_and_values(text: str, parsed: dict[str, object]) -> None:
+    assert parse(["red", f"sampler_options={text}"]).given["sampler_options"] == parsed
 
 
 @pytest.mark.parametrize("text", ["eta", "eta=", "eta=1,", "=1", "sigmas=[1,2"])
-def test_options_that_are_not_names_and_values_are_refused(text: str) -> None:
+def test_malformed_options_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="sampler_options must be name=value,name=value"):
         parse(["red", f"sampler_options={text}"])
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "model=\udce9", "\ud83d"])
+def test_an_argument_that_is_not_utf_8_is_refused_before_the_model_is_loaded(text):
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
+        parse(["a cat", text])
+
+
+def test_a_size_that_is_too_large_is_refused_before_the_model_is_loaded():
+    with pytest.raises(UsageError, match=r"size=96000x96000 was given, but size must be .* at most 33,554,432 pixels"):
+        parse(["a cat", "size=96000x96000"])

@@ -8,12 +8,14 @@ from PIL import Image
 
 from ldm.commands.sample import command as sample
 from ldm.image import read_metadata
-from tests.commands.sample.told import error
+from ldm.weights.convert import write
+from tests.commands.sample.running import error
+from tests.weights.foreign import SD2, full_model, without_metadata
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_pictures_come_in_prompt_order_each_with_its_seed(
+def test_images_are_in_prompt_order_with_consecutive_seeds(
     model: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["a red circle", "steps=2", "a blue square", "n=2", "seed=5", "batch_size=3", model, f"out={out}"]
@@ -21,14 +23,14 @@ def test_pictures_come_in_prompt_order_each_with_its_seed(
     names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
     assert sorted(file.name for file in out.iterdir()) == names
-    told = [read_metadata(out / name) for name in names[:-1]]
-    assert [(one["prompt"], one["seed"]) for one in told] == [
+    recorded = [read_metadata(out / name) for name in names[:-1]]
+    assert [(settings["prompt"], settings["seed"]) for settings in recorded] == [
         ("a red circle", 5), ("a red circle", 6), ("a blue square", 5), ("a blue square", 6),
     ]  # fmt: skip
     assert Image.open(out / "0003.png").size == (16, 16)
 
 
-def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
+def test_an_image_records_all_its_settings(model: str, out: Path) -> None:
     argv = [
         "red",
         "blue",
@@ -42,9 +44,14 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         f"out={out}",
     ]
     assert sample.main(argv) == 0
-    told = read_metadata(out / "0001.png")
-    assert len(told.pop("fingerprint")) == 64 and told.pop("torch") and told.pop("ldm") and told.pop("threads")
-    assert told == {
+    recorded = read_metadata(out / "0001.png")
+    assert (
+        len(recorded.pop("fingerprint")) == 64
+        and recorded.pop("torch")
+        and recorded.pop("ldm")
+        and recorded.pop("threads")
+    )
+    assert recorded == {
         "prompt": "blue",
         "negative": "white",
         "seed": 0,
@@ -53,6 +60,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "steps": 2,
         "sampler_options": {},
         "spacing_options": {},
+        "final_sigma": "zero",
         "guidance": 3.0,
         "guidance_interval": None,
         "guidance_rescale": 0.0,
@@ -62,6 +70,7 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
         "thresholding_options": {},
         "clip_skip": 0,
         "chunks": 1,
+        "prompt_syntax": "plain",
         "tile": 0,
         "noise": "ldm",
         "batch": {"prompts": ["red", "blue"], "seeds": [0, 0], "position": 1},
@@ -71,39 +80,38 @@ def test_a_picture_says_all_that_made_it(model: str, out: Path) -> None:
     }
 
 
-def test_prompts_come_from_a_file_after_those_of_the_command_line(model: str, out: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_file_follow_those_of_the_command_line(model: str, out: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "a blue square", "seed": 7, "n": 2, "guidance": 1, "negative": "red"}, {"prompt": "steps=3"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     argv = ["red", f"prompts_file={tmp_path / 'p.jsonl'}", "steps=1", "negative=white", "seed=2", model, f"out={out}"]
     assert sample.main(argv) == 0
-    told = [read_metadata(out / f"000{k}.png") for k in range(4)]
-    assert [tuple(one[name] for name in ("prompt", "seed", "negative", "guidance")) for one in told] == [
+    recorded = [read_metadata(out / f"000{k}.png") for k in range(4)]
+    assert [tuple(settings[name] for name in ("prompt", "seed", "negative", "guidance")) for settings in recorded] == [
         ("red", 2, "white", 2.0), ("a blue square", 7, "red", 1.0), ("a blue square", 8, "red", 1.0),
         ("steps=3", 2, "white", 2.0),
     ]  # fmt: skip
-    again = [f"from={out / '0001.png'}", f"out={tmp_path / 'again'}", "device=cpu"]
-    assert sample.main(again) == 0
-    assert (tmp_path / "again" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
+    argv = [f"from={out / '0001.png'}", f"out={tmp_path / 'reproduced'}", "device=cpu"]
+    assert sample.main(argv) == 0
+    assert (tmp_path / "reproduced" / "0000.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
-def test_estimates_by_step_are_kept_as_a_film(model: str, out: Path) -> None:
+def test_preview_gif_saves_the_estimates_of_each_step(model: str, out: Path) -> None:
     assert sample.main(["red", "blue", "steps=3", "preview=gif", model, f"out={out}"]) == 0
     assert sorted(file.name for file in out.iterdir()) == ["0000.gif", "0000.png", "0001.gif", "0001.png", "grid.png"]
-    with Image.open(out / "0001.gif") as film:
-        assert film.size == (16, 16) and 2 <= film.n_frames <= 4
+    with Image.open(out / "0001.gif") as gif:
+        assert gif.size == (16, 16) and 2 <= gif.n_frames <= 4
 
 
-def test_text_that_is_not_read_is_warned_of_once_a_prompt(
-    model: str, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_words_cause_one_warning_per_prompt(model: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.main(["a purple circle", "n=3", "batch_size=1", "steps=1", model, f"out={out}"]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert told == [
-        "warning: the text encoder does not know 'purple' in 'a purple circle'; the model was not trained on such words"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == [
+        "warning: the text encoder does not know 'purple' in 'a purple circle'; "
+        "the model was not trained on these words"
     ]
 
 
-def test_without_out_the_folder_is_new_and_named_by_the_time(
+def test_the_default_folder_is_new_and_named_after_the_time(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -123,14 +131,14 @@ def test_without_out_the_folder_is_new_and_named_by_the_time(
         (["red", "sampler=magic"], "sampler=magic was given, but sampler must be one of ddpm, ddim"),
         (["red", "spacing=even"], "spacing must be one of trailing"),
         (["from=x.png", "n=2"], "leave out n="),
-        (["red", "strength=0.5"], "strength= needs a picture to start from: give init="),
+        (["red", "strength=0.5"], "strength= needs a source image: give init="),
         (["red", "init=x.png", "strength=0"], "strength must be a number above 0 and at most 1"),
         (["from=x.png", "prompts_file=x.txt"], "leave out prompts_file="),
         (["from=x.png", "red", "blue"], "give at most one prompt"),
-        (["red", "preview=terminal"], "which is no terminal here"),
+        (["red", "preview=terminal"], "which is not a terminal"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_exit_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in error(capsys, 2, *argv)
 
 
@@ -139,18 +147,18 @@ def test_a_wrong_command_line_exits_with_2(argv: list[str], message: str, capsys
     [
         (["red", "model=nowhere"], "there is no model nowhere"),
         (["red", "size=5x16"], "multiples of 2"),
-        (["red", "steps=1001"], "steps is 1001, but must lie between 1 and 1000"),
+        (["red", "steps=1001"], "steps is 1001, but must be a whole number between 1 and 1000"),
         (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
-        (["prompts_file=x.xlsx"], "is none of the kinds that can be read: .txt, .csv, .jsonl"),
-        (["prompts_file=nowhere.txt"], "there is no prompts_file nowhere.txt"),
+        (["prompts_file=x.xlsx"], "has an unknown type; give a file of type .txt, .csv, .jsonl"),
+        (["prompts_file=nowhere.txt"], "prompts_file=nowhere.txt does not exist"),
         (["red", "init=nowhere.png"], "nowhere.png: No such file or directory"),
-        (["red", "init=README.md"], "README.md cannot be read as a picture"),
+        (["red", "init=README.md"], "README.md cannot be read as an image"),
         (["from=nowhere.png"], "nowhere.png: No such file or directory"),
-        (["red", "out=README.md/pictures"], "cannot write into README.md/pictures"),
+        (["red", "out=README.md/images"], "cannot write into README.md/images"),
     ],
 )
-def test_work_that_cannot_be_done_exits_with_1(
+def test_a_failure_exits_with_1(
     argv: list[str], message: str, model: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {arg.partition("=")[0] for arg in argv}
@@ -159,7 +167,8 @@ def test_work_that_cannot_be_done_exits_with_1(
     assert not out.exists()
 
 
-def test_the_script_runs_and_brings_in_no_training_libraries(model: str, out: Path) -> None:
+@pytest.mark.slow
+def test_the_script_runs_without_importing_training_libraries(model: str, out: Path) -> None:
     code = (
         "import runpy, sys, json\n"
         "sys.argv = ['sample.py', *sys.argv[1:]]\n"
@@ -172,3 +181,17 @@ def test_the_script_runs_and_brings_in_no_training_libraries(model: str, out: Pa
     code, modules = json.loads(done.stdout.splitlines()[-1])
     heavy = {"lightning", "hydra", "omegaconf", "torchmetrics", "scipy", "pandas", "diffusers"}
     assert code == 0 and not heavy & set(modules)
+
+
+@pytest.mark.slow
+def test_a_guessed_prediction_causes_a_warning_and_is_recorded(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = SD2["unet"] | {"context_width": 768, "head_width": None}
+    text = {"width": 768, "heads": 12, "layers": 2, "context": 7, "projection": 64, "skip": 1, "activation": "gelu"}
+    write(full_model(SD2 | {"unet": unet, "text_tower": text}), tmp_path / "m.safetensors", "single")
+    argv = [f"model={without_metadata(tmp_path / 'm.safetensors')}", f"out={out}", "steps=1", "size=8x8", "red"]
+    assert sample.main(argv) == 0
+    assert "prediction=v" in capsys.readouterr().err
+    [guess] = read_metadata(out / "0000.png")["guesses"]
+    assert "prediction=v" in guess and "convert with --prediction eps" in guess

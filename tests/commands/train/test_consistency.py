@@ -7,13 +7,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import ldm.commands.train.precision  # noqa: F401  # which registers the resolver of the configs
+import ldm.commands.train.precision  # noqa: F401  # registers the resolver of the configs
 from ldm.commands.train.consistency import FOLLOWS, INSIDE, disagreements
 
 CONF = Path(__file__).parents[3] / "conf"
-# Settings that may differ from the one that they refer to by default.
+# Settings that may differ from the setting that they refer to by default.
 FREE = (
     *("data.module.train", "data.module.val", "data.reference", "data.emoji", "data.limit", "data.count"),
+    *("data.images", "data.validation_images", "data.memory"),
     *("evaluation.reference", "logger", "model", "trainer.profiler", "name"),
 )
 
@@ -25,7 +26,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def references(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting that is nothing but a reference, with the setting that it refers to."""
+    """Yields every setting that is an interpolation of another setting, with that setting."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from references(value, f"{path}.{name}".lstrip("."))
@@ -43,7 +44,7 @@ def all_references() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def test_every_reference_in_the_configs_must_agree_or_may_differ() -> None:
+def test_every_interpolation_in_the_configs_must_agree_or_is_listed_as_free() -> None:
     found = [(key, to) for key, to in all_references() if not key.startswith(FREE)]
     assert len(found) > 30
     for key, to in found:
@@ -64,7 +65,7 @@ def test_every_reference_in_the_configs_must_agree_or_may_differ() -> None:
         ("debug=overfit", "strategy=ddp"),
     ],
 )
-def test_what_is_chosen_by_groups_and_owners_agrees(overrides: tuple[str, ...]) -> None:
+def test_settings_chosen_by_groups_agree(overrides: tuple[str, ...]) -> None:
     assert disagreements(composed(*overrides)) == []
 
 
@@ -72,9 +73,9 @@ SHARDS = "experiment=emoji", "data.shards=x"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
-        ((*SHARDS, "data.size=128"), "data.size is 128 and training.size is [64, 64], so that the model would be"),
+        ((*SHARDS, "data.size=128"), "data.size is 128 and training.size is [64, 64], so that the model would train"),
         ((*SHARDS, "training.size=[64,96]"), "data.size is 64 and training.size is [64, 96]"),
         (
             ("precision=fp32", "trainer.precision=bf16-mixed"),
@@ -102,6 +103,6 @@ SHARDS = "experiment=emoji", "data.shards=x"
         ),
     ],
 )
-def test_two_settings_of_one_thing_that_differ_are_both_named(overrides: tuple[str, ...], told: str) -> None:
-    (found,) = disagreements(composed(*overrides))
-    assert found.startswith(told)
+def test_two_settings_that_must_agree_but_differ_are_both_reported(overrides: tuple[str, ...], message: str) -> None:
+    (disagreement,) = disagreements(composed(*overrides))
+    assert disagreement.startswith(message)

@@ -21,15 +21,15 @@ CONFIG: dict[str, Any] = {
     "key",
     ["seed", "training.steps", "model.width", "text.width", "sampler.steps", "data.size", "extra.flip", "in_list"],
 )
-def test_what_training_holds_or_refers_to_is_read(key: str) -> None:
+def test_settings_that_training_contains_or_refers_to_are_read(key: str) -> None:
     assert is_read(CONFIG, key)
 
 
 @pytest.mark.parametrize("key", ["model", "text", "sampler", "data", "model.new", "training.network.new"])
-def test_groups_with_a_setting_that_is_read_and_what_is_added_to_a_read_one_are_read(key: str) -> None:
+def test_groups_with_a_read_setting_and_additions_to_read_groups_are_read(key: str) -> None:
     assert is_read(CONFIG, key)
 
 
 @pytest.mark.parametrize("key", ["text.height", "sampler.eta", "data.count", "extra.noise", "unused", "nowhere"])
-def test_what_nothing_that_is_read_refers_to_is_not_read(key: str) -> None:
+def test_settings_that_no_read_setting_refers_to_are_not_read(key: str) -> None:
     assert not is_read(CONFIG, key)

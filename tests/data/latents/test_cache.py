@@ -1,4 +1,4 @@
-"""Cached latents: what was written is read, and a cache of another run is refused."""
+"""Cached latents are read as they were written, and a cache of another model is refused."""
 
 import pickle
 import zlib
@@ -19,7 +19,7 @@ from ldm.data.latents.cache import (
 )
 from ldm.data.latents.shard import map_shard, write_shard
 from ldm.data.mapped import read_record
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.files import write_json
 from tests.tiny import tiny_vae
 
@@ -55,7 +55,7 @@ def write_cache(folder: Path, counts: tuple[int, ...] = (3, 0, 2)) -> Path:
     return folder
 
 
-def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
+def test_samples_are_numbered_across_all_shards(tmp_path: Path) -> None:
     latents = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
     assert len(latents) == 5
     for index, (shard, row) in enumerate([(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]):
@@ -65,7 +65,7 @@ def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
         assert latents.key(index) == sample["key"]
 
 
-def test_latents_in_memory_are_those_that_are_mapped_and_need_no_file_any_more(tmp_path: Path) -> None:
+def test_latents_in_memory_equal_mapped_ones_and_need_no_files(tmp_path: Path) -> None:
     mapped = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
     loaded = CachedLatents(tmp_path, stage(), (16, 16), load="memory")
     for index in range(5):
@@ -76,43 +76,43 @@ def test_latents_in_memory_are_those_that_are_mapped_and_need_no_file_any_more(t
     assert [sample["key"] for sample in loaded] == ["0-0", "0-1", "0-2", "2-0", "2-1"]  # type: ignore[attr-defined]
 
 
-def test_more_than_the_memory_holds_is_refused_before_it_is_read(
+def test_a_cache_larger_than_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm.data.latents.cache.available_memory", lambda: 500)
-    with pytest.raises(ValueError, match=r"takes .* GiB in memory, of which 0.0 GiB is free: set data.load=mapped"):
+    with pytest.raises(ValueError, match=r"needs .* GiB of memory, but only 0.0 GiB is available: set data.load"):
         CachedLatents(write_cache(tmp_path), stage(), (16, 16), load="memory")
     with pytest.raises(ValueError, match="expected mapped or memory"):
         CachedLatents(tmp_path, stage(), (16, 16), load="disk")  # type: ignore[arg-type]
 
 
-def test_the_hashes_are_kept_or_else_those_of_the_keys(tmp_path: Path) -> None:
+def test_hashes_are_read_from_their_file_or_computed_from_the_keys(tmp_path: Path) -> None:
     latents = CachedLatents(write_cache(tmp_path), stage(), (16, 16))
     expected = [zlib.crc32(latents.key(index).encode()) for index in range(5)]
     assert latents.hashes.tolist() == expected
     np.save(tmp_path / "hashes.npy", np.arange(5, dtype=np.uint32))
     assert latents.hashes.tolist() == [0, 1, 2, 3, 4]
     np.save(tmp_path / "hashes.npy", np.arange(4, dtype=np.uint32))
-    with pytest.raises(ValueError, match="is not of this cache's samples"):
+    with pytest.raises(ValueError, match="has 4 hashes, but the cache has 5 samples"):
         latents.hashes  # noqa: B018
 
 
-def test_of_a_cache_of_several_sizes_the_runs_own_are_used_or_all_in_bucketed_batches(tmp_path: Path) -> None:
+def test_a_cache_of_several_sizes_gives_the_runs_size_or_all_if_bucketed(tmp_path: Path) -> None:
     write_cache(tmp_path)
     manifest = read_manifest(tmp_path)
     for shard, size in zip(manifest["shards"], ((8, 32), (16, 16), (16, 16)), strict=True):
         shard["size"] = size
     write_json(tmp_path / "manifest.json", manifest)
-    whole = CachedLatents(tmp_path, stage(), (16, 16), bucketed=True)
-    assert len(whole) == 5 and whole.buckets.tolist() == [0, 0, 0, 1, 1]
-    np.save(tmp_path / "hashes.npy", whole.hashes)
-    with pytest.warns(UserWarning, match=r"of the 5 samples in .*, 2 are 16x16 and used; data.bucketed=true"):
+    bucketed = CachedLatents(tmp_path, stage(), (16, 16), bucketed=True)
+    assert len(bucketed) == 5 and bucketed.buckets.tolist() == [0, 0, 0, 1, 1]
+    np.save(tmp_path / "hashes.npy", bucketed.hashes)
+    with pytest.warns(UserWarning, match=r"only the 2 samples of size 16x16 are used, of 5 in .*; set data.bucketed"):
         squares = CachedLatents(tmp_path, stage(), (16, 16))
     assert [squares.key(index) for index in range(2)] == ["2-0", "2-1"]
-    assert squares.hashes.tolist() == whole.hashes[3:].tolist()
+    assert squares.hashes.tolist() == bucketed.hashes[3:].tolist()
 
 
-def test_of_several_captions_all_are_kept_and_each_draw_has_one(tmp_path: Path) -> None:
+def test_all_captions_are_stored_and_each_draw_gets_one(tmp_path: Path) -> None:
     write_cache(tmp_path, (3,))
     several = [["a"], ["b", "c", "d"], ["e", "f"]]
     write_shard(tmp_path / "s0.safetensors", moments(3), ["x", "y", "z"], several, {"settings": SETTINGS})
@@ -120,11 +120,11 @@ def test_of_several_captions_all_are_kept_and_each_draw_has_one(tmp_path: Path) 
     for load in ("mapped", "memory"):
         latents = CachedLatents(tmp_path, stage(), (16, 16), load=load, seed=3)  # type: ignore[arg-type]
         for row, captions in enumerate(several):
-            drawn = [latents[draw, row]["caption"] for draw in range(20)]
-            assert drawn == [one_of(captions, 3, row, draw) for draw in range(20)] and {*drawn} == {*captions}
+            chosen = [latents[draw, row]["caption"] for draw in range(20)]
+            assert chosen == [choose_caption(captions, 3, row, draw) for draw in range(20)] and {*chosen} == {*captions}
 
 
-def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
+def test_a_cached_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
     latents = CachedLatents(write_cache(tmp_path, (3,)), stage(), (16, 16))
     before = latents[0]["moments"]
     data = pickle.dumps(latents)
@@ -132,7 +132,7 @@ def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_stage", "size", "told"),
+    ("first_stage", "size", "message"),
     [
         (stage("b" * 64), (16, 16), "was encoded with first_stage aaaaaaaaaaaa, not bbbbbbbbbbbb"),
         (stage(scale=0.25), (16, 16), "was encoded with scale 0.5, not 0.25"),
@@ -140,34 +140,34 @@ def test_the_data_set_is_pickled_without_its_latents(tmp_path: Path) -> None:
     ],
 )
 def test_a_cache_of_another_first_stage_scale_or_size_is_refused(
-    first_stage: Frozen, size: tuple[int, int], told: str, tmp_path: Path
+    first_stage: Frozen, size: tuple[int, int], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         CachedLatents(write_cache(tmp_path), first_stage, size)
 
 
-def test_a_cache_of_an_older_format_is_refused(tmp_path: Path) -> None:
+def test_a_cache_in_an_older_format_is_refused(tmp_path: Path) -> None:
     write_json(write_cache(tmp_path) / "manifest.json", read_manifest(tmp_path) | {"format": FORMAT - 1})
-    with pytest.raises(ValueError, match=rf"format {FORMAT - 1}, .* knows only {FORMAT}\); run ldm encode again"):
+    with pytest.raises(ValueError, match=rf"format {FORMAT - 1}, .* reads only {FORMAT}\); run ldm encode again"):
         CachedLatents(tmp_path, stage(), (16, 16))
 
 
-def test_a_cache_that_is_not_finished_and_one_without_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+def test_incomplete_and_empty_caches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json"):
         CachedLatents(tmp_path, stage(), (16, 16))
-    with pytest.raises(ValueError, match="holds no samples"):
+    with pytest.raises(ValueError, match="has no samples"):
         CachedLatents(write_cache(tmp_path, (0,)), stage(), (16, 16))
 
 
 @pytest.mark.parametrize("length", [4, 100, 1000])
-def test_a_cut_shard_is_refused(length: int, tmp_path: Path) -> None:
+def test_a_truncated_shard_of_latents_is_refused(length: int, tmp_path: Path) -> None:
     path = write_cache(tmp_path, (100,)) / "s0.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         CachedLatents(tmp_path, stage(), (16, 16))[0]
 
 
-def test_decoded_latents_are_the_first_stages_pictures_of_the_means() -> None:
+def test_decoding_gives_the_first_stages_images_of_the_means() -> None:
     vae, pair = tiny_vae(), torch.randn(8, 4, 4)
     dataset: Any = [{"moments": pair, "caption": "x"}]
     decoded = Decoded(dataset, SimpleNamespace(source={}, network=vae))[0]

@@ -1,4 +1,4 @@
-"""Encoding: the same cache however often and wherever it was interrupted."""
+"""Encoding gives the same cache wherever and however often it was interrupted."""
 
 import os
 import signal
@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import ldm.files
-from ldm.data.latents.cache import read_manifest
-from ldm.data.latents.encoding import Job, encode_shards, finish
+from ldm.data.latents.cache import read_manifest, split_hash
+from ldm.data.latents.encoding import encode_shards, finish
+from ldm.data.latents.job import EncodingJob, Pending
 from ldm.data.latents.shard import map_shard
 from ldm.data.sources.shards import Shards, find_tars
-from tests.data.tars import picture, samples, write_tar
+from ldm.files import write_json
+from tests.data.tars import image_file, samples, write_tar
 from tests.tiny import save_part, tiny_vae
 
 SETTINGS = {"first_stage": "f", "resolution": [8, 8], "version": "1"}
-MOMENTS = 11  # six batches, and the renames of one quarantine, two shards, the hashes and the manifest
+MOMENTS = 11  # six batches, and renames of one quarantine, two shards, the hashes and the manifest
 
 
 @pytest.fixture(autouse=True)
@@ -28,25 +30,25 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two shards of seven and five samples; one of the first cannot be read."""
+    """Two shards of seven and five samples; one sample of the first is unreadable."""
     (tmp_path / "in").mkdir()
     write_tar(tmp_path / "in" / "x-0.tar", samples(7) | {"0002.png": b"<html>"})
     write_tar(tmp_path / "in" / "x-1.tar", samples(5, 7))
     return tmp_path / "in"
 
 
-def encode(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures[:, [0, 1, 2, 0], ::4, ::4].float()
+def encode(images: torch.Tensor) -> torch.Tensor:
+    return images[:, [0, 1, 2, 0], ::4, ::4].float()
 
 
-def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int = 0, world: int = 1) -> Job:
+def job(shards: Path, out: Path, settings: dict[str, Any] = SETTINGS, rank: int = 0, world: int = 1) -> EncodingJob:
     files = find_tars(shards)
-    return Job(files, Shards(files[rank::world], 8), out, settings)
+    return EncodingJob(files, Shards(files[rank::world], 8), out, settings)
 
 
-def work(job: Job, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
-    """How many samples there were to encode."""
-    count = sum(encode_shards(job, encode, batch_size=2))
+def work(job: EncodingJob, encode: Callable[[torch.Tensor], torch.Tensor] = encode) -> int:
+    """Encodes the remaining shards and returns the number of samples in them."""
+    count = sum(encode_shards(job, job.pending().shards, encode, batch_size=2))
     finish(job)
     return count
 
@@ -55,13 +57,13 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def die_at(moment: int, job: Job) -> None:
-    """Works in a forked child that kills itself before so many batches and renames."""
+def die_at(moment: int, job: EncodingJob) -> None:
+    """Runs the job in a forked child that kills itself after `moment` batches and renames."""
     child = os.fork()
     if child:
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         return
-    signal.alarm(60)  # the parent waits for it
+    signal.alarm(60)  # so that the parent never waits forever
     left, replace = moment, os.replace
 
     def countdown() -> None:
@@ -70,22 +72,22 @@ def die_at(moment: int, job: Job) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
 
-    def dying(pictures: torch.Tensor) -> torch.Tensor:
+    def counted_encode(images: torch.Tensor) -> torch.Tensor:
         countdown()
-        return encode(pictures)
+        return encode(images)
 
-    def renamed(*paths: Any) -> None:
+    def counted_replace(*paths: Any) -> None:
         countdown()
         replace(*paths)
 
     try:
-        ldm.files.os.replace = renamed  # type: ignore[attr-defined]
-        work(job, dying)
+        ldm.files.os.replace = counted_replace  # type: ignore[attr-defined]
+        work(job, counted_encode)
     finally:
         os._exit(1)  # never reached by a child that was killed
 
 
-def test_latents_are_those_of_the_pictures_and_bad_samples_go_to_quarantine(folder: Path, tmp_path: Path) -> None:
+def test_latents_match_their_images_and_unreadable_samples_are_quarantined(folder: Path, tmp_path: Path) -> None:
     work(job(folder, tmp_path / "out"))
     shard = map_shard(tmp_path / "out" / "x-0.safetensors")
     assert [shard.key(k) for k in range(6)] == ["0000", "0001", "0003", "0004", "0005", "0006"]
@@ -95,40 +97,99 @@ def test_latents_are_those_of_the_pictures_and_bad_samples_go_to_quarantine(fold
     assert not (tmp_path / "out" / "x-1.quarantine.jsonl").exists()
 
 
-def test_killed_at_any_moment_it_shows_whole_shards_only_and_ends_with_the_same_bytes(
-    folder: Path, tmp_path: Path
-) -> None:
-    work(job(folder, tmp_path / "whole"))
-    whole = contents(tmp_path / "whole")
+def test_a_run_killed_at_any_moment_leaves_complete_shards_and_resumes_exactly(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "uninterrupted"))
+    uninterrupted = contents(tmp_path / "uninterrupted")
     for moment in range(MOMENTS):
         out = tmp_path / str(moment)
         die_at(moment, job(folder, out))
         left = contents(out) if out.exists() else {}
-        assert all(data == whole[name] for name, data in left.items() if not name.endswith(".tmp"))
+        assert all(data == uninterrupted[name] for name, data in left.items() if not name.endswith(".tmp"))
         work(job(folder, out))
-        assert contents(out) == whole
+        assert contents(out) == uninterrupted
 
 
-def test_killed_again_and_again_it_gets_on_shard_by_shard(folder: Path, tmp_path: Path) -> None:
-    work(job(folder, tmp_path / "whole"))
+def test_a_run_killed_repeatedly_still_completes_shard_by_shard(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "uninterrupted"))
     for moment in (2, 5, 3, 1, 0, 4):
         die_at(moment, job(folder, tmp_path / "out"))
     work(job(folder, tmp_path / "out"))
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
-def test_a_finished_shard_is_not_done_again_unless_its_tar_changed(folder: Path, tmp_path: Path) -> None:
+def test_an_encoded_shard_is_skipped_unless_its_tar_changed(folder: Path, tmp_path: Path) -> None:
     assert [work(job(folder, tmp_path / "out")) for _ in range(2)] == [12, 0]
     write_tar(folder / "x-1.tar", samples(9, 7))
     assert work(job(folder, tmp_path / "out")) == 9
 
 
+def test_a_new_cache_has_the_mixed_split_and_an_earlier_one_keeps_its_own(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
+    assert split_hash(manifest) == "mixed"
+    del manifest["split_hash"]
+    write_json(tmp_path / "out" / "manifest.json", manifest)
+    write_tar(folder / "x-1.tar", samples(9, 7))
+    work(job(folder, tmp_path / "out"))
+    assert split_hash(read_manifest(tmp_path / "out")) == "crc32"
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda data: data[: len(data) // 2],
+    "a part of the header": lambda data: data[:40],
+    "nothing": lambda data: b"",
+    "a changed byte of the latents": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "a changed digit of the header": lambda data: data.replace(b'\\"samples\\": 5', b'\\"samples\\": 4'),
+    "a changed setting in the header": lambda data: data.replace(b'_stage\\": \\"f', b'_stage\\": \\"g'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_shard_is_found_and_only_it_is_encoded_again(
+    folder: Path, tmp_path: Path, damage: str, finished: bool
+) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    if not finished:
+        (out / "manifest.json").unlink()
+        if "changed setting" in damage:  # without a manifest, only the header says what the settings were
+            return
+    path = out / "x-1.safetensors"
+    path.write_bytes(DAMAGE[damage](before[path.name]))
+    assert path.read_bytes() != before[path.name]
+    assert job(folder, out).pending() == Pending([1], [1])
+    assert work(job(folder, out)) == 5 and contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "hashes.npy", "x-0.quarantine.jsonl"])
+def test_a_truncated_list_of_a_cache_is_written_again(folder: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    for length in (0, len(before[name]) // 2):
+        (out / name).write_bytes(before[name][:length])
+        work(job(folder, out))
+        assert {**contents(out), name: b""} == {**before, name: b""}
+        assert contents(out)[name] == before[name]
+
+
+def test_a_rank_waits_for_the_one_that_encodes_a_damaged_shard_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work(job(folder, out))
+    before = contents(out)
+    (out / "x-1.safetensors").write_bytes(before["x-1.safetensors"][:-1])
+    assert finish(job(folder, out, rank=0, world=2)) is None
+    assert work(job(folder, out, rank=1, world=2)) == 5 and contents(out) == before
+
+
 @pytest.mark.parametrize("name", ["x-0.safetensors", "manifest.json", "hashes.npy", "x-1.quarantine.jsonl"])
-def test_a_file_of_another_kind_under_a_name_of_the_caches_is_kept(folder: Path, tmp_path: Path, name: str) -> None:
+def test_encoding_never_replaces_a_file_that_is_not_part_of_a_cache(folder: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     if name == "x-0.safetensors":
-        save_part(out / name, "vae", tiny_vae())  # weights of ldm's
+        save_part(out / name, "vae", tiny_vae())  # weights written by ldm
     else:
         (out / name).write_text('{"shards": 3}')
     before = contents(out)
@@ -137,24 +198,24 @@ def test_a_file_of_another_kind_under_a_name_of_the_caches_is_kept(folder: Path,
     assert contents(out) == before
 
 
-def test_ranks_share_the_shards_and_the_last_writes_the_manifest_of_one(folder: Path, tmp_path: Path) -> None:
+def test_ranks_split_the_shards_and_the_last_one_writes_the_manifest(folder: Path, tmp_path: Path) -> None:
     work(job(folder, tmp_path / "one"))
     second = job(folder, tmp_path / "two", rank=1, world=2)
-    assert len(second.shards) == 5 and work(second) == 5  # it does not even index the others' shards
+    assert len(second.shards) == 5 and work(second) == 5  # the shards of other ranks are not even indexed
     assert not (tmp_path / "two" / "manifest.json").exists()
     assert work(job(folder, tmp_path / "two", rank=0, world=2)) == 7
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_pictures_go_to_the_bucket_of_their_shape_whole_and_resumable(tmp_path: Path) -> None:
+def test_images_are_encoded_in_the_bucket_nearest_to_their_shape(tmp_path: Path) -> None:
     shapes = {"a": (12, 8), "b": (8, 12), "c": (9, 9), "d": (8, 13), "e": (30, 5)}
-    members = {f"{key}.png": picture(k, shape) for k, (key, shape) in enumerate(shapes.items())}
+    members = {f"{key}.png": image_file(k, shape) for k, (key, shape) in enumerate(shapes.items())}
     write_tar(tmp_path / "x.tar", {"bad.png": b"", "bad.txt": b""} | members | {f"{key}.txt": b"" for key in shapes})
     sizes = [(8, 16), (12, 12), (16, 8)]
 
-    def bucketed(out: Path) -> Job:
+    def bucketed(out: Path) -> EncodingJob:
         files = find_tars(tmp_path / "x.tar")
-        return Job(files, Shards(files, 12, buckets=sizes), out, SETTINGS)
+        return EncodingJob(files, Shards(files, 12, buckets=sizes), out, SETTINGS)
 
     assert work(bucketed(tmp_path / "out")) == 6 and work(bucketed(tmp_path / "out")) == 0
     found = {path.stem: map_shard(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))}
@@ -166,23 +227,23 @@ def test_pictures_go_to_the_bucket_of_their_shape_whole_and_resumable(tmp_path: 
     manifest = read_manifest(tmp_path / "out")
     assert (manifest["samples"], manifest["quarantined"], len(manifest["shards"])) == (5, 1, 3)
     os.unlink(tmp_path / "out" / "x.16x8.safetensors")
-    whole = contents(tmp_path / "out")
+    before = contents(tmp_path / "out")
     assert work(bucketed(tmp_path / "out")) == 6
-    assert whole.items() < contents(tmp_path / "out").items()
+    assert before.items() < contents(tmp_path / "out").items()
 
 
-def test_latents_that_float16_does_not_hold_go_to_quarantine(folder: Path, tmp_path: Path) -> None:
-    work(job(folder, tmp_path / "out"), lambda pictures: encode(pictures) * 1e4)
+def test_latents_that_overflow_in_float16_are_quarantined(folder: Path, tmp_path: Path) -> None:
+    work(job(folder, tmp_path / "out"), lambda images: encode(images) * 1e4)
     assert "not finite" in (tmp_path / "out" / "x-1.quarantine.jsonl").read_text()
     assert map_shard(tmp_path / "out" / "x-1.safetensors").moments.shape[0] == 0
 
 
-def test_another_first_stage_other_shards_and_two_of_a_name_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_another_first_stage_other_shards_and_duplicate_names_are_refused(folder: Path, tmp_path: Path) -> None:
     work(job(folder, tmp_path / "out"))
     with pytest.raises(ValueError, match="was encoded with first_stage f, not g"):
         work(job(folder, tmp_path / "out", SETTINGS | {"first_stage": "g"}))
-    with pytest.raises(ValueError, match=r"already holds x-1.safetensors, which is not of these"):
+    with pytest.raises(ValueError, match=r"already has x-1.safetensors, which does not belong to these"):
         job(folder / "x-0.tar", tmp_path / "out")
     with pytest.raises(ValueError, match="two of the shards are named x-0"):
         twice = find_tars([folder / "x-0.tar", folder / "x-0.tar"])
-        Job(twice, Shards(twice, 8), tmp_path / "out", SETTINGS)
+        EncodingJob(twice, Shards(twice, 8), tmp_path / "out", SETTINGS)

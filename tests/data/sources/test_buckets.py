@@ -3,14 +3,12 @@ import pytest
 from ldm.data.sources.buckets import bucket_sizes, nearest
 
 
-def test_the_buckets_of_512_are_these() -> None:
+def test_the_buckets_of_512_pixels_have_the_expected_sizes() -> None:
     assert bucket_sizes(512, 64) == [(384, 640), (448, 576), (512, 512), (576, 448), (640, 384)]
 
 
 @pytest.mark.parametrize(("side", "step"), [(512, 8), (768, 64), (1024, 128), (64, 64)])
-def test_sides_are_multiples_with_no_more_pixels_than_the_square_and_no_room_for_another_step(
-    side: int, step: int
-) -> None:
+def test_buckets_are_the_widest_sizes_with_at_most_the_pixels_of_the_square(side: int, step: int) -> None:
     sizes = bucket_sizes(side, step)
     assert (side, side) in sizes
     for height, width in sizes:
@@ -18,7 +16,7 @@ def test_sides_are_multiples_with_no_more_pixels_than_the_square_and_no_room_for
         assert 0.5 <= width / height <= 2
 
 
-def test_the_nearest_is_by_ratio_and_a_tall_picture_gets_a_tall_bucket() -> None:
+def test_the_nearest_bucket_is_chosen_by_aspect_ratio() -> None:
     sizes = bucket_sizes(512, 64)
     assert nearest(1000, 1000, sizes) == (512, 512)
     assert nearest(4000, 3000, sizes) == (448, 576) and nearest(300, 400, sizes) == (576, 448)
@@ -26,6 +24,6 @@ def test_the_nearest_is_by_ratio_and_a_tall_picture_gets_a_tall_bucket() -> None
 
 
 @pytest.mark.parametrize("step", [0, -64, 100])
-def test_a_step_that_leaves_no_square_is_refused(step: int) -> None:
-    with pytest.raises(ValueError, match=f"steps of {step} pixels hold no square of 512"):
+def test_a_step_that_does_not_divide_the_side_is_refused(step: int) -> None:
+    with pytest.raises(ValueError, match=f"steps of {step} pixels include no square of 512"):
         bucket_sizes(512, step)

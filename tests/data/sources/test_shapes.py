@@ -1,4 +1,4 @@
-"""The procedural shapes: pure, honest about what they show, and split for ever."""
+"""Procedural shapes are a pure function of seed and index, match their captions, and have fixed splits."""
 
 import colorsys
 import math
@@ -26,13 +26,13 @@ def test_captions_are_parsed_back_to_their_scenes() -> None:
         assert parse(scene.caption) == scene
 
 
-@pytest.mark.parametrize("text", ["a cat", "a red circle", "a red circle on a green background", "two red circles"])
-def test_other_text_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["a cat", "a circle", "a red circle on a green background", "three red circles"])
+def test_text_that_does_not_describe_shapes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"shapes|background"):
         parse(text)
 
 
-def test_no_caption_is_in_two_splits_and_training_shows_no_unseen_pair() -> None:
+def test_splits_share_no_caption_and_training_has_no_unseen_pair() -> None:
     captions = {
         split: {Shapes(6, split).scene(index)[0].caption for index in range(400)}  # type: ignore[arg-type]
         for split in ("train", "held_out", "unseen")
@@ -52,17 +52,17 @@ def test_near_misses_stay_in_their_split() -> None:
 def test_colours_have_their_hue_and_are_vivid() -> None:
     for index in range(200):
         scene, placed = Shapes(seed=8).scene(index)
-        for thing, drawn in zip(scene.things, placed, strict=True):
-            hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in drawn.rgb))
+        for thing, rendered in zip(scene.things, placed, strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in rendered.rgb))
             assert abs((360 * hue - HUES[thing.color] + 180) % 360 - 180) <= 3.001
             assert saturation >= 0.6 and value >= 0.6
 
 
-def test_things_lie_inside_the_picture_and_apart() -> None:
+def test_things_are_inside_the_image_and_do_not_overlap() -> None:
     for index in range(300):
         scene, placed = Shapes(seed=9).scene(index)
         alone = [render([thing], scene.background).astype(int) - BACKGROUNDS[scene.background] for thing in placed]
-        covered = [np.abs(difference).max(-1) > 40 for difference in alone]  # but for the faint tips of stars
+        covered = [np.abs(difference).max(-1) > 40 for difference in alone]  # except for the faint tips of stars
         assert not any(mask[[0, -1]].any() or mask[:, [0, -1]].any() for mask in covered)
         assert len(covered) == 1 or not (covered[0] & covered[1]).any()
 
@@ -75,7 +75,7 @@ def test_anti_aliasing_keeps_the_area(shape: str, area: float) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_larger_picture_shows_the_same(shape: str) -> None:
+def test_a_larger_image_has_the_same_content(shape: str) -> None:
     placed = [Placed(shape, 30.0, 33.0, 12.0, (200.0, 40.0, 90.0))]
     small, large = render(placed, "gray").astype(float), render(placed, "gray", 128).astype(float)
     halved = large.reshape(64, 2, 64, 2, 3).mean((1, 3))
@@ -95,6 +95,6 @@ def test_held_out_prompts_differ_and_are_never_trained_on() -> None:
 
 
 @pytest.mark.parametrize("split", ["test", None])
-def test_a_split_that_there_is_not_is_refused(split: Any) -> None:
+def test_an_unknown_split_is_refused(split: Any) -> None:
     with pytest.raises(ValueError, match=f"is {split}, but must be one of train, held_out, unseen"):
         Shapes(split=split)

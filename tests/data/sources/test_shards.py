@@ -15,10 +15,10 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ldm.data.sources.captions import one_of
+from ldm.data.sources.captions import choose_caption
 from ldm.data.sources.shards import Shards, find_tars
 from ldm.data.sources.storage import File
-from tests.data.tars import picture, sample, samples, write_tar
+from tests.data.tars import image_file, sample, samples, write_tar
 
 EMOJI = Path(__file__).parents[4] / "shared" / "data" / "emoji"
 
@@ -30,7 +30,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three shards: four samples, none, three."""
+    """Creates three shards with four, zero and three samples."""
     shards = tmp_path / "shards"
     shards.mkdir()
     for k, (first, count) in enumerate([(0, 4), (4, 0), (4, 3)]):
@@ -42,7 +42,7 @@ def shades(shards: Shards) -> list[int]:
     return [int(shards[k]["image"][0, 0, 0]) for k in range(len(shards))]
 
 
-def test_samples_are_numbered_through_all_shards(folder: Path) -> None:
+def test_samples_are_numbered_across_all_shards(folder: Path) -> None:
     shards = Shards(folder, 8)
     assert len(shards) == 7 and shades(shards) == list(range(7))
     first = {k: v for k, v in shards[4].items() if k != "image"}
@@ -50,7 +50,7 @@ def test_samples_are_numbered_through_all_shards(folder: Path) -> None:
     assert shards[4]["image"].shape == (3, 8, 8) and shards[4]["image"].dtype == torch.uint8
 
 
-def test_a_pattern_a_glob_a_list_and_a_folder_are_the_same_shards(folder: Path) -> None:
+def test_a_pattern_a_glob_a_list_and_a_folder_give_the_same_shards(folder: Path) -> None:
     paths = sorted(folder.glob("*.tar"))
     spellings: list[Any] = [
         folder,
@@ -72,13 +72,13 @@ def test_braces_keep_leading_zeros_and_multiply(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["pipe:cat x.tar", "PIPE:curl http://host/{0..3}.tar"])
-def test_a_command_is_refused(url: str) -> None:
+def test_addresses_that_run_a_command_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="would run a command"):
         Shards(url, 8)
 
 
 @pytest.mark.parametrize("name", ["none.tar", "none-*.tar", "x-{00000..00003}.tar", "empty"])
-def test_shards_that_are_not_there_are_told(name: str, folder: Path) -> None:
+def test_missing_shards_are_refused_with_their_name(name: str, folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=f"^no shards at {folder}/"):
         Shards(f"{folder}/{name}", 8)
@@ -91,63 +91,63 @@ def test_braces_that_count_down_and_an_empty_list_are_refused() -> None:
         Shards([], 8)
 
 
-def test_shards_without_any_picture_are_refused(tmp_path: Path) -> None:
+def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.txt": b"a caption", "a.npy": b""})
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="has no images"):
         Shards(tmp_path, 8)
 
 
 @pytest.mark.parametrize(("extension", "format"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_each_kind_of_picture_is_read(extension: str, format: str, tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {f"a.{extension}": picture(200, format=format), "a.txt": b"x"})
+def test_images_of_all_formats_are_read(extension: str, format: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {f"a.{extension}": image_file(200, format=format), "a.txt": b"x"})
     assert (Shards(tmp_path, 8)[0]["image"].int() - 200).abs().max() <= 2  # lossy formats
 
 
 def test_a_caption_in_json_is_read(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"a.json": json.dumps({"caption": "from json"}).encode(), "a.png": picture()})
+    write_tar(tmp_path / "a.tar", {"a.json": json.dumps({"caption": "from json"}).encode(), "a.png": image_file()})
     assert Shards(tmp_path, 8)[0]["caption"] == "from json"
 
 
-def test_of_several_captions_each_draw_has_one_by_seed_id_and_draw(tmp_path: Path) -> None:
+def test_each_draw_has_one_of_several_captions_by_seed_id_and_draw(tmp_path: Path) -> None:
     lists = {f"{k:04d}.json": json.dumps({"captions": [f"{k}a", f"{k}b"]}).encode() for k in range(3)}
     write_tar(tmp_path / "a.tar", samples(3) | lists | {"0001.alt.txt": b"alt"})
     shards = Shards(tmp_path, 8, captions=["txt", "alt.txt", "json:captions"], seed=5)
     for k in range(3):
         captions = [f"shade {k}", *(["alt"] if k == 1 else []), f"{k}a", f"{k}b"]
-        drawn = [shards[draw, k]["caption"] for draw in range(40)]
-        assert drawn == [one_of(captions, 5, k, draw) for draw in range(40)] and {*drawn} == {*captions}
+        chosen = [shards[draw, k]["caption"] for draw in range(40)]
+        assert chosen == [choose_caption(captions, 5, k, draw) for draw in range(40)] and {*chosen} == {*captions}
     assert Shards(tmp_path, 8)[7, 0]["caption"] == "shade 0"
 
 
-def test_a_caption_that_is_drawn_decides_whether_the_picture_may_be_mirrored(tmp_path: Path) -> None:
+def test_the_chosen_caption_decides_whether_the_image_may_be_flipped(tmp_path: Path) -> None:
     two = {"a.json": b'["to the left", "somewhere"]'}
     file = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
     write_tar(tmp_path / "a.tar", {"a.png": file.getvalue()} | two)
-    drawn = [Shards(tmp_path, 8, flip=1.0)[draw, 0] for draw in range(20)]
-    assert {(s["caption"], bool(s["image"][0, 0, 0] > s["image"][0, 0, -1])) for s in drawn} == {
+    samples_of_draws = [Shards(tmp_path, 8, flip=1.0)[draw, 0] for draw in range(20)]
+    assert {(s["caption"], bool(s["image"][0, 0, 0] > s["image"][0, 0, -1])) for s in samples_of_draws} == {
         ("to the left", False),
         ("somewhere", True),
     }
 
 
-def test_a_place_that_no_sample_has_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no \.alt\.text, which captions=\['txt', 'alt\.text'\] asks for"):
+def test_a_place_without_any_captions_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no \.alt\.text file, but captions=\['txt', 'alt\.text'\] requires one"):
         Shards(folder, 8, captions=["txt", "alt.text"])
 
 
-def test_what_only_the_shards_of_other_processes_have_is_no_lack(folder: Path, tmp_path: Path) -> None:
+def test_images_and_captions_may_be_in_the_shards_of_other_processes(folder: Path, tmp_path: Path) -> None:
     _, empty, last = find_tars(folder)
     (another,) = find_tars(write_tar(tmp_path / "y.tar", sample("a") | {"a.alt.txt": b"another"}))
     shards = Shards([last], 8, captions=["txt", "alt.txt"], others=[empty, another])
     assert len(shards) == 3 and len(Shards([empty], 8, others=[last])) == 0
-    with pytest.raises(ValueError, match=r"x-00001.tar and 1 more holds no pictures"):
+    with pytest.raises(ValueError, match=r"x-00001.tar and 1 more has no images"):
         Shards([empty], 8, others=[empty])
-    with pytest.raises(ValueError, match=r"x-00002.tar and 2 more holds no \.syn\.txt"):
+    with pytest.raises(ValueError, match=r"x-00002.tar and 2 more has no \.syn\.txt"):
         Shards([last], 8, captions=["txt", "syn.txt"], others=[empty, another])
 
 
-def test_others_are_not_read_where_nothing_is_lacking(folder: Path) -> None:
+def test_shards_of_other_processes_are_read_only_if_something_is_missing(folder: Path) -> None:
     first, *_ = find_tars(folder)
     absent = File("/nowhere.tar", 0, "")
     assert len(Shards([first], 8, others=[absent])) == len(Shards([first], 8, captions=["txt"], others=[absent])) == 4
@@ -156,14 +156,14 @@ def test_others_are_not_read_where_nothing_is_lacking(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ({"b.png": None}, "a.tar has no picture for b$"),
+        ({"b.png": None}, "a.tar has no image for b$"),
         ({"b.txt": None}, "a.tar has no .txt or .json for b$"),
-        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as a picture"),
-        ({"b.png": picture()[:45]}, "^b in .*a.tar cannot be read as a picture"),
+        ({"b.png": b"<html>"}, "^b in .*a.tar cannot be read as an image"),
+        ({"b.png": image_file()[:45]}, "^b in .*a.tar cannot be read as an image"),
         ({"b.txt": b"caf\xe9"}, "^b.txt in .*a.tar is not UTF-8"),
     ],
 )
-def test_a_bad_sample_is_refused_by_shard_and_key_and_its_neighbours_are_not(
+def test_only_the_bad_sample_is_refused_with_its_shard_and_key(
     damage: dict[str, bytes | None], reason: str, tmp_path: Path
 ) -> None:
     contents = sample("a", 1) | sample("b", 2) | sample("c", 3) | damage
@@ -174,29 +174,29 @@ def test_a_bad_sample_is_refused_by_shard_and_key_and_its_neighbours_are_not(
     assert [shards[k]["caption"] for k in (0, 2)] == ["shade 1", "shade 3"]
 
 
-def test_a_cut_shard_is_used_as_far_as_it_goes_and_told_on_every_start(folder: Path) -> None:
+def test_a_truncated_shard_is_used_with_a_warning_on_every_start(folder: Path) -> None:
     shard = folder / "x-00000.tar"
-    os.truncate(shard, 5 * 1024 + 100)  # a picture and a caption take 2 KiB a sample
+    os.truncate(shard, 5 * 1024 + 100)  # an image and a caption take 2 KiB per sample
     for _ in range(2):
-        with pytest.warns(UserWarning, match=f"{shard} is cut short or damaged: .*2 samples before that are used"):
+        with pytest.warns(UserWarning, match=f"{shard} is truncated or corrupt: .*2 samples before that are used"):
             shards = Shards(folder, 8)
         assert shades(shards) == [0, 1, 4, 5, 6]
 
 
-def test_a_shard_cut_at_a_header_is_told_too(folder: Path) -> None:
+def test_a_shard_truncated_at_a_header_is_reported_too(folder: Path) -> None:
     os.truncate(folder / "x-00000.tar", 4 * 1024)
     with pytest.warns(UserWarning, match="no end-of-archive marker"):
         assert len(Shards(folder, 8)) == 2 + 3
 
 
-def test_the_stand_ins_for_a_bad_sample_are_those_of_its_shard(folder: Path) -> None:
+def test_a_bad_sample_is_replaced_by_samples_of_its_shard(folder: Path) -> None:
     shards = Shards(folder, 8)
     assert [shards.group(k) for k in (0, 3, 4, 6)] == [range(0, 4)] * 2 + [range(4, 7)] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_what_the_main_process_reads(method: str, folder: Path) -> None:
+def test_workers_read_the_same_samples_as_the_main_process(method: str, folder: Path) -> None:
     write_tar(folder / "x-00000.tar", samples(4) | {"0002.json": b'["a", "b", "c"]'})
     shards = Shards(folder, 8, crop="random", flip=0.5, captions=["txt", "json"])
     order = [(draw, k) for draw in range(2) for k in range(7)]
@@ -207,12 +207,13 @@ def test_workers_read_what_the_main_process_reads(method: str, folder: Path) -> 
         num_workers=1,
         multiprocessing_context=get_context(method),
     )
-    for asked, got in zip(order, loader, strict=True):
-        here = shards[asked]
-        assert torch.equal(got.pop("image"), here.pop("image")) and got == here  # type: ignore[misc]
+    for key, sample_of_worker in zip(order, loader, strict=True):
+        expected = shards[key]
+        assert torch.equal(sample_of_worker.pop("image"), expected.pop("image"))
+        assert sample_of_worker == expected  # type: ignore[misc]
 
 
-def test_the_data_set_holds_no_open_files(folder: Path) -> None:
+def test_the_data_set_can_be_pickled_after_reading(folder: Path) -> None:
     shards = Shards(folder, 8)
     shards[0]
     assert shades(pickle.loads(pickle.dumps(shards))) == list(range(7))
@@ -223,10 +224,10 @@ def webdataset_samples(urls: str | list[str]) -> Iterator[dict]:
 
 
 @pytest.mark.parametrize("keys", [["a", "b", "c"], ["dir/a", "dir/sub.d/b", "x" * 120]])
-def test_what_webdataset_writes_we_read(keys: list[str], tmp_path: Path) -> None:
+def test_shards_written_by_webdataset_are_read(keys: list[str], tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
         for k, key in enumerate(keys):
-            sink.write({"__key__": key, "png": picture(k), "txt": f"shade {k}", "json": {"caption": "no"}})
+            sink.write({"__key__": key, "png": image_file(k), "txt": f"shade {k}", "json": {"caption": "no"}})
     shards = Shards(tmp_path, 8)
     assert [(s["key"], s["caption"], int(s["image"].max())) for s in shards] == [  # type: ignore[attr-defined]
         (key, f"shade {k}", k) for k, key in enumerate(keys)
@@ -234,7 +235,7 @@ def test_what_webdataset_writes_we_read(keys: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_keys_and_captions_are_those_that_webdataset_reads(format: int, tmp_path: Path) -> None:
+def test_keys_and_captions_match_those_that_webdataset_reads(format: int, tmp_path: Path) -> None:
     keys = ["a", "./b", "c d", "dir.x/e", "café"]
     path = write_tar(
         tmp_path / "a.tar", {n: d for k, key in enumerate(keys) for n, d in sample(key, k).items()}, format
@@ -244,7 +245,7 @@ def test_keys_and_captions_are_those_that_webdataset_reads(format: int, tmp_path
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji shards are not beside this checkout")
-def test_the_emoji_shards_are_read_as_webdataset_reads_them() -> None:
+def test_the_emoji_shards_match_what_webdataset_reads() -> None:
     shards = Shards(f"{EMOJI}/emoji-{{00000..00003}}.tar", 16)
     theirs = list(webdataset_samples([file.url for file in shards.files]))
     assert len(shards) == 1906 == len(theirs)

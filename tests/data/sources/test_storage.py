@@ -1,4 +1,4 @@
-"""Shards on disk and in object storage: in memory, and behind a web server on loopback that fails when told to."""
+"""Shards on disk and in object storage: in memory, and on a web server on loopback that fails on request."""
 
 import http.server
 import threading
@@ -15,36 +15,36 @@ from torch.utils.data import DataLoader
 
 from ldm.data.loading.datamodule import DataModule, collate
 from ldm.data.sources.shards import Shards, find_tars
-from ldm.data.sources.storage import TRIES, retried
+from ldm.data.sources.storage import TRIES, with_retries
 from ldm.data.sources.tolerant import Tolerant
 from tests.data.tars import samples, write_tar
 
 
 class Storage(http.server.SimpleHTTPRequestHandler):
-    """A file server that takes ranges; it answers 503 to so many of the next range requests, and then to none."""
+    """A file server that accepts ranges; it answers 503 to the next `failures` range requests."""
 
-    failures, short, asked = 0, False, list[str]()
+    failures, short, requests = 0, False, list[str]()
 
     def do_GET(self) -> None:
-        data, asked = Path(self.translate_path(self.path)), self.headers.get("Range", "")
-        type(self).asked.append(f"{data.name} {asked}")
+        data, span = Path(self.translate_path(self.path)), self.headers.get("Range", "")
+        type(self).requests.append(f"{data.name} {span}")
         if not data.is_file():
             return self.send_error(404)
-        if type(self).failures and asked:
+        if type(self).failures and span:
             type(self).failures -= 1
             return self.send_error(503)
-        whole = data.read_bytes()
-        first, last = (int(n) for n in asked.removeprefix("bytes=").split("-")) if asked else (0, len(whole) - 1)
-        body = whole[first : last + 1][: 10 if type(self).short else None]
-        self.send_response(206 if asked else 200)
+        content = data.read_bytes()
+        first, last = (int(n) for n in span.removeprefix("bytes=").split("-")) if span else (0, len(content) - 1)
+        body = content[first : last + 1][: 10 if type(self).short else None]
+        self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(whole)}")
+        self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(body)
         return None
 
     def send_head(self):  # type: ignore[no-untyped-def]
-        """Also for HEAD: as the parent's, with a word that ranges are taken."""
+        """Announces range requests, for HEAD too."""
         data = Path(self.translate_path(self.path))
         if not data.is_file():
             return self.send_error(404)
@@ -60,7 +60,7 @@ class Storage(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("ldm.data.sources.storage.time.sleep", lambda _: None)
 
 
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def web(folder: Path) -> Iterator[str]:
-    Storage.failures, Storage.short, Storage.asked = 0, False, []
+    Storage.failures, Storage.short, Storage.requests = 0, False, []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Storage, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -99,32 +99,30 @@ def assert_same(one: Shards, other: Shards) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/*.tar", "{}/x-{{0..1}}.tar"])
-def test_a_bucket_a_pattern_and_a_brace_hold_the_samples_of_the_folder(
-    spelling: str, memory: str, folder: Path
-) -> None:
+def test_a_bucket_a_pattern_and_braces_give_the_samples_of_the_folder(spelling: str, memory: str, folder: Path) -> None:
     assert_same(Shards(spelling.format(memory), 8), Shards(folder, 8))
 
 
-def test_a_web_server_holds_the_samples_of_the_folder_and_each_is_one_request(web: str, folder: Path) -> None:
+def test_each_sample_on_a_web_server_is_read_in_one_request(web: str, folder: Path) -> None:
     shards = Shards(web + "/x-{0..1}.tar", 8)
     assert [file.name for file in shards.files] == ["x-0.tar", "x-1.tar"]
     assert_same(shards, Shards(folder, 8))
-    Storage.asked.clear()
+    Storage.requests.clear()
     shards[5]
-    (asked,) = Storage.asked
-    first, last = map(int, asked.removeprefix("x-1.tar bytes=").split("-"))
-    assert last - first < 2048  # picture, header and caption; the shard has 10 KiB
+    (request,) = Storage.requests
+    first, last = map(int, request.removeprefix("x-1.tar bytes=").split("-"))
+    assert last - first < 2048  # image, header and caption; the shard has 10 KiB
 
 
-def test_the_index_is_kept_so_that_a_second_start_reads_no_shard(web: str, tmp_path: Path) -> None:
+def test_the_index_is_cached_so_that_a_second_start_reads_no_shard(web: str, tmp_path: Path) -> None:
     url = web + "/x-{0..1}.tar"
     Shards(url, 8)
-    Storage.asked.clear()
+    Storage.requests.clear()
     assert len(Shards(url, 8)) == 7
-    assert not Storage.asked and list((tmp_path / "home").rglob("*.safetensors"))
+    assert not Storage.requests and list((tmp_path / "home").rglob("*.safetensors"))
 
 
-def test_a_storage_whose_reads_take_a_version_before_the_range_is_read_too(
+def test_ranges_are_passed_to_storage_by_keyword_as_s3fs_requires(
     memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = MemoryFileSystem.cat_file
@@ -137,30 +135,30 @@ def test_a_storage_whose_reads_take_a_version_before_the_range_is_read_too(
     assert_same(Shards(memory, 8), Shards(folder, 8))
 
 
-def test_an_error_that_passes_is_not_noticed(web: str) -> None:
+def test_a_temporary_error_is_retried(web: str) -> None:
     shards = Shards(web + "/x-0.tar", 8)
     Storage.failures = TRIES - 1
     assert shards[1]["key"] == "0001"
 
 
-def test_an_error_that_stays_is_named_and_the_sample_replaced_and_counted(web: str) -> None:
+def test_a_permanent_error_is_reported_and_the_sample_replaced(web: str) -> None:
     shards = Shards(web + "/x-0.tar", 8)
     Storage.failures = TRIES
-    with pytest.raises(OSError, match=rf"{web}/x-0.tar could not be read in {TRIES} tries: 503"):
+    with pytest.raises(OSError, match=rf"{web}/x-0.tar could not be read in {TRIES} attempts: 503"):
         shards[1]
     Storage.failures = TRIES
     sample = Tolerant(shards)[1]
     assert sample["key"] == "0002" and "503" in sample["bad"][0]
 
 
-def test_less_than_was_asked_for_is_an_error(web: str) -> None:
+def test_a_response_shorter_than_requested_is_an_error(web: str) -> None:
     shards = Shards(web + "/x-0.tar", 8)
     Storage.short = True
-    with pytest.raises(OSError, match="10 bytes came where"):
+    with pytest.raises(OSError, match="received 10 bytes instead of"):
         shards[0]
 
 
-def test_a_batch_is_read_by_several_threads_in_forked_workers(web: str, folder: Path) -> None:
+def test_forked_workers_read_a_batch_with_several_threads(web: str, folder: Path) -> None:
     Shards(web + "/x-0.tar", 8)[0]  # connections of the main process, which the workers must not use
     module = DataModule(Tolerant(Shards(web + "/x-{0..1}.tar", 8)), {}, 3, workers=1, readers=3)  # type: ignore[arg-type]
     here = DataModule(Tolerant(Shards(folder, 8)), {}, 3)  # type: ignore[arg-type]
@@ -169,7 +167,7 @@ def test_a_batch_is_read_by_several_threads_in_forked_workers(web: str, folder: 
         assert torch.equal(far.pop("id"), near.pop("id")) and far["bad"] == [[]] * 3
 
 
-def test_the_address_is_spawned_with_the_data_set(memory: str) -> None:
+def test_files_in_object_storage_are_read_by_their_address(memory: str) -> None:
     files = find_tars(memory)
     assert [file.url for file in files] == ["memory:///bucket/x-0.tar", "memory:///bucket/x-1.tar"]
     batch = next(iter(DataLoader(Shards(memory, 8), batch_size=7, collate_fn=collate)))
@@ -177,20 +175,20 @@ def test_the_address_is_spawned_with_the_data_set(memory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "error", "told"),
+    ("url", "error", "message"),
     [
         ("memory://nothing", FileNotFoundError, "no shards at memory://nothing"),
         ("memory://nothing/x.tar", FileNotFoundError, "x.tar"),
         ("nowhere://x.tar", ValueError, "cannot open nowhere://x.tar"),
-        ("file:///tmp/x.tar", ValueError, "is a file on this machine: give its path, /tmp/x.tar"),
+        ("file:///tmp/x.tar", ValueError, "is a file on this machine: give its path /tmp/x.tar"),
     ],
 )
-def test_what_is_not_there_or_cannot_be_opened_is_told(url: str, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_missing_shards_and_unknown_protocols_are_refused(url: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         Shards(url, 8)
 
 
-def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_from_object_storage_are_retried_and_then_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("ldm.data.sources.storage.time.sleep", waits.append)
     tries = iter([OSError("reset"), RuntimeError("an error of the storage's own library"), None])
@@ -200,30 +198,30 @@ def test_a_read_from_object_storage_is_tried_again_and_then_named(monkeypatch: p
             raise error
         return 7
 
-    assert retried(read, "s3://b/x", fsspec.filesystem("memory")) == 7 and waits == [1, 2]
+    assert with_retries(read, "s3://b/x", fsspec.filesystem("memory")) == 7 and waits == [1, 2]
 
     def broken() -> int:
         raise OSError("connection reset")
 
-    with pytest.raises(OSError, match=r"s3://b/x could not be read in 4 tries: connection reset"):
-        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
+    with pytest.raises(OSError, match=r"s3://b/x could not be read in 4 attempts: connection reset"):
+        with_retries(broken, "s3://b/x", fsspec.filesystem("memory"))
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
-        (FileNotFoundError("no such key"), "s3://b/x is not there or may not be read: no such key"),
-        (PermissionError("Forbidden"), "s3://b/x is not there or may not be read: Forbidden"),
+        (FileNotFoundError("no such key"), "s3://b/x does not exist or is not readable: no such key"),
+        (PermissionError("Forbidden"), "s3://b/x does not exist or is not readable: Forbidden"),
         (ValueError("x is not an uncompressed tar"), "^x is not an uncompressed tar$"),
     ],
 )
-def test_what_another_try_would_not_change_is_told_at_once(
-    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+def test_errors_that_retrying_cannot_fix_are_raised_immediately(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm.data.sources.storage.time.sleep", lambda _: pytest.fail("it waited"))
 
     def broken() -> int:
         raise error
 
-    with pytest.raises(type(error), match=told):
-        retried(broken, "s3://b/x", fsspec.filesystem("memory"))
+    with pytest.raises(type(error), match=message):
+        with_retries(broken, "s3://b/x", fsspec.filesystem("memory"))

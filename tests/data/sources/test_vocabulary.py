@@ -1,4 +1,4 @@
-"""The tokens of a corpus."""
+"""The tokens of data sets are collected from their captions."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ def lengths(captions: list[str]) -> Tensor:
     return torch.tensor([[len(caption), 0] for caption in captions])
 
 
-def test_every_token_is_listed_once_and_rising() -> None:
+def test_tokens_are_sorted_and_unique() -> None:
     data = Shapes(seed=2, length=50)
     expected = sorted({0, *(len(data[index]["caption"]) for index in range(50))})
     assert tokens_of(lengths, [data, data]) == expected
 
 
-def test_no_more_samples_are_read_than_asked_for() -> None:
+def test_only_the_first_samples_are_read() -> None:
     data = Shapes(seed=2, length=50)
     assert tokens_of(lengths, [data], most=1) == sorted({0, len(data[0]["caption"])})

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,15 @@ SD21 = SD15 | {
 }
 
 
-def test_the_first_generations_unet_is_our_default() -> None:
-    assert unet_from(SD15, HERE) == {key: UNet_defaults()[key] for key in unet_from(SD15, HERE)}
+def test_the_default_unet_is_that_of_sd15() -> None:
+    assert unet_from(SD15, HERE) == {key: unet_defaults()[key] for key in unet_from(SD15, HERE)}
 
 
-def UNet_defaults() -> dict[str, Any]:
+def unet_defaults() -> dict[str, Any]:
     return build({"kind": "unet", "config": {}}, "nothing").config  # type: ignore[return-value]
 
 
-def test_the_second_generations_heads_are_all_as_wide() -> None:
+def test_attention_heads_of_sd2_are_64_wide_at_every_level() -> None:
     config = unet_from(SD21, HERE)
     assert config["head_width"] == 64 and config["linear_projection"] and config["context_width"] == 1024
 
@@ -59,52 +60,85 @@ def test_the_second_generations_heads_are_all_as_wide() -> None:
         {"context_width": [768, 512, 16, 8]},
     ],
 )
-def test_a_unets_settings_come_back(changes: dict[str, Any]) -> None:
-    config = UNet_defaults() | changes
+def test_a_unet_config_survives_a_round_trip(changes: dict[str, Any]) -> None:
+    config = unet_defaults() | changes
     back = unet_from(unet_to(config, 64, HERE), HERE)
     assert back == {key: config[key] for key in back} | ({"head_width": 16} if "head_width" in changes else {})
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"addition_embed_type": "text_time"}, "addition_embed_type=text_time"),
         ({"class_embed_type": "projection"}, "class_embed_type=projection"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift=scale_shift"),
         ({"down_block_types": ["AttnDownBlock2D"] * 4}, "is a UNet of AttnDownBlock2D"),
         ({"up_block_types": UP[::-1]}, "mirrored"),
-        ({"block_out_channels": [320, 480, 1280, 1280]}, "only multiples of the first"),
+        ({"block_out_channels": [320, 480, 1280, 1280]}, "needs multiples of the first"),
     ],
 )
-def test_a_unet_that_ours_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_unet_that_ldm_cannot_build_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         unet_from(SD15 | changes, HERE)
 
 
-def test_an_old_autoencoder_that_gives_no_scale_has_the_first_generations() -> None:
+def test_an_autoencoder_without_a_scale_has_that_of_sd1() -> None:
     old = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4}
     assert vae_from(old, HERE)["scale"] == 0.18215 and vae_from(old, HERE)["shift"] == 0.0
 
 
-def test_an_autoencoders_settings_come_back() -> None:
+def test_an_autoencoder_config_survives_a_round_trip() -> None:
     config = {"widths": [8, 16], "blocks": 3, "latent_channels": 2, "scale": 0.3, "shift": 0.1, "groups": 4}
     assert vae_from(vae_to(config | {"patch": 1}, 64, HERE), HERE) == config
 
 
 @pytest.mark.parametrize("changes", [{"groups": 0}, {"patch": 2}, {"scale": [1.0, 2.0]}])
-def test_an_autoencoder_that_only_ldm_can_build_is_refused(changes: dict[str, Any]) -> None:
+def test_an_autoencoder_that_other_tools_cannot_build_is_refused(changes: dict[str, Any]) -> None:
     config = {"widths": [8], "blocks": 1, "latent_channels": 2, "scale": 1.0, "shift": 0.0, "groups": 4, "patch": 1}
     with pytest.raises(ValueError, match="other tools cannot build"):
         vae_to(config | changes, 64, HERE)
 
 
-def test_the_towers_settings_come_back() -> None:
+def test_the_configs_of_clip_towers_survive_a_round_trip() -> None:
     text = {"vocab_size": 9, "width": 8, "layers": 3, "heads": 2, "context": 5, "activation": "gelu"}
     assert text_from(text_to(text | {"projection": None}, 0), HERE) == text
     image = {"size": 8, "patch": 4, "width": 8, "layers": 3, "heads": 2, "activation": "quick_gelu"}
     assert image_from(image_to(image | {"projection": 3}), HERE) == image
 
 
-def test_a_tower_with_another_perceptron_is_refused() -> None:
-    with pytest.raises(ValueError, match="intermediate_size=100 over 512"):
+def test_a_tower_with_an_mlp_of_the_wrong_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="intermediate_size=100 at width 512"):
         text_from({"intermediate_size": 100}, HERE)
+
+
+@pytest.mark.parametrize(
+    ("reader", "base", "field"),
+    [
+        (unet_from, SD15, {"resnet_out_scale_factor": 1.414}),
+        (unet_from, SD15, {"mid_block_only_cross_attention": True}),
+        (unet_from, SD15, {"time_embedding_dim": 512}),
+        (unet_from, SD15, {"num_class_embeds": 1000}),
+        (unet_from, SD15, {"norm_num_groups": None}),
+        (unet_from, SD15, {"a_field_of_tomorrow": 1}),
+        (unet_from, SD15, {"layers_per_block": 10**9}),
+        (unet_from, SD15, {"layers_per_block": True}),
+        (unet_from, SD15, {"block_out_channels": [320] * 10**5}),
+        (vae_from, {}, {"latents_mean": [0.0]}),
+        (vae_from, {}, {"down_block_types": ["AttnDownEncoderBlock2D"]}),
+        (vae_from, {}, {"scaling_factor": float("nan")}),
+        (text_from, {}, {"layer_norm_eps": 1e-6}),
+        (text_from, {}, {"hidden_act": "relu"}),
+        (text_from, {}, {"eos_token_id": 5}),
+        (image_from, {}, {"num_channels": 4}),
+    ],
+)
+def test_a_field_that_ldm_cannot_honour_is_refused_by_name(
+    reader: Callable[[dict[str, Any], Path], Any], base: dict[str, Any], field: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(field))):
+        reader(base | field, HERE)
+
+
+def test_the_fields_that_transformers_writes_into_every_config_have_no_effect() -> None:
+    extra = {"_name_or_path": "openai/clip", "torch_dtype": "float32", "num_beams": 1, "eos_token_id": 2}
+    assert text_from(extra, HERE) == text_from({}, HERE)

@@ -34,7 +34,7 @@ def test_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
 
 @pytest.fixture
 def lightning_one(monkeypatch: pytest.MonkeyPatch) -> type:
-    """The class that checkpoints of Stable Diffusion 1.x name, which no one has installed any more."""
+    """Defines the class that checkpoints of Stable Diffusion 1.x name, which is rarely installed today."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module = types.ModuleType(name)
     ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
@@ -46,7 +46,7 @@ def lightning_one(monkeypatch: pytest.MonkeyPatch) -> type:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_callbacks_as_in_the_checkpoints_of_stable_diffusion_are_read_without_their_classes(
+def test_callback_states_in_sd_checkpoints_are_read_without_their_classes(
     tmp_path: Path, lightning_one: type, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
     score = {"best_model_score": np.float64(0.5), "monitor": "val/loss"}
@@ -58,7 +58,7 @@ def test_callbacks_as_in_the_checkpoints_of_stable_diffusion_are_read_without_th
     assert "pytorch_lightning.callbacks.model_checkpoint" not in sys.modules
 
 
-def test_tensors_are_mapped_and_may_be_written_to_without_touching_the_file(tmp_path: Path) -> None:
+def test_writing_to_a_memory_mapped_tensor_does_not_change_the_file(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(3)}, tmp_path / "x.ckpt")
     read_pickled(tmp_path / "x.ckpt")["w"].fill_(1)
     assert torch.equal(read_pickled(tmp_path / "x.ckpt")["w"], torch.zeros(3))

@@ -15,7 +15,7 @@ from ldm.weights.storage.values import (
     check_finite,
     chunks,
     header,
-    held,
+    in_memory,
     verified,
     write_safetensors,
 )
@@ -33,7 +33,7 @@ def saved(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.bin"])
-def test_shapes_are_known_at_once_and_values_when_asked(tmp_path: Path, name: str) -> None:
+def test_headers_are_read_on_opening_and_values_on_demand(tmp_path: Path, name: str) -> None:
     tensors = open_tensors(saved(tmp_path, name))
     assert dict(tensors) == {key: (CODES[t.dtype], t.shape) for key, t in STATE.items()}
     assert tensors.nbytes == sum(t.nbytes for t in STATE.values())
@@ -45,7 +45,7 @@ def test_a_plain_dictionary_of_tensors_is_read_like_a_state_dict(tmp_path: Path)
     assert open_tensors(tmp_path / "w.bin").keys() == STATE.keys()
 
 
-def test_a_checkpoint_of_the_oldest_kind_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_in_the_legacy_format_is_read(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE}, tmp_path / "w.ckpt", _use_new_zipfile_serialization=False)
     assert torch.equal(open_tensors(tmp_path / "w.ckpt").read(["d"])["d"], STATE["d"])
 
@@ -67,7 +67,7 @@ def test_shards_are_read_as_one_file(tmp_path: Path) -> None:
 def test_a_missing_shard_and_a_shard_without_its_tensor_are_named(tmp_path: Path) -> None:
     index = sharded(tmp_path)
     save_file({"a": STATE["a"]}, tmp_path / "m-2.safetensors")
-    with pytest.raises(ValueError, match=r"m-2\.safetensors holds b\.c, but it does not"):
+    with pytest.raises(ValueError, match=r"m-2\.safetensors contains b\.c, but it does not"):
         open_tensors(index)
     (tmp_path / "m-2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no weights file .*m-2\.safetensors"):
@@ -75,16 +75,16 @@ def test_a_missing_shard_and_a_shard_without_its_tensor_are_named(tmp_path: Path
 
 
 @pytest.mark.parametrize("places", [{"a": 5}, ["a"], None])
-def test_an_index_that_is_none_is_named(tmp_path: Path, places: object) -> None:
+def test_an_invalid_index_is_named(tmp_path: Path, places: object) -> None:
     index = sharded(tmp_path)
     index.write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(ValueError, match=r"m\.safetensors\.index\.json is no index of sharded weights"):
+    with pytest.raises(ValueError, match=r"m\.safetensors\.index\.json is not an index of sharded weights"):
         open_tensors(index)
 
 
-def test_what_is_written_is_what_safetensors_reads_with_every_tensor_aligned(tmp_path: Path) -> None:
+def test_safetensors_reads_what_was_written_and_every_tensor_is_aligned(tmp_path: Path) -> None:
     state = {str(dtype): torch.ones(3, 1).to(dtype) for dtype in DTYPES.values()} | STATE
-    write_safetensors(tmp_path / "w.safetensors", held(tmp_path, state), {"note": "ä"})
+    write_safetensors(tmp_path / "w.safetensors", in_memory(tmp_path, state), {"note": "ä"})
     back = load_file(tmp_path / "w.safetensors")
     assert back.keys() == state.keys()
     assert all(back[k].dtype == t.dtype and torch.equal(back[k].double(), t.double()) for k, t in state.items())
@@ -95,20 +95,20 @@ def test_what_is_written_is_what_safetensors_reads_with_every_tensor_aligned(tmp
         assert file.metadata() == {"note": "ä"}
 
 
-def test_sizes_are_those_of_torch() -> None:
+def test_item_sizes_are_those_of_torch() -> None:
     assert {code: dtype.itemsize for code, dtype in DTYPES.items()} == ITEMSIZE
     assert all(Header(code, ()).is_float == dtype.is_floating_point for code, dtype in DTYPES.items())
 
 
-def test_numbers_of_a_type_that_no_file_of_weights_has_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_an_unsupported_dtype_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1, dtype=torch.complex64)}, tmp_path / "w.bin")
-    with pytest.raises(ValueError, match=r"w\.bin holds numbers of type torch\.complex64"):
+    with pytest.raises(ValueError, match=r"w\.bin has tensors of type torch\.complex64"):
         open_tensors(tmp_path / "w.bin")
 
 
 def test_tensors_are_cast_and_counted_as_they_are_read() -> None:
     counted: list[int] = []
-    half = verified(held(Path("x"), STATE), torch.float16, counted.append)
+    half = verified(in_memory(Path("x"), STATE), torch.float16, counted.append)
     values = half.read(["a", "b.c"])
     assert {name: header(t) for name, t in values.items()} == {name: half[name] for name in values}
     assert values["a"].dtype == torch.float16 and values["b.c"].dtype == torch.int64 and counted == [2]
@@ -116,19 +116,19 @@ def test_tensors_are_cast_and_counted_as_they_are_read() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_numbers_that_are_none_are_refused_by_name(bad: float, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_are_refused_by_name(bad: float, dtype: torch.dtype) -> None:
     weights = torch.zeros(4, dtype=dtype)
     weights[1] = bad
-    with pytest.raises(ValueError, match=r"^f: 1 of the 4 numbers of w are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"^f: 1 of the 4 values of w are NaN or infinite"):
         check_finite("w", weights, "f")
 
 
-def test_large_numbers_whose_sum_overflows_are_not_taken_for_infinite() -> None:
+def test_large_values_whose_sum_overflows_are_not_refused_as_infinite() -> None:
     check_finite("w", torch.full((9,), torch.finfo(torch.float32).max), "f")
     check_finite("w", torch.full((9,), torch.finfo(torch.float16).max, dtype=torch.float16), "f")
 
 
-def test_chunks_hold_every_name_once_and_no_more_than_their_size_but_for_the_last_tensor() -> None:
+def test_chunks_contain_every_name_once_and_exceed_their_size_by_one_tensor_at_most() -> None:
     meta = {str(n): Header("F32", (n,)) for n in range(50)}
     groups = list(chunks(meta, most=400))
     assert [name for group in groups for name in group] == list(meta)
@@ -138,23 +138,23 @@ def test_chunks_hold_every_name_once_and_no_more_than_their_size_but_for_the_las
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
 @pytest.mark.parametrize("content", [b"", b"text, not weights", b"PK\x03\x04 cut short", b"\xff" * 64])
-def test_files_of_something_else_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_files_of_other_formats_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} is no (readable safetensors file|checkpoint)"):
+    with pytest.raises(ValueError, match=rf"{name} is not a (readable safetensors file|checkpoint)"):
         open_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
-def test_a_cut_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, name)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="fetch or export it again"):
+    with pytest.raises(ValueError, match="download or export it again"):
         open_tensors(path)
 
 
-def test_another_ending_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"w\.gguf is no weights file that ldm reads"):
+    with pytest.raises(ValueError, match=r"w\.gguf is not a weights file that ldm reads"):
         open_tensors(tmp_path / "w.gguf")
 
 
@@ -162,3 +162,17 @@ def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "w.ckpt")
     with pytest.raises(ValueError, match="holds no named tensors"):
         open_tensors(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a pointer of Git LFS.*git lfs pull"),
+        ("\n<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.bin", "w.safetensors.index.json"])
+def test_a_file_often_found_in_place_of_weights_is_identified(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        open_tensors(tmp_path / name)

@@ -1,0 +1,93 @@
+"""Reads the adapters and textual inversions that sample.py adds to a model and records in image metadata."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm.weights.adapters.recognise import adapter_at, embedding_at
+from ldm.weights.adapters.textual_inversion import read_embedding
+
+KEYS = ("lora", "embedding")
+
+
+@dataclass(frozen=True)
+class AddedFile:
+    """A LoRA with its weight, or a textual inversion with its token; `path` and `sha256` identify the file."""
+
+    path: str
+    sha256: str
+    how: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"path": self.path, "sha256": self.sha256, **self.how}
+
+
+@dataclass(frozen=True)
+class AddedFiles:
+    loras: list[AddedFile] = field(default_factory=list)
+    embeddings: list[AddedFile] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `Pipeline.load`."""
+        adapters = [(one.path, one.how["weight"]) for one in self.loras]
+        return {"adapters": adapters, "embeddings": [(one.path, one.how["token"]) for one in self.embeddings]}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        named = zip(KEYS, (self.loras, self.embeddings), strict=True)
+        return {name: [one.record for one in files] for name, files in named if files}
+
+
+def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedFiles:
+    """Returns the given files, or otherwise the files recorded in an image, which must be unchanged.
+
+    Raises FileNotFoundError or ValueError if a file is missing or cannot be read, or if a recorded file has changed.
+    """
+    found: dict[str, list[AddedFile]] = {}
+    for name in KEYS:
+        if name in given:
+            found[name] = [_read(name, path, value) for path, value in given[name]]
+        else:
+            found[name] = [_read_recorded(name, **one) for one in recorded.get(name) or []]
+    return AddedFiles(found["lora"], found["embedding"])
+
+
+def lora(text: str) -> tuple[str, float]:
+    """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
+    if not text:
+        raise ValueError("a file, or FILE:WEIGHT such as style.safetensors:0.8")
+    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", text)
+    return (match[1], float(match[2])) if match else (text, 1.0)
+
+
+def embedding(text: str) -> tuple[str, str | None]:
+    """Parses FILE or FILE:TOKEN; the token is None by default."""
+    path, colon, token = text.rpartition(":")
+    if not text or (colon and not (path and token)):
+        raise ValueError("a file, or FILE:TOKEN such as cat.pt:<my-cat>")
+    return (path, token) if colon and not Path(text).expanduser().exists() else (text, None)
+
+
+def _read(name: str, path: str, value: float | str | None) -> AddedFile:
+    file = adapter_at(path) if name == "lora" else embedding_at(path)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    how = {"weight": value} if name == "lora" else {"token": value or read_embedding(path).token}
+    return AddedFile(path, digest, how)
+
+
+def _read_recorded(name: str, path: str, sha256: str, **how: Any) -> AddedFile:
+    remedy = f"put it back, or give {name}= another file"
+    try:
+        found = _read(name, path, *how.values())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}, the {name} of this image (SHA-256 {sha256[:12]}…), is not there: {remedy}"
+        ) from error
+    if found.sha256 != sha256:
+        raise ValueError(f"{path}, the {name} of this image (SHA-256 {sha256[:12]}…), has changed since: {remedy}")
+    return found
