@@ -54,6 +54,13 @@ class Scene:
         relation = relation and len(set(things)) == len(things)
         return Scene(things, self.relation if relation else None, self.background if background else None)
 
+    def describes_the_same(self, other: "Scene") -> bool:
+        """Whether both describe the same images; the order of things without a relation is irrelevant."""
+        if self.relation is None and other.relation is None:
+            things = sorted(map(str, self.things)) == sorted(map(str, other.things))
+            return things and self.background == other.background
+        return self == other
+
     @property
     def is_unseen(self) -> bool:
         """Whether one of its things has a colour-shape pair of `UNSEEN`."""

@@ -44,7 +44,13 @@ def test_a_near_miss_differs_in_what_the_caption_says() -> None:
     shapes = Shapes(seed=1, variants=8, phrased=1.0)
     for group in range(100):
         captions = [shapes.described(8 * group + member)[2] for member in range(8)]
-        assert all(parse(caption) != parse(captions[0]) for caption in captions[1:])
+        assert not any(parse(captions[0]).describes_the_same(parse(caption)) for caption in captions[1:])
+
+
+def test_without_a_relation_the_order_of_things_is_irrelevant() -> None:
+    one, other = parse("a red ring and a blue star"), parse("blue star and red ring")
+    assert one.describes_the_same(other) and not one.describes_the_same(parse("a red star and a blue ring"))
+    assert not parse("a red ring above a blue star").describes_the_same(parse("a blue star above a red ring"))
 
 
 def test_phrasing_leaves_canonical_captions_and_all_scenes_of_single_things_as_they_were() -> None:
