@@ -160,7 +160,7 @@ class Shapes(Dataset[dict[str, Any]]):
         if member:
             rng, original = self._random(group, 0, member), scene
             while (scene := near_miss(original, rng)).split != self.split or (
-                phrased and said(scene) == said(original)
+                phrased and said(scene).describes_the_same(said(original))
             ):
                 continue
         caption = phrase(said(scene), self._random(group, 1, 1 + member)) if phrased else scene.caption
