@@ -21,7 +21,7 @@ def test_tail_probabilities_match_the_closed_forms(t: float, freedom: int) -> No
 
 @pytest.mark.parametrize("freedom", [1, 2, 4.5, 100])
 def test_quantiles_invert_tail_probabilities(freedom: float) -> None:
-    tolerance = 1e-9  # scipy before 1.16 finds the quantile by iteration
+    tolerance = 1e-9  # scipy before 1.17 finds the quantile by iteration
     assert two_sided(quantile(freedom), freedom) == pytest.approx(0.05, rel=tolerance)
 
 
