@@ -11,13 +11,17 @@ from ldm.pipeline.settings import Settings
 WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
 
 
-def input_warnings(requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder) -> list[str]:
-    """Returns each distinct warning once."""
+def input_warnings(
+    requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder, trained_size: tuple[int, int]
+) -> list[str]:
+    """Returns each distinct warning once; `trained_size` is the model's own (height, width)."""
     texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
     if settings.prompt_syntax == "a1111":
         syntax = []
         texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
     found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
+    if any(request.image is None for request in requests):
+        found += area_warnings(settings.size, trained_size)
     return list(dict.fromkeys(found))
 
 
@@ -61,6 +65,22 @@ def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> It
                 f"the mask is {mask.height}x{mask.width}; it was scaled to the size of the image, "
                 f"{image.height}x{image.width}"
             )
+
+
+def area_warnings(size: tuple[int, int], trained: tuple[int, int]) -> Iterator[str]:
+    """Yields a warning if images without a source differ in area from those of training by more than a factor of two.
+
+    A network generates larger images like several of the trained size: objects repeat (Du et al. 2024, DemoFusion).
+    """
+    ratio = size[0] * size[1] / (trained[0] * trained[1])
+    if not 0.5 <= ratio <= 2:
+        factor = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
+        effect = "repeat objects" if ratio > 1 else "cut objects off"
+        own = f"{trained[0]}x{trained[1]}"
+        yield (
+            f"{size[0]}x{size[1]} has {factor} the area of the model's {own}, and such images often {effect}; "
+            f"generate at about {own} and scale the image"
+        )
 
 
 def _words(text: str) -> list[str]:

@@ -189,7 +189,7 @@ class Pipeline:
         warn_caller = on_warning or partial(warnings.warn, stacklevel=3)  # 3: the caller of no_grad's wrapper
         self._check(settings, batch_size, warn_caller)
         settings = self._with_room(settings, requests)
-        for message in input_warnings(requests, settings, self.text_encoder):
+        for message in input_warnings(requests, settings, self.text_encoder, self.settings.size):
             warn_caller(message)
 
         def sample_batch(batch: list[ImageRequest], first: int, done: int, batches: int) -> Tensor:
