@@ -10,7 +10,7 @@ from pyarrow import Table, csv, parquet
 
 from ldm.data.sources.shapes import Shapes
 
-COUNT = 12
+COUNT = 80
 BELL = """import torch
 
 from ldm.diffusion.weighting import Weighting
@@ -21,11 +21,11 @@ def bell(width: float = 2.0) -> Weighting:
 """
 
 
-def images(folder: Path, extension: str = "png", count: int = COUNT) -> dict[str, str]:
+def images(folder: Path, extension: str = "png") -> dict[str, str]:
     """Writes images of shapes, and returns their captions by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = {}
-    for index in range(count):
+    for index in range(COUNT):
         sample, name = Shapes(seed=9)[index], f"{index:012d}.{extension}"
         Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(folder / name)
         captions[name] = sample["caption"]
@@ -88,7 +88,13 @@ def coyo(path: Path) -> None:
     path.mkdir(exist_ok=True)
     scores = {
         **{"clip_similarity_vitb32": 0.4, "clip_similarity_vitl14": 0.3, "nsfw_score_opennsfw2": 0.01},
-        **{"nsfw_score_gantman": 0.01, "watermark_score": 0.1, "aesthetic_score_laion_v2": 6.6, "image_phash": "c9", "id": 1},
+        **{
+            "nsfw_score_gantman": 0.01,
+            "watermark_score": 0.1,
+            "aesthetic_score_laion_v2": 6.6,
+            "image_phash": "c9",
+            "id": 1,
+        },
     }
     parquet.write_table(rows("url", "text", width=640, height=512, **scores), path / "part.parquet")
 
