@@ -17,7 +17,7 @@ from ldm.diffusion.weighting import Weighting
 
 
 def bell(width: float = 2.0) -> Weighting:
-    return Weighting("bell", "output", lambda log_snr: torch.exp(-((log_snr / width) ** 2)), {"width": width})
+    return Weighting("bell", "output", lambda log_snr: 0.1 + torch.exp(-((log_snr / width) ** 2)), {"width": width})
 """
 
 

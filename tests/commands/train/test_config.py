@@ -18,7 +18,7 @@ from ldm.commands.train import precision as precision  # registers a resolver th
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
-from ldm.commands.train.overrides import check_overrides, suggestion
+from ldm.commands.train.overrides import check_overrides, quoted, suggestion
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
@@ -59,6 +59,18 @@ def options(group: str) -> list[str]:
 )
 def test_overrides_of_existing_keys_are_accepted(line: str) -> None:
     check_overrides([line] if '"' in line else line.split(), CONF)
+
+
+@pytest.mark.parametrize("text", ["<my-dog>", "a photo of a <my-dog>", "50% of #3", "a dog; a cat", "père & fils"])
+def test_plain_text_needs_no_quotes(text: str) -> None:
+    line = f"adapter.token={text}"
+    (argument,) = check_overrides(["experiment=textual_inversion", line], CONF)[1:]
+    assert OverridesParser.create().parse_override(argument).value() == text
+
+
+@pytest.mark.parametrize("line", ["lr=cosine", "+data.x=[1,2]", "~ema", "-m", "seed=1,2", "data.caption='a, b'"])
+def test_arguments_that_hydra_reads_are_not_changed(line: str) -> None:
+    assert quoted(line) == line
 
 
 @pytest.mark.parametrize(
