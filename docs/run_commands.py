@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```sh\n(.*?)^```\n((?:\n?<!-- docs: .*? -->\n?)*)", re.MULTILINE | re.DOTALL)
 NOTE = re.compile(r"<!-- docs: (before|with|not run, because) (.*?) -->")
-SHORTENED = re.compile(r"(?:\S+=\S+ )?(?:python|torchrun \S+ \S+) (?:train|sample)\.py")
+SHORTENED = re.compile(r"(?:.* && |\S+=\S+ )?(?:python|torchrun \S+ \S+) (?:train|sample)\.py")
 LIMIT = 300  # seconds per command
 
 
