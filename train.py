@@ -1,4 +1,4 @@
-"""Trains a model: python train.py [experiment=NAME] [group=option …] [key=value …]; -m sweeps, --help lists groups."""
+"""Trains a model: python train.py [experiment=NAME] [group=option …] [key=value …]; -m sweeps, --help explains it."""
 
 import os
 import re

@@ -47,11 +47,9 @@ def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) 
     text = metric.write(mean.value, mean.half)
     reasons = comparison.not_comparable[metric.key][index]
     found = [f"not comparable with the first value of the row: {'; '.join(reasons)}"] if reasons else []
-    for note in [*found, *comparison.warnings(metric.key, index)]:
-        if note not in notes:
-            notes.append(note)
-        text += f" [{notes.index(note) + 1}]"
-    return text
+    found += comparison.warnings(metric.key, index)
+    notes += [note for note in found if note not in notes]
+    return " ".join([text, *(f"[{number}]" for number in sorted(notes.index(note) + 1 for note in found))])
 
 
 def table_of_pairs(comparison: Comparison, headline: bool) -> tuple[list[str], list[list[Cell]]]:

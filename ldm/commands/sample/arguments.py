@@ -48,6 +48,9 @@ contains; after -- all arguments are prompts. The paths of the images are printe
 keys (default):
 {keys}
 
+KEY=? describes a key, and lists its values. Names of diffusers and of AUTOMATIC1111's web UI are taken for these keys,
+with a note, such as num_inference_steps=30, --guidance_scale 7.5 or sampler="DPM++ 2M Karras".
+
   --debug        show the traceback of an error
   --help         show this help
 
