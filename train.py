@@ -7,9 +7,11 @@ import traceback
 from pathlib import Path
 
 from ldm.commands.train.help import ALL, asks_for_help, help_text
+from ldm.errors import end_quietly_on_closed_pipes
 
 CONF = Path(__file__).parent / "conf"
 if __name__ == "__main__" and asks_for_help(sys.argv[1:]):  # before the imports below, which take a second
+    end_quietly_on_closed_pipes()
     print(help_text(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())), end="")
     sys.exit()
 
@@ -26,7 +28,6 @@ from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
 from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
 from ldm.commands.train.synonyms import translate
-from ldm.errors import end_quietly_on_closed_pipes
 from ldm.report.runs import is_finished
 
 

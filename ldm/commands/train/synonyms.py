@@ -3,11 +3,12 @@
 from ldm.synonyms.sampling import as_words, sampler_settings
 from ldm.synonyms.table import TRAINING, Instead
 
-# Options of Hydra, which its parser also takes abbreviated.
+# Options of Hydra, which its parser also takes abbreviated, except the last one, because `experiment` is a group.
 HYDRA = (
-    *("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion", "experimental-rerun"),
+    *("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion"),
     *("cfg", "package", "info", "config-path", "config-name", "config-dir"),
 )
+RERUN = "--experimental-rerun"
 
 
 def translate(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -20,7 +21,7 @@ def translate(arguments: list[str]) -> tuple[list[str], list[str]]:
     while waiting:
         given = waiting.pop(0)
         name, equals, value = given.partition("=")
-        if given.startswith("--") and not any(option.startswith(name[2:]) for option in HYDRA):
+        if given.startswith("--") and name != RERUN and not any(option.startswith(name[2:]) for option in HYDRA):
             name = name[2:].replace("-", "_")
             if not equals and waiting and not waiting[0].startswith("--"):
                 value = waiting.pop(0)

@@ -22,6 +22,7 @@ CONF = Path(__file__).parents[3] / "conf"
         ("--resolution 512", "training.size=[512,512]"),
         ("--num_train_epochs 3", "trainer.max_steps=-1 trainer.max_epochs=3"),
         ("--lr_scheduler=cosine", "lr=cosine lr.final=0"),
+        ("--experiment lora", "experiment=lora"),
         ("--optimizer.lr 1e-3 seed=1", "optimizer.lr=1e-3 seed=1"),
         ("sampler=DDIMScheduler", "sampler=ddim"),
     ],
@@ -46,6 +47,8 @@ def test_values_with_spaces_stay_one_argument() -> None:
         "--cfg job",
         "--config-dir x schedule=mine",
         "--hydra-help",
+        "--multi seed=1,2",
+        "--experimental-rerun x.pickle",
     ],
 )
 def test_arguments_of_train_py_and_of_hydra_are_unchanged(line: str) -> None:
