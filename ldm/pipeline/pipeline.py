@@ -215,8 +215,9 @@ class Pipeline:
         differs from the image only where the mask is white. Prompts, negatives, guidance scales, seeds, images and
         masks are one value for all images or a list with one for each; a prompt or seed may be `Between` two. Seeds
         default to 0, 1, …. `overrides` are fields of `Settings`, such as steps=30 or sampler="ddim"; those left out or
-        None are the model's own, whose options apply only with its own sampler, spacing and thresholding. Out of
-        memory, smaller batches than `batch_size` are sampled.
+        None are the model's own, whose options apply only with its own sampler, spacing and thresholding. Names of
+        diffusers, such as num_inference_steps, are taken for these with a warning. Out of memory, smaller batches than
+        `batch_size` are sampled.
 
         `on_step(done, total)` counts the steps of all batches. `on_estimate(first, step, x0)` receives the estimates of
         a batch, latents (b, z, h, w), see `decode_preview`; `first` is the index of its first image. Once `cancelled()`

@@ -8,7 +8,7 @@ from ldm.metrics.few_samples import MIN_IMAGES, few_samples, image_count
 from ldm.metrics.provenance import incomparable
 from ldm.report.coverage import coverage
 from ldm.report.groups import Difference, Group, group_runs
-from ldm.report.metric import OF_IMAGES, Metric, metrics_of
+from ldm.report.metric import Metric, is_evaluation, metrics_of
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
 
@@ -58,9 +58,9 @@ class Comparison:
 
     @property
     def not_evaluated(self) -> list[Run]:
-        """The runs, other than those still in progress, without any metric of generated images."""
+        """The runs, other than those still in progress, whose results were not measured, except by their loss."""
         runs = [run for group in self.groups for run in group.runs if run.state != "in progress"]
-        return [run for run in runs if not run.metrics.keys() & OF_IMAGES]
+        return [run for run in runs if not any(map(is_evaluation, run.metrics))]
 
     @property
     def coverage(self) -> str:

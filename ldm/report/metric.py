@@ -56,15 +56,19 @@ KNOWN = [
     Metric("training_seconds", "training time in seconds", -1, headline=False),
     Metric("images_per_second", "training images per second", 1, headline=False),
 ]
-OF_IMAGES = frozenset(metric.key for metric in KNOWN if metric.headline)  # measured when a model is evaluated
-
-
 VALIDATION = {  # by the last part of val/SET/NAME: title, +1 if higher is better, and whether it is a share
     "loss": ("loss", -1, False),
     "psnr": ("PSNR", 1, False),
     "picture_found": ("image retrieval accuracy", 1, True),
     "caption_found": ("caption retrieval accuracy", 1, True),
 }
+
+
+def is_evaluation(metric: str) -> bool:
+    """Whether a metric is of generated images or, for the first stage and CLIP, of the validation, beyond the loss."""
+    leaf = metric.rpartition("/")[2] if metric.startswith("val/") else ""
+    of_images = {known.key for known in KNOWN if known.headline}
+    return metric in of_images or (leaf in VALIDATION and leaf != "loss")
 
 
 def metrics_of(groups: list[list[Run]]) -> list[Metric]:

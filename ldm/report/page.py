@@ -19,7 +19,7 @@ from ldm.report.statistics import LEVEL
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 Cell = str
 NONE = "–"
-MANY = 6  # groups that a table has as columns
+MANY = 6  # the most groups that a table has as columns, and runs that a sentence names
 SHOWN = 4  # prompts whose images are shown without unfolding the rest
 
 
@@ -119,11 +119,12 @@ def _not_evaluated(comparison: Comparison) -> list[str]:
     ]
     if not names:
         return []
-    several = len(names) > 1
-    return [
-        f"{listed(names)} {'were' if several else 'was'} never evaluated on generated images, which "
-        "ldm evaluate RUN --data DATA --out FILE does."
-    ]
+    if len(names) == sum(len(group.runs) for group in comparison.groups) > 1:
+        text = "None of these runs was"
+    else:
+        shown = names if len(names) <= MANY else [*names[:MANY], f"{len(names) - MANY} more"]
+        text = f"{listed(shown)} {'were' if len(names) > 1 else 'was'} never"
+    return [f"{text} evaluated on generated images, which ldm evaluate RUN --data DATA --out FILE does."]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -115,6 +115,16 @@ def test_a_run_that_was_never_evaluated_is_named_with_its_validation_loss(tmp_pa
     assert report["groups"][1]["metrics"]["val/shapes/loss"]["mean"] == 0.25
 
 
+def test_runs_without_any_evaluation_are_not_listed_one_by_one(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / s, 0, s, {"val/shapes/loss": 0.25})) for s in ("Flow", "Cosine")]
+    assert conclusions(compare(runs))[-1].startswith("None of these runs was evaluated on generated images")
+
+
+def test_a_first_stage_is_evaluated_by_its_validation(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / s, 0, s, {"val/images/psnr": 30.0})) for s in ("Flow", "Cosine")]
+    assert not any("evaluated" in text for text in conclusions(compare(runs)))
+
+
 def test_the_page_lists_every_run_with_its_state(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     folders = [write_run(tmp_path / "done", metrics={"fid": 1.0}), write_run(tmp_path / "going"), tmp_path / "empty"]

@@ -61,6 +61,14 @@ def test_every_option_of_every_group_has_a_line_of_its_own() -> None:
     assert [words[0] for words in listed] == options and all(len(words) > 2 for words in listed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "code", "text"), [("sampler=?", 0, "\n  ddim "), ("smapler=?", 2, "")])
+def test_asking_for_the_options_of_a_group_exits_with_0(asked: str, code: int, text: str) -> None:
+    command = [sys.executable, "train.py", "--learning_rate", "1e-3", asked]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == code and text in done.stdout
+
+
 def test_options_of_a_folder_of_the_user_are_listed(tmp_path: Path) -> None:
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "mine.yaml").write_text("# Mine (Me et al. 2026). More.\n_target_: x\n")
