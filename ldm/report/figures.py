@@ -72,12 +72,17 @@ def _bytes(plot: Plot, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(x: str, y: str) -> "tuple[Figure, Axes]":
+def _figure(width: float = 4.8, height: float = 3.4) -> "Figure":
+    """Returns an empty figure of this size in inches. Raises ValueError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("the report's plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(x: str, y: str) -> "tuple[Figure, Axes]":
+    figure = _figure()
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -107,23 +112,20 @@ def _means(comparison: Comparison) -> Plot | None:
     metrics = [metric for metric in metrics if sum(map(bool, comparison.means[metric.key])) > 1][:MOST]
     if not metrics:
         return None
-    figure, first = _axes("", "")
     groups = comparison.groups
     columns, height = min(2, len(metrics)), 0.75 + 0.24 * len(groups)
     lines = -(-len(metrics) // columns)
-    figure.set_size_inches(4.8, height * lines)
-    first.remove()
+    names = [group.name for group in groups if group.letter]
+    figure = _figure(height=height * lines + 0.16 * len(names))
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for panel in panels[len(metrics) :]:
         panel.remove()
     for panel, metric in zip(panels, metrics, strict=False):
         _panel(panel, comparison, metric)
-    if groups[0].letter:
-        marks = [
-            panels[0].plot([], [], MARKERS[i % len(MARKERS)], c=COLORS[i % len(COLORS)])[0] for i in range(len(groups))
-        ]
-        figure.legend(marks, [group.name for group in groups], fontsize=6.5, frameon=False, loc="outside lower center")
-        figure.set_figheight(height * lines + 0.16 * len(groups))
+    marks = [
+        panels[0].plot([], [], MARKERS[row % len(MARKERS)], c=COLORS[row % len(COLORS)])[0] for row in range(len(names))
+    ]
+    figure.legend(marks, names, fontsize=6.5, frameon=False, loc="outside lower center")
     note = "Means with 95 % intervals over seeds; small dots are single runs."
     if any(reasons for metric in metrics for reasons in comparison.not_comparable[metric.key]):
         note += " Hollow: not comparable with the first."
