@@ -6,12 +6,15 @@ import torch
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 AUTO = "auto"
+NO_MPS = "Apple's MPS has no float64, in which ldm computes schedules"
 
 
 def choose_device(name: str) -> torch.device:
     """Returns the named device; "auto" is the GPU if there is one. Raises ValueError for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "mps":
+        raise ValueError(f"device={name} is not supported, because {NO_MPS}: use device=cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
     device = torch.device(name)

@@ -26,7 +26,12 @@ def test_has_bf16_depends_on_the_compute_capability_of_each_gpu(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "must be auto, cpu, cuda"), ("cuda:99", "there is no device cuda:99")]
+    ("name", "message"),
+    [
+        ("gpu", "must be auto, cpu, cuda"),
+        ("cuda:99", "there is no device cuda:99"),
+        ("mps", "device=mps is not supported, because Apple's MPS has no float64.*: use device=cpu"),
+    ],
 )
 def test_an_unknown_or_unavailable_device_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -7,18 +7,19 @@ from functools import partial
 from typing import Any, Unpack
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ldm.conditioning import Conditioning
-from ldm.device import choose_device
+from ldm.device import DTYPES, choose_device
 from ldm.diffusion.denoiser import Denoise, Denoiser, Network
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
 from ldm.execution.compiling import compiled
-from ldm.execution.cpu_packing import can_pack, pack
+from ldm.execution.cpu_packing import can_pack, pack, unpack
 from ldm.execution.offload import Offload, in_batches
-from ldm.image import from_uint8, to_uint8
+from ldm.image import from_uint8, to_pil, to_uint8
 from ldm.nn.backbone import Backbone, check_inputs, check_size
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
 from ldm.nn.text_encoder import TextEncoder
@@ -36,6 +37,7 @@ from ldm.sampling.driver import get_solver, sample
 from ldm.sampling.grid import Grid
 from ldm.sampling.spacing import get_spacing
 from ldm.sampling.thresholding import get_thresholding
+from ldm.synonyms.calls import takes_synonyms
 from ldm.weights.adapters.merging import Given as AdapterFile
 from ldm.weights.adapters.merging import merge_files
 from ldm.weights.adapters.reader import networks_of
@@ -56,6 +58,15 @@ class Result:
 
     images: Tensor
     settings: list[dict[str, Any]]
+
+    @property
+    def pil(self) -> list[Image.Image]:
+        """The images as PIL images."""
+        return to_pil(self.images)
+
+    def __repr__(self) -> str:
+        count, _, height, width = self.images.shape
+        return f"Result({count} image{'s' if count > 1 else ''} of {height}x{width})"
 
 
 class Pipeline:
@@ -119,12 +130,10 @@ class Pipeline:
             model.backbone.to(dtype)
         for embedding in embeddings:
             add_embedding(model.text_encoder.network, embedding)
-        stage = model.first_stage.network.to(idle_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for layers in stage.children() if dtype != torch.float16 else ():  # not `stage`: its scale stays in float32
-            layers.to(dtype)
-        text = model.text_encoder.network.to(idle_device, dtype)
+        stage, text = model.first_stage.network, model.text_encoder.network
         for frozen in stage, text:
             frozen.requires_grad_(False)
+        _place_frozen(stage, text, idle_device, dtype)
 
         def assemble(model: Model, weak: Pipeline | None = None) -> Pipeline:
             about = model.about["model"]
@@ -146,6 +155,42 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.offload.device
 
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "Pipeline":
+        """Moves the networks to the device, casts them to the dtype, and returns the pipeline itself.
+
+        Like torch's `to`, it takes a device, a dtype or both. Casting to a shorter dtype loses digits for good; with
+        float16 the first stage is kept in float32. Raises ValueError for devices and dtypes that are not available.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        dtype = self.backbone.dtype if dtype is None else dtype
+        if dtype not in DTYPES.values():
+            raise ValueError(f"the dtype is {dtype}, but must be one of {', '.join(map(str, DTYPES.values()))}")
+        chosen = self.device if device is None else choose_device(str(device))
+        self.offload = Offload(chosen, self.offload.mode)
+        _place_frozen(self.first_stage, self.text_encoder, self.offload.idle_device, dtype)
+        for pipeline in (self, *([] if self.weak is None else [self.weak])):
+            pipeline.offload = self.offload
+            unpack(pipeline.backbone)
+            pipeline.backbone.to(self.offload.idle_device, dtype)
+            if can_pack(self.device, dtype) and pipeline._run is pipeline.backbone:
+                pack(pipeline.backbone)
+        return self
+
+    def __repr__(self) -> str:
+        settings, count = self.settings, sum(tensor.numel() for tensor in self.backbone.state_dict().values())
+        height, width = settings.size
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        return (
+            f"Pipeline({type(self.backbone).__name__} of {count / 1e6:.1f} M parameters, {height}x{width}, "
+            f"{dtype} on {self.device}, schedule={self.denoiser.schedule.name}, "
+            f"prediction={self.denoiser.prediction.name}, sampler={settings.sampler}, steps={settings.steps}, "
+            f"guidance={settings.guidance:g})"
+        )
+
+    @takes_synonyms
     @torch.no_grad()
     def __call__(
         self,
@@ -170,8 +215,9 @@ class Pipeline:
         differs from the image only where the mask is white. Prompts, negatives, guidance scales, seeds, images and
         masks are one value for all images or a list with one for each; a prompt or seed may be `Between` two. Seeds
         default to 0, 1, …. `overrides` are fields of `Settings`, such as steps=30 or sampler="ddim"; those left out or
-        None are the model's own, whose options apply only with its own sampler, spacing and thresholding. Out of
-        memory, smaller batches than `batch_size` are sampled.
+        None are the model's own, whose options apply only with its own sampler, spacing and thresholding. Names of
+        diffusers, such as num_inference_steps, are taken for these with a warning. Out of memory, smaller batches than
+        `batch_size` are sampled.
 
         `on_step(done, total)` counts the steps of all batches. `on_estimate(first, step, x0)` receives the estimates of
         a batch, latents (b, z, h, w), see `decode_preview`; `first` is the index of its first image. Once `cancelled()`
@@ -186,7 +232,7 @@ class Pipeline:
             raise ValueError(f"strength is {strength}, but there is no image to start from: give one, or no strength")
         if strength is None and image is not None:
             strength = 1.0 if self.inpaints else STRENGTH
-        warn_caller = on_warning or partial(warnings.warn, stacklevel=3)  # 3: the caller of no_grad's wrapper
+        warn_caller = on_warning or partial(warnings.warn, stacklevel=4)  # 4: the caller of both wrappers
         self._check(settings, batch_size, warn_caller)
         settings = self._with_room(settings, requests)
         for message in input_warnings(requests, settings, self.text_encoder, self.settings.size):
@@ -198,7 +244,7 @@ class Pipeline:
             run_solver = partial(sample, on_step=step, on_preview=estimate, cancelled=cancelled)
             return self._sample(batch, settings, strength, run_solver)
 
-        warn = on_warning or partial(warnings.warn, stacklevel=4)
+        warn = on_warning or partial(warnings.warn, stacklevel=5)
         images, records = [], []
         for batch, generated in in_batches(requests, batch_size, sample_batch, warn):
             images.append(generated)
@@ -290,6 +336,14 @@ class Pipeline:
         self.first_stage.check_tile(settings.tile)
         get_thresholding(settings.thresholding, settings.thresholding_options)
         check(Setup(self.denoiser.schedule, self.denoiser.prediction, sampling=asdict(settings)), warn)
+
+
+def _place_frozen(stage: VAE, text: TextEncoder, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves the first stage and the text encoder; the first stage stays in float32 with float16, which overflows."""
+    stage.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for layers in stage.children():  # not `stage`: its scale stays in float32
+        layers.to(torch.float32 if dtype == torch.float16 else dtype)
+    text.to(device, dtype)
 
 
 def _check_weak(model: Model, weak: Model) -> None:

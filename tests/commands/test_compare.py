@@ -21,7 +21,8 @@ def test_compare_writes_html_markdown_and_json(tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"][1]["seeds"] == [0, 1, 2]
     assert (tmp_path / "figures" / "error_by_noise.pdf").is_file()
     printed = capsys.readouterr().out
-    assert "no difference shown" in printed and "interval over the seeds of training" in printed
+    assert "A: schedule=Flow; seeds 0, 1, 2\n" in printed and "No difference shown in FID" in printed
+    assert "interval over the seeds of training" in printed
     assert str(tmp_path / "out" / "report.html") in printed
 
 

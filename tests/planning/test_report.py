@@ -16,6 +16,7 @@ from ldm.planning.config_tree import import_target
 from ldm.planning.flops import measure, measure_training
 from ldm.planning.memory import memory
 from ldm.planning.networks import plan_networks
+from ldm.planning.numbers import duration
 from ldm.planning.report import plan
 from ldm.weights.native import save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_vae
@@ -101,12 +102,29 @@ def test_a_wider_network_changes_all_numbers():
 
 
 def test_twice_the_gpus_halve_the_time():
-    def hours(devices):
-        setting = config(devices=devices)
+    def days(devices):
+        setting = config(devices=devices, max_steps=10**11)
         setting["data"]["global_batch"] = 8 * BATCH
-        return float(next(line for line in plan(setting) if "H200" in line).split()[1])
+        time, unit = next(line for line in plan(setting) if "H200" in line).split()[1:3]
+        assert unit == "days"
+        return float(time)
 
-    assert hours(4) == pytest.approx(hours(2) / 2, rel=0.01)
+    assert days(4) == pytest.approx(days(2) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "< 0.1 s"),
+        (0.31, "0.31 s"),
+        (95, "95 s"),
+        (150, "2.5 min"),
+        (3600 * 11.26, "11.3 h"),
+        (86400 * 40, "40 days"),
+    ],
+)
+def test_a_time_is_given_in_a_unit_that_suits_its_length(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_the_first_stage_is_read_from_its_weights_file(tmp_path):

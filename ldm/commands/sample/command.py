@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
+from ldm.commands.sample.listing import listing
 from ldm.drawing.added_files import added_files
 from ldm.drawing.job import CALL_KEYS, Process, SamplingJob, run_job
 from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
@@ -33,6 +34,11 @@ def work(argv: list[str]) -> None:
     if arguments.help:
         print(help_text())
         return
+    if arguments.listed:
+        print("\n".join(line for key in arguments.listed for line in listing(key)))
+        return
+    for note in arguments.notes if Process.current().rank == 0 else ():
+        print(f"note: {note}", file=sys.stderr)
     for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
         if (value := arguments.given.get(name)) not in (None, *known):
             raise UsageError(f"{name}={value} was given, but {name} must be one of {', '.join(known)}")

@@ -1,6 +1,7 @@
 """Trains a model from a config."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,17 @@ def train(config: DictConfig) -> None:
 
 
 def fill_in_settings(config: DictConfig) -> None:
-    """Fills in what a config leaves open: the precision of this machine, and the sampler's default options."""
+    """Fills in what a config leaves open: the device and precision of this machine, and the sampler's options."""
+    import torch
+
+    from ldm.device import NO_MPS
     from ldm.sampling.driver import SAMPLERS
     from ldm.sampling.options import options_of
 
     config.precision.name = config.precision.name
+    if config.trainer.accelerator == "auto" and torch.backends.mps.is_available():  # which Lightning would choose
+        print(f"note: trainer.accelerator=auto is taken as cpu, because {NO_MPS}", file=sys.stderr)
+        config.trainer.accelerator = "cpu"
     if config.sampler.name in SAMPLERS:
         with open_dict(config):
             config.sampler.options = options_of(SAMPLERS[config.sampler.name]) | dict(config.sampler.options)

@@ -19,6 +19,7 @@ from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
+from ldm.commands.train.run import fill_in_settings
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
@@ -462,6 +463,7 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
     ("overrides", "message"),
     [
         ("precision=16-mixed", "precision=16-mixed needs a GPU"),
+        ("trainer.accelerator=mps", "trainer.accelerator=mps is not supported, because Apple's MPS has no float64"),
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu needs a GPU, but torch finds none on this machine"),
         ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true requires training=diffusion"),
         ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp requires training=diffusion"),
@@ -473,6 +475,16 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
 def test_settings_that_the_device_or_fsdp_does_not_support_are_refused(overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_parallel(composed(*overrides.split()), gpu=False)
+
+
+@pytest.mark.parametrize(("apple", "expected"), [(True, "cpu"), (False, "auto")])
+def test_training_on_a_mac_runs_on_the_cpu_with_a_note(
+    apple: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    fill_in_settings(config := composed())
+    assert config.trainer.accelerator == expected
+    assert ("auto is taken as cpu, because Apple's MPS has no float64" in capsys.readouterr().err) == apple
 
 
 @pytest.mark.parametrize("overrides", ["", "strategy=fsdp optimizer=adamw metrics=none precision=bf16-true"])
