@@ -67,8 +67,8 @@ def create_adapters(offered: Offered) -> dict[str, Component]:
     return {
         "loras": gr.Dataframe(
             rows([*offered["lora"]], {}), headers=["LoRA", "Weight"], datatype=["str", "number"], type="array",
-            column_count=2, static_columns=[0], interactive=True, show_search="search", max_height=240,
-            label="LoRA files; weight 0 is none", elem_id="loras",
+            column_count=2, static_columns=[0], interactive=True, max_height=240,
+            buttons=[], label="Weight 0 is none", elem_id="loras",
         ),
         "embeddings": gr.Dropdown(
             [*offered["embedding"]], value=[], multiselect=True, allow_custom_value=True, label="Textual inversions",

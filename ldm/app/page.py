@@ -217,7 +217,7 @@ class Page:
         with errors_shown():
             kind, name = self.service.adapters.add(upload)
         if kind == "lora":
-            yield {self.parts["loras"]: [row for row in table if row[0] not in ("", name)] + [[name, 1.0]]}
+            yield {self.parts["loras"]: [[name, 1.0], *(row for row in table if row[0] not in ("", name))]}
         else:
             chosen = [*dict.fromkeys([*(embeddings or []), name])]
             yield {self.parts["embeddings"]: self._embeddings(chosen)}
