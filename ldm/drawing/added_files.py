@@ -58,6 +58,16 @@ def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedF
     return AddedFiles(found["lora"], found["embedding"])
 
 
+def unused_tokens(added: AddedFiles, texts: Sequence[str]) -> list[str]:
+    """Returns a warning for each textual inversion whose token is in none of the prompts and negative prompts."""
+    every = "\n".join(texts).lower()
+    return [
+        f"embedding={one.path} has no effect: its token {one.how['token']!r} is in no prompt"
+        for one in added.embeddings
+        if one.how["token"].lower() not in every
+    ]
+
+
 def check_tagged(recorded: Sequence[Mapping[str, Any]], prompts: Sequence[str], lora_dir: str | None) -> None:
     """Checks that the tags of these prompts still name the files recorded in an image.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ import torch
 from PIL.Image import Image
 
 from ldm.device import DTYPES, choose_precision
-from ldm.drawing.added_files import AddedFiles
+from ldm.drawing.added_files import AddedFiles, unused_tokens
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
 from ldm.drawing.recorded import LEGACY_SETTINGS
@@ -81,6 +82,13 @@ class SamplingJob:
         return [(k, self.out / file_name(first + k)) for k in range(len(self.batches[number]))]
 
     @property
+    def texts(self) -> list[str]:
+        """The prompts and negative prompts that the job names."""
+        specs = [spec for batch in self.batches for spec in batch]
+        own = [text for spec in specs for text in (spec.prompt, spec.negative) if text is not None]
+        return [*own, self.call.get("negative") or ""]
+
+    @property
     def files(self) -> list[Path]:
         return [path for number in range(len(self.batches)) for _, path in self.outputs(number)]
 
@@ -98,6 +106,8 @@ def run_job(job: SamplingJob) -> None:
     check_sources(job)
     if job.threads:
         torch.set_num_threads(job.threads)  # on the CPU, rounding depends on the number of threads that split a sum
+    for warning in unused_tokens(job.added, job.texts):
+        warnings.warn(warning, stacklevel=2)
     process = Process.current()
     pipeline, origin = load_pipeline(job, process)
     numbers = range(process.rank, len(job.batches), process.count)
