@@ -83,6 +83,7 @@ def test_sample_py_reproduces_an_image_with_adapters(service: Service, tmp_path:
     assert pixels(tmp_path / "again" / "0000.png") == pixels(path)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_architecture_is_refused_and_changes_nothing(service: Service) -> None:
     plain = pixels(sampled(service))
     for model, name in (("tiny", "more/wide.safetensors"), ("wide", "ink.safetensors")):

@@ -95,7 +95,7 @@ def test_without_its_tag_a_lora_leaves_no_trace(loaded: Pipeline) -> None:
     assert all(map(torch.equal, before, weights(loaded)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_tags_work_with_packed_weights(dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.execution.cpu_packing.MIN_SIZE", 1)
     model, ink = str(folder / "unet.safetensors"), folder / "loras" / "ink.safetensors"

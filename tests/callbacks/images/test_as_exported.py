@@ -72,6 +72,7 @@ def test_images_in_training_are_those_of_the_exported_file(kind: str, base: Path
     assert all(map(torch.equal, before, parameters))
 
 
+@pytest.mark.slow
 def test_a_bad_export_shows_in_the_images(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = adapted(base, "lora")
     run = train(tmp_path, module)

@@ -51,6 +51,7 @@ def test_a_tag_gives_the_image_of_the_same_lora_key(model: str, loras: Path, tmp
     assert sampled(tmp_path / "b", PROMPT, model, STEPS, A1111, f"lora_dir={loras}") == expected
 
 
+@pytest.mark.slow
 def test_recorded_files_may_move_but_not_change(
     model: str, loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_recorded_files_may_move_but_not_change(
     assert "has changed since: put it back" in error(capsys, 1, f"from={image}", f"lora_dir={moved}", again)
 
 
+@pytest.mark.slow
 def test_a_job_with_tags_and_long_prompts_resumes(
     model: str, loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
