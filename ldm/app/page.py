@@ -224,7 +224,7 @@ class Page:
 
     def list_files(self, table: list[Row], embeddings: list[str]) -> tuple[list[Row], gr.Dropdown]:
         """Lists the files that are now in the folder, when the page is loaded, and keeps what was chosen."""
-        weights = {name: weight for name, weight in table if name}
+        weights = {name: weight for name, weight in table if name and weight}
         names = dict.fromkeys([*self.service.adapters.offered()["lora"], *weights])
         return rows([*names], weights), self._embeddings(embeddings or [])
 

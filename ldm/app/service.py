@@ -157,7 +157,7 @@ class Service:
 
     def _pipeline(self, model: str, added: AddedFiles) -> tuple[Pipeline, dict[str, Any]]:
         """Returns the pipeline with these adapters and textual inversions, and the origin of its images."""
-        if self._loaded is None or self._loaded[0] != model:
+        if self._loaded is None or self._loaded[0] != model or self._loaded[1].outdated:
             path, self._loaded = self._path(model), None  # frees the previous model first
             job = SamplingJob([], {}, self.out, path, added=added, lora_dir=self.lora_dir, **self._choices)
             self._loaded = (model, *load_pipeline(job, Process()))

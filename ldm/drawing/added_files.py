@@ -79,7 +79,9 @@ def check_tagged(recorded: Sequence[Mapping[str, Any]], prompts: Sequence[str], 
         what = f"the LoRA {name!r} of this image (SHA-256 {hashes[name][:12]}…)"
         remedy = "put it back, give lora_dir= the folder that holds it, or give a prompt with another tag"
         try:
-            found = LoraFolder(lora_dir or "").tagged(Tag(name, 1.0))
+            if lora_dir is None:
+                raise FileNotFoundError("there is no folder of LoRA files")
+            found = LoraFolder(lora_dir).tagged(Tag(name, 1.0))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{what} is not there ({error}): {remedy}") from error
         if found.sha256 != hashes[name]:

@@ -100,7 +100,8 @@ KEYS = {
     "lora": Key(lora, "FILE or FILE:WEIGHT: an adapter to merge into the model; may be given several times (none)"),
     "embedding": Key(embedding, "FILE or FILE:TOKEN: a textual inversion; may be given several times (none)"),
     "lora_dir": Key(
-        nonempty, "folder of the files that <lora:NAME:0.8> in prompts names, with prompt_syntax=a1111 (none)"
+        nonempty,
+        "folder of the files that tags in prompts name, as in <lora:NAME:0.8>, with prompt_syntax=a1111 (none)",
     ),
     "negative": Key(str, "what the images should not show"),
     "seed": Key(integer(0), "seed of each prompt's first image; the next images use the following seeds (0)"),

@@ -11,7 +11,9 @@ from ldm.weights.adapters.reader import networks_of
 from ldm.weights.adapters.recognise import adapter_at, embedding_at
 from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
 from ldm.weights.adapters.textual_inversion import add_embedding
-from ldm.weights.model import Model, read_model
+from ldm.weights.model import Model, open_model, read_model
+
+WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class Source:
     path: str
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Differs if the model's file, or a file of weights in its folder, has changed on the disk."""
+        place = open_model(self.path).source
+        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.suffix in WEIGHTS]
+        return tuple((file, _state(file)) for file in sorted(files))
 
     def read(self, added: Added, device: torch.device | None = None) -> Model:
         """Returns the model without gradients, its denoising network on `device`, by default that of this source.

@@ -48,6 +48,7 @@ PREVIEW = 16  # latents per side; decoding them takes a sixteenth of the time of
 OnStep = Callable[[int, int], None]
 OnEstimate = Callable[[int, int, Tensor], None]
 OnWarning = Callable[[str], None]
+Files = tuple[object, ...]  # identifies files and their contents
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ class Pipeline:
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
         self.inpaints = INPAINTING in backbone.reads
         self.lora_folder = None if lora_dir is None else LoraFolder(lora_dir)
-        self._source, self._added, self._present = source, added, added.identity
+        self._source, self._added = source, added
+        self._model = None if source is None else source.identity
+        self._files: Files = added.identity
+        self._present: tuple[Files, tuple[TaggedLora, ...]] = self._files, ()  # what the networks contain
         check(Setup(schedule, prediction, time=self.denoiser.time))
 
     @classmethod
@@ -150,21 +154,31 @@ class Pipeline:
         Raises FileNotFoundError or ValueError for an unsuitable file, and then changes nothing.
         """
         added = Added(tuple(adapters), tuple(embeddings))
-        self._read(added)
-        self._added = added
+        files = added.identity
+        self._read(added, files, ())
+        self._added, self._files = added, files
 
-    def _read(self, added: Added) -> None:
-        """Reads the weights again unless the networks contain these files already.
+    @property
+    def outdated(self) -> bool:
+        """Whether the model has changed on the disk since it was loaded."""
+        return self._source is not None and self._source.identity != self._model
 
-        The denoising network stays the same object, so that it stays packed or compiled.
+    def _read(self, added: Added, files: Files, loras: tuple[TaggedLora, ...]) -> None:
+        """Reads the weights again, unless the networks contain these files already.
+
+        The denoising network stays the same object, so that it stays packed or compiled. Raises ValueError if the model
+        or a file has changed since it was loaded.
         """
-        if (identity := added.identity) == self._present:
+        if (files, loras) == self._present:
             return
         if self._source is None:
             raise ValueError("this pipeline was not loaded from a file, so that its adapters cannot be replaced")
-        model = self._source.read(added, torch.device("cpu"))
+        if self.outdated or added.identity != files:
+            raise ValueError(f"{self._source.path}, or a file added to it, has changed since: load it again")
+        tags = tuple((lora.path, lora.weight) for lora in loras)
+        model = self._source.read(replace(added, adapters=added.adapters + tags), torch.device("cpu"))
         self.backbone.load_state_dict(model.backbone.state_dict())
-        self.text_encoder, self._present = model.text_encoder.network, identity
+        self.text_encoder, self._present = model.text_encoder.network, (files, loras)
 
     @property
     def device(self) -> torch.device:
@@ -243,7 +257,7 @@ class Pipeline:
         runs = [[*run] for _, run in groupby(tagged, lambda one: one.loras)]
         first = before = 0
         for number, run in enumerate(runs):
-            self._read_with(run[0].loras)
+            self._read(self._added, self._files, run[0].loras)
             after = sum(-(-len(later) // size) for later in runs[number + 1 :])
 
             def placed(batch: list[TaggedRequest], start: int, done: int, batches: int) -> Tensor:
@@ -254,10 +268,6 @@ class Pipeline:
                     size = len(batch)  # because more were out of memory
                 yield batch, images, size
             first, before = first + len(run), count
-
-    def _read_with(self, loras: Sequence[TaggedLora]) -> None:
-        tags = tuple((lora.path, lora.weight) for lora in loras)
-        self._read(replace(self._added, adapters=self._added.adapters + tags))
 
     def _sample(
         self,

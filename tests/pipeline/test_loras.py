@@ -1,5 +1,6 @@
 """Tests tags in prompts that name LoRA files: how names are found, and the images that they give."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,22 @@ def test_tags_work_with_packed_weights(dtype: torch.dtype, folder: Path, monkeyp
     pipeline = Pipeline.load(model, "cpu", dtype, lora_dir=folder / "loras")
     for prompt, result in zip(("red", "red<lora:ink:0.3>", "red"), (*expected, expected[0]), strict=True):
         assert torch.equal(sampled(pipeline, prompt, steps=1).images, result.images)
+
+
+def test_files_that_change_while_they_are_loaded_are_never_mixed(folder: Path, tmp_path: Path) -> None:
+    model, ink = save_tiny_model(tmp_path), tmp_path / "ink.safetensors"
+    ink.write_bytes((folder / "loras" / "ink.safetensors").read_bytes())
+    pipeline = Pipeline.load(str(model), "cpu", adapters=[ink], lora_dir=folder / "loras")
+    before = sampled(pipeline, "red", steps=1).images
+    write_adapter(ink, {"unet": changes(tiny_unet(), "all")}, "kohya", {})
+    assert torch.equal(sampled(pipeline, "red", steps=1).images, before)
+    with pytest.raises(ValueError, match="has changed since: load it again"):
+        sampled(pipeline, "red <lora:both>")
+    pipeline.use()
+    os.utime(model, ns=(0, 0))  # as if it had been written again
+    assert pipeline.outdated
+    with pytest.raises(ValueError, match="has changed since: load it again"):
+        sampled(pipeline, "red <lora:both>")
 
 
 def test_each_prompt_of_a_call_has_its_own_tags_and_place(loaded: Pipeline) -> None:
