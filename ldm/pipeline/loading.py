@@ -1,10 +1,11 @@
 """Reads the networks of a model with adapters and textual inversions, as often as these change."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ldm.pipeline.loras import LoraFolder, TaggedLora
 from ldm.weights.adapters.merging import Given as AdapterFile
 from ldm.weights.adapters.merging import merge_files, weighted
 from ldm.weights.adapters.reader import networks_of
@@ -14,6 +15,8 @@ from ldm.weights.adapters.textual_inversion import add_embedding
 from ldm.weights.model import Model, open_model, read_model
 
 WEIGHTS = (".safetensors", ".bin")
+Files = tuple[object, ...]  # identifies files and their contents
+Tagged = tuple[TaggedLora, ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Added:
     embeddings: tuple[EmbeddingFile, ...] = ()
 
     @property
-    def identity(self) -> tuple[object, ...]:
+    def identity(self) -> Files:
         """Differs if the files, their weights or tokens, or their contents on the disk do."""
         adapters = [(adapter_at(path), weight) for path, weight in map(weighted, self.adapters)]
         embeddings = [given if isinstance(given, tuple) else (given, None) for given in self.embeddings]
@@ -41,7 +44,7 @@ class Source:
     device: torch.device
 
     @property
-    def identity(self) -> tuple[object, ...]:
+    def identity(self) -> Files:
         """Differs if the model's file, or a file of weights in its folder, has changed on the disk."""
         place = open_model(self.path).source
         files = [place] if place.is_file() else [file for file in place.rglob("*") if file.suffix in WEIGHTS]
@@ -68,6 +71,48 @@ class Source:
         model.text_encoder.network.to(self.device, self.dtype)
         for network in model.backbone, stage, model.text_encoder.network:
             network.requires_grad_(False)
+        return model
+
+
+class Contents:
+    """The files in the networks of a pipeline: a model, what is added to it, and the LoRA that tags of prompts name.
+
+    Raises NotADirectoryError if there is no folder `lora_dir`, in which these are found.
+    """
+
+    def __init__(self, source: Source, added: Added, lora_dir: str | Path | None = None) -> None:
+        self.lora_folder = None if lora_dir is None else LoraFolder(lora_dir)
+        self._source, self._added = source, added
+        self._model, self._files = source.identity, added.identity
+        self._present: tuple[Files, Tagged] = self._files, ()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the model has changed on the disk since it was loaded."""
+        return self._source.identity != self._model
+
+    def replace(self, added: Added) -> Model | None:
+        """Returns the model with `added` in place of the files added before, as `tagged` does."""
+        files = added.identity
+        model = self._read(added, files, ())
+        self._added, self._files = added, files
+        return model
+
+    def tagged(self, loras: Tagged) -> Model | None:
+        """Returns the model with these LoRA, too, or None if the networks contain the same files already.
+
+        Raises ValueError if the model or a file added to it has changed since it was loaded.
+        """
+        return self._read(self._added, self._files, loras)
+
+    def _read(self, added: Added, files: Files, loras: Tagged) -> Model | None:
+        if (files, loras) == self._present:
+            return None
+        if self.outdated or added.identity != files:
+            raise ValueError(f"{self._source.path}, or a file added to it, has changed since: load it again")
+        tags = tuple((lora.path, lora.weight) for lora in loras)
+        model = self._source.read(replace(added, adapters=added.adapters + tags), torch.device("cpu"))
+        self._present = files, loras
         return model
 
 

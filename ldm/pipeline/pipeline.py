@@ -28,8 +28,8 @@ from ldm.nn.vae import VAE
 from ldm.pipeline.emphasis import chunk_count
 from ldm.pipeline.input_warnings import input_warnings
 from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests, prompt_texts
-from ldm.pipeline.loading import Added, Source
-from ldm.pipeline.loras import LoraFolder, TaggedLora, TaggedRequest, read_tags
+from ldm.pipeline.loading import Added, Contents, Source
+from ldm.pipeline.loras import TaggedRequest, read_tags
 from ldm.pipeline.prompts import SYNTAXES, encode_prompts, guided, prompt_encoder
 from ldm.pipeline.seed_noise import INITIAL, seed_noise
 from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record, model_settings
@@ -48,7 +48,6 @@ PREVIEW = 16  # latents per side; decoding them takes a sixteenth of the time of
 OnStep = Callable[[int, int], None]
 OnEstimate = Callable[[int, int, Tensor], None]
 OnWarning = Callable[[str], None]
-Files = tuple[object, ...]  # identifies files and their contents
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,8 @@ class Pipeline:
     The networks must already have the dtype and, without `offload`, the device that they run in. `settings` are the
     defaults of each call. With a `weak` pipeline, of a worse model of the same data, guidance extrapolates away from
     the weak network's estimate for the same prompt instead of the estimate for the negative prompt (autoguidance). A
-    network that reads the hint "inpainting" is given the mask and the latents of the masked image. `source` says where
-    to read the networks again when adapters change, `added` what they contain already. Raises ValueError for
-    incompatible components.
+    network that reads the hint "inpainting" is given the mask and the latents of the masked image. `contents` reads the
+    networks again when adapters change. Raises ValueError for incompatible components.
     """
 
     def __init__(
@@ -86,9 +84,7 @@ class Pipeline:
         weak: "Pipeline | None" = None,
         offload: Offload | None = None,
         compile: bool = False,
-        source: Source | None = None,
-        added: Added = Added(),  # noqa: B008 - a constant
-        lora_dir: str | Path | None = None,
+        contents: Contents | None = None,
     ) -> None:
         check_inputs(backbone, first_stage.latent_channels, text_encoder.widths)
         self.backbone, self.first_stage, self.text_encoder = backbone, first_stage, text_encoder
@@ -96,12 +92,7 @@ class Pipeline:
         self.offload = offload or Offload(backbone.device)
         self._run: Network = compiled(backbone, self.offload) if compile else backbone
         self.denoiser = Denoiser(self._network, schedule, prediction, time)
-        self.inpaints = INPAINTING in backbone.reads
-        self.lora_folder = None if lora_dir is None else LoraFolder(lora_dir)
-        self._source, self._added = source, added
-        self._model = None if source is None else source.identity
-        self._files: Files = added.identity
-        self._present: tuple[Files, tuple[TaggedLora, ...]] = self._files, ()  # what the networks contain
+        self.inpaints, self._contents = INPAINTING in backbone.reads, contents
         check(Setup(schedule, prediction, time=self.denoiser.time))
 
     @classmethod
@@ -128,57 +119,44 @@ class Pipeline:
         """
         offloading = Offload(choose_device(device), offload)
         source, added = Source(path, dtype, offloading.idle_device), Added(tuple(adapters), tuple(embeddings))
-        model = source.read(added)
+        contents, model = Contents(source, added, lora_dir), source.read(added)
         stage, text = model.first_stage.network, model.text_encoder.network
 
-        def assemble(model: Model, weak: Pipeline | None = None, **reading: Any) -> Pipeline:
+        def assemble(model: Model, weak: Pipeline | None = None, contents: Contents | None = None) -> Pipeline:
             about = model.about["model"]
             schedule, prediction = from_config(about["schedule"]), Prediction(about["prediction"])
             settings = model_settings(about, model.source)
             if can_pack(offloading.device, dtype) and not compile:
                 pack(model.backbone)
             components = model.backbone, stage, text, schedule, prediction, settings, about["time"]
-            return cls(*components, weak, offloading, compile, **reading)
+            return cls(*components, weak, offloading, compile, contents)
 
-        reading: dict[str, Any] = {"source": source, "added": added, "lora_dir": lora_dir}
         if weak is None:
-            return assemble(model, **reading)
+            return assemble(model, None, contents)
         weak_model = read_model(weak, dtype, device=offloading.idle_device, channels_last=True)
         weak_model.backbone.requires_grad_(False)
         _check_weak(model, weak_model)
-        return assemble(model, assemble(weak_model), **reading)
+        return assemble(model, assemble(weak_model), contents)
 
     def use(self, adapters: Sequence[AdapterFile] = (), embeddings: Sequence[EmbeddingFile] = ()) -> None:
         """Replaces the adapters and textual inversions of `load`, as if the model had been loaded with these.
 
         Raises FileNotFoundError or ValueError for an unsuitable file, and then changes nothing.
         """
-        added = Added(tuple(adapters), tuple(embeddings))
-        files = added.identity
-        self._read(added, files, ())
-        self._added, self._files = added, files
+        if self._contents is None:
+            raise ValueError("this pipeline was not loaded from a file, so that its adapters cannot be replaced")
+        self._take(self._contents.replace(Added(tuple(adapters), tuple(embeddings))))
 
     @property
     def outdated(self) -> bool:
         """Whether the model has changed on the disk since it was loaded."""
-        return self._source is not None and self._source.identity != self._model
+        return self._contents is not None and self._contents.outdated
 
-    def _read(self, added: Added, files: Files, loras: tuple[TaggedLora, ...]) -> None:
-        """Reads the weights again, unless the networks contain these files already.
-
-        The denoising network stays the same object, so that it stays packed or compiled. Raises ValueError if the model
-        or a file has changed since it was loaded.
-        """
-        if (files, loras) == self._present:
-            return
-        if self._source is None:
-            raise ValueError("this pipeline was not loaded from a file, so that its adapters cannot be replaced")
-        if self.outdated or added.identity != files:
-            raise ValueError(f"{self._source.path}, or a file added to it, has changed since: load it again")
-        tags = tuple((lora.path, lora.weight) for lora in loras)
-        model = self._source.read(replace(added, adapters=added.adapters + tags), torch.device("cpu"))
-        self.backbone.load_state_dict(model.backbone.state_dict())
-        self.text_encoder, self._present = model.text_encoder.network, (files, loras)
+    def _take(self, model: Model | None) -> None:
+        """Takes over the weights of a model; the denoising network stays the same object, packed or compiled."""
+        if model is not None:
+            self.backbone.load_state_dict(model.backbone.state_dict())
+            self.text_encoder = model.text_encoder.network
 
     @property
     def device(self) -> torch.device:
@@ -257,7 +235,7 @@ class Pipeline:
         runs = [[*run] for _, run in groupby(tagged, lambda one: one.loras)]
         first = before = 0
         for number, run in enumerate(runs):
-            self._read(self._added, self._files, run[0].loras)
+            self._take(self._contents and self._contents.tagged(run[0].loras))
             after = sum(-(-len(later) // size) for later in runs[number + 1 :])
 
             def placed(batch: list[TaggedRequest], start: int, done: int, batches: int) -> Tensor:
@@ -324,7 +302,7 @@ class Pipeline:
         """Reads the tags of prompts and makes room for the longest prompt, if the syntax of the prompts asks for it."""
         if settings.prompt_syntax == "plain":
             return settings, [TaggedRequest(request, request) for request in requests]
-        tagged = read_tags(requests, self.lora_folder)
+        tagged = read_tags(requests, self._contents and self._contents.lora_folder)
         count = chunk_count(self.text_encoder, prompt_texts([one.plain for one in tagged]))
         return replace(settings, chunks=max(settings.chunks, count)), tagged
 
