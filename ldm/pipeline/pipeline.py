@@ -235,7 +235,7 @@ class Pipeline:
         runs = [[*run] for _, run in groupby(tagged, lambda one: one.loras)]
         first = before = 0
         for number, run in enumerate(runs):
-            self._take(self._contents and self._contents.tagged(run[0].loras))
+            self._take(None if self._contents is None else self._contents.tagged(run[0].loras))
             after = sum(-(-len(later) // size) for later in runs[number + 1 :])
 
             def placed(batch: list[TaggedRequest], start: int, done: int, batches: int) -> Tensor:
@@ -302,7 +302,7 @@ class Pipeline:
         """Reads the tags of prompts and makes room for the longest prompt, if the syntax of the prompts asks for it."""
         if settings.prompt_syntax == "plain":
             return settings, [TaggedRequest(request, request) for request in requests]
-        tagged = read_tags(requests, self._contents and self._contents.lora_folder)
+        tagged = read_tags(requests, None if self._contents is None else self._contents.lora_folder)
         count = chunk_count(self.text_encoder, prompt_texts([one.plain for one in tagged]))
         return replace(settings, chunks=max(settings.chunks, count)), tagged
 
