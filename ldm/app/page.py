@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ldm.app import controls
+from ldm.app.adapters import Row, rows
 from ldm.app.painting import COLOR, OPACITY, painting_of
 from ldm.app.restoring import restore
 from ldm.app.service import Finished, Service, Step
@@ -101,6 +102,8 @@ class Page:
         with gr.Accordion("Settings"):
             models = list(self.service.models)
             self.parts |= controls.create(models, self.service.settings(models[0]))
+        with gr.Accordion("LoRA and textual inversions", open=False, elem_id="adapters") as self.parts["adapters"]:
+            self.parts |= controls.create_adapters(self.service.adapters.offered())
 
     def _connect(self) -> None:
         parts, every = self.parts, list(self.parts.values())
@@ -123,6 +126,9 @@ class Page:
             (self.blocks.load, self.gallery, "history"),
         ):
             event(handler, parts[name], every, show_progress="hidden")
+        listed = [parts["loras"], parts["embeddings"]]
+        parts["added"].upload(self.add_file, [parts["added"], *listed], every, show_progress="hidden")
+        self.blocks.load(self.list_files, listed, listed, show_progress="hidden")
 
     def start(self) -> tuple[int, str]:
         """Assigns a number to a request, before it waits in the queue."""
@@ -191,18 +197,40 @@ class Page:
 
     @errors_shown()
     def use_settings(self, shown: list[Path]) -> Updates:
-        found = restore(shown[0], self.service.models, self.service.out.parent)
+        found = restore(shown[0], self.service.models, self.service.out.parent, self.service.adapters)
         warn(found.warnings)
         gr.Info("Settings restored.", duration=3)
         return {self.parts[name]: value for name, value in found.controls.items()} | {
             self.parts["restored"]: found.call,
             self.parts["editor"]: painting_of(found.sources),
             self.parts["start"]: gr.Accordion(open=bool(found.sources)),
+            self.parts["adapters"]: gr.Accordion(open=any(weight for _, weight in found.controls["loras"])),
         }
 
     def restore(self, png: str) -> Iterator[Updates]:
         yield {self.parts["drop"]: None}  # another file can be dropped even if this one is refused
         yield self.use_settings([Path(png)])
+
+    def add_file(self, upload: str, table: list[Row], embeddings: list[str]) -> Iterator[Updates]:
+        """Adds a dropped file to the lists and chooses it, a LoRA with weight 1."""
+        yield {self.parts["added"]: None}  # another file can be dropped even if this one is refused
+        with errors_shown():
+            kind, name = self.service.adapters.add(upload)
+        if kind == "lora":
+            yield {self.parts["loras"]: [[name, 1.0], *(row for row in table if row[0] not in ("", name))]}
+        else:
+            chosen = [*dict.fromkeys([*(embeddings or []), name])]
+            yield {self.parts["embeddings"]: self._embeddings(chosen)}
+
+    def list_files(self, table: list[Row], embeddings: list[str]) -> tuple[list[Row], gr.Dropdown]:
+        """Lists the files that are now in the folder, when the page is loaded, and keeps what was chosen."""
+        weights = {name: weight for name, weight in table if name and weight}
+        names = dict.fromkeys([*self.service.adapters.offered()["lora"], *weights])
+        return rows([*names], weights), self._embeddings(embeddings or [])
+
+    def _embeddings(self, chosen: list[str]) -> gr.Dropdown:
+        names = dict.fromkeys([*self.service.adapters.offered()["embedding"], *chosen])
+        return gr.Dropdown([*names], value=chosen)
 
     def start_from(self, shown: list[Path]) -> Updates:
         painting = painting_of({"init": load_image(shown[0])})

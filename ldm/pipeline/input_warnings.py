@@ -29,7 +29,8 @@ def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
     """Yields at most one warning about plain prompts in the syntax of AUTOMATIC1111's web UI."""
     if found := [(text, match[0]) for text in texts if (match := WEB_UI.search(text))]:
         text, part = found[0]
-        yield f"{part!r} in {_shortened(text)} is read as plain words; prompt_syntax=a1111 reads it as the web UI does"
+        how = "prompt_syntax=a1111" + (" with lora_dir" if part.startswith("<") else "")
+        yield f"{part!r} in {_shortened(text)} is read as plain words; {how} reads it as the web UI does"
 
 
 def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:

@@ -295,6 +295,8 @@ class DiffusionTraining(LightningModule):
         """Returns training metadata under the names that kohya's trainer uses."""
         group = self.trainer.optimizers[0].param_groups[0]
         rate = {"ss_learning_rate": str(group["initial_lr"]), "ss_optimizer": type(self.trainer.optimizers[0]).__name__}
+        if self.text_encoder_lr is not None:
+            rate["ss_text_encoder_lr"] = str(self.text_encoder_lr)
         return {"ss_steps": str(self.trainer.global_step), "ss_seed": str(self.seed), **rate}
 
     def about(self) -> dict[str, Any]:

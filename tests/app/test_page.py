@@ -15,7 +15,9 @@ from PIL import Image
 
 from ldm.app.service import Request, Service
 from ldm.image import read_metadata, save_png, to_pil
-from tests.tiny import KNOWN, save_tiny_model
+from ldm.weights.adapters.writer import write_adapter
+from tests.tiny import KNOWN, save_tiny_model, tiny_unet
+from tests.weights.adapters.made import changes
 
 httpx = pytest.importorskip("httpx", reason="it is installed with Gradio")
 server = pytest.importorskip("ldm.app.server", reason="the page needs Gradio: pip install -e '.[app]'")
@@ -133,6 +135,30 @@ def test_a_dropped_png_restores_its_settings(page, service: Service):
     browsing.expect(page.locator("#prompt textarea")).to_have_value("a red circle", timeout=TIMEOUT)
     assert (field(page, "seed"), field(page, "sampler")) == ("77", "euler")
     assert generate(page, "a red circle").tobytes() == Image.open(finished.paths[0]).tobytes()
+
+
+@pytest.mark.slow
+def test_a_dropped_lora_changes_images_until_its_weight_is_zero(page, tmp_path: Path):
+    write_adapter(tmp_path / "ink.safetensors", {"unet": changes(tiny_unet(), "all")}, "kohya", {})
+    page.locator("#seed input, #seed textarea").first.fill("7")
+    plain = generate(page)
+    page.click("#adapters button")
+    page.set_input_files("#added input[type=file]", tmp_path / "ink.safetensors")
+    cells = page.locator("#loras [role=row]").filter(has_text="ink.safetensors").locator("[role=gridcell]")
+    browsing.expect(cells.last).to_have_text("1", timeout=TIMEOUT)
+    assert generate(page).tobytes() != plain.tobytes()
+    cells.last.dblclick()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("0")
+    page.keyboard.press("Enter")
+    assert generate(page).tobytes() == plain.tobytes()
+
+
+def test_a_file_that_is_no_adapter_is_refused(page, tmp_path: Path):
+    (tmp_path / "notes.bin").write_bytes(b"no tensors")
+    page.click("#adapters button")
+    page.set_input_files("#added input[type=file]", tmp_path / "notes.bin")
+    assert page.wait_for_selector(".toast-body.error:has-text('notes.bin is neither a LoRA')").is_visible()
 
 
 def test_stop_ends_a_request_and_the_next_one_runs(page, service: Service):

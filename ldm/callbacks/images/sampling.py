@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.find import find
+from ldm.callbacks.images.as_exported import as_exported
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
@@ -41,7 +42,10 @@ class SampledModule(Protocol):
 
 @contextmanager
 def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
-    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any."""
+    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any.
+
+    Adapters are those of the file that the run would export, see `as_exported`.
+    """
     model = cast(SampledModule, module)
     height, width = model.size
     pipeline = Pipeline(
@@ -61,7 +65,8 @@ def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleI
     with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
         model.backbone.eval()
         try:
-            yield sample
+            with as_exported(trainer, module, model.backbone, model.text_encoder):
+                yield sample
         finally:
             model.backbone.train(training)
             if speed is not None:
