@@ -1,9 +1,9 @@
 """Trains a denoising network, and optionally the text encoder, in the latent space of a frozen first stage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ldm.execution.fsdp import shard
 from ldm.image import from_uint8
 from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
-from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.text_encoder import TextEncoder, tokens_of
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.masks import random_masks
@@ -134,8 +134,10 @@ class DiffusionTraining(LightningModule):
         """Returns the weights of the text encoder that are trained, by name."""
         return {TEXT_PREFIX + name: weight for name, weight in trainable(self.text_encoder).items()}
 
-    def tokenize(self, captions: list[str]) -> Tensor:
-        return self.text_encoder.tokenize(captions)
+    @property
+    def tokenize(self) -> Callable[[list[str]], Tensor]:
+        """Maps captions to tokens (b, n). It holds no network, so that it can be sent to a data loader's workers."""
+        return partial(tokens_of, self.text_encoder.tokenizers)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -242,7 +244,8 @@ class DiffusionTraining(LightningModule):
         if self.adapter is None or not self.adapter.config.get("dropout"):
             yield
             return
-        key = uniform(self.seed, "adapter dropout", batch["id"][:1], batch["draw"][:1])
+        sample, draw = batch["first"] if "first" in batch else (int(batch["id"][0]), int(batch["draw"][0]))
+        key = uniform(self.seed, "adapter dropout", torch.tensor([sample]), draw)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key * 2**32))
             yield

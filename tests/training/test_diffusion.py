@@ -14,6 +14,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import EDM, Flow, Schedule, scaled_linear
 from ldm.diffusion.time_sampling import Uniform
+from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.random import normal
 from ldm.training.diffusion import DiffusionTraining
@@ -136,16 +137,17 @@ def test_validation_uses_fixed_times_and_noise_and_drops_no_caption(tmp_path: Pa
 
 
 def test_tokenizing_in_workers_gives_bit_identical_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local, ahead, called = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5), []
+    local, ahead = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5)
+    called, tokens = [], Tokenizer.__call__
+
+    def note(tokenizer: Tokenizer, captions: list[str], *chunks: int) -> Tensor:
+        called.extend(captions)
+        return tokens(tokenizer, captions, *chunks)
+
+    losses = [fit(tmp_path, local, 6).callback_metrics]
     with monkeypatch.context() as patch:
-        tokenize = ahead.tokenize
-
-        def note(captions: list[str]) -> Tensor:
-            called.extend(captions)
-            return tokenize(captions)
-
-        patch.setattr(ahead, "tokenize", note)
-        losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (local, ahead)]
+        patch.setattr(Tokenizer, "__call__", note)
+        losses.append(fit(tmp_path, ahead, 6, tokenize=True).callback_metrics)
     assert {*called} == {""}  # the main process tokenizes only the empty caption
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(local.backbone.parameters(), ahead.backbone.parameters(), strict=True))

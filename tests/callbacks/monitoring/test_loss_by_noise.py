@@ -66,7 +66,7 @@ def losses_by_range(row: dict[str, float], prefix: str) -> dict[str, float]:
 
 
 def test_ranges_are_named_after_their_edges() -> None:
-    assert tuple(NAMES.values()) == RANGES and tuple(low for low, _ in NAMES)[1:] == EDGES
+    assert tuple(NAMES.values()) == RANGES and tuple(low for low, _ in NAMES)[1:] == tuple(EDGES)
 
 
 @pytest.mark.parametrize(
