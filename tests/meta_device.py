@@ -42,7 +42,7 @@ class Waits(TorchDispatchMode):
             return given[0].dtype == torch.bool
         if func is torch.ops.aten._to_copy.default and devices == {"meta"} and kwargs.get("device") not in (None, META):
             self._note("read")
-            return torch.zeros_like(given[0], **kwargs)
+            return torch.full_like(given[0], given[0].dtype == torch.bool, **kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.device == META and "cpu" in devices:
             self._note("copy")

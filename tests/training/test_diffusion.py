@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -17,10 +18,11 @@ from ldm.diffusion.time_sampling import Uniform
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.random import normal
-from ldm.training.diffusion import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining, compiled
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import Frozen
-from tests.tiny import save_part, tiny_dit, tiny_vae
+from tests.meta_device import META, Waits, on_meta
+from tests.tiny import save_part, tiny_dit, tiny_unet, tiny_vae
 from tests.training.tiny import CAPTIONS, Images, batch, diffusion, fit
 
 SD = scaled_linear()
@@ -164,12 +166,6 @@ def test_training_changes_only_the_denoising_network(tmp_path: Path) -> None:
     assert [*state] == [f"backbone.{name}" for name, _ in module.backbone.named_parameters()]
 
 
-def test_frozen_networks_are_moved_to_the_device_of_the_denoising_network() -> None:
-    module = diffusion().to("meta")
-    module.on_fit_start()
-    assert {p.device.type for network in module.frozen for p in network.parameters()} == {"meta"}
-
-
 def test_about_has_everything_that_sampling_needs(tmp_path: Path) -> None:
     module = diffusion()
     about = module.about()
@@ -290,7 +286,7 @@ def test_the_time_input_is_a_setting_that_checkpoints_store() -> None:
 @pytest.mark.slow
 def test_a_compiled_unet_is_compiled_once_despite_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda unet, mode, dynamic: compile_(unet, backend=counter, dynamic=dynamic))
+    monkeypatch.setattr(torch, "compile", lambda unet, mode, **how: compile_(unet, backend=counter, **how))
     module = diffusion(compile="default")
     counts: list[int] = []
     step = module.training_step
@@ -326,3 +322,35 @@ def test_images_of_an_unsupported_size_are_refused_before_training(tmp_path: Pat
     module = diffusion(backbone=tiny_dit().train())  # multiples of 4: patches of 2 latent pixels of 2 pixels
     with pytest.raises(ValueError, match=r"the size of an image in data is 6x6, .* multiples of 4"):
         fit(tmp_path, module, side=6)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_gradients_in_the_memory_of_cuda_graphs_are_not_accumulated(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"training.compile={mode} keeps gradients in the memory of CUDA graphs"):
+        fit(tmp_path, diffusion(compile=mode), batch_size=2, accumulate_grad_batches=2)
+
+
+def test_frozen_networks_are_on_the_device_before_a_callback_trains(tmp_path: Path) -> None:
+    """debug=batch_size trains in `on_fit_start` of a callback, which runs before that of the module."""
+
+    class Early(Callback):
+        def on_fit_start(self, _: Any, module: Any) -> None:
+            seen.update(weight.device for network in module.frozen for weight in network.parameters())
+            raise InterruptedError
+
+    seen: set[torch.device] = set()
+    with Waits(), pytest.raises(InterruptedError):
+        fit(tmp_path, diffusion(), callbacks=[Early()], **on_meta())
+    assert seen == {META}
+
+
+@pytest.mark.slow
+def test_a_network_is_compiled_for_more_sizes_than_torch_allows_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unet, mode, **how: compile_(unet, backend=counter, **how))
+    unet = tiny_unet()
+    network = compiled(unet, "default")
+    sizes = [(height, 8) for height in range(2, 26, 2)]
+    for size in sizes * 2:
+        network(torch.zeros(1, 4, *size), torch.zeros(1), Conditioning(text=torch.zeros(1, 3, 16)))
+    assert counter.frame_count == len(sizes) > 8

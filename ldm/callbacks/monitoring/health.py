@@ -1,6 +1,7 @@
 """Skips optimizer steps with a non-finite loss or gradient, and logs norms and learning rate."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,7 +112,8 @@ class Health(Callback):
             values["update_norm"] = get_total_norm(self._updates)
             self._updates = []
         if module.device.type == "cuda" and NVML:
-            values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
+            with suppress(Exception):  # NVML refuses, with various errors, parts of a GPU and some containers
+                values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
         log_last_step(trainer, {f"train/{name}": float(value) for name, value in values.items()})
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

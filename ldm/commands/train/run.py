@@ -1,6 +1,7 @@
 """Trains a model from a config."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters,
 
 def train(config: DictConfig) -> None:
     """Builds the objects of the config and trains, or prints the plan with `plan`."""
+    if config.data.get("bucketed") and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # before torch reads it
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # else other sizes fragment the memory
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -26,6 +29,7 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.data.sources.small import note_of
+    from ldm.device import allow_tf32, training_accelerator
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
@@ -45,7 +49,7 @@ def train(config: DictConfig) -> None:
     check(config)
     check_parallel(config, torch.cuda.is_available())
     quiet_logging()
-    torch.set_float32_matmul_precision("high")
+    allow_tf32(config.precision.get("tf32", config.precision.name != "32-true" or config.precision.compute is not None))
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
@@ -76,6 +80,7 @@ def train(config: DictConfig) -> None:
         ],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
+        accelerator=training_accelerator(config.trainer.accelerator),
         default_root_dir=str(run_dir),
         max_time=None,  # TimeLimit enforces it; with Lightning's own the run would count as finished
         use_distributed_sampler=False,  # the data module distributes samples over the ranks itself

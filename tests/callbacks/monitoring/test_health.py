@@ -185,3 +185,20 @@ def test_steps_that_were_not_read_are_reported_with_a_later_one(tmp_path: Path) 
         trainer(tmp_path, late := Late(tmp_path)).fit(Fused(broken_at=1), Batches())
     assert late.skipped == 1
     assert json.loads((tmp_path / "step_00000002_rank_0.json").read_text())["finite"] == [False]
+
+
+def test_a_gpu_whose_utilisation_nvml_refuses_is_trained_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.device) -> int:
+        raise RuntimeError("NVML: Not Supported")
+
+    monkeypatch.setattr("ldm.callbacks.monitoring.health.NVML", True)
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    monkeypatch.setattr(Tiny, "device", torch.device("cuda"))
+    logger, run = Logged(), trainer(tmp_path, max_steps=2)
+    health, module = Health(tmp_path), Tiny()
+    run.strategy.connect(module)
+    run.loggers = [logger]
+    run.strategy.optimizers = [module.configure_optimizers()]
+    health.on_train_batch_end(run, module, None, None, 0)
