@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
+from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 
@@ -49,7 +49,7 @@ def train(config: DictConfig) -> None:
     check(config)
     check_parallel(config, torch.cuda.is_available())
     quiet_logging()
-    allow_tf32(config.precision.get("tf32", config.precision.name != "32-true" or config.precision.compute is not None))
+    allow_tf32(uses_tf32(config.precision))
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []

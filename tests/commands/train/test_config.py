@@ -14,11 +14,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, suggestion
+from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
@@ -489,3 +489,11 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
     assert config.trainer.precision == expected
     config.plan = True  # a plan assumes GPUs that support bfloat16
     assert config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("fp32", False), ("tf32", True), ("bf16-mixed", True), ("16-mixed", True), ("bf16-true", True)],
+)
+def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
+    assert uses_tf32(composed(f"precision={option}").precision) == expected
