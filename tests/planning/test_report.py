@@ -256,3 +256,11 @@ def test_a_checkpoint_is_copied_to_pinned_memory_of_the_size_of_weights_optimize
 def test_the_time_is_that_of_the_precision_in_which_gpus_multiply(precision, tf32, speed):
     setting = config(precision=precision) | {"precision": {"tf32": tf32}}
     assert speed in next(line for line in plan(setting) if "H200" in line)
+
+
+@pytest.mark.parametrize(("network", "both"), [("unet", True), ("dit", False)])
+def test_activations_are_given_with_and_without_compilation_where_both_are_known(network, both):
+    setting = config()
+    setting["training"]["backbone"] = {"_target_": "ldm.nn.unet.UNet", **UNET} if network == "unet" else DIT
+    names = [line.split("  ")[1] for line in plan(setting) if line.startswith("  activations")]
+    assert names == ["activations", "activations, compiled"][: 1 + both]

@@ -1,5 +1,7 @@
 """A training step that is not logged neither reads from the device nor copies to it, which would wait for it."""
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ from lightning.pytorch import Callback, LightningModule
 
 from ldm.adapters.lora import LoRA
 from ldm.callbacks.averages.ema import EMA
+from ldm.callbacks.checkpointing import checkpoint
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.monitoring import health
 from ldm.callbacks.monitoring.health import Health
 from ldm.callbacks.monitoring.images_seen import ImagesSeen
 from ldm.callbacks.monitoring.learning import Learning
@@ -22,6 +26,7 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.time_sampling import Uniform
 from ldm.training.diffusion import DiffusionTraining
+from tests.callbacks.ranks import train_on_two
 from tests.meta_device import Waits, on_meta
 from tests.tiny import tiny_inpainting_unet, tiny_unet
 from tests.training import test_autoencoder, test_clip
@@ -134,3 +139,42 @@ def test_a_step_on_a_gpu_does_not_synchronise(tmp_path: Path) -> None:
     callbacks = [Strict(), ImagesSeen(), Health(tmp_path), LossByNoise(), EMA()]
     how = {"accelerator": "cuda", "callbacks": callbacks, "log_every_n_steps": 50}
     fit(tmp_path, discrete(), 4, batch_size=2, tokenize=None, **how)
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_nothing_but_finiteness_in_a_step_that_is_not_logged(tmp_path: Path) -> None:
+    """Counts the collective operations of Python code; those of gradients are started by DDP itself."""
+
+    class Counting(Callback):
+        def on_train_batch_start(self, _: Any, __: Any, ___: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                calls.clear()
+            if batch_idx == 2:
+                (tmp_path / f"{os.environ['RANK']}.json").write_text(json.dumps(calls))
+
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(torch.distributed, name)
+        return lambda *args, **how: (calls.append(name), real(*args, **how))[1]
+
+    def work(rank: int) -> None:
+        for name in ("barrier", "all_reduce", "broadcast", "all_gather"):
+            setattr(torch.distributed, name, counted(name))
+        health.all_reduce = torch.distributed.all_reduce  # type: ignore[attr-defined]
+        checkpoint.steps_to_next_poll = lambda *_: 1000  # as on GPUs
+        callbacks = [
+            Counting(),
+            ImagesSeen(),
+            Health(tmp_path),
+            LossByNoise(),
+            Throughput(),
+            EMA(),
+            Checkpoint(tmp_path),
+        ]
+        how = {"devices": 2, "strategy": "ddp", "log_every_n_steps": 50, "enable_checkpointing": True}
+        fit(tmp_path, discrete(), 4, batch_size=1, callbacks=callbacks, **how)
+
+    codes, stderr = train_on_two(tmp_path, work)
+    assert codes == [0, 0], stderr
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [["all_reduce"]] * 2

@@ -16,8 +16,8 @@ from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters,
 
 def train(config: DictConfig) -> None:
     """Builds the objects of the config and trains, or prints the plan with `plan`."""
-    if config.data.get("bucketed") and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # before torch reads it
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # else other sizes fragment the memory
+    if config.data.get("bucketed"):
+        avoid_fragmentation()
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -95,6 +95,15 @@ def train(config: DictConfig) -> None:
         print(
             f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue"
         )
+
+
+def avoid_fragmentation() -> None:
+    """Lets blocks of GPU memory grow, which images of several sizes would fragment, unless the user has set otherwise.
+
+    Has an effect only before torch allocates memory on a GPU.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def fill_in_settings(config: DictConfig) -> None:

@@ -1,3 +1,4 @@
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, suggestion
 from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.run import avoid_fragmentation
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
@@ -497,3 +499,15 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
 )
 def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
     assert uses_tf32(composed(f"precision={option}").precision) == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}])
+def test_memory_blocks_may_grow_unless_the_user_configures_the_allocator(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    avoid_fragmentation()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
