@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +27,7 @@ from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 from ldm.files import is_locked
+from ldm.nn.unet import UNet
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -511,3 +513,13 @@ def test_memory_blocks_may_grow_unless_the_user_configures_the_allocator(
         monkeypatch.setenv(name, value)
     avoid_fragmentation()
     assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
+
+
+@pytest.mark.slow
+def test_ddp_reduces_the_gradients_of_stable_diffusion_in_few_buckets() -> None:
+    """At each boundary between buckets, torch.compile splits the network; PyTorch's default of 25 MB gives 69."""
+    with torch.device("meta"):
+        weights = list(UNet().parameters())
+    sizes = [2**20, composed("strategy=ddp").strategy.name.bucket_cap_mb * 2**20]  # the first bucket is always small
+    buckets, _ = dist._compute_bucket_assignment_by_size(weights[::-1], sizes, [False] * len(weights))
+    assert len(buckets) == 16
