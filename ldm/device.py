@@ -23,6 +23,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_of_rank(name: str, local_rank: int) -> str:
+    """Returns the device of one of the processes on this machine, each of which gets its own GPU for "auto" or "cuda".
+
+    The GPU also becomes what "cuda" without a number means in this process.
+    """
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    index = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether GPUs may round the factors of float32 products to TF32, with 10 bits instead of 23."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed  # of convolutions, true by default
+
+
 def has_bf16(device: torch.device) -> bool:
     """Returns whether the device has bfloat16 instructions; without them it is emulated, far slower than float32."""
     if device.type == "cuda":

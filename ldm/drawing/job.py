@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.device import DTYPES, choose_precision
+from ldm.device import DTYPES, allow_tf32, choose_precision, device_of_rank
 from ldm.drawing.added_files import AddedFiles, unused_tokens
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
@@ -49,8 +49,7 @@ class Process:
 
     def device(self, name: str) -> str:
         """Assigns each process of a machine its own GPU."""
-        has_own_gpu = self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
-        return f"cuda:{self.local_rank}" if has_own_gpu else name
+        return device_of_rank(name, self.local_rank) if self.count > 1 else name
 
 
 @dataclass(frozen=True)
@@ -258,6 +257,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
     fingerprint, weak = checked_fingerprint(job, "model"), job.weak and checked_fingerprint(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
+    allow_tf32(precision != "32")
     pipeline = Pipeline.load(
         job.model,
         device,

@@ -54,7 +54,7 @@ def pull(folder: Path, seen: int, batches: int, batch_size: int, world: int, wor
         module.load_state_dict({"seen": seen})
         keys = []
         for batch in islice(module.train_dataloader(), batches):
-            module.on_before_batch_transfer(batch, 0)
+            module.on_after_batch_transfer(batch, 0)
             keys.append(list(zip(batch["draw"].tolist(), batch["id"].tolist(), strict=True)))
             captions = [choose_caption([f"shade {number}", "another"], seed, number, draw) for draw, number in keys[-1]]
             assert batch["caption"] == captions

@@ -14,7 +14,7 @@ from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import import_target
 from ldm.planning.flops import measure, measure_training
-from ldm.planning.memory import memory
+from ldm.planning.memory import checkpoint_copy, memory
 from ldm.planning.networks import plan_networks
 from ldm.planning.numbers import duration
 from ldm.planning.report import plan
@@ -255,3 +255,30 @@ def test_a_plan_reads_no_data_or_weights_and_writes_no_files(experiment, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout and "RTX 4090" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_copied_to_pinned_memory_of_the_size_of_weights_optimizer_and_ema():
+    held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    assert checkpoint_copy(held) == 4 * n + held["optimizer"] + 4 * n
+    assert any(line.strip().startswith("pinned, on the CPU") for line in plan(config(devices=1)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "speed"),
+    [
+        ("32-true", None, "67 TFLOP/s float32"),
+        ("32-true", True, "494.8 TFLOP/s TF32"),
+        ("bf16-mixed", None, "989.5 TFLOP/s bf16"),
+    ],
+)
+def test_the_time_is_that_of_the_precision_in_which_gpus_multiply(precision, tf32, speed):
+    setting = config(precision=precision) | {"precision": {"tf32": tf32}}
+    assert speed in next(line for line in plan(setting) if "H200" in line)
+
+
+@pytest.mark.parametrize(("network", "both"), [("unet", True), ("dit", False)])
+def test_activations_are_given_with_and_without_compilation_where_both_are_known(network, both):
+    setting = config()
+    setting["training"]["backbone"] = {"_target_": "ldm.nn.unet.UNet", **UNET} if network == "unet" else DIT
+    names = [line.split("  ")[1] for line in plan(setting) if line.startswith("  activations")]
+    assert names == ["activations", "activations, compiled"][: 1 + both]

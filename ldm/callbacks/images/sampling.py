@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -41,6 +42,17 @@ class SampledModule(Protocol):
 
 
 @contextmanager
+def cached_casts() -> Iterator[None]:
+    """Makes autocast cast each weight once in the context; Lightning's would cast all weights in each call."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
 def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
     """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any.
 
@@ -62,7 +74,7 @@ def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleI
         return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
     ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
-    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
+    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context(), cached_casts():
         model.backbone.eval()
         try:
             with as_exported(trainer, module, model.backbone, model.text_encoder):

@@ -40,7 +40,7 @@ contains; after -- all arguments are prompts. The paths of the images are printe
   python sample.py "a red circle above a blue star on a white background"
   python sample.py "a cat" "a dog" n=4 seed=7 steps=30 guidance=3 out=pets
   python sample.py "a cat" init=dog.jpg mask=head.png
-  python sample.py from=pets/0003.png               reproduces that image, bit for bit on the same machine
+  python sample.py from=pets/0003.png               reproduces that image, bit for bit on the same CPU
   python sample.py from=pets/0003.png guidance=5    same noise, different guidance scale
   python sample.py prompts_file=pets.csv out=pets   resumes if it was stopped
   torchrun --nproc-per-node 8 sample.py prompts_file=pets.csv out=pets    uses eight GPUs

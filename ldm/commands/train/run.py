@@ -1,6 +1,7 @@
 """Trains a model from a config."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
+from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 
 def train(config: DictConfig) -> None:
     """Builds the objects of the config and trains, or prints the plan with `plan`."""
+    if config.data.get("bucketed"):
+        avoid_fragmentation()
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -27,6 +30,7 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.data.sources.small import note_of
+    from ldm.device import allow_tf32
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
@@ -46,7 +50,7 @@ def train(config: DictConfig) -> None:
     check(config)
     check_parallel(config, torch.cuda.is_available())
     quiet_logging()
-    torch.set_float32_matmul_precision("high")
+    allow_tf32(uses_tf32(config.precision))
     seed_everything(config.seed, verbose=False)
 
     limit = [TimeLimit(config.trainer.max_time)] if config.trainer.get("max_time") is not None else []
@@ -91,6 +95,15 @@ def train(config: DictConfig) -> None:
         print(
             f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue"
         )
+
+
+def avoid_fragmentation() -> None:
+    """Lets blocks of GPU memory grow, which images of several sizes would fragment, unless the user has set otherwise.
+
+    Has an effect only before torch allocates memory on a GPU.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def fill_in_settings(config: DictConfig) -> None:

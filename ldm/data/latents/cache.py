@@ -252,17 +252,30 @@ def _short(value: Any) -> str:
 class Decoded(Dataset[dict[str, Any]]):
     """Decodes a `dataset` of moments to images: the first stage applied to the means of the posterior.
 
-    FID against these images does not include the reconstruction error of the first stage.
+    FID against these images does not include the reconstruction error of the first stage. It runs on a GPU if there is
+    one, where `__getitems__` decodes all samples at once; on a CPU the samples of a batch do not affect each other.
     """
 
     def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen) -> None:
         self.dataset, self.network = dataset, first_stage.network
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        latents = self.network.latents(sample["moments"].float()[None])
-        return {**sample, "image": to_uint8(self.network.decode(latents))[0]}
+        return self.__getitems__([index])[0]
+
+    @torch.no_grad()
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        samples = [self.dataset[index] for index in indices]
+        network = self.network.to(self.device)
+        moments = torch.stack([sample["moments"] for sample in samples]).float().to(self.device)
+        batches = moments.split(1 if self.device.type == "cpu" else len(samples))
+        images = [image for batch in batches for image in to_uint8(network.decode(network.latents(batch))).cpu()]
+        return [{**sample, "image": image} for sample, image in zip(samples, images, strict=True)]
+
+
+def undecoded(dataset: Any) -> Any:
+    """Returns the data set that a `Decoded` one decodes, and any other as it is, to read captions without images."""
+    return dataset.dataset if isinstance(dataset, Decoded) else dataset

@@ -2,6 +2,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def losses_by_range(row: dict[str, float], prefix: str) -> dict[str, float]:
 
 
 def test_ranges_are_named_after_their_edges() -> None:
-    assert tuple(NAMES.values()) == RANGES and tuple(low for low, _ in NAMES)[1:] == EDGES
+    assert tuple(NAMES.values()) == RANGES and tuple(low for low, _ in NAMES)[1:] == tuple(EDGES)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +135,16 @@ def test_a_range_without_samples_has_no_loss_and_nan_losses_are_ignored(tmp_path
     logger = Logged()
     trainer(tmp_path, LossByNoise(), logger=logger, max_steps=1).fit(Broken(1.0, 3.0), Batches())
     assert losses_by_range(logger.rows[0], "train") == {"2_to_4": 0.5}
+
+
+def test_sums_on_the_cpu_are_moved_to_the_device_before_ranks_reduce_them() -> None:
+    """NCCL cannot reduce from the CPU, where the sums of a module without noise levels stay."""
+    reduced: list[torch.device] = []
+
+    def reduce(sums: Tensor, reduce_op: str) -> Tensor:
+        reduced.append(sums.device)
+        return torch.zeros(sums.shape)
+
+    strategy = SimpleNamespace(root_device=torch.device("meta"), reduce=reduce)
+    LossByNoise().on_save_checkpoint(SimpleNamespace(strategy=strategy), Tiny(), checkpoint := {})  # type: ignore[arg-type]
+    assert [device.type for device in reduced] == ["meta"] and checkpoint["loss_by_noise"].device.type == "cpu"

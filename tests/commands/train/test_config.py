@@ -1,9 +1,11 @@
+import os
 import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
@@ -14,17 +16,18 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
-from ldm.commands.train.run import fill_in_settings
+from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.run import avoid_fragmentation, fill_in_settings
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 from ldm.files import is_locked
+from ldm.nn.unet import UNet
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -513,3 +516,33 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
     assert config.trainer.precision == expected
     config.plan = True  # a plan assumes GPUs that support bfloat16
     assert config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("fp32", False), ("tf32", True), ("bf16-mixed", True), ("16-mixed", True), ("bf16-true", True)],
+)
+def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
+    assert uses_tf32(composed(f"precision={option}").precision) == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}])
+def test_memory_blocks_may_grow_unless_the_user_configures_the_allocator(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    avoid_fragmentation()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
+
+
+@pytest.mark.slow
+def test_ddp_reduces_the_gradients_of_stable_diffusion_in_few_buckets() -> None:
+    """At each boundary between buckets, torch.compile splits the network; PyTorch's default of 25 MB gives 69."""
+    with torch.device("meta"):
+        weights = list(UNet().parameters())
+    sizes = [2**20, composed("strategy=ddp").strategy.name.bucket_cap_mb * 2**20]  # the first bucket is always small
+    buckets, _ = dist._compute_bucket_assignment_by_size(weights[::-1], sizes, [False] * len(weights))
+    assert len(buckets) == 16
