@@ -123,6 +123,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.is_global_zero:
             for leftover in leftovers(self.path.parent, self._is_own):  # of a process that was killed while writing
                 leftover.unlink()
+            _link_name(self.path).unlink(missing_ok=True)
         self.interruption.watch(time_limit(trainer))
         run_missed_validation(trainer)
 
@@ -265,10 +266,14 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
 def _also_as(file: Path, name: Path) -> None:
     """Makes `name` a hard link to the file, or a copy if the file system has no links."""
-    link = name.with_name(f".{name.name}.link.tmp")
+    link = _link_name(name)
     link.unlink(missing_ok=True)
     try:
         link.hardlink_to(file)
     except OSError:
         copyfile(file, link)
     link.replace(name)
+
+
+def _link_name(name: Path) -> Path:
+    return name.with_name(f".{name.name}.link.tmp")
