@@ -17,7 +17,7 @@ from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
 from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
-from ldm.errors import end_quietly_on_closed_pipes
+from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 from ldm.report.runs import is_finished
 
 CONF = Path(__file__).parent / "conf"
@@ -38,6 +38,10 @@ def main(config: DictConfig) -> None:
         raise CompactHydraException(
             f"{config.run_dir}: stopped by trainer.max_time: run the same command to continue the sweep"
         ) from None
+    except ReportedFailure as failure:
+        if sweep:
+            raise CompactHydraException(f"error: {config.run_dir}: {failure}") from None
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()
@@ -53,6 +57,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # When a rank ends, torch would print a C++ stack trace for each connection that the others lose.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     end_quietly_on_closed_pipes()
     # Hydra does not accept a number as the name of an option.
     sys.argv[1:] = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in sys.argv[1:]]

@@ -15,7 +15,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def small_disk(folder: Path, pages: int = 16) -> Iterator[Path]:
     """Mounts a file system of a few memory pages at `folder`, or skips the test where that is not allowed."""
     folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

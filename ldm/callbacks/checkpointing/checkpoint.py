@@ -121,9 +121,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._copied = self._written = trainer.global_step
         self._exit_code = 0
         if trainer.is_global_zero:
-            for leftover in leftovers(self.path.parent, self._is_own):  # of a process that was killed while writing
+            links = self.path.parent.glob(_link_name(self.path).name)
+            for leftover in (*leftovers(self.path.parent, self._is_own), *links):  # of a process that was killed
                 leftover.unlink()
-            _link_name(self.path).unlink(missing_ok=True)
         self.interruption.watch(time_limit(trainer))
         run_missed_validation(trainer)
 

@@ -25,6 +25,7 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.callbacks.monitoring.watchdog import reported_once
     from ldm.data.sources.small import note_of
     from ldm.training.diffusion import DiffusionTraining
 
@@ -83,7 +84,8 @@ def train(config: DictConfig) -> None:
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    with reported_once(trainer):
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if resumed and trainer.global_step == run_start.step:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
