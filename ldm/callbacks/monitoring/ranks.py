@@ -154,10 +154,10 @@ def own_failure(member: Member, error: Exception) -> Failure:
         what = f"ran out of memory ({text.partition('. ')[0]})"
         remedy = f"lower data.batch_size, and {CONTINUE}; data.global_batch keeps the result the same"
     elif isinstance(error, EXPECTED) and text:
-        what, remedy = f"failed: {text}", f"to continue, {CONTINUE}"
+        what, remedy = f"failed: {text}", "" if "resume=auto" in text else f"to continue, {CONTINUE}"
     else:
         what, remedy = f"failed with {type(error).__name__}: {text}", f"fix the cause, and {CONTINUE}"
-    return Failure(f"{member} {what}; {remedy}", member.rank, reports=True)
+    return Failure("; ".join(filter(None, [f"{member} {what}", remedy])), member.rank, reports=True)
 
 
 def _death(member: Member, code: int | None) -> str:
