@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from ldm.callbacks.checkpointing.interruption import TIMEOUT
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides
+from ldm.commands.train.parallel import exit_code_of_signals, in_worker
 from ldm.commands.train.run import train
-from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
+from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, sweep_label, waiting_mark
 from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 from ldm.report.runs import is_finished
 
@@ -25,7 +26,16 @@ CONF = Path(__file__).parent / "conf"
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    sweep, environment = HydraConfig.get().mode == RunMode.MULTIRUN, dict(os.environ)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not sweep:
+        return run(config, sweep)
+    with in_worker(sweep_label(HydraConfig.get())):
+        run(config, sweep)
+
+
+def run(config: DictConfig, sweep: bool) -> None:
+    """Trains, and turns an error into one sentence and an exit code, or into a failed job of a sweep."""
+    environment = dict(os.environ)
     try:
         if sweep and is_finished(set_sweep_folder(config, Path(__file__))):
             return print(f"{config.run_dir} is already finished: skipped")
@@ -68,4 +78,5 @@ if __name__ == "__main__":
     except (ValueError, HydraException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    main()
+    with exit_code_of_signals():
+        main()

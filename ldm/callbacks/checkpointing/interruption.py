@@ -7,6 +7,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from ldm import progress
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TIMEOUT = 124  # as timeout(1) exits when the time is over
 
@@ -53,10 +55,11 @@ class Interruption:
             return
         name = signal.Signals(number).name
         if self.signal or not self.graceful:
-            write_stderr(f"{name}: stopped immediately")
+            write_stderr(f"{progress.run_label}{name}: stopped immediately")
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
-        write_stderr(f"{name}: saving a checkpoint and stopping after this step; a second signal stops immediately")
+        plan = "saving a checkpoint and stopping after this step; a second signal stops immediately"
+        write_stderr(f"{progress.run_label}{name}: {plan}")
 
 
 def stop_cause(code: int) -> str:
