@@ -72,11 +72,11 @@ def test_a_duration_is_formatted_in_minutes_or_hours(seconds: float, text: str) 
 
 
 def test_lines_of_a_labelled_run_start_with_its_label_and_are_never_rewritten(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, now: list[float]
 ) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("ldm.progress.run_label", "seed=1 ")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     Progress(10, label="training: ").show("3 images/s")
-    assert capsys.readouterr().err.startswith("seed=1 training: 0/10 steps, 3 images/s")
-    clear()
-    assert capsys.readouterr().err == ""
+    progress.clear()
+    assert terminal.getvalue() == "seed=1 training: 0/10 steps, 3 images/s, 0:00 left\n"

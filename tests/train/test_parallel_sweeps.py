@@ -35,9 +35,7 @@ def is_running(process: int) -> bool:
 
 def interrupted(folder: Path, interrupt: Callable[[int], object]) -> tuple[Run, list[int]]:
     """Runs a sweep, interrupts its process once two runs train, and returns its output and its former processes."""
-    sweep = start(
-        "-m", *TINY, *JOBS, *FOREVER, f"hydra.sweep.dir={folder}", "+callbacks.progress.seconds=0", *arguments
-    )
+    sweep = start("-m", *TINY, *JOBS, *FOREVER, f"hydra.sweep.dir={folder}", "+callbacks.progress.seconds=0")
     while len([*folder.glob("*/config.yaml")]) < 2:
         assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.1)
