@@ -151,7 +151,7 @@ def own_failure(member: Member, error: Exception) -> Failure:
     """Returns the failure of a rank whose training raised an error."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        what = f"ran out of memory ({text.partition('. ')[0]})"
+        what = f"ran out of memory ({text[:200]})"
         remedy = f"lower data.batch_size, and {CONTINUE}; data.global_batch keeps the result the same"
     elif isinstance(error, EXPECTED) and text:
         what, remedy = f"failed: {text}", "" if "resume=auto" in text else f"to continue, {CONTINUE}"

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from subprocess import Popen
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,7 +22,7 @@ from ldm.errors import EXPECTED, ReportedFailure
 
 GRACE = 10.0  # seconds that a rank has to end with its own error after another rank failed
 PAUSE = 1.0  # seconds between two looks at the other ranks
-SILENCE = 15.0  # seconds without a beat after which a rank on another machine is dead
+SILENCE = 10.0  # seconds without a beat after which, if communication failed, a rank on another machine is dead
 
 
 class Watchdog(Callback):
@@ -90,7 +91,7 @@ class Watchdog(Callback):
         """Returns the failure that caused the exception, of another rank if communication failed."""
         if self.failure is not None:  # the other thread has read it, and the store may have ended since
             return self.failure
-        end = time.monotonic() + (GRACE if is_consequence(exception) else 0.0)
+        end = time.monotonic() + (SILENCE + 2 * PAUSE if is_consequence(exception) else 0.0)
         try:
             while (failure := ranks.failure(SILENCE)) is None and time.monotonic() < end:
                 time.sleep(0.1)
@@ -119,7 +120,7 @@ class Watchdog(Callback):
         while not self._over.wait(min(PAUSE, self.seconds / 4)):
             try:
                 ranks.beat(self._batches)
-                failure = ranks.failure(SILENCE)
+                failure = ranks.failure(self.seconds)
                 if failure is None and self._training and time.monotonic() - self._last_progress > self.seconds:
                     failure = self._stuck(ranks)
             except RuntimeError:
@@ -168,7 +169,7 @@ def _take_over_children(trainer: Trainer) -> Any:
 
     That thread would kill this process, without a message, within five seconds after a child has failed.
     """
-    children = getattr(trainer.strategy.launcher, "procs", [])
+    children = [child for child in getattr(trainer.strategy.launcher, "procs", []) if isinstance(child, Popen)]
     for thread in threading.enumerate():
         if children and thread.name == "child-process-observer" and hasattr(thread, "_run"):
             thread._run = lambda: True
