@@ -11,6 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.steps import is_logged, log_last_step, stepped
 from ldm.execution.fsdp import full_tensor
 from ldm.files import write_json
@@ -106,7 +107,8 @@ class Health(Callback):
         step = trainer.global_step + 1
         file = self.folder / f"step_{step:08}_rank_{trainer.global_rank}.json"
         samples = [{name: _plain(values) for name, values in batch.items()} for batch in batches]
-        write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": samples})
+        with tolerate_full_disk(f"the list of the samples of skipped step {step}"):
+            write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": samples})
         if self.skipped >= self.max_skipped:
             raise FloatingPointError(
                 f"the loss or gradient of {self.skipped} steps was not finite, most recently of step {step}, which "

@@ -97,8 +97,8 @@ class Worker:
         if self.stop_requested():
             raise CompactHydraException(f"{label}: not started, because the sweep was stopped: {CONTINUE}")
         progress.run_label = f"{label} " if label else ""
-        self.working = True
         try:
+            self.working = True
             yield
         except SystemExit as stop:
             if not isinstance(stop.code, int) or stop.code - 128 not in SIGNALS:
