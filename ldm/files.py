@@ -227,7 +227,8 @@ def _of_dead_writer(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield f".{MACHINE}-" in path.name or time.time() - _last_write(path) > SILENCE
+        machine = re.search(r"\.([0-9a-f]{8})-[0-9a-f]{8}\.\w+$", path.name)  # absent in names of earlier versions
+        yield machine is None or machine[1] == MACHINE or time.time() - _last_write(path) > SILENCE
     finally:
         os.close(file)
 
