@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +20,7 @@ from hydra.errors import CompactHydraException
 
 from ldm import progress
 from ldm.callbacks.checkpointing.interruption import SIGNALS, stop_cause, write_stderr
+from ldm.files import temporary_folder
 
 VARIABLE = "LDM_SWEEP"  # in the environment of workers: the sweep's process, a colon, and the file of its signals
 POLL = 0.3  # seconds
@@ -30,10 +31,10 @@ class Supervisor:
     """Records the signals that a sweep's process receives for its workers; a second one ends the process."""
 
     def __init__(self) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="ldm.sweep.")
-        os.close(descriptor)
-        self.file, self.process = Path(name), os.getpid()
-        os.environ[VARIABLE] = f"{self.process}:{name}"
+        self._folder = ExitStack()
+        folder = self._folder.enter_context(temporary_folder(Path(tempfile.gettempdir(), "ldm")))
+        self.file, self.process = folder / "signals", os.getpid()
+        os.environ[VARIABLE] = f"{self.process}:{self.file}"
         atexit.register(self._remove)
         for number in SIGNALS:
             signal.signal(number, self._handle)
@@ -51,7 +52,7 @@ class Supervisor:
 
     def _remove(self) -> None:
         if os.getpid() == self.process:
-            self.file.unlink(missing_ok=True)
+            self._folder.close()
 
 
 class Worker:
