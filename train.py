@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from ldm.commands.train.help import ALL, asks_for_help, help_text
-from ldm.errors import end_quietly_on_closed_pipes
+from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 
 CONF = Path(__file__).parent / "conf"
 if __name__ == "__main__" and asks_for_help(sys.argv[1:]):  # before the imports below, which take a second
@@ -25,15 +25,25 @@ from ldm.callbacks.checkpointing.interruption import TIMEOUT
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.options import ASKED, list_options
 from ldm.commands.train.overrides import check_overrides
+from ldm.commands.train.parallel import exit_code_of_signals, in_worker
 from ldm.commands.train.run import train
-from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, waiting_mark
+from ldm.commands.train.sweep import reset_ranks, set_sweep_folder, sweep_label, waiting_mark
 from ldm.commands.train.synonyms import translate
 from ldm.report.runs import is_finished
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    sweep, environment = HydraConfig.get().mode == RunMode.MULTIRUN, dict(os.environ)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not sweep:
+        return run(config, sweep)
+    with in_worker(sweep_label(HydraConfig.get())):
+        run(config, sweep)
+
+
+def run(config: DictConfig, sweep: bool) -> None:
+    """Trains, and turns an error into one sentence and an exit code, or into a failed job of a sweep."""
+    environment = dict(os.environ)
     try:
         if sweep and is_finished(set_sweep_folder(config, Path(__file__))):
             return print(f"{config.run_dir} is already finished: skipped")
@@ -46,6 +56,10 @@ def main(config: DictConfig) -> None:
         raise CompactHydraException(
             f"{config.run_dir}: stopped by trainer.max_time: run the same command to continue the sweep"
         ) from None
+    except ReportedFailure as failure:
+        if sweep:
+            raise CompactHydraException(f"error: {config.run_dir}: {failure}") from None
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not is_refusal(error):
             traceback.print_exc()
@@ -61,6 +75,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # When a rank ends, torch would print a C++ stack trace for each connection that the others lose.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     end_quietly_on_closed_pipes()
     words = ["--help" if word == ALL else word for word in sys.argv[1:]]
     try:
@@ -77,4 +93,5 @@ if __name__ == "__main__":
     except (ValueError, HydraException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    main()
+    with exit_code_of_signals():
+        main()

@@ -19,7 +19,6 @@ from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
 from ldm.drawing.recorded import LEGACY_SETTINGS
 from ldm.drawing.sources import CALL_NAMES, Source
-from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
 from ldm.pipeline.inputs import ImageRequest
@@ -113,7 +112,6 @@ def run_job(job: SamplingJob) -> None:
     unfinished = [number for number in numbers if not is_finished(job, number, pipeline, origin)]
     check_grid(job.out)
     check_gifs(job)
-    remove_leftovers(job, unfinished)
     existing = {path for path in job.files if path.exists()}
     if len(unfinished) < len(numbers):
         print(f"{len(numbers) - len(unfinished)} of {len(numbers)} batches are already in {job.out}", file=sys.stderr)
@@ -204,13 +202,6 @@ def recorded_settings(path: Path) -> dict[str, Any]:
         return read_metadata(path)
     except ValueError:
         return {}
-
-
-def remove_leftovers(job: SamplingJob, numbers: Iterable[int]) -> None:
-    """Removes incomplete files of these batches that a killed process left behind."""
-    names = {path.name for number in numbers for _, path in job.outputs(number)}
-    for path in leftovers(job.out, names.__contains__):
-        path.unlink(missing_ok=True)
 
 
 def check_sources(job: SamplingJob) -> None:

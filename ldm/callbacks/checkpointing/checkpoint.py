@@ -128,7 +128,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._exit_code = 0
         self._polled, self._next_poll = (trainer.global_step, time.monotonic()), 0
         if trainer.is_global_zero:
-            for leftover in leftovers(self.path.parent, self._is_own):  # of a process that was killed while writing
+            links = self.path.parent.glob(_link_name(self.path).name)
+            for leftover in (*leftovers(self.path.parent, self._is_own), *links):  # of a process that was killed
                 leftover.unlink()
         self.interruption.watch(time_limit(trainer))
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]  # see there
@@ -302,10 +303,14 @@ def _nothing() -> None:
 
 def _also_as(file: Path, name: Path) -> None:
     """Makes `name` a hard link to the file, or a copy if the file system has no links."""
-    link = name.with_name(f".{name.name}.link.tmp")
+    link = _link_name(name)
     link.unlink(missing_ok=True)
     try:
         link.hardlink_to(file)
     except OSError:
         copyfile(file, link)
     link.replace(name)
+
+
+def _link_name(name: Path) -> Path:
+    return name.with_name(f".{name.name}.link.tmp")

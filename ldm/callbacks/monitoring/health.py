@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce
 from torch.nn.utils import get_total_norm
 
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.steps import is_logged, log_last_step, stepped
 from ldm.execution.fsdp import full_tensor
 from ldm.files import write_json
@@ -143,7 +144,8 @@ class Health(Callback):
         step = skipped.number
         file = self.folder / f"step_{step:08}_rank_{trainer.global_rank}.json"
         samples = [{name: _plain(values) for name, values in batch.items()} for batch in skipped.batches]
-        write_json(file, {"step": step, "finite": skipped.losses.isfinite().tolist(), "batches": samples})
+        with tolerate_full_disk(f"the list of the samples of skipped step {step}"):
+            write_json(file, {"step": step, "finite": skipped.losses.isfinite().tolist(), "batches": samples})
         if self.skipped >= self.max_skipped:
             raise FloatingPointError(
                 f"the loss or gradient of {self.skipped} steps was not finite, most recently of step {step}, which "

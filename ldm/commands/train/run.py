@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ldm import progress
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
 from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
@@ -29,6 +30,7 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.callbacks.monitoring.watchdog import reported_once
     from ldm.data.sources.small import note_of
     from ldm.device import allow_tf32
     from ldm.training.diffusion import DiffusionTraining
@@ -88,7 +90,8 @@ def train(config: DictConfig) -> None:
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    with reported_once(trainer):
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if resumed and trainer.global_step == run_start.step:
         steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
@@ -131,4 +134,4 @@ def quiet_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")  # within Lightning 2.6
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{progress.run_label}warning: {message}\n"

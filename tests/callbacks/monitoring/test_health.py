@@ -11,6 +11,7 @@ from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.monitoring.health import Health
 from tests.callbacks.logged import Logged
 from tests.callbacks.tiny import Batches, Tiny, trainer
+from tests.small_disk import fill, small_disk
 
 
 class Norms(Callback):
@@ -202,3 +203,12 @@ def test_a_gpu_whose_utilisation_nvml_refuses_is_trained_without_it(
     run.loggers = [logger]
     run.strategy.optimizers = [module.configure_optimizers()]
     health.on_train_batch_end(run, module, None, None, 0)
+
+
+def test_a_full_disk_does_not_end_the_training_at_a_skipped_step(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        run = trainer(tmp_path, Health(disk / "skipped"))
+        with pytest.warns(UserWarning, match="samples of skipped step 2 was not saved because the disk is full"):
+            run.fit(Tiny(broken_at=1), Batches())
+    assert run.global_step == 4

@@ -438,9 +438,7 @@ def test_new_runs_of_a_sweep_are_marked_as_waiting_under_their_final_names(
     overrides = ["name=test", "seed=1,2,3", "prediction=flow,v", f"hydra.sweep.dir={tmp_path}"]
     cells = [(seed, kind) for seed in (1, 2, 3) for kind in ("flow", "v")]
     folders = [
-        sweep_folder(
-            composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"prediction={kind},seed={seed},name=test"
-        )
+        sweep_folder(composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"prediction={kind},seed={seed}")
         for seed, kind in cells
     ]
     folders[0].mkdir()
