@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from ldm.callbacks.monitoring.metrics import FILE
 
@@ -23,7 +23,7 @@ class Hyperparameters(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger | TensorBoardLogger):
+            if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.settings)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:

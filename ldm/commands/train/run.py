@@ -3,7 +3,7 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -12,9 +12,26 @@ from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
+if TYPE_CHECKING:  # importing it takes a second, which a refused command need not wait for
+    from ldm.callbacks.monitoring.log_file import LogFile
+
 
 def train(config: DictConfig) -> None:
     """Builds the objects of the config and trains, or prints the plan with `plan`."""
+    if config.plan:
+        from ldm.planning.report import print_plan
+
+        check(config)
+        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+    from ldm.callbacks.monitoring.log_file import log_file
+
+    check_given(config)
+    with log_file(Path(config.run_dir)) as log:
+        fit(config, log)
+
+
+def fit(config: DictConfig, log: "LogFile") -> None:
+    """Builds the objects of the config and trains."""
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -25,16 +42,13 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.callbacks.monitoring.outcome import Outcome
+    from ldm.callbacks.monitoring.run_log import RunLog
+    from ldm.callbacks.monitoring.scalar_table import resume_tables
     from ldm.data.sources.small import note_of
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
-    if config.plan:
-        from ldm.planning.report import print_plan
-
-        check(config)
-        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
-    check_given(config)
     fill_in_settings(config)
     resumed = checkpoint_to_resume(config.resume, run_dir)
     if resumed:
@@ -53,7 +67,8 @@ def train(config: DictConfig) -> None:
     data = build(config.data.module)
 
     def start() -> None:
-        save_run(config, run_dir)
+        resume_tables(trainer)
+        save_run(config, run_dir, trainer.global_step)
         print(f"run folder: {run_dir}" + (f", resuming from {resumed}" if resumed else ""), flush=True)
         for name, dataset in data.val.items():
             if (note := note_of(dataset)) is not None:
@@ -71,8 +86,10 @@ def train(config: DictConfig) -> None:
             run_start,
             SettingsCheck(settings, resolved, config.accept_changes),
             *limit,
+            RunLog(log),
             *chosen,
             logged,
+            Outcome(run_dir),
         ],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],

@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
 from ldm.callbacks.monitoring.metrics import Metrics
+from ldm.callbacks.monitoring.scalar_table import ScalarTable
 from tests.callbacks.tiny import Batches, Tiny, trainer
 from tests.training.tiny import diffusion, fit
 
@@ -54,6 +55,6 @@ def test_a_validation_before_the_end_is_logged_at_its_step_with_a_column(tmp_pat
 def test_other_loggers_get_the_settings_even_in_a_run_without_metrics(
     tmp_path: Path,
 ) -> None:
-    kept, table = Kept(), CSVLogger(tmp_path, "csv", flush_logs_every_n_steps=1)
+    kept, table = Kept(), ScalarTable(tmp_path)
     trainer(tmp_path, Hyperparameters(SETTINGS, tmp_path), logger=[kept, table]).fit(Tiny(), Batches())
     assert kept.settings == SETTINGS

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
 
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.monitoring.scalar_table import ScalarTable
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import read_scalars
 from tests.callbacks.logged import Logged
@@ -74,7 +74,7 @@ def test_data_wait_is_that_of_the_rank_that_waits_longest(tmp_path: Path) -> Non
     def work(rank: int) -> None:
         speed = Laps(3, 1) if rank else Laps(1, 3)
         how = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
-        trainer(tmp_path, speed, logger=CSVLogger(tmp_path, "csv"), max_steps=2, **how).fit(Tiny(), Batches())
+        trainer(tmp_path, speed, logger=ScalarTable(tmp_path), max_steps=2, **how).fit(Tiny(), Batches())
 
     codes, stderr = train_on_two(tmp_path, work)
     assert codes == [0, 0], stderr

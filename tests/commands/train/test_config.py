@@ -1,4 +1,5 @@
 import re
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -345,7 +346,20 @@ def test_the_run_folder_records_config_and_command(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["train.py", "data.shards=a b"])
     save_run(OmegaConf.create({"a": {"b": 1}, "c": "${a.b}"}), tmp_path / "run")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": {"b": 1}, "c": 1}
-    assert (tmp_path / "run" / "command.txt").read_text() == "python train.py 'data.shards=a b'\n"
+    assert (tmp_path / "run" / "command.txt").read_text().splitlines()[1:] == ["python train.py 'data.shards=a b'"]
+
+
+def test_the_commands_of_a_run_and_its_resumptions_are_kept_with_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, argument in ((0, "seed=1"), (5, "resume=auto")):
+        monkeypatch.setattr("sys.argv", ["train.py", argument])
+        save_run(OmegaConf.create(), tmp_path, step)
+    first, command, second, resumed = (tmp_path / "command.txt").read_text().splitlines()
+    assert (command, resumed) == ("python train.py seed=1", "python train.py resume=auto")
+    for line in (first, second):
+        assert datetime.fromisoformat(line[2:27]).tzinfo is not None
+    assert second.endswith(", resumed after step 5") and "resumed" not in first
 
 
 def error_of(target: str, **how: object) -> Exception:
