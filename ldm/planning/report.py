@@ -10,15 +10,16 @@ from ldm.planning.memory import memory
 from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
 from ldm.planning.numbers import amount, count, row
 from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, precision_of
+from ldm.planning.training_flops import PEAKS
 
-# Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
+# Name, memory in GiB, and dense bf16 TFLOP/s.
 GPUS = (
-    ("A100 40 GB", 40, 312.0),
-    ("A100 80 GB", 80, 312.0),
-    ("H100 SXM", 80, 989.5),
-    ("H200", 141, 989.5),
-    ("L4", 24, 121.0),
-    ("RTX 4090", 24, 165.2),
+    ("A100 40 GB", 40, PEAKS["A100"]),
+    ("A100 80 GB", 80, PEAKS["A100"]),
+    ("H100 SXM", 80, PEAKS["H100 HBM3"]),
+    ("H200", 141, PEAKS["H200"]),
+    ("L4", 24, PEAKS["L4"]),
+    ("RTX 4090", 24, PEAKS["RTX 4090"]),
 )
 UTILIZATION = 0.4  # assumed fraction of the peak
 USABLE = 0.9  # fraction of a GPU's memory; the rest is for CUDA, workspaces and fragmentation

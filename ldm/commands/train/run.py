@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,9 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.monitoring.outcome import Outcome
     from ldm.callbacks.monitoring.run_log import RunLog
     from ldm.callbacks.monitoring.scalar_table import resume_tables
+    from ldm.callbacks.monitoring.utilisation import Utilisation
     from ldm.data.sources.small import note_of
+    from ldm.planning.training_flops import peak_flops
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
@@ -74,6 +77,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
             if (note := note_of(dataset)) is not None:
                 print(f"val/{name}: {note}", flush=True)
 
+    flops = training_flops(resolved) if config.logger else None
     run_start = RunStart(start)
     chosen = build_callbacks(config)
     if isinstance(module, DiffusionTraining):
@@ -88,6 +92,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
             *limit,
             RunLog(log),
             *chosen,
+            Utilisation(flops, partial(peak_flops, precision=str(config.trainer.precision))),
             logged,
             Outcome(run_dir),
         ],
@@ -107,6 +112,18 @@ def fit(config: DictConfig, log: "LogFile") -> None:
         print(
             f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue"
         )
+
+
+def training_flops(config: dict[str, Any]) -> float | None:
+    """Returns the FLOPs of training on an image; None, with a message in the log, if they cannot be computed."""
+    from ldm.callbacks.monitoring.log_file import LOG
+    from ldm.planning.training_flops import flops_per_image
+
+    try:
+        return flops_per_image(config)
+    except Exception as error:  # networks and data sets of other packages may have settings that a plan does not know
+        LOG.warning(f"FLOP/s are not logged, because the FLOPs of a step cannot be computed ({error})")
+        return None
 
 
 def fill_in_settings(config: DictConfig) -> None:
