@@ -17,7 +17,7 @@ NEUTRAL = (
     *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
     "optimizer.precision",  # follows trainer.precision
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
-    *("data.latent_store", "data.module.train.store"),
+    *("data.latent_store", "data.module.train.store", "data.reference"),
 )
 RENAMED = {"training.unet": "training.backbone", "data.one_in": "data.held_out_every"}  # since version 0.1
 # The values with which checkpoints were trained that lack these settings.
