@@ -56,13 +56,13 @@ class Throughput(Callback):
             module.log("train/images_per_second", self.rate)
             module.log("train/data_wait", (self.waited - waited) / passed, sync_dist=True, reduce_fx="max")
             self._logged = (self.images, self.seconds, self.waited)
-            self._warn(trainer)
+            self._warn(trainer, cached="moments" in batch)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.pause()
 
-    def _warn(self, trainer: Trainer) -> None:
-        """Warns each time that the share rises above the alarm."""
+    def _warn(self, trainer: Trainer, cached: bool) -> None:
+        """Warns each time that the share rises above the alarm; `cached` data is that of latents."""
         seconds, waited = self.seconds - self._judged[0], self.waited - self._judged[1]
         if seconds < self.window:
             return
@@ -70,7 +70,8 @@ class Throughput(Callback):
         if waited > self.alarm * seconds and not self._alarmed:
             warnings.warn(
                 f"rank {trainer.global_rank} spends {waited / seconds:.0%} of its time waiting for data (step "
-                f"{trainer.global_step}): raise data.workers, or train from cached latents (ldm encode)",
+                f"{trainer.global_step}): raise data.workers"
+                + ("" if cached else ", or train from cached latents (ldm encode)"),
                 stacklevel=2,
             )
         self._alarmed = waited > self.alarm * seconds
