@@ -12,7 +12,7 @@ from ldm.callbacks.checkpointing.resuming import batch_split, samples_per_step
 # measured during training, and how work is distributed. For frozen networks the LightningModule compares the weights
 # themselves; for another batch size `align_progress` converts the position in the data, if a step has as many samples.
 NEUTRAL = (
-    *("run_dir", "resume", "accept_changes", "name", "plan"),
+    *("run_dir", "resume", "accept_changes", "name", "plan", "rehearsal"),
     *("callbacks", "logger", "metrics", "evaluation", "debug"),
     *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
     "optimizer.precision",  # follows trainer.precision

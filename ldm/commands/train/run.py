@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
+from ldm.commands.train.rehearsal import rehearse
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 if TYPE_CHECKING:  # importing it takes a second, which a refused command need not wait for
@@ -18,12 +19,20 @@ if TYPE_CHECKING:  # importing it takes a second, which a refused command need n
 
 
 def train(config: DictConfig) -> None:
-    """Builds the objects of the config and trains, or prints the plan with `plan`."""
+    """Trains, or prints the plan with `plan`, or rehearses training with `rehearsal`."""
     if config.plan:
         from ldm.planning.report import print_plan
 
         check(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+    if config.get("rehearsal"):
+        rehearse(config, train_once)
+    else:
+        train_once(config)
+
+
+def train_once(config: DictConfig) -> None:
+    """Trains, with a log of all messages."""
     from ldm.callbacks.monitoring.log_file import log_file
 
     check_given(config)
