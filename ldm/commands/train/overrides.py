@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
 OPEN = ("sampler.options.", "sampler.spacing_options.")  # keys below these are function arguments that no config lists
+UNPARSED, SYNTAX = re.compile(r"[<>!;&#]"), re.compile(r"[\[\]{}()$'\"\\,]")
 UNTRAINED = "untrained"  # in place of a path to frozen weights; only then `config` is used (see ldm.weights.parts)
 # Settings that would be ignored in a sweep → what to set instead.
 SET_BY_SWEEPS = {
@@ -28,12 +30,12 @@ SET_BY_SWEEPS = {
 
 
 def check_overrides(arguments: list[str], conf: Path) -> list[str]:
-    """Returns the arguments in Hydra's syntax.
+    """Returns the arguments in Hydra's syntax; values such as <my-dog>, which it cannot parse, are quoted.
 
     Raises ValueError for an unknown option or key, with the nearest valid name, and for a value of another type than
     the config's.
     """
-    arguments = [f"++{line}" if line.startswith(OPEN) else line for line in arguments]
+    arguments = [_quoted(f"++{line}" if line.startswith(OPEN) else line) for line in arguments]
     try:
         given = get_args(arguments)
         overrides = OverridesParser.create().parse_overrides(given.overrides)
@@ -47,6 +49,14 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         _check_names(overrides, sources)
         _check_read(overrides, sweep, sources)
     return arguments
+
+
+def _quoted(argument: str) -> str:
+    """Returns an override whose value has characters that Hydra's grammar lacks with the value as a quoted string."""
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-") or not UNPARSED.search(value) or SYNTAX.search(value):
+        return argument
+    return f"{key}='{value}'"
 
 
 def _check_names(overrides: list[Override], sources: ConfigSources) -> None:

@@ -85,7 +85,6 @@ def _save_text_tower(folder: Path, config: DictConfig) -> Path:
 def _save_denoiser(folder: Path, config: DictConfig) -> Path:
     """Saves a network to start from; that of an inpainting network reads no mask, unless an adapter is trained."""
     from ldm.weights.model import save_model
-    from ldm.weights.native import fingerprint
     from ldm.weights.parts import first_stage, text_encoder
 
     model: Any = OmegaConf.to_container(config.model, resolve=True)
@@ -93,10 +92,7 @@ def _save_denoiser(folder: Path, config: DictConfig) -> Path:
         model["in_channels"] = model["out_channels"]
     network = _seeded(lambda: build(OmegaConf.create(model)))
     parts = {"first_stage": first_stage, "text_encoder": text_encoder}
-    sources = {
-        name: {"weights": (path := config[name].weights), "fingerprint": fingerprint(part(path).network.state_dict())}
-        for name, part in parts.items()
-    }
+    sources = {name: part(config[name].weights).source for name, part in parts.items()}
     settings: Any = OmegaConf.to_container(config.training, resolve=True)
     about = {
         "schedule": build(config.schedule).config,

@@ -1,4 +1,5 @@
 import re
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -503,3 +504,15 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
     assert config.trainer.precision == expected
     config.plan = True  # a plan assumes GPUs that support bfloat16
     assert config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("token", ["<my-dog>", "a<b>", "wow!"])
+def test_a_value_with_characters_that_hydra_cannot_parse_is_a_string(token: str) -> None:
+    arguments = check_overrides(["experiment=textual_inversion", "data.root=x", f"adapter.token={token}"], CONF)
+    assert composed(*arguments).adapter.token == token
+
+
+@pytest.mark.parametrize("argument", ["adapter.token='<my-dog>'", "adapter.token=a\\>", "data.captions=[<a>]"])
+def test_values_in_hydras_syntax_are_not_quoted_again(argument: str) -> None:
+    with suppress(ValueError):
+        assert check_overrides(["experiment=textual_inversion", argument], CONF)[1] == argument
