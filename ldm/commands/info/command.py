@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 def describe(path: str) -> dict[str, str]:
     """Returns human-readable lines, name → value. Raises FileNotFoundError or ValueError as `recognise` does."""
     folder = Path(path).expanduser()
-    if path.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
+    if "://" in path or path.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
         from ldm.commands.info.shards import describe_shards  # here, because it imports torch
 
         return describe_shards(path)
