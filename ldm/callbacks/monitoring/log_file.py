@@ -75,21 +75,21 @@ def log_file(folder: Path) -> Iterator[LogFile]:
 
     Warnings are still shown, and so are messages of libraries.
     """
-    file, show = LogFile(folder / FILE), warnings.showwarning
-    file.setFormatter(logging.Formatter("%(message)s"))
+    log, show = LogFile(folder / FILE), warnings.showwarning
+    log.setFormatter(logging.Formatter("%(message)s"))
 
     def show_and_log(
         message: Warning | str,
         category: type[Warning],
         filename: str,
         lineno: int,
-        stream: TextIO | None = None,
+        file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
         place = Path(filename)
         text = f"{category.__name__}: {message} ({place.parent.name}/{place.name}:{lineno})"
-        file.handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
-        show(message, category, filename, lineno, stream, line)
+        log.handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
+        show(message, category, filename, lineno, file, line)
 
     root = logging.getLogger()
     alone = not root.handlers and logging.lastResort is not None
@@ -100,14 +100,14 @@ def log_file(folder: Path) -> Iterator[LogFile]:
     LOG.propagate = False
     loggers = [root, *(logging.getLogger(name) for name in ("ldm", "lightning.pytorch", "lightning.fabric"))]
     for logger in loggers:
-        logger.addHandler(file)
+        logger.addHandler(log)
     warnings.showwarning = show_and_log
     try:
-        yield file
+        yield log
     finally:
         warnings.showwarning = show
         for logger in loggers:
-            logger.removeHandler(file)
+            logger.removeHandler(log)
         if alone:
             root.removeHandler(logging.lastResort)  # type: ignore[arg-type]
         LOG.setLevel(level)

@@ -91,7 +91,7 @@ def _save_denoiser(folder: Path, config: DictConfig) -> Path:
     if config.adapter is None and "in_channels" in model:
         model["in_channels"] = model["out_channels"]
     network = _seeded(lambda: build(OmegaConf.create(model)))
-    parts = {"first_stage": first_stage, "text_encoder": text_encoder}
+    parts: dict[str, Callable[[str], Any]] = {"first_stage": first_stage, "text_encoder": text_encoder}
     sources = {name: part(config[name].weights).source for name, part in parts.items()}
     settings: Any = OmegaConf.to_container(config.training, resolve=True)
     about = {
