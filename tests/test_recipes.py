@@ -44,7 +44,7 @@ def cached(folder: Path, size: int) -> str:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_opens_with_all_that_one_needs_to_know(name: str) -> None:
     head = (train.CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
-    for word in ("Command:", "Hardware:", "Time:", "Expect:"):
+    for word in ("Command:", "Hardware:", "Time:", "Expect:", "Rehearse:"):
         assert f"\n# {word}" in head
     assert f"experiment={name}" in head
 

@@ -71,7 +71,7 @@ def open_data(name: str, size: tuple[int, int], model: str, held_out: int, promp
         )
     if (Path(name) / MANIFEST).is_file():
         stage, _ = load_frozen_parts(open_model(model))
-        latents = CachedLatents(name, stage, size)
+        latents = CachedLatents(name, stage, size, purpose="reference")
         chosen: Any = Split(latents, "held_out", held_out, split_hash_of(model)) if held_out else latents
         return Data(Decoded(chosen, stage))
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))

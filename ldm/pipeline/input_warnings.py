@@ -34,7 +34,7 @@ def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
 
 
 def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
-    """Yields at most one warning about truncated texts and one about words that the text encoder does not know."""
+    """Yields at most one warning about truncated texts and one about words that its vocabulary lacks."""
     cuts = {text: end for text in texts if (end := encoder.cut(text, chunks))}
     if cuts:
         text, end = next(iter(cuts.items()))
@@ -51,7 +51,10 @@ def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> It
         where = _shortened(affected[0])
         if len(affected) > 1:
             where = f"{len(affected)} prompts, such as {where}"
-        yield f"the text encoder does not know {_joined(unknown)} in {where}; the model was not trained on these words"
+        yield (
+            f"the vocabulary of the text encoder lacks {_joined(unknown)} in {where}; it reads all such words as the "
+            "same word"
+        )
 
 
 def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> Iterator[str]:

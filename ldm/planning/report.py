@@ -10,15 +10,16 @@ from ldm.planning.memory import checkpoint_copy, memory
 from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
 from ldm.planning.numbers import amount, count, duration, row
 from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, kind_of_product, precision_of
+from ldm.planning.training_flops import PEAKS, teraflops
 
-# Name, memory in GiB, and dense TFLOP/s in bf16 and float32 from NVIDIA's data sheets (half of those "with sparsity").
+# Name, memory in GiB, and peaks.
 GPUS = (
-    ("A100 40 GB", 40, 312.0, 19.5),
-    ("A100 80 GB", 80, 312.0, 19.5),
-    ("H100 SXM", 80, 989.5, 67.0),
-    ("H200", 141, 989.5, 67.0),
-    ("L4", 24, 121.0, 30.3),
-    ("RTX 4090", 24, 165.2, 82.6),
+    ("A100 40 GB", 40, PEAKS["A100"]),
+    ("A100 80 GB", 80, PEAKS["A100"]),
+    ("H100 SXM", 80, PEAKS["H100 HBM3"]),
+    ("H200", 141, PEAKS["H200"]),
+    ("L4", 24, PEAKS["L4"]),
+    ("RTX 4090", 24, PEAKS["RTX 4090"]),
 )
 UTILIZATION = 0.4  # assumed fraction of the peak
 COMPILED = 0.66  # share of a UNet's activations that torch.compile keeps: 0.77 of 1.16 GiB for an image of SD 1.5
@@ -102,8 +103,8 @@ def time_rows(config: dict[str, Any], flops: int, need: int, image: float, gpus:
     trainer, batch = config["trainer"], config["data"]["batch_size"]
     steps, kind = trainer["max_steps"], kind_of_product(config)
     yield f"time for {steps:,} steps on {count(gpus, 'GPU')}, at {UTILIZATION:.0%} (assumed) of the dense peak"
-    for name, gib, bf16, float32 in GPUS:
-        peak = {"bf16": bf16, "TF32": bf16 / 2, "float32": float32}[kind]
+    for name, gib, peaks in GPUS:
+        peak = teraflops(peaks, kind)
         seconds = flops * steps / (gpus * peak * 1e12 * UTILIZATION)
         largest = int((USABLE * gib * 2**30 - need) / image + batch)
         fits = f"fits a batch of up to {largest:,}" if largest > 0 else f"does not fit in {USABLE:.0%} of {gib} GiB"

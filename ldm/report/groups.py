@@ -9,7 +9,7 @@ from ldm.report.runs import Run
 
 # Settings that do not affect the results: where they are stored, and what is shown during the run.
 NEUTRAL = (
-    *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
+    *("run_dir", "resume", "accept_changes", "plan", "rehearsal", "name", "callbacks.", "logger", "evaluation.cache"),
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
     *("data.latent_store", "data.module.train.store"),
 )

@@ -11,7 +11,10 @@ from ldm.files import sweep, try_lock
 from ldm.ownership import check_outside, is_within, refuse
 
 PATIENCE = 1.0  # seconds to wait for the lock, which `ldm status` holds for an instant while it looks
-WRITTEN = ("config.yaml", "command.txt", "metrics.json", "checkpoints", "samples", "ema", "skipped", "*.safetensors")
+WRITTEN = (
+    *("config.yaml", "command.txt", "metrics.json", "metrics.csv", "log.txt", "state.json"),
+    *("checkpoints", "samples", "ema", "skipped", "*.safetensors"),
+)
 
 
 class RunLock(Callback):

@@ -30,7 +30,7 @@ SET_BY_SWEEPS = {
 
 
 def check_overrides(arguments: list[str], conf: Path) -> list[str]:
-    """Returns the arguments in Hydra's syntax.
+    """Returns the arguments in Hydra's syntax; values such as <my-dog>, which it cannot parse, are quoted.
 
     Raises ValueError for an unknown option or key, with the nearest valid name, and for a value of another type than
     the config's.
@@ -57,7 +57,7 @@ def quoted(argument: str) -> str:
     Values with brackets, quotes or commas are returned as they are, because they may be meant as lists or sweeps.
     """
     name, equals, value = argument.partition("=")
-    if not equals or PLAIN.fullmatch(value) is None:
+    if not equals or name.startswith("-") or PLAIN.fullmatch(value) is None:
         return argument
     try:
         OverridesParser.create().parse_override(argument)

@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -13,11 +14,37 @@ from ldm import progress
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
 from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.rehearsal import rehearse
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
+
+if TYPE_CHECKING:  # importing it takes a second, which a refused command need not wait for
+    from ldm.callbacks.monitoring.log_file import LogFile
 
 
 def train(config: DictConfig) -> None:
-    """Builds the objects of the config and trains, or prints the plan with `plan`."""
+    """Trains, or prints the plan with `plan`, or rehearses training with `rehearsal`."""
+    if config.plan:
+        from ldm.planning.report import print_plan
+
+        check(config)
+        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+    if config.get("rehearsal"):
+        rehearse(config, train_once)
+    else:
+        train_once(config)
+
+
+def train_once(config: DictConfig) -> None:
+    """Trains, with a log of all messages."""
+    from ldm.callbacks.monitoring.log_file import log_file
+
+    check_given(config)
+    with log_file(Path(config.run_dir)) as log:
+        fit(config, log)
+
+
+def fit(config: DictConfig, log: "LogFile") -> None:
+    """Builds the objects of the config and trains."""
     if config.data.get("bucketed"):
         avoid_fragmentation()
     import torch
@@ -30,18 +57,18 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.callbacks.monitoring.outcome import Outcome
+    from ldm.callbacks.monitoring.run_log import RunLog
+    from ldm.callbacks.monitoring.scalar_table import resume_tables
+    from ldm.callbacks.monitoring.utilisation import Utilisation
     from ldm.callbacks.monitoring.watchdog import reported_once
     from ldm.data.sources.small import note_of
     from ldm.device import allow_tf32
+    from ldm.planning.settings import kind_of_product
+    from ldm.planning.training_flops import peak_flops
     from ldm.training.diffusion import DiffusionTraining
 
     run_dir = Path(config.run_dir)
-    if config.plan:
-        from ldm.planning.report import print_plan
-
-        check(config)
-        return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
-    check_given(config)
     fill_in_settings(config)
     resumed = checkpoint_to_resume(config.resume, run_dir)
     if resumed:
@@ -60,12 +87,14 @@ def train(config: DictConfig) -> None:
     data = build(config.data.module)
 
     def start() -> None:
-        save_run(config, run_dir)
+        resume_tables(trainer)
+        save_run(config, run_dir, trainer.global_step)
         print(f"run folder: {run_dir}" + (f", resuming from {resumed}" if resumed else ""), flush=True)
         for name, dataset in data.val.items():
             if (note := note_of(dataset)) is not None:
                 print(f"val/{name}: {note}", flush=True)
 
+    flops = training_flops(resolved) if config.logger else None
     run_start = RunStart(start)
     chosen = build_callbacks(config)
     if isinstance(module, DiffusionTraining):
@@ -78,8 +107,11 @@ def train(config: DictConfig) -> None:
             run_start,
             SettingsCheck(settings, resolved, config.accept_changes),
             *limit,
+            RunLog(log),
             *chosen,
+            Utilisation(flops, partial(peak_flops, kind=kind_of_product(resolved))),
             logged,
+            Outcome(run_dir),
         ],
         logger=[build(node) for node in config.logger],
         plugins=[AtomicCheckpointIO()],
@@ -107,6 +139,18 @@ def avoid_fragmentation() -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def training_flops(config: dict[str, Any]) -> float | None:
+    """Returns the FLOPs of training on an image; None, with a message in the log, if they cannot be computed."""
+    from ldm.callbacks.monitoring.log_file import LOG
+    from ldm.planning.training_flops import flops_per_image
+
+    try:
+        return flops_per_image(config)
+    except Exception as error:  # networks and data sets of other packages may have settings that a plan does not know
+        LOG.warning(f"FLOP/s are not logged, because the FLOPs of a step cannot be computed ({error})")
+        return None
 
 
 def fill_in_settings(config: DictConfig) -> None:

@@ -82,11 +82,12 @@ def split_hash(manifest: dict[str, Any]) -> SplitHash:
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 
-    If a cache holds several sizes, only samples of the run's size are used, with a warning, or all samples if batches
-    are `bucketed`. With load="mapped" latents are read through the page cache, with "memory" all are read at the start.
-    There is no `flip` and no random crop, because a mirrored latent is not the latent of the mirrored image. If a
-    sample has several captions, each draw gets one, keyed by `seed`. With a `text_encoder`, samples hold its states
-    from the cache. Raises ValueError if the cache was encoded with another first stage, scale, size or text encoder.
+    If a cache holds several sizes, only samples of the run's size are used, with a warning for this `purpose`, or all
+    samples if batches are `bucketed`. With load="mapped" latents are read through the page cache, with "memory" all
+    are read at the start. There is no `flip` and no random crop, because a mirrored latent is not the latent of the
+    mirrored image. If a sample has several captions, each draw gets one, keyed by `seed`. With a `text_encoder`,
+    samples hold its states from the cache. Raises ValueError if the cache was encoded with another first stage,
+    scale, size or text encoder.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class CachedLatents(Dataset[LatentSample]):
         load: Literal["mapped", "memory"] = "mapped",
         seed: int = 0,
         text_encoder: Frozen | None = None,
+        purpose: Literal["training", "reference"] = "training",
     ) -> None:
         self.cache, self.seed, self.with_states = Path(cache), seed, text_encoder is not None
         manifest = read_manifest(self.cache)
@@ -120,11 +122,14 @@ class CachedLatents(Dataset[LatentSample]):
         self.starts = [0, *accumulate(self.counts[self.used].tolist())]
         self.mapped: dict[int, tuple[Tensor, Shard]] = {}
         if len(self) < self.counts.sum():
-            warnings.warn(
-                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in "
-                f"{self.cache}; set data.bucketed=true to train on all",
-                stacklevel=2,
+            used = (
+                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in {cache}"
             )
+            consequence = {
+                "training": "; set data.bucketed=true to train on all",
+                "reference": " as references, because generated images have this size",
+            }
+            warnings.warn(f"{used}, of {self.counts.sum()} in {cache}{consequence[purpose]}", stacklevel=2)
         if not len(self):
             raise ValueError(
                 f"the cache {self.cache} has no samples to use: encode shards of {size[0]}x{size[1]} images"

@@ -124,8 +124,8 @@ def test_unknown_words_cause_one_warning_per_prompt(model: str, out: Path, capsy
     assert sample.main(["a purple circle", "n=3", "batch_size=1", "steps=1", model, f"out={out}"]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == [
-        "warning: the text encoder does not know 'purple' in 'a purple circle'; "
-        "the model was not trained on these words"
+        "warning: the vocabulary of the text encoder lacks 'purple' in 'a purple circle'; "
+        "it reads all such words as the same word"
     ]
 
 

@@ -1,5 +1,7 @@
 import os
 import re
+from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +74,9 @@ def test_plain_text_needs_no_quotes(text: str) -> None:
     assert OverridesParser.create().parse_override(argument).value() == text
 
 
-@pytest.mark.parametrize("line", ["lr=cosine", "+data.x=[1,2]", "~ema", "-m", "seed=1,2", "data.caption='a, b'"])
+@pytest.mark.parametrize(
+    "line", ["lr=cosine", "--config-dir=a b", "+data.x=[1,2]", "~ema", "-m", "seed=1,2", "data.caption='a, b'"]
+)
 def test_arguments_that_hydra_reads_are_not_changed(line: str) -> None:
     assert quoted(line) == line
 
@@ -361,7 +365,20 @@ def test_the_run_folder_records_config_and_command(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["train.py", "data.shards=a b"])
     save_run(OmegaConf.create({"a": {"b": 1}, "c": "${a.b}"}), tmp_path / "run")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": {"b": 1}, "c": 1}
-    assert (tmp_path / "run" / "command.txt").read_text() == "python train.py 'data.shards=a b'\n"
+    assert (tmp_path / "run" / "command.txt").read_text().splitlines()[1:] == ["python train.py 'data.shards=a b'"]
+
+
+def test_the_commands_of_a_run_and_its_resumptions_are_kept_with_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, argument in ((0, "seed=1"), (5, "resume=auto")):
+        monkeypatch.setattr("sys.argv", ["train.py", argument])
+        save_run(OmegaConf.create(), tmp_path, step)
+    first, command, second, resumed = (tmp_path / "command.txt").read_text().splitlines()
+    assert (command, resumed) == ("python train.py seed=1", "python train.py resume=auto")
+    for line in (first, second):
+        assert datetime.fromisoformat(line[2:27]).tzinfo is not None
+    assert second.endswith(", resumed after step 5") and "resumed" not in first
 
 
 def error_of(target: str, **how: object) -> Exception:
@@ -544,3 +561,15 @@ def test_ddp_reduces_the_gradients_of_stable_diffusion_in_few_buckets() -> None:
     sizes = [2**20, composed("strategy=ddp").strategy.name.bucket_cap_mb * 2**20]  # the first bucket is always small
     buckets, _ = dist._compute_bucket_assignment_by_size(weights[::-1], sizes, [False] * len(weights))
     assert len(buckets) == 16
+
+
+@pytest.mark.parametrize("token", ["<my-dog>", "a<b>", "wow!"])
+def test_a_value_with_characters_that_hydra_cannot_parse_is_a_string(token: str) -> None:
+    arguments = check_overrides(["experiment=textual_inversion", "data.root=x", f"adapter.token={token}"], CONF)
+    assert composed(*arguments).adapter.token == token
+
+
+@pytest.mark.parametrize("argument", ["adapter.token='<my-dog>'", "adapter.token=a\\>", "data.captions=[<a>]"])
+def test_values_in_hydras_syntax_are_not_quoted_again(argument: str) -> None:
+    with suppress(ValueError):
+        assert check_overrides(["experiment=textual_inversion", argument], CONF)[1] == argument
