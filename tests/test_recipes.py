@@ -59,6 +59,7 @@ def test_the_laion_recipe_is_the_one_of_the_design() -> None:
     assert (config.sampler.name, config.sampler.steps, config.guidance.scale) == ("ddim", 30, 7.5)
 
 
+@pytest.mark.slow
 def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

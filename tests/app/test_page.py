@@ -25,7 +25,7 @@ browsing = pytest.importorskip(
     "playwright.sync_api", reason="Playwright controls the browser: pip install -e '.[test]'"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 TIMEOUT = 120_000  # milliseconds, enough for a busy machine
 
 

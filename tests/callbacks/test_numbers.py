@@ -79,6 +79,7 @@ def test_a_run_logs_all_values_and_a_skipped_step_has_neither_loss_nor_norms(str
     assert curves["epoch"].values == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_two_ranks_log_the_values_of_one_process_on_the_same_samples(straight: Path, tmp_path: Path) -> None:
     def work(_: int) -> None:
         train(tmp_path, 2, accumulate_grad_batches=2, devices=2, strategy="ddp")

@@ -26,6 +26,7 @@ def test_compare_writes_html_markdown_and_json(tmp_path: Path, capsys: pytest.Ca
     assert str(tmp_path / "out" / "report.html") in printed
 
 
+@pytest.mark.slow
 def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> None:
     command = ["compare", str(tmp_path / "a"), "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "out")]
     for fid in (1.0, 2.0):

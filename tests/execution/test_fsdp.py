@@ -115,6 +115,7 @@ def destroys_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, destroys_group: None) -> None:
     plain, ema = diffusion(optimizer=STEADY), EMA(decay=0.9)
     fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)

@@ -231,6 +231,7 @@ def test_an_adapter_is_planned_with_its_trainable_weights():
     assert trained.note == f"{count / 1000:.3f} k of them trained"
 
 
+@pytest.mark.slow
 def test_a_lora_on_checkpointed_blocks_is_planned():
     """Blocks without attention train nothing but propagate gradients."""
     setting = config({**UNET, "checkpointing": True}, devices=1)

@@ -20,6 +20,7 @@ def test_the_flops_of_an_image_are_those_of_the_plan():
     assert flops_per_image(settings) == pytest.approx(planned_flops(copy.deepcopy(settings)) / BATCH, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_activations_that_are_computed_again_do_not_count():
     plain, checkpointed = config(), config()
     checkpointed["training"]["backbone"]["checkpointing"] = True

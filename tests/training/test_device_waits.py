@@ -109,7 +109,10 @@ def waits_of_two_steps(folder: Path, module: LightningModule, monkeypatch: pytes
     return recording.places
 
 
-@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=[] if name == "flow" else [pytest.mark.slow]) for name, make in MODULES.items()],
+)
 def test_a_step_copies_its_batch_to_the_device_and_does_not_wait_otherwise(
     tmp_path: Path, make: Callable[[], LightningModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -448,6 +448,7 @@ def test_an_existing_run_of_a_sweep_is_found_by_its_hash_and_not_its_label(tmp_p
     assert sweep_folder(composed(), tmp_path, "a/b[c],d='e f'").name.startswith("a-b-c-,d=-e-f-_")
 
 
+@pytest.mark.slow
 def test_new_runs_of_a_sweep_are_marked_as_waiting_under_their_final_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
