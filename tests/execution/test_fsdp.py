@@ -136,7 +136,7 @@ def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, 
     assert all(torch.equal(exported[name], average) for name, average in checkpoint["ema"].items())
 
 
-@pytest.mark.slow
+@pytest.mark.full_size  # tests/test_dit_run.py trains two sharded ranks among the slow tests
 def test_two_sharded_ranks_train_and_resume_like_one_process(tmp_path: Path) -> None:
     tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
     plain = "precision=fp32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"

@@ -39,9 +39,15 @@ def process_of(rank: int, parent: int) -> int:
     return parent
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes of ranks in /proc")
-@pytest.mark.parametrize(("launcher", "killed"), [("lightning", 0), ("lightning", 1), ("torchrun", 0)])
+@pytest.mark.parametrize(
+    ("launcher", "killed"),
+    [
+        pytest.param("lightning", 0, marks=pytest.mark.full_size),
+        pytest.param("lightning", 1, marks=pytest.mark.slow),
+        pytest.param("torchrun", 0, marks=pytest.mark.full_size),
+    ],
+)
 def test_the_last_line_names_the_rank_that_was_killed(tmp_path: Path, launcher: str, killed: int) -> None:
     forever = "trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=1"
     run = launched(launcher, f"run_dir={tmp_path}", *forever)
@@ -61,7 +67,7 @@ def test_the_last_line_names_the_rank_that_was_killed(tmp_path: Path, launcher: 
         assert f"traceback : {message.removeprefix('error: ')}" in stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_a_last_checkpoint_that_does_not_fit_fails_a_run_on_two_ranks(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", pages=64) as disk:
         run = finish(start(*TWO, "trainer.max_steps=2", f"run_dir={disk}/run"))

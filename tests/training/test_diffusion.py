@@ -344,7 +344,7 @@ def test_frozen_networks_are_on_the_device_before_a_callback_trains(tmp_path: Pa
     assert seen == {META}
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_a_network_is_compiled_for_more_sizes_than_torch_allows_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda unet, mode, **how: compile_(unet, backend=counter, **how))
