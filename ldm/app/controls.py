@@ -1,5 +1,6 @@
 """Creates the controls of the page and turns their values into a request."""
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ NAMES = (
     *("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *PLAIN),
     *("loras", "embeddings"),
 )
+ASPECTS = {"square": 1.0, "landscape 3:2": 3 / 2, "portrait 2:3": 2 / 3, "wide 16:9": 16 / 9, "tall 9:16": 9 / 16}
 MAXIMUM = {"steps": 200, "guidance": 30, "side": 2048, "count": 9}
 
 
@@ -46,6 +48,9 @@ def create(models: list[str], defaults: Settings) -> dict[str, Component]:
     with gr.Row():
         components["sampler"] = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", elem_id="sampler")
         components["spacing"] = gr.Dropdown(list(SPACINGS), value=defaults.spacing, label="Time step spacing")
+    components["aspect"] = gr.Dropdown(
+        list(ASPECTS), value=None, label="Shape", elem_id="aspect", info="sets height and width, with the model's area"
+    )
     with gr.Row():
         for name, pixels in zip(("height", "width"), defaults.size, strict=True):
             components[name] = gr.Number(
@@ -79,6 +84,14 @@ def create_adapters(offered: Offered) -> dict[str, Component]:
             elem_id="added",
         ),
     }  # fmt: skip
+
+
+def sides(aspect: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns a height and a width of this aspect, and of nearly the area of `size`, that all networks accept."""
+    side = math.sqrt(size[0] * size[1])
+    step, ratio = 64 if side >= 512 else 16, math.sqrt(ASPECTS[aspect])
+    height, width = (max(step, step * round(length / step)) for length in (side / ratio, side * ratio))
+    return height, width
 
 
 def values_of(settings: Settings) -> dict[str, Any]:

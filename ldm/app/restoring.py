@@ -8,6 +8,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ldm.app.adapters import KINDS, AdapterFiles, rows
+from ldm.app.web_ui import parse, read_parameters
 from ldm.drawing.added_files import check_tagged
 from ldm.drawing.job import CALL_KEYS
 from ldm.drawing.recorded import CHECKS
@@ -39,10 +40,15 @@ class Restored:
 def restore(png: Path, models: Mapping[str, str], folder: Path, adapters: AdapterFiles) -> Restored:
     """Reads the settings of a PNG, and its source image and mask only if they are in `folder`.
 
-    Its LoRA files and textual inversions are chosen if `adapters` has files of the same name and contents.
+    Of a PNG of AUTOMATIC1111's web UI it restores what has a counterpart here. LoRA files and textual inversions are
+    chosen if `adapters` has files of the same name and contents.
 
     Raises ValueError if settings are missing or have the wrong type.
     """
+    if (text := read_parameters(png)) is not None:
+        values, call, warnings = parse(text)
+        listed = {"loras": rows([*adapters.offered()["lora"]], {}), "embeddings": []}
+        return Restored(values | listed, call, warnings=warnings)
     record = OLDER | read_metadata(png)
     if not _is_valid(record):
         raise ValueError(f"{png.name} lacks settings of an image sampled by ldm; choose a PNG written by ldm")

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.app.adapters import AdapterFiles
-from ldm.app.models import default_settings
+from ldm.app.models import default_settings, examples
 from ldm.drawing.added_files import KEYS, AddedFiles
 from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
 from ldm.drawing.sources import CALL_NAMES, read
@@ -77,6 +77,9 @@ class Service:
 
     def settings(self, model: str) -> Settings:
         return default_settings(self._path(model))
+
+    def examples(self, model: str) -> list[str]:
+        return examples(self._path(model))
 
     def sample(self, request: Request) -> Generator[Step | Finished, None, None]:
         """Yields each step, then the saved images; closing the generator stops sampling after the current step.

@@ -59,3 +59,19 @@ def test_restored_settings_stay_except_options_of_another_sampler():
     assert controls.request_of(values(), restored).call["sampler_options"] == {"eta": 0.5}
     call = controls.request_of(values(sampler="euler"), restored).call
     assert call["clip_skip"] == 1 and call["steps"] == 4 and "sampler_options" not in call
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "expected"),
+    [
+        ("square", (512, 512), (512, 512)),
+        ("landscape 3:2", (512, 512), (448, 640)),
+        ("portrait 2:3", (512, 512), (640, 448)),
+        ("wide 16:9", (768, 768), (576, 1024)),
+        ("landscape 3:2", (64, 64), (48, 80)),
+    ],
+)
+def test_an_aspect_keeps_the_area_in_steps_that_networks_accept(
+    aspect: str, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert controls.sides(aspect, size) == expected

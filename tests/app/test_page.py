@@ -70,8 +70,10 @@ def page(browser, address: str) -> Iterator[Any]:
 
 def generate(page, prompt: str = KNOWN) -> Image.Image:
     """Enters the prompt, presses Generate and returns the image that the page then shows."""
+    before = page.locator("#gallery img").count()
     page.fill("#prompt textarea", prompt)
     page.click("#generate")
+    browsing.expect(page.locator("#gallery img")).to_have_count(before + 1, timeout=TIMEOUT)
     page.wait_for_selector(f"#message:has-text('{prompt} · seed')")
     assert page.locator(".toast-wrap .error").count() == 0
     return Image.open(io.BytesIO(httpx.get(page.locator("#stage img").first.get_attribute("src")).content))
@@ -223,3 +225,35 @@ def test_file_names_from_the_browser_are_not_trusted(service: Service, tmp_path:
     page = server.Page(service)
     updates = page.gallery(history)
     assert updates[page.parts["history"]] == [] and updates[page.parts["gallery"]].value in ([], None)
+
+
+def test_the_page_has_a_title_and_shows_no_examples_for_a_model_of_another_vocabulary(page):
+    assert page.locator("h1").inner_text() == "ldm"
+    assert page.locator("#examples").count() == 0 or not page.locator("#examples").is_visible()
+
+
+def test_an_image_is_downloaded_varied_and_deleted_and_its_seed_locked(page, service: Service):
+    generate(page)
+    newest = max(service.out.glob("????.png"))
+    page.click("#lock")
+    browsing.expect(page.locator("#seed textarea, #seed input").first).to_have_value(
+        str(read_metadata(newest)["seed"]), timeout=TIMEOUT
+    )
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_bytes() == newest.read_bytes()
+    page.click("#vary")
+    page.wait_for_function("() => document.querySelector('#message').innerText.includes('seed')")
+    browsing.expect(page.locator("#gallery img")).to_have_count(2, timeout=TIMEOUT)
+    varied = max(service.out.glob("????.png"))
+    assert read_metadata(varied)["seed"] != read_metadata(newest)["seed"]
+    page.click("#delete")
+    browsing.expect(page.locator("#gallery img")).to_have_count(1, timeout=TIMEOUT)
+    assert newest.exists() and not varied.exists()
+
+
+def test_an_aspect_sets_height_and_width(page):
+    set_number(page, "width", "32")
+    page.locator("#aspect input").click()
+    page.locator("[role=option]:has-text('square')").click()
+    browsing.expect(page.locator("#width input[type=number]")).to_have_value("16", timeout=TIMEOUT)

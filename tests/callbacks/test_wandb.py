@@ -13,6 +13,7 @@ from tests.callbacks.tiny import Batches, Tiny, trainer
 CONF = Path(__file__).parents[2] / "conf"
 
 
+@pytest.mark.slow
 def test_wandb_logs_a_run_offline_into_its_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -122,6 +122,7 @@ def test_files_that_change_while_they_are_loaded_are_never_mixed(folder: Path, t
         sampled(pipeline, "red <lora:both>")
 
 
+@pytest.mark.slow
 def test_each_prompt_of_a_call_has_its_own_tags_and_place(loaded: Pipeline) -> None:
     prompts = ["red <lora:ink>", "blue <lora:ink>", "red", "red <lora:ink:0.5>", "blue"]
     steps, firsts = [], []

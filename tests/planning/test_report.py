@@ -92,6 +92,7 @@ def test_memory_of_the_ema_follows_its_settings():
         assert rows(setting).get("EMA") == expected
 
 
+@pytest.mark.slow
 def test_a_wider_network_changes_all_numbers():
     narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
     names = ("unet  ", "unet, forward", "unet, backward", "a step", "weights", "activations", "H200")
@@ -153,6 +154,7 @@ def test_training_on_latents_does_not_call_the_first_stage(train, tmp_path):
     assert plan_networks(setting)[0][1].forward is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "checkpointing", "sharded"),
     [
@@ -201,6 +203,7 @@ def test_a_frozen_network_without_weights_needs_a_config():
     assert not any("text encoder" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_has_859_5_million_parameters():
     lines = list(plan(config({}, size=512, precision="bf16-mixed")))
     assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]

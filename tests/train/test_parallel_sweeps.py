@@ -16,10 +16,7 @@ from tests.train.processes import Run, finish, read, start
 JOBS = "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"  # the third waits for one of the others
 FOREVER = "trainer.max_steps=100000", "metrics=none", "logger=none", "callbacks.previews=null"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds child processes in /proc"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds child processes in /proc")
 
 
 def tree(process: int) -> list[int]:
@@ -48,7 +45,13 @@ def interrupted(folder: Path, interrupt: Callable[[int], object]) -> tuple[Run, 
     return run, processes
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.full_size),
+    ],
+)
 def test_a_signal_to_a_parallel_sweep_saves_and_stops_its_runs(tmp_path: Path, number: signal.Signals) -> None:
     run, processes = interrupted(tmp_path, lambda sweep: os.kill(sweep, number))
     assert run.returncode == 128 + number, run.stderr
@@ -61,6 +64,7 @@ def test_a_signal_to_a_parallel_sweep_saves_and_stops_its_runs(tmp_path: Path, n
     assert {line.partition(" ")[0] for line in progress} == {"seed=1", "seed=2"}
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_killed_sweep_are_saved_and_leave_no_process(tmp_path: Path) -> None:
     run, processes = interrupted(tmp_path, lambda sweep: os.kill(sweep, signal.SIGKILL))
     assert run.returncode == -signal.SIGKILL

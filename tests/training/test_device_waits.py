@@ -123,6 +123,7 @@ def test_a_step_copies_its_batch_to_the_device_and_does_not_wait_otherwise(
     assert len(batches) == 2 * len({"image", "id", "draw"} | ({"tokens"} if hasattr(module, "tokenize") else set()))
 
 
+@pytest.mark.slow
 def test_the_instrument_sees_the_finiteness_that_is_read_in_logged_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_several_files_with_weights_and_tokens_can_be_given() -> None:
     }
 
 
+@pytest.mark.slow
 def test_each_file_changes_the_image_and_is_recorded_with_its_hash(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:

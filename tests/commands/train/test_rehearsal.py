@@ -85,10 +85,8 @@ def test_a_rehearsal_from_a_cache_keeps_its_first_stage_and_size(tmp_path: Path)
     assert used.training.start is None
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [pytest.param("lightning", marks=pytest.mark.full_size), pytest.param("torchrun", marks=pytest.mark.slow)],
-)
+@pytest.mark.full_size
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_the_laion_recipe_is_rehearsed_from_a_cache_with_two_processes(tmp_path: Path, launcher: str) -> None:
     tar = write_tar(tmp_path / "gray.tar", samples(32))
     assert main(["encode", str(tar), "--size", "64", "--batch", "4", "--out", str(tmp_path / "cache")]) == 0
