@@ -141,9 +141,10 @@ def test_a_step_on_a_gpu_does_not_synchronise(tmp_path: Path) -> None:
     callbacks = [Strict(), ImagesSeen(), Health(tmp_path), LossByNoise(), Throughput(), EMA()]
     how = {"accelerator": "cuda", "callbacks": callbacks, "log_every_n_steps": 50}
     try:
-        fit(tmp_path, discrete(), 4, batch_size=2, tokenize=None, **how)
+        trainer = fit(tmp_path, discrete(), 4, batch_size=2, tokenize=None, **how)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert trainer.global_step == 4
 
 
 @pytest.mark.slow

@@ -49,9 +49,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
         avoid_fragmentation()
     import torch
     from lightning import seed_everything
-    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-    from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
     from ldm.callbacks.checkpointing.effective_settings import EffectiveSettings
     from ldm.callbacks.checkpointing.run_start import RunStart
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
@@ -100,36 +98,48 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     if isinstance(module, DiffusionTraining):
         check_sampling_size(config, module, data, chosen)
     logged = Hyperparameters(hyperparameters(settings), run_dir)  # last, because it reads the metrics that others write
-    trainer = build(
-        config.trainer,
-        callbacks=[
-            EffectiveSettings(),
-            run_start,
-            SettingsCheck(settings, resolved, config.accept_changes),
-            *limit,
-            RunLog(log),
-            *chosen,
-            Utilisation(flops, partial(peak_flops, kind=kind_of_product(resolved))),
-            logged,
-            Outcome(run_dir),
-        ],
-        logger=[build(node) for node in config.logger],
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=str(run_dir),
-        max_time=None,  # TimeLimit enforces it; with Lightning's own the run would count as finished
-        use_distributed_sampler=False,  # the data module distributes samples over the ranks itself
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),  # else Lightning adds one
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
-    )
+    callbacks = [
+        EffectiveSettings(),
+        run_start,
+        SettingsCheck(settings, resolved, config.accept_changes),
+        *limit,
+        RunLog(log),
+        *chosen,
+        Utilisation(flops, partial(peak_flops, kind=kind_of_product(resolved))),
+        logged,
+        Outcome(run_dir),
+    ]
+    trainer = build_trainer(config, callbacks)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     with reported_once(trainer):
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if resumed and trainer.global_step == run_start.step:
-        steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-        done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
-        print(
-            f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue"
-        )
+        print_that_it_is_trained(trainer, resumed)
+
+
+def build_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
+    """Builds Lightning's Trainer, with the arguments that other settings determine."""
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+
+    return build(
+        config.trainer,
+        callbacks=callbacks,
+        logger=[build(node) for node in config.logger],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(config.run_dir),
+        max_time=None,  # TimeLimit enforces it; with Lightning's own the run would count as finished
+        use_distributed_sampler=False,  # the data module distributes samples over the ranks itself
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # else Lightning adds one
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+
+
+def print_that_it_is_trained(trainer: Any, resumed: str) -> None:
+    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
+    print(f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue")
 
 
 def avoid_fragmentation() -> None:

@@ -191,7 +191,10 @@ def test_steps_that_were_not_read_are_reported_with_a_later_one(tmp_path: Path) 
 def test_a_gpu_whose_utilisation_nvml_refuses_is_trained_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: torch.device) -> int:
+    asked = []
+
+    def refuse(device: torch.device) -> int:
+        asked.append(device)
         raise RuntimeError("NVML: Not Supported")
 
     monkeypatch.setattr("ldm.callbacks.monitoring.health.NVML", True)
@@ -203,6 +206,8 @@ def test_a_gpu_whose_utilisation_nvml_refuses_is_trained_without_it(
     run.loggers = [logger]
     run.strategy.optimizers = [module.configure_optimizers()]
     health.on_train_batch_end(run, module, None, None, 0)
+    (row,) = logger.rows.values()
+    assert asked == [torch.device("cuda")] and "train/skipped" in row and "train/gpu_utilisation" not in row
 
 
 def test_a_full_disk_does_not_end_the_training_at_a_skipped_step(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_a_full_disk_does_not_fail_a_message(tmp_path: Path) -> None:
     with log_file(tmp_path) as file:
         file.open(0)
         LOG.info("first")
+        (tmp_path / "log.txt").unlink()
+        LOG.info("second")
+    assert [text for _, _, text in messages(tmp_path)] == ["first", "second"]
 
 
 def test_a_forked_process_logs_its_own_messages_only(tmp_path: Path) -> None:
