@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["Pipeline"]
+
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import Pipeline as Pipeline
 
@@ -13,3 +15,8 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Lists `Pipeline` before its first use, too, so that completion finds it."""
+    return sorted({*globals(), *__all__})

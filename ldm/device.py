@@ -6,18 +6,39 @@ import torch
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 AUTO = "auto"
+NO_MPS = "Apple's MPS has no float64, in which ldm computes schedules"
 
 
 def choose_device(name: str) -> torch.device:
     """Returns the named device; "auto" is the GPU if there is one. Raises ValueError for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "mps":
+        raise ValueError(f"device={name} is not supported, because {NO_MPS}: use device=cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"there is no device {name} ({torch.cuda.device_count()} GPUs are available): use device=cpu")
     return device
+
+
+def device_of_rank(name: str, local_rank: int) -> str:
+    """Returns the device of one of the processes on this machine, each of which gets its own GPU for "auto" or "cuda".
+
+    The GPU also becomes what "cuda" without a number means in this process.
+    """
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    index = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether GPUs may round the factors of float32 products to TF32, with 10 bits instead of 23."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed  # of convolutions, true by default
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -23,6 +23,10 @@ class UsageError(ValueError):
     """The command line is invalid, as opposed to a failure of the work that it asks for."""
 
 
+class ReportedFailure(Exception):
+    """Training failed, and the user has been told why."""
+
+
 def run(work: Callable[[], object], debug: bool = False) -> int:
     """Runs `work` and returns the exit code: 0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
     try:

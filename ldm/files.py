@@ -1,15 +1,18 @@
-"""Atomic writing of files and folders, and locks on folders."""
+"""Atomic writing of files and folders, locks on folders, and removal of what killed writers left."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,21 +24,36 @@ ADVICE = {
 }
 # Errors of flock on Lustre mounted without -o flock, on NFS without its lock service, and on some FUSE file systems.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+SILENCE = 24 * 3600.0  # seconds without a write after which a writer on another machine counts as dead
+
+
+def _machine() -> str:
+    """Returns 8 hexadecimal digits of the running kernel: between its processes, locks work on every file system."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        name = platform.node()
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+MACHINE = _machine()
+_swept: set[Path] = set()  # the folders that this process has swept
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Calls `write` with a temporary file beside `path`, then flushes, fsyncs and renames it to `path`.
 
-    Missing parent folders are created. On any failure the old file at `path` stays and the temporary one is removed.
-    Raises OSError with a one-sentence message if the disk is full or the folder cannot be written.
+    Missing parent folders are created, and the first write of a process to a folder sweeps it. On any failure the old
+    file at `path` stays and the temporary one is removed. Raises OSError with a one-sentence message if the disk is
+    full or the folder cannot be written.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; give the path of a file")
-    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, "xb")  # noqa: SIM115 - closed below, where errors raised by `write` are handled apart
+        _sweep_once(path.parent)
+        temporary, file = _create(path, "tmp")
     except OSError as error:
         raise write_error(error, path) from error
     try:
@@ -43,7 +61,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # before the file is closed, which releases its lock
     except OSError as error:
         if error.errno in ADVICE:
             raise write_error(error, path) from error
@@ -60,25 +78,43 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     be restored; if the old one cannot be removed, a warning says where it is. `recover_folder` cleans up after a
     process that was killed in between. Raises OSError as `atomic_write` does.
     """
-    new = _beside(path, "tmp")
-    old, mark = new.with_suffix(".old"), new.with_suffix(".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(mark)
-        try:
+        with _marked(path) as (new, old):
             new.mkdir()
             yield new
             if os.path.lexists(path):
                 path.rename(old)
             new.rename(path)
-        finally:
-            _tidy(path, new, old)
-            mark.unlink(missing_ok=True)
-            os.close(descriptor)
     except OSError as error:
         if error.errno in ADVICE:
             raise write_error(error, path) from error
         raise
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder beside `path`, which only this user may read, and removes it when the block ends.
+
+    What a killed process left is removed by the next one that writes beside `path`.
+    """
+    with _marked(path) as (new, _):
+        new.mkdir(mode=0o700)
+        yield new
+
+
+@contextmanager
+def _marked(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields the names of a new and an old folder beside `path`; a locked file marks them while this process lives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(path.parent)
+    mark, file = _create(path, "lock", required=True)
+    with file:
+        new, old = mark.with_suffix(".tmp"), mark.with_suffix(".old")
+        try:
+            yield new, old
+        finally:
+            _tidy(path, new, old)
+            mark.unlink(missing_ok=True)
 
 
 def recover_folder(path: Path) -> None:
@@ -87,7 +123,12 @@ def recover_folder(path: Path) -> None:
     The old folder is restored if the new one had not replaced it yet; everything else that they left is removed.
     """
     for mark in leftovers(path.parent, path.name[:200].__eq__, "lock"):
-        if not _is_locked(mark):
+        _recover(mark, path)
+
+
+def _recover(mark: Path, path: Path) -> None:
+    with _of_dead_writer(mark) as dead:
+        if dead:
             _tidy(path, mark.with_suffix(".tmp"), mark.with_suffix(".old"))
             mark.unlink(missing_ok=True)
 
@@ -117,8 +158,25 @@ def _remove(old: Path, path: Path) -> None:
         )
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.{ending}")
+def _create(path: Path, ending: str, required: bool = False) -> tuple[Path, BinaryIO]:
+    """Creates a hidden file beside `path` and locks it until it is closed, so that no other process removes it.
+
+    On a file system without locks the file is not locked, or OSError is raised if the lock is `required`.
+    """
+    while True:
+        token = f"{MACHINE}-{secrets.token_hex(4)}"
+        temporary = path.with_name(f".{path.name[:200]}.{token}.{ending}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _flock(descriptor, fcntl.LOCK_EX, temporary)
+        except OSError:
+            if required:
+                temporary.unlink()
+                raise
+            return temporary, open(temporary, "wb")
+        if os.path.exists(temporary):  # else another process removed it before it was locked
+            return temporary, open(temporary, "wb", opener=lambda *_, descriptor=descriptor: descriptor)
+        os.close(descriptor)
 
 
 def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp") -> list[Path]:
@@ -126,9 +184,59 @@ def leftovers(folder: Path, is_ours: Callable[[str], object], ending: str = "tmp
 
     Each is being written by a process, or was left behind by one that was killed.
     """
-    pattern = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}\.{ending}")
-    matches = ((path, pattern.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
+    names = re.compile(rf"\.(.+)\.([0-9a-f]{{8}}-)?[0-9a-f]{{8}}\.{ending}")  # earlier versions named no machine
+    matches = ((path, names.fullmatch(path.name)) for path in folder.glob(f".*.{ending}"))
     return [path for path, match in matches if match and is_ours(match[1])]
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files and folders in `folder` whose writers were certainly killed, and restores old folders.
+
+    A living writer holds the lock of its file. Where locks are local to a machine, the file of another machine must
+    not have changed for a day either. What is not certain, such as without locks, stays.
+    """
+    _swept.add(folder.resolve())
+    for name in os.listdir(folder):
+        if match := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}-[0-9a-f]{8}\.(tmp|lock)", name):
+            path = folder / name
+            if match[2] == "lock" and len(match[1]) < 200:  # else the final name is not known
+                _recover(path, folder / match[1])
+            elif match[2] == "tmp":
+                with _of_dead_writer(path) as dead:
+                    if dead:
+                        path.unlink(missing_ok=True)
+
+
+def _sweep_once(folder: Path) -> None:
+    if folder.resolve() not in _swept:
+        with suppress(OSError):  # leftovers, such as of another user, do not prevent this process from writing
+            sweep(folder)
+
+
+@contextmanager
+def _of_dead_writer(path: Path) -> Iterator[bool]:
+    """Yields whether the writer of a temporary file, or of the folder that it marks, is dead; holds its lock if so."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)  # fails for a folder, which has a mark of its own
+    except OSError:
+        yield False
+        return
+    try:
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    except OSError:
+        yield False
+        return
+    try:
+        machine = re.search(r"\.([0-9a-f]{8})-[0-9a-f]{8}\.\w+$", path.name)  # absent in names of earlier versions
+        yield machine is None or machine[1] == MACHINE or time.time() - _last_write(path) > SILENCE
+    finally:
+        os.close(file)
+
+
+def _last_write(path: Path) -> float:
+    """Returns when a temporary file, or the folder that it marks, was last changed."""
+    changed = [path, *path.with_suffix(".tmp").rglob("*")] if path.suffix == ".lock" else [path]
+    return max((file.lstat().st_mtime for file in changed if os.path.lexists(file)), default=0.0)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -183,7 +291,6 @@ def try_lock(folder: str | Path) -> int | None:
     try:
         _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
     except BlockingIOError:
-        os.close(file)
         return None
     return file
 
@@ -195,13 +302,16 @@ def _lock(path: Path, shared: bool = False) -> int:
 
 
 def _flock(file: int, operation: int, path: Path) -> None:
-    """Calls `flock`. Raises OSError that names `path` and the remedy if the file system has no locks."""
+    """Calls `flock`, and closes the file if that fails.
+
+    Raises OSError that names `path` and the remedy if the file system has no locks.
+    """
     try:
         fcntl.flock(file, operation)
     except OSError as error:
+        os.close(file)
         if error.errno not in NO_LOCKS:
             raise
-        os.close(file)
         raise OSError(
             f"cannot lock {path} ({error.strerror}): its file system has no file locks; mount it with them (Lustre: "
             "-o flock, NFS: without -o nolock and with its lock service), or choose a folder on another file system"
@@ -223,7 +333,6 @@ def _is_locked(path: Path) -> bool:
     try:
         _flock(file, operation | fcntl.LOCK_NB, path)
     except BlockingIOError:
-        os.close(file)
         return True
     os.close(file)
     return False

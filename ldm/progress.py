@@ -3,6 +3,8 @@
 import sys
 import time
 
+run_label = ""  # precedes the lines of runs that train in parallel and share a terminal, which no line is rewritten in
+
 
 class Progress:
     """Rewrites one line in a terminal, and prints a line every `seconds` elsewhere; always prints the last step."""
@@ -11,7 +13,7 @@ class Progress:
         self.total, self.unit, self.label = total, unit, label
         self.start = self.done = done  # steps of an earlier process do not count towards this one's speed
         self.began = self.shown = time.monotonic()
-        self.seconds = 0.1 if sys.stderr.isatty() else seconds
+        self.seconds = 0.1 if _is_rewritable() else seconds
 
     def step(self, count: int = 1) -> None:
         """Adds `count` completed steps and prints the progress if it is due."""
@@ -29,16 +31,20 @@ class Progress:
         self.shown = time.monotonic()
         left = (self.total - self.done) * (self.shown - self.began) / max(1, self.done - self.start)
         clear()
-        parts = f"{self.label}{self.done}/{self.total} {self.unit}", note, f"{clock(left)} left"
+        parts = f"{run_label}{self.label}{self.done}/{self.total} {self.unit}", note, f"{clock(left)} left"
         line = ", ".join(filter(None, parts))
-        rewritable = sys.stderr.isatty() and self.done < self.total
+        rewritable = _is_rewritable() and self.done < self.total
         print(line, end="" if rewritable else "\n", file=sys.stderr, flush=True)
 
 
 def clear() -> None:
     """Erases the progress line in a terminal, so that another line can be printed."""
-    if sys.stderr.isatty():
+    if _is_rewritable():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _is_rewritable() -> bool:
+    return sys.stderr.isatty() and not run_label
 
 
 def clock(seconds: float) -> str:

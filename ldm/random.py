@@ -36,7 +36,7 @@ def _words(seed: int, stream: str, ids: Tensor, draw: int | Tensor, count: int) 
     if not 0 <= seed <= WORD:
         raise ValueError(f"the seed is {seed}, but must be between 0 and {WORD}")
     blocks = torch.arange(-(-count // 4), device=ids.device)[None, :]
-    draws = torch.as_tensor(draw, device=ids.device).expand_as(ids)[:, None]
+    draws = (draw.to(ids.device) if isinstance(draw, Tensor) else torch.full_like(ids, draw)).expand_as(ids)[:, None]
     column = ids[:, None]
     counter = blocks, draws & WORD, column & WORD, (column >> 32) & WORD
     return philox(counter, (seed, zlib.crc32(stream.encode())))

@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
+import torch
 
 from tests.tiny import save_tiny_model
 
@@ -15,6 +16,13 @@ from tests.tiny import save_tiny_model
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the tests from reading and writing the user's cache folder."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests that need a GPU if there is none."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip("needs a GPU"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.device import choose_device, has_bf16
+from ldm.device import allow_tf32, choose_device, device_of_rank, has_bf16
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,61 @@ def test_has_bf16_depends_on_the_compute_capability_of_each_gpu(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "must be auto, cpu, cuda"), ("cuda:99", "there is no device cuda:99")]
+    ("name", "message"),
+    [
+        ("gpu", "must be auto, cpu, cuda"),
+        ("cuda:99", "there is no device cuda:99"),
+        ("mps", "device=mps is not supported, because Apple's MPS has no float64.*: use device=cpu"),
+    ],
 )
 def test_an_unknown_or_unavailable_device_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_device(name)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pretends that there are two GPUs; returns the indices that are made the current one."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_each_process_of_a_machine_gets_its_own_gpu_which_cuda_also_means_there(two_gpus: list[int]) -> None:
+    assert [device_of_rank("auto", 0), device_of_rank("cuda", 1), device_of_rank("auto", 3)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:1",
+    ]
+    assert two_gpus == [0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:0"])
+def test_a_device_that_is_named_exactly_is_used_by_each_process(name: str, two_gpus: list[int]) -> None:
+    assert device_of_rank(name, 1) == name and two_gpus == []
+
+
+def test_without_a_gpu_processes_run_on_the_device_that_is_named() -> None:
+    assert torch.cuda.is_available() or device_of_rank("auto", 1) == "auto"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_allowed_or_not_in_matrix_products_and_convolutions(allowed: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        allow_tf32(allowed)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("allowed", [False, True])
+def test_float32_products_on_a_gpu_are_exact_unless_tf32_is_allowed(allowed: bool) -> None:
+    allow_tf32(allowed)
+    a, b = (torch.randn(512, 512, dtype=torch.float64, device="cuda") for _ in range(2))
+    error = (a.float() @ b.float()).double().sub(a @ b).abs().max() / (a.abs() @ b.abs()).max()
+    assert (error > 2.0**-18) == allowed  # a sum of 512 rounded products; TF32 rounds their factors by up to 2⁻¹¹

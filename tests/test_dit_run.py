@@ -70,6 +70,7 @@ def test_images_depend_only_on_prompt_and_seed(trained: Path) -> None:
     assert int((result.images[1:].int() - alone.int()).abs().max()) <= 1
 
 
+@pytest.mark.slow
 def test_sample_py_generates_images_from_the_run(trained: Path, tmp_path: Path) -> None:
     command = [sys.executable, "sample.py", "a red circle", f"model={trained}", "size=32x48", f"out={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -43,6 +43,7 @@ def test_successful_work_exits_with_0() -> None:
 
 PROGRAMS = [
     ["-m", "ldm", "--help"],
+    ["train.py", "--help"],
     pytest.param(["train.py", "debug=plan"], marks=pytest.mark.slow),
     pytest.param(["train.py", "--cfg", "job"], marks=pytest.mark.slow),
     pytest.param(["sample.py", "--help"], marks=pytest.mark.slow),

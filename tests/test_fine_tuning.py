@@ -77,6 +77,7 @@ def test_textual_inversion_exports_the_vectors_of_its_token(five: Path, tmp_path
     assert (folder / "checkpoints" / "last.ckpt").stat().st_size < 50_000
 
 
+@pytest.mark.slow
 def test_inpainting_is_trained_from_a_network_without_masks(five: Path, tmp_path: Path) -> None:
     data = "data=small", "data.memory.encode=null", f"data.root={five}", CAPTION, "data.batch_size=1"
     folder = run(tmp_path, "experiment=inpainting_finetune", *SHORT, *data, "data.global_batch=1")

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"nn", "adapters"},
     "data": set(),
     "metadata": {"data"},
-    "pipeline": {"nn", "diffusion", "sampling", "weights", "execution"},
+    "synonyms": {"weights"},
+    "pipeline": {"nn", "diffusion", "sampling", "weights", "execution", "synonyms"},
     "metrics": {"nn", "diffusion", "weights", "data"},
     "ema": {"weights"},
     "training": {"nn", "diffusion", "adapters", "weights", "execution"},
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": {"pipeline", "weights"},
     "inside": {"nn", "diffusion", "sampling", "pipeline"},
     "planning": {"nn", "adapters", "weights"},
-    "app": {"drawing", "pipeline", "sampling", "weights"},
+    "app": {"drawing", "pipeline", "sampling", "synonyms", "weights"},
 }
 # The modules in EVERYWHERE that each of them may import.
 MAY_IMPORT |= {name: set() for name in EVERYWHERE}

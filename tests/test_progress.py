@@ -69,3 +69,14 @@ def test_a_line_is_due_every_few_seconds_and_at_the_end(now: list[float]) -> Non
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (59.6, "1:00")])
 def test_a_duration_is_formatted_in_minutes_or_hours(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_lines_of_a_labelled_run_start_with_its_label_and_are_never_rewritten(
+    monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("ldm.progress.run_label", "seed=1 ")
+    Progress(10, label="training: ").show("3 images/s")
+    progress.clear()
+    assert terminal.getvalue() == "seed=1 training: 0/10 steps, 3 images/s, 0:00 left\n"

@@ -44,7 +44,7 @@ def cached(folder: Path, size: int) -> str:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_opens_with_all_that_one_needs_to_know(name: str) -> None:
     head = (train.CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
-    for word in ("Command:", "Hardware:", "Time:", "Expect:"):
+    for word in ("Command:", "Hardware:", "Time:", "Expect:", "Rehearse:"):
         assert f"\n# {word}" in head
     assert f"experiment={name}" in head
 
@@ -59,6 +59,7 @@ def test_the_laion_recipe_is_the_one_of_the_design() -> None:
     assert (config.sampler.name, config.sampler.steps, config.guidance.scale) == ("ddim", 30, 7.5)
 
 
+@pytest.mark.slow
 def test_the_laion_recipe_trains_a_small_network_on_cached_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,12 @@ def test_the_notebook_runs_and_shows_every_figure(notebook, tmp_path):
     assert figures == plotting and len(figures) > 10
 
 
+def test_the_notebook_is_shipped_with_its_figures(notebook):
+    plotting = [cell for cell in notebook.cells if cell.cell_type == "code" and plots(cell.source)]
+    assert len(plotting) > 10 and all(any("image/png" in o.get("data", {}) for o in outputs(cell)) for cell in plotting)
+    assert not any(out.output_type == "error" for cell in notebook.cells for out in outputs(cell))
+
+
 def test_cells_are_short_and_contain_no_paths_of_the_machine(notebook):
     assert all(len(cell.source.splitlines()) <= 16 for cell in notebook.cells if cell.cell_type == "code")
     text = NOTEBOOK.read_text()

@@ -45,7 +45,8 @@ RUN = (
     *("callbacks.previews.every_n_train_steps=4", "callbacks.previews.prompts=[a red circle]", "name=faults"),
     "precision=fp32",
 )
-TIMED = ("train/images_per_second", "train/data_wait")  # the only values that differ between identical runs
+# The only values that differ between identical runs.
+TIMED = ("train/images_per_second", "train/data_wait", "train/flops_per_second", "train/mfu")
 # The functions in which a run is killed: owner, name, and number of calls in two steps.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "in a batch": (DiffusionTraining, "training_step", 4),

@@ -50,7 +50,7 @@ def train(layout: Layout, folder: Path) -> tuple[list[float], dict[str, torch.Te
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
-    with open(run_dir / "csv" / "version_0" / "metrics.csv", newline="", encoding="utf-8") as file:
+    with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     return losses, checkpoint["state_dict"]

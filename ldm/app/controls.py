@@ -1,5 +1,6 @@
 """Creates the controls of the page and turns their values into a request."""
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +8,21 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ldm.app.adapters import Offered, loras_of, rows
 from ldm.app.painting import sources_of
 from ldm.app.service import Request
 from ldm.pipeline.inputs import MAX_SEED
+from ldm.pipeline.prompts import SYNTAXES
 from ldm.pipeline.settings import Settings
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 
-PLAIN = ("steps", "guidance", "sampler", "spacing")  # controls whose value is a setting of the same name
-NAMES = ("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *PLAIN)
+PLAIN = ("steps", "guidance", "sampler", "spacing", "prompt_syntax")  # controls of the setting of the same name
+NAMES = (
+    *("prompt", "editor", "strength", "model", "negative", "height", "width", "seed", "count", *PLAIN),
+    *("loras", "embeddings"),
+)
+ASPECTS = {"square": 1.0, "landscape 3:2": 3 / 2, "portrait 2:3": 2 / 3, "wide 16:9": 16 / 9, "tall 9:16": 9 / 16}
 MAXIMUM = {"steps": 200, "guidance": 30, "side": 2048, "count": 9}
 
 
@@ -41,6 +48,9 @@ def create(models: list[str], defaults: Settings) -> dict[str, Component]:
     with gr.Row():
         components["sampler"] = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", elem_id="sampler")
         components["spacing"] = gr.Dropdown(list(SPACINGS), value=defaults.spacing, label="Time step spacing")
+    components["aspect"] = gr.Dropdown(
+        list(ASPECTS), value=None, label="Shape", elem_id="aspect", info="sets height and width, with the model's area"
+    )
     with gr.Row():
         for name, pixels in zip(("height", "width"), defaults.size, strict=True):
             components[name] = gr.Number(
@@ -50,7 +60,38 @@ def create(models: list[str], defaults: Settings) -> dict[str, Component]:
     with gr.Row():
         components["seed"] = gr.Textbox(label="Seed", placeholder="random", min_width=120, elem_id="seed")
         components["count"] = gr.Slider(1, MAXIMUM["count"], 1, step=1, label="Images", min_width=120, elem_id="count")
+    components["prompt_syntax"] = gr.Dropdown(
+        list(SYNTAXES), value=defaults.prompt_syntax, label="Prompt syntax", elem_id="prompt_syntax",
+        info="a1111 reads (word:1.2), [word], BREAK and <lora:NAME:0.8> as AUTOMATIC1111's web UI does",
+    )  # fmt: skip
     return components
+
+
+def create_adapters(offered: Offered) -> dict[str, Component]:
+    """Adds the table of LoRA files, the choice of textual inversions, and a place to drop either."""
+    return {
+        "loras": gr.Dataframe(
+            rows([*offered["lora"]], {}), headers=["LoRA", "Weight"], datatype=["str", "number"], type="array",
+            column_count=2, static_columns=[0], interactive=True, max_height=240,
+            buttons=[], label="Weight 0 is none", elem_id="loras",
+        ),
+        "embeddings": gr.Dropdown(
+            [*offered["embedding"]], value=[], multiselect=True, allow_custom_value=True, label="Textual inversions",
+            elem_id="embeddings", info="their token can then be used in prompts",
+        ),
+        "added": gr.File(
+            label="Drop a LoRA or a textual inversion", file_types=[".safetensors", ".pt", ".bin"], height=110,
+            elem_id="added",
+        ),
+    }  # fmt: skip
+
+
+def sides(aspect: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns a height and a width of this aspect, and of nearly the area of `size`, that all networks accept."""
+    side = math.sqrt(size[0] * size[1])
+    step, ratio = 64 if side >= 512 else 16, math.sqrt(ASPECTS[aspect])
+    height, width = (max(step, step * round(length / step)) for length in (side / ratio, side * ratio))
+    return height, width
 
 
 def values_of(settings: Settings) -> dict[str, Any]:
@@ -71,7 +112,9 @@ def request_of(values: Mapping[str, Any], restored: Mapping[str, Any]) -> Reques
     stale = {f"{name}_options" for name in ("sampler", "spacing") if restored.get(name) != values[name]}
     call = {name: value for name, value in restored.items() if name not in stale} | call
     first = first_seed(values["seed"])
-    return Request(values["model"], values["prompt"], list(range(first, first + values["count"])), call, sources)
+    seeds = list(range(first, first + values["count"]))
+    added = loras_of(values["loras"]), list(values["embeddings"] or [])
+    return Request(values["model"], values["prompt"], seeds, call, sources, *added)
 
 
 def first_seed(text: str) -> int:

@@ -8,6 +8,13 @@ from ldm.weights.model import open_model
 from ldm.weights.recognise import DEFAULT
 
 SUFFIXES = (".safetensors", ".ckpt")
+INCLUDED = "assets:text_tower.safetensors"
+EXAMPLES = (  # prompts that models with the included text encoder understand
+    "a red circle on a white background",
+    "a big blue star on a black background",
+    "a green star above an orange circle on a white background",
+    "a small pink ring left of a yellow square on a gray background",
+)
 
 
 def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
@@ -49,6 +56,12 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield path, str(error)
         else:
             yield path, None
+
+
+def examples(path: str) -> list[str]:
+    """Returns prompts that the model understands, or none if its text encoder is not the included one."""
+    encoder = (open_model(path).model or {}).get("text_encoder", {})
+    return list(EXAMPLES) if encoder.get("weights") == INCLUDED else []
 
 
 def default_settings(path: str) -> Settings:

@@ -1,6 +1,7 @@
 """Defines the page: its layout and what its buttons do."""
 
 import re
+import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,12 +14,14 @@ from typing import Any
 import gradio as gr
 
 from ldm.app import controls
+from ldm.app.adapters import Row, rows
 from ldm.app.painting import COLOR, OPACITY, painting_of
 from ldm.app.restoring import restore
 from ldm.app.service import Finished, Service, Step
 from ldm.errors import EXPECTED, sentence
 from ldm.image import load_image, read_metadata
 from ldm.pipeline.source_images import STRENGTH
+from ldm.progress import clock
 
 Updates = dict[Any, Any]  # component: its new value
 
@@ -27,6 +30,7 @@ CSS = """
 #stage .grid-container { max-width: 65vh; margin: auto; }
 #message { min-height: 1.5em; }
 """  # shows all images of a request at once
+TAGLINE = "Images from text by latent diffusion, generated on this machine."
 WELCOME = "Write a prompt and press Generate"
 WAITING = "Waiting: the model is being loaded or in use by another request"
 STOPPED = "Stopped"
@@ -59,8 +63,14 @@ class Page:
             # The restored call, the files of the displayed images, and the number of the last press of Generate.
             self.parts: Updates = {"restored": gr.State({}), "shown": gr.State([]), "number": gr.State(0)}
             self.parts["history"] = gr.BrowserState([])  # file names of this browser's images, newest first
+            gr.HTML(f"<h1>ldm</h1>{TAGLINE}", elem_id="title")
             with gr.Row(equal_height=True):
                 self._prompt_row()
+            prompts = service.examples(next(iter(service.models)))
+            self.parts["examples"] = gr.Dataset(
+                label="Examples of what this model understands", components=[self.parts["prompt"]],
+                samples=[[prompt] for prompt in prompts], visible=bool(prompts), elem_id="examples",
+            )  # fmt: skip
             with gr.Row():
                 with gr.Column(scale=6, min_width=320):
                     self._gallery_column()
@@ -78,14 +88,18 @@ class Page:
     def _gallery_column(self) -> None:
         plain: dict[str, Any] = {"show_label": False, "interactive": False, "allow_preview": False, "buttons": []}
         plain |= {"height": "auto", "fit_columns": False, "object_fit": "contain", "format": "png"}
-        self.parts["stage"] = gr.Gallery(columns=1, elem_id="stage", **plain)
+        self.parts["stage"] = gr.Gallery(columns=1, elem_id="stage", **plain | {"buttons": ["fullscreen"]})
         self.parts["message"] = gr.HTML(WELCOME, elem_id="message")
         with gr.Row(visible=False) as self.parts["actions"]:
             self.parts["reuse"] = gr.Button("Reuse settings", size="sm", min_width=120, elem_id="reuse")
             self.parts["from"] = gr.Button("Use as source image", size="sm", min_width=120, elem_id="from")
+            self.parts["vary"] = gr.Button("Vary", size="sm", min_width=80, elem_id="vary")
+            self.parts["lock"] = gr.Button("Lock seed", size="sm", min_width=80, elem_id="lock")
+            self.parts["download"] = gr.DownloadButton("Download", size="sm", min_width=80, elem_id="download")
+            self.parts["delete"] = gr.Button("Delete", size="sm", min_width=80, elem_id="delete")
         self.parts["gallery"] = gr.Gallery(visible=False, columns=6, elem_id="gallery", **plain)
         self.parts["drop"] = gr.File(
-            label="Drop a PNG of ldm to restore its settings", file_types=[".png"], height=150, elem_id="drop"
+            label="Drop a PNG of ldm or A1111 to restore its settings", file_types=[".png"], height=150, elem_id="drop"
         )
 
     def _settings_column(self) -> None:
@@ -101,28 +115,42 @@ class Page:
         with gr.Accordion("Settings"):
             models = list(self.service.models)
             self.parts |= controls.create(models, self.service.settings(models[0]))
+        with gr.Accordion("LoRA and textual inversions", open=False, elem_id="adapters") as self.parts["adapters"]:
+            self.parts |= controls.create_adapters(self.service.adapters.offered())
 
     def _connect(self) -> None:
         parts, every = self.parts, list(self.parts.values())
         named = {parts[name] for name in (*controls.NAMES, "restored", "number")}
         pressed = [parts["generate"].click, parts["prompt"].submit]
-        started = gr.on(
-            pressed, self.start, None, [parts["number"], parts["message"]], queue=False, show_progress="hidden"
-        )
+        numbered: dict[str, Any] = {"fn": self.start, "outputs": [parts["number"], parts["message"]], "queue": False}
+        varied = parts["vary"].click(self.vary, parts["shown"], every, show_progress="hidden")
         # "multiple" accepts a press while another request is still stopping.
         queued: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-        finished = started.then(self.generate, named, every, **queued)
-        finished.then(self.add_to_gallery, [parts["shown"], parts["history"]], every, **queued)
+        for started in (
+            gr.on(pressed, **numbered, show_progress="hidden"),
+            varied.success(**numbered, show_progress="hidden"),
+        ):
+            finished = started.then(self.generate, named, every, **queued)
+            finished.then(self.add_to_gallery, [parts["shown"], parts["history"]], every, **queued)
         parts["stop"].click(self.stop, parts["number"], parts["message"], queue=False, show_progress="hidden")
         for event, handler, name in (
             (parts["model"].input, self.choose, "model"),
             (parts["drop"].upload, self.restore, "drop"),
             (parts["reuse"].click, self.use_settings, "shown"),
             (parts["from"].click, self.start_from, "shown"),
+            (parts["lock"].click, self.lock_seed, "shown"),
+            (parts["examples"].click, self.use_example, "examples"),
             (parts["gallery"].select, self.show, "history"),
             (self.blocks.load, self.gallery, "history"),
         ):
             event(handler, parts[name], every, show_progress="hidden")
+        kept = [parts["shown"], parts["history"]]
+        parts["delete"].click(self.delete, kept, every, show_progress="hidden")
+        sized = [parts["aspect"], parts["model"]]
+        parts["aspect"].input(self.set_aspect, sized, every, show_progress="hidden")
+        listed = [parts["loras"], parts["embeddings"]]
+        parts["added"].upload(self.add_file, [parts["added"], *listed], every, show_progress="hidden")
+        self.blocks.load(self.list_files, listed, listed, show_progress="hidden")
 
     def start(self) -> tuple[int, str]:
         """Assigns a number to a request, before it waits in the queue."""
@@ -136,6 +164,7 @@ class Page:
     def generate(self, given: Updates) -> Iterator[Updates]:
         """Shows the images while they are sampled."""
         value = {name: given[self.parts[name]] for name in (*controls.NAMES, "restored", "number")}
+        began: float | None = None
         try:
             with errors_shown(), closing(self._sample(value)) as events:
                 for event in events:
@@ -143,7 +172,8 @@ class Page:
                         yield {self.parts["message"]: STOPPED}  # replaces a step that arrived after Stop was pressed
                         break
                     if isinstance(event, Step):
-                        yield self._on_stage(event.estimates, f"Step {event.done} of {event.total}")
+                        began = began or time.monotonic()
+                        yield self._on_stage(event.estimates, _progress(event, time.monotonic() - began))
                     else:
                         yield self._display(event.paths)
                         warn(event.warnings)
@@ -177,33 +207,92 @@ class Page:
         seeds = f"seed {seed}" if len(paths) == 1 else f"seeds {seed} to {last}"
         text = f"{record['prompt']} · {seeds} · {record['steps']} steps of {record['sampler']}"
         stage = self._on_stage([str(path) for path in paths], text)
-        return stage | {self.parts["shown"]: paths, self.parts["actions"]: gr.Row(visible=True)}
+        download = gr.DownloadButton(value=str(paths[0]), visible=len(paths) == 1)
+        return stage | {
+            self.parts["shown"]: paths, self.parts["actions"]: gr.Row(visible=True), self.parts["download"]: download
+        }  # fmt: skip
 
     def _on_stage(self, images: Sequence[Any], text: str) -> Updates:
-        columns = ceil(sqrt(len(images)))
+        columns = max(1, ceil(sqrt(len(images))))
         return {self.parts["stage"]: gr.Gallery(images, columns=columns), self.parts["message"]: escape(text)}
 
     @errors_shown()
     def choose(self, model: str) -> Updates:
         """Sets the controls to the default settings of a model."""
         values = controls.values_of(self.service.settings(model))
-        return {self.parts[name]: value for name, value in values.items()} | {self.parts["restored"]: {}}
+        prompts = self.service.examples(model)
+        listed = gr.Dataset(samples=[[prompt] for prompt in prompts], visible=bool(prompts))
+        own = {self.parts["restored"]: {}, self.parts["examples"]: listed, self.parts["aspect"]: None}
+        return {self.parts[name]: value for name, value in values.items()} | own
 
     @errors_shown()
     def use_settings(self, shown: list[Path]) -> Updates:
-        found = restore(shown[0], self.service.models, self.service.out.parent)
+        found = restore(shown[0], self.service.models, self.service.out.parent, self.service.adapters)
         warn(found.warnings)
         gr.Info("Settings restored.", duration=3)
         return {self.parts[name]: value for name, value in found.controls.items()} | {
             self.parts["restored"]: found.call,
             self.parts["editor"]: painting_of(found.sources),
             self.parts["start"]: gr.Accordion(open=bool(found.sources)),
+            self.parts["adapters"]: gr.Accordion(open=any(weight for _, weight in found.controls["loras"])),
         }
+
+    def vary(self, shown: list[Path]) -> Updates:
+        """Restores the settings of the displayed image, with a random seed."""
+        return self.use_settings(shown) | {self.parts["seed"]: ""}
+
+    def lock_seed(self, shown: list[Path]) -> Updates:
+        """Sets the seed of the displayed image."""
+        with errors_shown():
+            return {self.parts["seed"]: str(read_metadata(shown[0])["seed"])}
+
+    def use_example(self, example: list[str]) -> Updates:
+        return {self.parts["prompt"]: example[0]}
+
+    @errors_shown()
+    def set_aspect(self, aspect: str, model: str) -> Updates:
+        height, width = controls.sides(aspect, self.service.settings(model).size)
+        return {self.parts["height"]: height, self.parts["width"]: width}
+
+    def delete(self, shown: list[Path], history: list[str]) -> Updates:
+        """Deletes the displayed images from the disk and from the gallery."""
+        with errors_shown():
+            for path in self._paths([path.name for path in shown]):
+                path.unlink()
+        updates = self.gallery(history) | self._on_stage([], "Deleted")
+        return updates | {self.parts["shown"]: [], self.parts["actions"]: gr.Row(visible=False)}
 
     def restore(self, png: str) -> Iterator[Updates]:
         yield {self.parts["drop"]: None}  # another file can be dropped even if this one is refused
         yield self.use_settings([Path(png)])
 
+    def add_file(self, upload: str, table: list[Row], embeddings: list[str]) -> Iterator[Updates]:
+        """Adds a dropped file to the lists and chooses it, a LoRA with weight 1."""
+        yield {self.parts["added"]: None}  # another file can be dropped even if this one is refused
+        with errors_shown():
+            kind, name = self.service.adapters.add(upload)
+        if kind == "lora":
+            yield {self.parts["loras"]: [[name, 1.0], *(row for row in table if row[0] not in ("", name))]}
+        else:
+            chosen = [*dict.fromkeys([*(embeddings or []), name])]
+            yield {self.parts["embeddings"]: self._embeddings(chosen)}
+
+    def list_files(self, table: list[Row], embeddings: list[str]) -> tuple[list[Row], gr.Dropdown]:
+        """Lists the files that are now in the folder, when the page is loaded, and keeps what was chosen."""
+        weights = {name: weight for name, weight in table if name and weight}
+        names = dict.fromkeys([*self.service.adapters.offered()["lora"], *weights])
+        return rows([*names], weights), self._embeddings(embeddings or [])
+
+    def _embeddings(self, chosen: list[str]) -> gr.Dropdown:
+        names = dict.fromkeys([*self.service.adapters.offered()["embedding"], *chosen])
+        return gr.Dropdown([*names], value=chosen)
+
     def start_from(self, shown: list[Path]) -> Updates:
         painting = painting_of({"init": load_image(shown[0])})
         return {self.parts["editor"]: painting, self.parts["start"]: gr.Accordion(open=True)}
+
+
+def _progress(step: Step, seconds: float) -> str:
+    """Returns the number of the step, and the time left by the speed since the first one."""
+    left = f", {clock(seconds / (step.done - 1) * (step.total - step.done))} left" if step.done > 1 else ""
+    return f"Step {step.done} of {step.total}{left}"

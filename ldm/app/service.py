@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
@@ -11,7 +11,9 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from ldm.app.models import default_settings
+from ldm.app.adapters import AdapterFiles
+from ldm.app.models import default_settings, examples
+from ldm.drawing.added_files import KEYS, AddedFiles
 from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
 from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
@@ -21,13 +23,18 @@ from ldm.pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Request:
-    """One image per seed. `call` holds further arguments of the pipeline, `sources` an init and a mask."""
+    """One image per seed. `call` holds further arguments of the pipeline, `sources` an init and a mask.
+
+    `loras` are names of adapter files with their weights, `embeddings` names of textual inversions.
+    """
 
     model: str
     prompt: str
     seeds: list[int]
     call: dict[str, Any]
     sources: dict[str, Image]
+    loras: list[tuple[str, float]] = field(default_factory=list)
+    embeddings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,23 @@ class Finished:
 
 
 class Service:
-    """Runs one request at a time and keeps the last model loaded.
+    """Runs one request at a time and keeps the last model loaded, and the adapters in it.
 
-    Saves images in the folder `out`, under numbers that are unused there.
+    Saves images in the folder `out`, under numbers that are unused there. `lora_dir` is the folder of LoRA files and
+    textual inversions that requests and the tags of prompts may name.
     """
 
     def __init__(
-        self, models: dict[str, str], out: Path, device: str = "auto", precision: str = "auto", offload: str = "none"
+        self,
+        models: dict[str, str],
+        out: Path,
+        device: str = "auto",
+        precision: str = "auto",
+        offload: str = "none",
+        lora_dir: str | None = None,
     ) -> None:
-        self.models, self.out = models, out
+        self.models, self.out, self.lora_dir = models, out, lora_dir
+        self.adapters = AdapterFiles(lora_dir, out / "dropped")
         self._choices: dict[str, Any] = {"device": device, "precision": precision, "offload": offload}
         self._lock = Lock()
         self._loaded: tuple[str, Pipeline, dict[str, Any]] | None = None
@@ -62,6 +77,9 @@ class Service:
 
     def settings(self, model: str) -> Settings:
         return default_settings(self._path(model))
+
+    def examples(self, model: str) -> list[str]:
+        return examples(self._path(model))
 
     def sample(self, request: Request) -> Generator[Step | Finished, None, None]:
         """Yields each step, then the saved images; closing the generator stops sampling after the current step.
@@ -96,7 +114,8 @@ class Service:
             report(Step(*progress, list(estimates.values())))
 
         with self._lock:
-            pipeline, origin = self._pipeline(request.model)
+            added = self.adapters.chosen(request.loras, request.embeddings)
+            pipeline, origin = self._pipeline(request.model, added)
             result = pipeline(
                 [request.prompt] * len(request.seeds),
                 seeds=request.seeds,
@@ -139,9 +158,12 @@ class Service:
             raise ValueError(f"{model!r} is not among the models of this page; choose one from the list")
         return self.models[model]
 
-    def _pipeline(self, model: str) -> tuple[Pipeline, dict[str, Any]]:
-        if self._loaded is None or self._loaded[0] != model:
+    def _pipeline(self, model: str, added: AddedFiles) -> tuple[Pipeline, dict[str, Any]]:
+        """Returns the pipeline with these adapters and textual inversions, and the origin of its images."""
+        if self._loaded is None or self._loaded[0] != model or self._loaded[1].outdated:
             path, self._loaded = self._path(model), None  # frees the previous model first
-            job = SamplingJob(batches=[], call={}, out=self.out, model=path, **self._choices)
+            job = SamplingJob([], {}, self.out, path, added=added, lora_dir=self.lora_dir, **self._choices)
             self._loaded = (model, *load_pipeline(job, Process()))
-        return self._loaded[1:]
+        _, pipeline, origin = self._loaded
+        pipeline.use(**added.arguments)
+        return pipeline, {name: value for name, value in origin.items() if name not in KEYS} | added.record

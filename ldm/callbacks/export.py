@@ -21,12 +21,15 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         ema = find(trainer, EMA)
         with ema.swapped(module) if ema else nullcontext():
-            for file in module.exported_files():  # type: ignore[operator]
-                state = {
-                    name: full_tensor(tensor).to(self.dtype) if tensor.is_floating_point() else tensor
-                    for name, tensor in file.state.items()
-                }
-                if trainer.is_global_zero:
-                    save_network(
-                        self.folder / f"{file.name}.safetensors", state=state, metadata=file.metadata, **file.about
-                    )
+            write_files(module, self.folder, self.dtype, trainer.is_global_zero)
+
+
+def write_files(module: LightningModule, folder: Path, dtype: torch.dtype, writes: bool = True) -> None:
+    """Writes the module's `exported_files` in this dtype; every rank must call this, also one that writes none."""
+    for file in module.exported_files():  # type: ignore[operator]
+        state = {
+            name: full_tensor(tensor).to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in file.state.items()
+        }
+        if writes:
+            save_network(folder / f"{file.name}.safetensors", state=state, metadata=file.metadata, **file.about)

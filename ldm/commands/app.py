@@ -25,11 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  ldm app                        the built-in model; open the printed address\n"
         "  ldm app --models runs          also every run, .safetensors, .ckpt and diffusers folder inside runs\n"
+        "  ldm app --lora-dir loras       also every LoRA and textual inversion inside loras\n"
         "  ldm app --host 0.0.0.0         reachable from the network; anyone who opens it can generate images\n\n"
         "Images are saved in the format of sample.py: `python sample.py from=IMAGE.png` reproduces one, and dropping\n"
         "one on the page restores its settings. Uploads are limited to 32 MiB and 16.8 million pixels."
     )
     parser.add_argument("--models", metavar="DIR", help="also offer the models inside this folder")
+    parser.add_argument(
+        "--lora-dir", metavar="DIR", help="offer the LoRA files and textual inversions inside this folder"
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -64,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"skipped: {reason}", file=sys.stderr)
     out = Path(args.out).expanduser() / time.strftime("%Y-%m-%d_%H-%M-%S")
     check_writable(out)
-    blocks = serve(Service(models, out, args.device, args.precision, args.offload), args.host, args.port)
+    service = Service(models, out, args.device, args.precision, args.offload, args.lora_dir)
+    blocks = serve(service, args.host, args.port)
     print(f"{blocks.local_url}  ({len(models)} models; images are saved in {out}; Ctrl-C stops the server)", flush=True)
     try:
         Event().wait()

@@ -10,7 +10,7 @@ from ldm.ownership import Record
 from ldm.report.comparison import MIN_SEEDS, compare, plain
 from ldm.report.figures import plots, rendered
 from ldm.report.images import side_by_side
-from ldm.report.page import html, markdown
+from ldm.report.page import conclusions, html, legend, markdown
 from ldm.report.runs import read_runs
 
 
@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> None:
         "report.json": json.dumps(plain(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     write([(args.out, {name: text.encode() for name, text in report.items()}), (args.figures, rendered(figures))])
-    for text in comparison.sentences:
+    for name, text in legend(comparison):
+        print(f"{name}: {text}")
+    for text in conclusions(comparison):
         print(text)
     if comparison.coverage:
         print(comparison.coverage)

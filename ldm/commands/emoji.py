@@ -1,4 +1,4 @@
-"""`ldm emoji`: converts the npm package emoji-datasource-google to WebDataset shards of captioned images."""
+"""`ldm emoji`: converts an npm package of the emoji-datasource family to WebDataset shards of captioned images."""
 
 import argparse
 import gzip
@@ -7,6 +7,9 @@ import json
 import re
 import tarfile
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +19,65 @@ from ldm.data.sources.tar import tar_of
 from ldm.files import write_bytes
 from ldm.ownership import refuse
 
-PACKAGE, VERSION = "emoji-datasource-google", "16.0.0"
-HOW_TO_GET = f"get it with `npm pack {PACKAGE}@{VERSION}`"
-IMAGES = "img/google/64/"
-NATIVE_SIZE = 64
-# The files to read from the package; sprite sheets and all other paths are ignored.
-_WANTED = re.compile(rf"(emoji\.json|package\.json|LICENSE|{IMAGES}[0-9a-f-]+\.png)")
-_MAX_BYTES = 32 << 20  # the largest file, emoji.json, has 1.3 MB
+FAMILY = "emoji-datasource"
+HOW_TO_GET = f"get it with `npm pack {FAMILY}-google@16.0.0`, or -twitter, -facebook, -apple"
+# The package without images of its own has a sprite sheet of each set, with cells of 32 pixels and a border of 1.
+SHEETS = re.compile(r"img/(\w+)/sheets/32\.png")
+NATIVE_SIZE, SHEET_SIZE = 64, 32
+# The files to read from the package; other sprite sheets and all other paths are ignored.
+_WANTED = re.compile(rf"(emoji\.json|package\.json|LICENSE|img/\w+/64/[0-9a-f-]+\.png|{SHEETS.pattern})")
+_MAX_BYTES = 32 << 20  # the largest file is a sheet of 7 MB
+_MAX_PIXELS = 4096 * 4096  # of a sheet
+_COMPONENTS = ("Component", "Skin Tones")  # categories of plain samples of skin tones
+
+_FIELDS = {"category": str, "image": str, "short_name": str, "sheet_x": int, "sheet_y": int}
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Package:
+    """The needed files of a package by their path in it, and the name of its set of images, such as "google"."""
+
+    files: dict[str, bytes]
+    images: str
+
+    def image(self, entry: Entry) -> tuple[bytes, int]:
+        """Returns the PNG of an emoji and its number of pixels per side. Raises ValueError if it is missing."""
+        path = f"img/{self.images}/64/{entry['image']}"
+        if path in self.files:
+            return self.files[path], NATIVE_SIZE
+        if self._sheet is None:
+            raise ValueError(f"the package has no {path}; {HOW_TO_GET}")
+        left, top = (entry[axis] * (SHEET_SIZE + 2) + 1 for axis in ("sheet_x", "sheet_y"))
+        if max(left + SHEET_SIZE, top + SHEET_SIZE) > min(self._sheet.size) or min(left, top) < 0:
+            raise ValueError(f"the sheet of {self.images} has no cell for {entry['image']}; {HOW_TO_GET}")
+        return _png(self._sheet.crop((left, top, left + SHEET_SIZE, top + SHEET_SIZE))), SHEET_SIZE
+
+    @cached_property
+    def _sheet(self) -> Image.Image | None:
+        data = self.files.get(f"img/{self.images}/sheets/32.png")
+        if data is None:
+            return None
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise ValueError(f"it has {image.width} x {image.height} pixels")
+                return image.convert("RGBA")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"the sheet of {self.images} is not a readable PNG ({error}); {HOW_TO_GET}") from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"Create the emoji data set from the npm package {PACKAGE} {VERSION}; {HOW_TO_GET}."
+    parser.description = (
+        f"Create an emoji data set from an npm package of the {FAMILY} family; {HOW_TO_GET}. Only Google's images "
+        "(Apache 2.0) and Twitter's (CC BY 4.0) have a free licence."
+    )
     parser.add_argument("source", type=Path, help="the package: the .tgz or its unpacked folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for emoji-00000.tar, …")
+    parser.add_argument(
+        "--images", metavar="SET", help=f"google, twitter, …: only for the package {FAMILY}, which has several sets"
+    )
     for name, default, unit in (
         ("--size", NATIVE_SIZE, "pixels per side"),
         ("--shard-size", 480, "samples per tar"),
@@ -38,28 +87,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the shards and the package's licence. Raises ValueError or OSError on failure."""
-    files = read_package(args.source)
-    samples = [sample(entry, files, args.size) for entry in _entries(files)]
+    package = read_package(args.source, args.images)
+    entries = _entries(package.files)
+    present = [entry for entry in entries if entry.get(f"has_img_{package.images}", True)]
+    samples = [sample(entry, package.image, args.size) for entry in present]
     shards = [samples[i : i + args.shard_size] for i in range(0, len(samples), args.shard_size)]
     paths = [args.out / f"emoji-{k:05d}.tar" for k in range(len(shards))]
     others = sorted(set(args.out.glob("emoji-*.tar")) - set(paths))
     if others:
         raise ValueError(f"{args.out} already has {others[0].name} of another run: empty the folder first")
     contents = {path: tar_of(shard) for path, shard in zip(paths, shards, strict=True)}
-    contents[args.out / "LICENSE.emoji-datasource"] = files["LICENSE"]
+    contents[args.out / "LICENSE.emoji-datasource"] = package.files["LICENSE"]
     foreign = [path for path, data in contents.items() if path.exists() and not _has_content(path, data)]
     refuse(foreign, "this command", "empty the folder, or give another --out")
     for path in [path for path in contents if not path.exists()]:
         write_bytes(path, contents[path])
     print(f"wrote {len(samples):,} emoji in {len(shards)} shards to {args.out}")
+    if len(present) < len(entries):
+        print(f"skipped {len(entries) - len(present):,} emoji of which {package.images} has no image")
 
 
 def _has_content(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def read_package(source: Path) -> dict[str, bytes]:
-    """Reads the needed files by their path in the package. Raises ValueError if `source` is not the package."""
+def read_package(source: Path, images: str | None = None) -> Package:
+    """Reads the needed files. Raises ValueError if `source` is not a package of the family or lacks these `images`."""
     if source.is_dir():
         listed = ((p.relative_to(source).as_posix(), p) for p in sorted(source.rglob("*")) if p.is_file())
         files = {name: path.read_bytes() for name, path in listed if _WANTED.fullmatch(name)}
@@ -69,13 +122,18 @@ def read_package(source: Path) -> dict[str, bytes]:
         raise FileNotFoundError(f"no file or folder at {source}: {HOW_TO_GET}")
     missing = {"emoji.json", "package.json", "LICENSE"} - files.keys()
     if missing:
-        raise ValueError(f"{source} is not the package {PACKAGE}: it has no {min(missing)}; {HOW_TO_GET}")
+        raise ValueError(f"{source} is not a package of {FAMILY}: it has no {min(missing)}; {HOW_TO_GET}")
     package = _json(files, "package.json")
-    if (package.get("name"), package.get("version")) != (PACKAGE, VERSION):
-        raise ValueError(
-            f"{source} is {package.get('name')} {package.get('version')}, not {PACKAGE} {VERSION}; {HOW_TO_GET}"
-        )
-    return files
+    name = package.get("name") if isinstance(package, dict) else None
+    match = re.fullmatch(rf"{FAMILY}(?:-(\w+))?", str(name))
+    if match is None:
+        raise ValueError(f"{source} is the package {name}, not one of {FAMILY}; {HOW_TO_GET}")
+    sets = [match[1]] if match[1] else sorted({found[1] for path in files if (found := SHEETS.fullmatch(path))})
+    chosen = images or match[1]
+    if chosen not in sets:
+        given = f"--images {images}" if images else "no --images"
+        raise ValueError(f"{given}: {name} has the images of {', '.join(sets) or 'no set'}; choose one of them")
+    return Package(files, chosen)
 
 
 def _read_tarball(source: Path) -> dict[str, bytes]:
@@ -100,26 +158,32 @@ def _json(files: dict[str, bytes], name: str) -> Any:
         raise ValueError(f"{name} in the package is not JSON ({error}); {HOW_TO_GET}") from error
 
 
-def _entries(files: dict[str, bytes]) -> list[dict[str, Any]]:
-    """Returns all emoji sorted by code point, except components, which are plain samples of skin tones."""
-    entries = [entry for entry in _json(files, "emoji.json") if entry["category"] != "Component"]
-    return sorted(entries, key=key_of)
+def _entries(files: dict[str, bytes]) -> list[Entry]:
+    """Returns all emoji sorted by code point, except plain samples of skin tones. Raises ValueError for others."""
+    listed = _json(files, "emoji.json")
+    for entry in listed if isinstance(listed, list) else [listed]:
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in _FIELDS.items())):
+            raise ValueError(f"emoji.json in the package is not a list of emoji: {str(entry)[:80]}; {HOW_TO_GET}")
+    return sorted((entry for entry in listed if entry["category"] not in _COMPONENTS), key=key_of)
 
 
-def key_of(entry: dict[str, Any]) -> str:
+def key_of(entry: Entry) -> str:
     return str(entry["image"]).removesuffix(".png")
 
 
-def sample(entry: dict[str, Any], files: dict[str, bytes], size: int) -> dict[str, bytes]:
-    """Maps member names to contents: the image, its caption (the lower-case Unicode name) and metadata."""
-    image = files.get(IMAGES + entry["image"])
-    if image is None:
-        raise ValueError(f"the package has no {IMAGES}{entry['image']}; {HOW_TO_GET}")
-    key, caption = key_of(entry), entry["name"].lower()
-    kept = {field: entry[field] for field in ("category", "subcategory", "short_name")}
+def caption_of(entry: Entry) -> str:
+    """Returns the lower-case Unicode name, or the short name, because old packages lack some Unicode names."""
+    return str(entry.get("name") or entry["short_name"].replace("_", " ")).lower()
+
+
+def sample(entry: Entry, image_of: Callable[[Entry], tuple[bytes, int]], size: int) -> dict[str, bytes]:
+    """Maps member names to contents: the image, its caption and metadata."""
+    key, caption = key_of(entry), caption_of(entry)
+    image, native = image_of(entry)
+    kept: Entry = {field: entry[field] for field in ("category", "subcategory", "short_name") if field in entry}
     metadata = {"caption": caption, **kept, "width": size, "height": size}
     return {
-        f"{key}.png": image if size == NATIVE_SIZE else resize_png(image, size),
+        f"{key}.png": image if size == native else resize_png(image, size),
         f"{key}.txt": caption.encode(),
         f"{key}.json": json.dumps(metadata).encode(),
     }
@@ -128,9 +192,12 @@ def sample(entry: dict[str, Any], files: dict[str, bytes], size: int) -> dict[st
 def resize_png(data: bytes, size: int) -> bytes:
     """Scales a PNG to `size` and keeps its transparency."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        scaled = image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+        return _png(image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    scaled.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ldm.data.latents.caption_states import CaptionEncoder
@@ -16,6 +15,7 @@ from ldm.data.latents.encoding import Encode, encode_shards, finish
 from ldm.data.latents.job import EncodingJob
 from ldm.data.sources.buckets import Size, bucket_sizes
 from ldm.data.sources.shards import Shards, find_tars
+from ldm.device import device_of_rank
 from ldm.errors import UsageError
 from ldm.image import WHITE
 from ldm.nn.vae import VAE
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> None:
     for given in args.shards:
         check_outside(args.out, given, "--out", "shards")
     rank, world, local = ranks()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local % torch.cuda.device_count())
+    device_of_rank("auto", local)
     stage = first_stage(args.first_stage)
     if args.size % stage.network.factor:
         raise UsageError(

@@ -11,21 +11,22 @@ from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
 from ldm.report.metric import metrics_of
-from ldm.report.runs import SPEED, WAITING, Run, read_run, trained
+from ldm.report.runs import SPEED, STATES, WAITING, Run, read_run, trained
 
 RECORDS = ("config.yaml", "metrics.json")
 DAY = 86400
 DEPTH = 3  # levels of folders searched below the given ones
+ALIVE = ("in progress", "stalled")
 COLUMNS = ("run", "state", "step", "images/s", "left", "latest")
-ORDER = ("in progress", "starting", "waiting", "stopped", "damaged", "finished")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Show a table of runs with their state, progress, speed, remaining time and latest metrics. In a terminal it "
         "refreshes until Ctrl-C; otherwise it is printed once. States: waiting (a run of a sweep that has not "
-        "started), starting (before the first logged step), in progress, stopped (by a user, a signal, a crash or "
-        "trainer.max_time; resume=auto or the same sweep continues it), damaged (its files cannot be read), finished."
+        "started), starting (before the first logged step), in progress, stalled (its process lives, but completes no "
+        "batch), failed (by an error, or killed), stopped (by a user, a signal or trainer.max_time; resume=auto or the "
+        "same sweep continues it), damaged (its files cannot be read), finished."
     )
     parser.add_argument(
         "runs", nargs="*", default=["runs"], metavar="RUNS", help="runs, or folders of runs (default: runs)"
@@ -46,7 +47,9 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no run found in {', '.join(args.runs)}; give the folder that train.py printed")
         for folder in folders:
             started = any((folder / name).exists() for name in RECORDS)
-            if started and (folder not in done or is_locked(folder) or done[folder].state == "in progress"):
+            if started and (
+                folder not in done or is_locked(folder) or done[folder].state in ("in progress", "stalled")
+            ):
                 done[folder] = read_run(folder)
         live = sys.stdout.isatty() and not args.once
         show([done.get(folder) or waiting_run(folder) for folder in folders], live)
@@ -81,7 +84,7 @@ def find_runs(paths: list[str]) -> list[Path]:
 
 def show(runs: list[Run], live: bool) -> None:
     """Prints the table; in a terminal it replaces the previous one and is cut to the terminal's size."""
-    rows = sorted((row(run) for run in runs), key=lambda cells: (ORDER.index(cells[1]), cells[0]))
+    rows = sorted((row(run) for run in runs), key=lambda cells: (STATES.index(cells[1]), cells[0]))
     widths = [max(len(cells[i]) for cells in [COLUMNS, *rows]) for i in range(len(COLUMNS) - 1)]
     lines = [
         "  ".join([*(c.ljust(w) for c, w in zip(cells, widths, strict=False)), cells[-1]]) for cells in [COLUMNS, *rows]
@@ -112,9 +115,11 @@ def row(run: Run) -> tuple[str, ...]:
 
 
 def latest(run: Run) -> str:
-    """Returns up to three headline metrics of a measured run, otherwise its last losses."""
+    """Returns why a run does not train, or up to three headline metrics of a measured run, or else its last losses."""
+    if run.state in ("stalled", "failed", "stopped"):
+        return run.note
     if run.metrics:
         headlines = [f"{m.title} {m.write(run.metrics[m.key])}" for m in metrics_of([[run]]) if m.headline]
-        return ", ".join(headlines[:3]) or run.note
+        return "; ".join(filter(None, [", ".join(headlines[:3]), run.note]))
     losses = [f"{name} {curve.values[-1]:.4g}" for name, curve in run.scalars.items() if name.endswith("/loss")]
     return ", ".join(losses) or run.note

@@ -47,6 +47,7 @@ class Discrete:
         self.config = {"name": name, **settings}
         self.t_max = float(len(betas) - 1)
         self.log_snr_table = alpha_bar.log() - (-alpha_bar).log1p()
+        self._tables = {self.log_snr_table.device: self.log_snr_table}
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.log_snr(t).sigmoid().sqrt()
@@ -55,14 +56,21 @@ class Discrete:
         return (-self.log_snr(t)).sigmoid().sqrt()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        t, table = t.double(), self.log_snr_table.to(t.device)
+        t, table = t.double(), self._table(t.device)
         left = t.long().clamp(0, len(table) - 2)
         return table[left].lerp(table[left + 1], t - left)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        log_snr, table = log_snr.double(), self.log_snr_table.to(log_snr.device)
+        log_snr, table = log_snr.double(), self._table(log_snr.device)
         left = torch.searchsorted(-table, -log_snr).sub(1).clamp(0, len(table) - 2)
         return left + (table[left] - log_snr) / (table[left] - table[left + 1])
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Returns the table on the device, copied to it only once, because a copy waits for the device."""
+        if device not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[device] = self.log_snr_table.to(device)
+        return self._tables[device]
 
 
 def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Discrete:

@@ -1,12 +1,13 @@
 """Reads the adapters and textual inversions that sample.py adds to a model and records in image metadata."""
 
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.pipeline.loras import LoraFolder, sha256
+from ldm.pipeline.prompt_syntax import Tag, without_tags
 from ldm.weights.adapters.recognise import adapter_at, embedding_at
 from ldm.weights.adapters.textual_inversion import read_embedding
 
@@ -57,6 +58,36 @@ def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedF
     return AddedFiles(found["lora"], found["embedding"])
 
 
+def unused_tokens(added: AddedFiles, texts: Sequence[str]) -> list[str]:
+    """Returns a warning for each textual inversion whose token is in none of the prompts and negative prompts."""
+    every = "\n".join(texts).lower()
+    return [
+        f"embedding={one.path} has no effect: its token {one.how['token']!r} is in no prompt"
+        for one in added.embeddings
+        if one.how["token"].lower() not in every
+    ]
+
+
+def check_tagged(recorded: Sequence[Mapping[str, Any]], prompts: Sequence[str], lora_dir: str | None) -> None:
+    """Checks that the tags of these prompts still name the files recorded in an image.
+
+    Raises FileNotFoundError or ValueError if a file is missing or has changed.
+    """
+    hashes = {one["name"]: one["sha256"] for one in recorded}
+    names = dict.fromkeys(tag.name for prompt in prompts for tag in without_tags(prompt)[1] if tag.name in hashes)
+    for name in names:
+        what = f"the LoRA {name!r} of this image (SHA-256 {hashes[name][:12]}…)"
+        remedy = "put it back, give lora_dir= the folder that holds it, or give a prompt with another tag"
+        try:
+            if lora_dir is None:
+                raise FileNotFoundError("there is no folder of LoRA files")
+            found = LoraFolder(lora_dir).tagged(Tag(name, 1.0))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(f"{what} is not there ({error}): {remedy}") from error
+        if found.sha256 != hashes[name]:
+            raise ValueError(f"{found.path}, {what}, has changed since: {remedy}")
+
+
 def lora(text: str) -> tuple[str, float]:
     """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
     if not text:
@@ -75,9 +106,8 @@ def embedding(text: str) -> tuple[str, str | None]:
 
 def _read(name: str, path: str, value: float | str | None) -> AddedFile:
     file = adapter_at(path) if name == "lora" else embedding_at(path)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     how = {"weight": value} if name == "lora" else {"token": value or read_embedding(path).token}
-    return AddedFile(path, digest, how)
+    return AddedFile(path, sha256(file), how)
 
 
 def _read_recorded(name: str, path: str, sha256: str, **how: Any) -> AddedFile:

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.device import DTYPES, choose_precision
-from ldm.drawing.added_files import AddedFiles
+from ldm.device import DTYPES, allow_tf32, choose_precision, device_of_rank
+from ldm.drawing.added_files import AddedFiles, unused_tokens
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
 from ldm.drawing.recorded import LEGACY_SETTINGS
 from ldm.drawing.sources import CALL_NAMES, Source
-from ldm.files import leftovers
 from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
 from ldm.pipeline.inputs import ImageRequest
@@ -48,8 +48,7 @@ class Process:
 
     def device(self, name: str) -> str:
         """Assigns each process of a machine its own GPU."""
-        has_own_gpu = self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
-        return f"cuda:{self.local_rank}" if has_own_gpu else name
+        return device_of_rank(name, self.local_rank) if self.count > 1 else name
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class SamplingJob:
     fingerprints: dict[str, str] = field(default_factory=dict)  # expected of the model and the weak model
     sources: dict[str, Source] = field(default_factory=dict)  # source image and mask
     added: AddedFiles = field(default_factory=AddedFiles)
+    lora_dir: str | None = None
 
     def outputs(self, number: int) -> list[tuple[int, Path]]:
         """Returns the position in the batch and the file of each image to write."""
@@ -78,6 +78,13 @@ class SamplingJob:
             return [(self.position, self.out / file_name(0))]
         first = number * len(self.batches[0])
         return [(k, self.out / file_name(first + k)) for k in range(len(self.batches[number]))]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts and negative prompts that the job names."""
+        specs = [spec for batch in self.batches for spec in batch]
+        own = [text for spec in specs for text in (spec.prompt, spec.negative) if text is not None]
+        return [*own, self.call.get("negative") or ""]
 
     @property
     def files(self) -> list[Path]:
@@ -97,13 +104,14 @@ def run_job(job: SamplingJob) -> None:
     check_sources(job)
     if job.threads:
         torch.set_num_threads(job.threads)  # on the CPU, rounding depends on the number of threads that split a sum
+    for warning in unused_tokens(job.added, job.texts):
+        warnings.warn(warning, stacklevel=2)
     process = Process.current()
     pipeline, origin = load_pipeline(job, process)
     numbers = range(process.rank, len(job.batches), process.count)
     unfinished = [number for number in numbers if not is_finished(job, number, pipeline, origin)]
     check_grid(job.out)
     check_gifs(job)
-    remove_leftovers(job, unfinished)
     existing = {path for path in job.files if path.exists()}
     if len(unfinished) < len(numbers):
         print(f"{len(numbers) - len(unfinished)} of {len(numbers)} batches are already in {job.out}", file=sys.stderr)
@@ -141,8 +149,7 @@ def sample_batches(
             on_estimate=previews.show if job.preview else None,
             **call | per_image_settings(job, batch, pipeline.settings),
         )
-        largest = max(len(settings["batch"]["seeds"]) for settings in result.settings)
-        size = min(size, largest)  # smaller than `size` after an out-of-memory error
+        size = result.batch_size  # smaller than before after an out-of-memory error
         for position, path in outputs:
             [image] = to_pil(result.images[position])
             previews.save(position, path, image)
@@ -170,14 +177,14 @@ def is_finished(job: SamplingJob, number: int, pipeline: Pipeline, origin: dict[
     """Returns whether all outputs of a batch exist. Raises ValueError if one is not an output of this job."""
     batch, own = job.batches[number], per_image_settings(job, job.batches[number], pipeline.settings)
     overrides = {name: job.call[name] for name in job.call.keys() - {"negative", "strength"}}
-    settings = pipeline.settings.overridden(overrides)
     outputs = job.outputs(number)
     existing = [(position, path) for position, path in outputs if path.exists()]
+    requests = [
+        ImageRequest(spec.prompt, own["negative"][k], spec.seed, own["guidance"][k]) for k, spec in enumerate(batch)
+    ]
+    records = pipeline.records(requests, job.call.get("strength"), **overrides)  # also checks prompts not yet sampled
     for k, path in existing:
-        request = ImageRequest(batch[k].prompt, own["negative"][k], batch[k].seed, own["guidance"][k])
-        expected = settings.record(request, job.call.get("strength")) | {
-            name: origin.get(name) for name in IDENTITY_KEYS
-        }
+        expected = {name: origin.get(name) for name in IDENTITY_KEYS} | {"lora_tags": None} | records[k]
         recorded = recorded_settings(path)
         found = LEGACY_SETTINGS | recorded
         if differing := [name for name, value in json.loads(json.dumps(expected)).items() if found.get(name) != value]:
@@ -195,13 +202,6 @@ def recorded_settings(path: Path) -> dict[str, Any]:
         return read_metadata(path)
     except ValueError:
         return {}
-
-
-def remove_leftovers(job: SamplingJob, numbers: Iterable[int]) -> None:
-    """Removes incomplete files of these batches that a killed process left behind."""
-    names = {path.name for number in numbers for _, path in job.outputs(number)}
-    for path in leftovers(job.out, names.__contains__):
-        path.unlink(missing_ok=True)
 
 
 def check_sources(job: SamplingJob) -> None:
@@ -248,8 +248,16 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
     fingerprint, weak = checked_fingerprint(job, "model"), job.weak and checked_fingerprint(job, "weak")
     device = process.device(job.device)
     precision = choose_precision(job.precision, device)
+    allow_tf32(precision != "32")
     pipeline = Pipeline.load(
-        job.model, device, DTYPES[precision], job.offload, job.weak, job.compile, **job.added.arguments
+        job.model,
+        device,
+        DTYPES[precision],
+        job.offload,
+        job.weak,
+        job.compile,
+        **job.added.arguments,
+        lora_dir=job.lora_dir,
     )
     return pipeline, {
         "model": job.model,
@@ -259,6 +267,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
         **({"compile": True} if job.compile else {}),
         **{name: source.record for name, source in job.sources.items()},
         **job.added.record,
+        **({"lora_dir": job.lora_dir} if job.lora_dir else {}),
         "device": pipeline.device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),

@@ -99,6 +99,10 @@ KEYS = {
     "model": Key(nonempty, "a run folder, a .ckpt, a .safetensors of ldm, or shapes (the default)"),
     "lora": Key(lora, "FILE or FILE:WEIGHT: an adapter to merge into the model; may be given several times (none)"),
     "embedding": Key(embedding, "FILE or FILE:TOKEN: a textual inversion; may be given several times (none)"),
+    "lora_dir": Key(
+        nonempty,
+        "folder of the files that tags in prompts name, as in <lora:NAME:0.8>, with prompt_syntax=a1111 (none)",
+    ),
     "negative": Key(str, "what the images should not show"),
     "seed": Key(integer(0), "seed of each prompt's first image; the next images use the following seeds (0)"),
     "n": Key(integer(1), "images per prompt (1)"),
@@ -128,7 +132,8 @@ KEYS = {
     "clip_skip": Key(integer(0), "number of last layers of the text encoder to skip (0)"),
     "chunks": Key(integer(1), "how many times a prompt may fill the text encoder's context (1)"),
     "prompt_syntax": Key(
-        one_of("plain", "a1111"), "a1111 reads (word:1.2), [word] and BREAK as AUTOMATIC1111's web UI does (plain)"
+        one_of("plain", "a1111"),
+        "a1111 reads (word:1.2), [word], BREAK and <lora:NAME:0.8> as AUTOMATIC1111's web UI does (plain)",
     ),
     "tile": Key(integer(0), "decode images in tiles of this many pixels, to save memory; 0 for no tiles (0)"),
     "noise": Key(

@@ -34,6 +34,8 @@ LEGACY_SETTINGS: dict[str, Any] = {
     "mask": None,
     "lora": None,
     "embedding": None,
+    "lora_dir": None,
+    "lora_tags": None,
 }
 
 
@@ -54,9 +56,9 @@ def _names(*keys: str) -> Callable[[Any], bool]:
     return lambda value: value is None or (isinstance(value, dict) and all(_is_text(value.get(key)) for key in keys))
 
 
-def _files(setting: str, is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Returns a check that a value is None or a list of files, each with the setting `setting`."""
-    is_file = _names("path", "sha256")
+def _files(setting: str, is_valid: Callable[[Any], bool], *texts: str) -> Callable[[Any], bool]:
+    """Returns a check that a value is None or a list of files, each with the setting `setting` and these texts."""
+    is_file = _names("path", "sha256", *texts)
     return lambda value: (
         value is None
         or (
@@ -85,6 +87,8 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "mask": _names("path", "sha256"),
     "lora": _files("weight", _is_number),
     "embedding": _files("token", _is_text),
+    "lora_dir": lambda value: value is None or _is_text(value),
+    "lora_tags": _files("weight", _is_number, "name"),
     "batch": lambda value: isinstance(value, dict) and _is_batch(value),
 }
 

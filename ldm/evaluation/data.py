@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from torch.utils.data import Dataset
 
-from ldm.data.latents.cache import MANIFEST, CachedLatents, Decoded
+from ldm.data.latents.cache import MANIFEST, CachedLatents, Decoded, undecoded
 from ldm.data.sources.folder import Folder
 from ldm.data.sources.shapes import Shapes, held_out_prompts
 from ldm.data.sources.shards import Shards
@@ -33,7 +33,7 @@ class Data:
     def captions(self, ids: range) -> list[str]:
         if self.prompts is not None:
             return self.prompts[ids.start : ids.stop]
-        return [self.images[i]["caption"] for i in ids]
+        return [undecoded(self.images)[i]["caption"] for i in ids]
 
 
 class WarnOnReplacement(Dataset[dict[str, Any]]):
@@ -71,7 +71,7 @@ def open_data(name: str, size: tuple[int, int], model: str, held_out: int, promp
         )
     if (Path(name) / MANIFEST).is_file():
         stage, _ = load_frozen_parts(open_model(model))
-        latents = CachedLatents(name, stage, size)
+        latents = CachedLatents(name, stage, size, purpose="reference")
         chosen: Any = Split(latents, "held_out", held_out, split_hash_of(model)) if held_out else latents
         return Data(Decoded(chosen, stage))
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))

@@ -5,7 +5,7 @@ The operations are those that torch.compile emits for frozen weights; torch has 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class Packed(nn.Module, ABC):
                 "call it under torch.no_grad(), or read the network with ldm.weights.model.read_model"
             )
         return self._run(x.to(self.packed.dtype))
+
+    @abstractmethod
+    def plain(self) -> nn.Linear | nn.Conv2d:
+        """Returns the layer with the weight in the plain layout."""
 
     @abstractmethod
     def _pack(self, weight: Tensor) -> Tensor:
@@ -84,6 +88,10 @@ class Packed(nn.Module, ABC):
 
 
 class PackedLinear(Packed):
+    def plain(self) -> nn.Linear:
+        outputs, inputs = self.packed.shape
+        return _with_weights(nn.Linear(inputs, outputs, self.bias is not None, device="meta"), self)
+
     def _pack(self, weight: Tensor) -> Tensor:
         return cast(Tensor, ONEDNN._reorder_linear_weight(weight))
 
@@ -96,11 +104,31 @@ class PackedConv2d(Packed):
         self.arguments = plain.padding, plain.stride, plain.dilation, plain.groups
         super().__init__(plain)
 
+    def plain(self) -> nn.Conv2d:
+        outputs, inputs, *kernel = self.packed.shape
+        padding, stride, dilation, groups = self.arguments
+        made = nn.Conv2d(
+            *(inputs * groups, outputs, tuple(kernel), stride, padding, dilation, groups),  # type: ignore[arg-type]
+            bias=self.bias is not None,
+            device="meta",
+        )
+        return _with_weights(made, self)
+
     def _pack(self, weight: Tensor) -> Tensor:
         return cast(Tensor, ONEDNN._reorder_convolution_weight(weight, *self.arguments))
 
     def _run(self, x: Tensor) -> Tensor:
         return cast(Tensor, ONEDNN._convolution_pointwise(x, self.packed, self.bias, *self.arguments, "none", [], ""))
+
+
+L = TypeVar("L", nn.Linear, nn.Conv2d)
+
+
+def _with_weights(layer: L, packed: Packed) -> L:
+    layer.weight = nn.Parameter(packed.weight, requires_grad=False)
+    bias: Any = packed.bias  # a parameter or None
+    layer.bias = bias
+    return layer.train(packed.training)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -122,3 +150,12 @@ def pack(network: nn.Module) -> None:
             setattr(network, name, PackedConv2d(layer))
         else:
             pack(layer)
+
+
+def unpack(network: nn.Module) -> None:
+    """Replaces packed layers by plain ones with the same weights, so that the network can be moved or cast."""
+    for name, layer in list(network.named_children()):
+        if isinstance(layer, Packed):
+            setattr(network, name, layer.plain())
+        else:
+            unpack(layer)

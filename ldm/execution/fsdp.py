@@ -17,7 +17,7 @@ def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
 
     With `dtype` the network computes in it from float32 weights, which are cast as they are gathered, and gradients are
     reduced in float32. A hook casts the inputs, because FSDP2 would cast the time too, and bfloat16 cannot represent
-    most of the 1000 times.
+    most of the 1000 times, and on GPUs converts x to channels-last layout, which the weights cannot have.
     """
     if isinstance(backbone, FSDPModule):
         return
@@ -27,18 +27,23 @@ def shard(backbone: Backbone, dtype: torch.dtype | None = None) -> None:
         fully_shard(block, mp_policy=policy)
     # Resharding after the forward pass keeps the root's weights sharded when no backward pass follows.
     fully_shard(backbone, mp_policy=replace(policy, output_dtype=torch.float32), reshard_after_forward=True)
-    if dtype is not None:
 
-        def cast(_: nn.Module, inputs: tuple[Tensor, Tensor, Conditioning]) -> tuple[Tensor, Tensor, Conditioning]:
-            x, time, conditioning = inputs
-            return x.to(dtype), time, conditioning.to(dtype=dtype)
+    def prepare(_: nn.Module, inputs: tuple[Tensor, Tensor, Conditioning]) -> tuple[Tensor, Tensor, Conditioning]:
+        x, time, conditioning = inputs
+        layout = torch.preserve_format if x.device.type == "cpu" else torch.channels_last
+        return x.to(dtype=dtype, memory_format=layout), time, conditioning.to(dtype=dtype)
 
-        backbone.register_forward_pre_hook(cast)
+    backbone.register_forward_pre_hook(prepare)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Returns the tensor, gathered if it is sharded; every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """Returns this rank's part of a sharded tensor, which shares its memory, and any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:

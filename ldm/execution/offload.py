@@ -12,6 +12,9 @@ from torch import Tensor, nn
 MODES = ("none", "idle", "sequential")
 REMEDY = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
+# In messages of the CPU's allocator, CUDA, of cuBLAS, cuDNN and other libraries of NVIDIA's, and of cuDNN once more.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to find an engine to execute")
+
 T = TypeVar("T")
 
 
@@ -109,6 +112,6 @@ def in_batches(
         torch.cuda.empty_cache()  # effective only here, after the error, and with it the batch's tensors, is released
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether the error means out of memory, for which torch has no exception class on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the error means out of memory, for which most libraries have no exception class of their own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.files import write_json, write_text
+from ldm.files import temporary_folder, write_json, write_text
 
 # img2dataset_driver.py replaces its download function, so the version is pinned to one that was tested.
 REQUIREMENT = "img2dataset==1.47.0"
@@ -125,9 +125,9 @@ def download(python: Path, settings: dict[str, Any], log: Path, max_pixels: int,
     """
     variables = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
     variables["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max_pixels)
-    with tempfile.TemporaryDirectory(prefix="ldm.") as folder, open(log, "ab") as output:
-        file = Path(folder) / "settings.json"
-        write_json(file, settings | {"download": _without_patterns(settings["download"], Path(folder))})
+    with temporary_folder(Path(tempfile.gettempdir(), "ldm")) as folder, open(log, "ab") as output:
+        file = folder / "settings.json"
+        write_json(file, settings | {"download": _without_patterns(settings["download"], folder)})
         command = [str(python), "-I", str(DRIVER), str(file)]
         child = subprocess.Popen(
             command,

@@ -13,10 +13,14 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation whose result for an image does not depend on the batch that it is in.
 
     Where PyTorch's kernel would round the sums of an image differently for every batch size, images are normalised one
-    at a time (without gradients only).
+    at a time (without gradients only). On a GPU, whose kernel always returns the default layout, that of x is restored.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" and not torch.compiler.is_compiling():
+            out = super().forward(x)
+            channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            return out.contiguous(memory_format=torch.channels_last) if channels_last else out
         independent = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()
         if independent or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)

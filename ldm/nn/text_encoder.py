@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, captions: list[str], chunks: int = 1) -> Tensor:
         """Returns tokens (b, towers · chunks · n) on the CPU, one tower after another."""
-        return torch.cat([tokenizer(captions, chunks) for tokenizer in self.tokenizers], dim=1)
+        return tokens_of(self.tokenizers, captions, chunks)
 
     def encode(
         self, captions: list[str] | Tensor, chunks: int = 1, skip: int = 0, device: torch.device | None = None
@@ -76,6 +76,11 @@ class TextEncoder(nn.Module):
         """Raises ValueError if skipping that many layers would leave a tower without any."""
         for tower in self.towers:
             tower.layers(skip)
+
+
+def tokens_of(tokenizers: Sequence[Tokenizer], captions: list[str], chunks: int = 1) -> Tensor:
+    """Returns tokens (b, tokenizers · chunks · n), one tokenizer after another."""
+    return torch.cat([tokenizer(captions, chunks) for tokenizer in tokenizers], dim=1)
 
 
 def _states(tower: TextTower, tokens: Tensor, chunks: int, skip: int) -> Tensor:

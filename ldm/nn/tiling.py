@@ -161,7 +161,8 @@ def _normalising_by(statistics: dict[nn.GroupNorm, Tensor], norms: list[nn.Group
         (x,) = inputs
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
-    handles = [norm.register_forward_hook(normalise) for norm in norms]
+    # Before other hooks, because that of offloading takes the weights away.
+    handles = [norm.register_forward_hook(normalise, prepend=True) for norm in norms]
     try:
         yield
     finally:

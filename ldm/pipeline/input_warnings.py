@@ -11,13 +11,17 @@ from ldm.pipeline.settings import Settings
 WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
 
 
-def input_warnings(requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder) -> list[str]:
-    """Returns each distinct warning once."""
+def input_warnings(
+    requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder, trained_size: tuple[int, int]
+) -> list[str]:
+    """Returns each distinct warning once; `trained_size` is the model's own (height, width)."""
     texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
     if settings.prompt_syntax == "a1111":
         syntax = []
         texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
     found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
+    if any(request.image is None for request in requests):
+        found += area_warnings(settings.size, trained_size)
     return list(dict.fromkeys(found))
 
 
@@ -25,11 +29,12 @@ def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
     """Yields at most one warning about plain prompts in the syntax of AUTOMATIC1111's web UI."""
     if found := [(text, match[0]) for text in texts if (match := WEB_UI.search(text))]:
         text, part = found[0]
-        yield f"{part!r} in {_shortened(text)} is read as plain words; prompt_syntax=a1111 reads it as the web UI does"
+        how = "prompt_syntax=a1111" + (" with lora_dir" if part.startswith("<") else "")
+        yield f"{part!r} in {_shortened(text)} is read as plain words; {how} reads it as the web UI does"
 
 
 def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:
-    """Yields at most one warning about truncated texts and one about words that the text encoder does not know."""
+    """Yields at most one warning about truncated texts and one about words that its vocabulary lacks."""
     cuts = {text: end for text in texts if (end := encoder.cut(text, chunks))}
     if cuts:
         text, end = next(iter(cuts.items()))
@@ -46,7 +51,10 @@ def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> It
         where = _shortened(affected[0])
         if len(affected) > 1:
             where = f"{len(affected)} prompts, such as {where}"
-        yield f"the text encoder does not know {_joined(unknown)} in {where}; the model was not trained on these words"
+        yield (
+            f"the vocabulary of the text encoder lacks {_joined(unknown)} in {where}; it reads all such words as the "
+            "same word"
+        )
 
 
 def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> Iterator[str]:
@@ -61,6 +69,22 @@ def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> It
                 f"the mask is {mask.height}x{mask.width}; it was scaled to the size of the image, "
                 f"{image.height}x{image.width}"
             )
+
+
+def area_warnings(size: tuple[int, int], trained: tuple[int, int]) -> Iterator[str]:
+    """Yields a warning if images without a source differ in area from those of training by more than a factor of two.
+
+    A network generates larger images like several of the trained size: objects repeat (Du et al. 2024, DemoFusion).
+    """
+    ratio = size[0] * size[1] / (trained[0] * trained[1])
+    if not 0.5 <= ratio <= 2:
+        factor = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
+        effect = "repeat objects" if ratio > 1 else "cut objects off"
+        own = f"{trained[0]}x{trained[1]}"
+        yield (
+            f"{size[0]}x{size[1]} has {factor} the area of the model's {own}, and such images often {effect}; "
+            f"generate at about {own} and scale the image"
+        )
 
 
 def _words(text: str) -> list[str]:

@@ -48,13 +48,6 @@ def without_tags(prompt: str) -> tuple[str, list[Tag]]:
     return _TAG.sub("", prompt), tags
 
 
-def check_no_tags(prompts: Sequence[str]) -> None:
-    """Raises ValueError if a prompt has a tag, because its LoRA must be loaded before prompts are encoded."""
-    for prompt in prompts:
-        for tag in without_tags(prompt)[1]:
-            raise ValueError(f"the prompt names the LoRA {tag.name!r}, which is not loaded: load it, without the tag")
-
-
 def parse(prompt: str) -> list[list[Span]]:
     """Returns the sections between BREAKs, each as a list of spans with one weight.
 

@@ -53,9 +53,9 @@ class Settings:
     strength below 1, sampling runs the last int(strength · `steps`) steps; with `fixed_steps` it runs `steps`
     steps, spaced more finely, over the same range of noise. Guidance applies while sigma/alpha is in
     `guidance_interval`; `guidance_rescale` is a fraction, see `rescaled`. `clip_skip` omits the last layers of the text
-    encoder; a prompt may fill its context `chunks` times. `prompt_syntax` is "plain" or "a1111", which reads emphasis
-    and BREAK as AUTOMATIC1111's web UI does, in as many chunks as the longest prompt of the call needs. With `tile`,
-    images are decoded one at a time in tiles of that many pixels. `noise` selects the generator of seeds, see
+    encoder; a prompt may fill its context `chunks` times. `prompt_syntax` is "plain" or "a1111", which reads emphasis,
+    BREAK and LoRA tags as AUTOMATIC1111's web UI does, in as many chunks as the longest prompt of the call needs. With
+    `tile`, images are decoded one at a time in tiles of that many pixels. `noise` selects the generator of seeds, see
     `ldm.pipeline.seed_noise.GENERATORS`.
     """
 

@@ -53,6 +53,12 @@ def memory(
     return state
 
 
+def checkpoint_copy(held: dict[str, int]) -> int:
+    """Returns the bytes of CPU memory for a copy of what a GPU holds and a checkpoint contains."""
+    copied = "gradients", "optimizer", "EMA"  # the gradients are as large as the trained weights
+    return sum(size for name, size in held.items() if name.removesuffix(", sharded") in copied)
+
+
 def gathered_bytes(trained: nn.Module, dtype: torch.dtype) -> int:
     """Returns the peak bytes of weights gathered by FSDP2: those outside the blocks, the largest block, and the next.
 

@@ -6,23 +6,26 @@ from typing import Any
 
 from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.flops import Cost, measure, measure_training
-from ldm.planning.memory import memory
+from ldm.planning.memory import checkpoint_copy, memory
 from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
-from ldm.planning.numbers import amount, count, row
-from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, precision_of
+from ldm.planning.numbers import amount, count, duration, row
+from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, kind_of_product, precision_of
+from ldm.planning.training_flops import PEAKS, teraflops
 
-# Name, memory in GiB, and dense bf16 TFLOP/s from NVIDIA's data sheets (half of those "with sparsity").
+# Name, memory in GiB, and peaks.
 GPUS = (
-    ("A100 40 GB", 40, 312.0),
-    ("A100 80 GB", 80, 312.0),
-    ("H100 SXM", 80, 989.5),
-    ("H200", 141, 989.5),
-    ("L4", 24, 121.0),
-    ("RTX 4090", 24, 165.2),
+    ("A100 40 GB", 40, PEAKS["A100"]),
+    ("A100 80 GB", 80, PEAKS["A100"]),
+    ("H100 SXM", 80, PEAKS["H100 HBM3"]),
+    ("H200", 141, PEAKS["H200"]),
+    ("L4", 24, PEAKS["L4"]),
+    ("RTX 4090", 24, PEAKS["RTX 4090"]),
 )
 UTILIZATION = 0.4  # assumed fraction of the peak
+COMPILED = 0.66  # share of a UNet's activations that torch.compile keeps: 0.77 of 1.16 GiB for an image of SD 1.5
 USABLE = 0.9  # fraction of a GPU's memory; the rest is for CUDA, workspaces and fragmentation
 CAPTION_BYTES = 100  # assumed
+FLOP = "FLOP"
 
 
 def print_plan(config: dict[str, Any]) -> None:
@@ -54,17 +57,22 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     yield "parameters"
     for planned in networks:
         yield row(planned.name, amount(sum(p.numel() for p in planned.network.parameters())), planned.note)
-    yield f"FLOPs for a batch of {batch} on one GPU"
+    yield f"computation for a batch of {batch} on one GPU, in floating-point operations"
     yield from flop_rows(costs)
-    images_note = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images)} each"
-    yield row("a step", amount(flops), images_note)
+    images_note = f"{images} images on {count(gpus, 'GPU')}, {amount(flops // images, unit=FLOP)} each"
+    yield row("a step", amount(flops, unit=FLOP), images_note)
     names = ("ddp", "fsdp") if not sharded else ("fsdp", "ddp")
     yield f"memory per GPU (strategy {names[0]}, precision {precision_of(config)}, batch {batch})"
     for name, size in (held | {"all": need}).items():
         yield row(name, amount(size, 1024, "B"))
+    if trained.name == "unet":
+        less = f"with training.compile: about {COMPILED} of them, as measured for Stable Diffusion 1.5"
+        yield row("activations, compiled", amount(COMPILED * held["activations"], 1024, "B"), less)
+    copied = "a copy of weights, optimizer and EMA, while a checkpoint is written"
+    yield row("pinned, on the CPU", amount(checkpoint_copy(held), 1024, "B"), copied)
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
-    yield "  assumes that all of it is held at once; excludes workspaces and savings by torch.compile"
+    yield "  assumes that all of it is held at once; excludes the workspaces of cuDNN and cuBLAS"
     yield from cache_rows(trained, has_text_states(config))
     yield from time_rows(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
@@ -72,9 +80,9 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
 
 def flop_rows(costs: dict[str, Cost]) -> Iterator[str]:
     for name, cost in costs.items():
-        yield row(f"{name}, forward", amount(cost.forward))
+        yield row(f"{name}, forward", amount(cost.forward, unit=FLOP))
         if cost.backward:
-            yield row(f"{name}, backward", amount(cost.backward))
+            yield row(f"{name}, backward", amount(cost.backward, unit=FLOP))
 
 
 def cache_rows(trained: PlannedNetwork, states: bool) -> Iterator[str]:
@@ -93,13 +101,13 @@ def cache_rows(trained: PlannedNetwork, states: bool) -> Iterator[str]:
 def time_rows(config: dict[str, Any], flops: int, need: int, image: float, gpus: int) -> Iterator[str]:
     """Yields the time of all steps and the largest batch size for each of `GPUS`; an image adds `image` bytes."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
-    steps, float32 = trainer["max_steps"], precision_of(config).startswith("32")
-    yield f"time for {steps} steps on {count(gpus, 'GPU')}, at {UTILIZATION:.0%} (assumed) of the dense peak"
-    for name, gib, peak in GPUS:
-        peak = peak / 2 if float32 else peak  # TF32
-        duration = flops * steps / (gpus * peak * 1e12 * UTILIZATION) / 3600
+    steps, kind = trainer["max_steps"], kind_of_product(config)
+    yield f"time for {steps:,} steps on {count(gpus, 'GPU')}, at {UTILIZATION:.0%} (assumed) of the dense peak"
+    for name, gib, peaks in GPUS:
+        peak = teraflops(peaks, kind)
+        seconds = flops * steps / (gpus * peak * 1e12 * UTILIZATION)
         largest = int((USABLE * gib * 2**30 - need) / image + batch)
-        fits = f"fits a batch of up to {largest}" if largest > 0 else f"does not fit in {USABLE:.0%} of {gib} GiB"
-        yield row(name, f"{duration:.3g} h", f"{peak:.4g} TFLOP/s {'TF32' if float32 else 'bf16'}, {fits}")
+        fits = f"fits a batch of up to {largest:,}" if largest > 0 else f"does not fit in {USABLE:.0%} of {gib} GiB"
+        yield row(name, duration(seconds), f"{peak:.4g} TFLOP/s {kind}, {fits}")
     if trainer["devices"] in ("auto", "-1", -1):
         yield "trainer.devices=auto counts as one GPU per node; set trainer.devices=N for N GPUs"

@@ -25,6 +25,13 @@ def precision_of(config: dict[str, Any]) -> str:
     return f"{name} from float32 weights" if name else config["trainer"]["precision"]
 
 
+def kind_of_product(config: dict[str, Any]) -> str:
+    """Returns the type in which GPUs multiply: bf16 (or float16, which is as fast), TF32 or float32."""
+    if not precision_of(config).startswith("32"):
+        return "bf16"
+    return "TF32" if config.get("precision", {}).get("tf32") else "float32"
+
+
 def count_gpus(trainer: dict[str, Any]) -> int:
     """Returns the number of GPUs in the Trainer's arguments; devices=auto or -1 counts as one per node."""
     devices = trainer["devices"]

@@ -1,14 +1,14 @@
 """Compares groups of runs: means, differences with p-values, and the conclusions that these support."""
 
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any
 
 from ldm.metrics.few_samples import MIN_IMAGES, few_samples, image_count
 from ldm.metrics.provenance import incomparable
 from ldm.report.coverage import coverage
 from ldm.report.groups import Difference, Group, group_runs
-from ldm.report.metric import Metric, metrics_of
+from ldm.report.metric import Metric, is_evaluation, metrics_of
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
 
@@ -50,11 +50,17 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """Conclusions on the best group against each other one, by headline metric, significant differences first."""
+        """Conclusions on the best group against each other one, by headline metric: differences that are shown, then
+        in one sentence each, metrics that show none, that were measured too little, and that cannot be compared."""
         chosen = [pair for pair in self.pairs if pair.metric.headline and self._has_best(pair)]
-        significant = [sentence(pair, self.groups) for pair in chosen if not pair.is_insignificant]
-        insignificant = groupby((pair for pair in chosen if pair.is_insignificant), lambda pair: pair.metric)
-        return significant + [no_difference_sentence(list(pairs), self.groups) for _, pairs in insignificant]
+        shown = [sentence(pair, self.groups) for pair in chosen if pair.p is not None and not pair.is_insignificant]
+        return [*shown, *no_difference(chosen), *too_little(chosen), *not_comparable(chosen, self.groups)]
+
+    @property
+    def not_evaluated(self) -> list[Run]:
+        """The runs, other than those still in progress, whose results were not measured, except by their loss."""
+        runs = [run for group in self.groups for run in group.runs if run.state != "in progress"]
+        return [run for run in runs if not any(map(is_evaluation, run.metrics))]
 
     @property
     def coverage(self) -> str:
@@ -144,27 +150,54 @@ def _too_few(seeds: int, images: int | None) -> list[str]:
 
 
 def sentence(pair: GroupPair, groups: list[Group]) -> str:
-    """States what the comparison of a pair shows."""
-    a, b, title = groups[pair.a].name, groups[pair.b].name, pair.metric.title
-    if pair.contrast is None:
-        return f"{title} of {a} and of {b} cannot be compared: {'; '.join(pair.reasons)}."
+    """States a difference that is shown."""
+    assert pair.contrast is not None
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
-    if pair.few:
-        return f"{title}: {a} is ahead of {b} by {by}, but this is too little to claim it: {', '.join(pair.few)}."
-    if pair.is_insignificant:
-        return f"{title}: no difference shown between {a} and {b} ({by}, {_how(pair)})."
-    return f"{a} beats {b} by {by} {title}, {_how(pair)}."
+    return f"{groups[pair.a].short} beats {groups[pair.b].short} by {by} {pair.metric.title}, {_how(pair)}."
 
 
-def no_difference_sentence(pairs: list[GroupPair], groups: list[Group]) -> str:
-    """States in one sentence that no pair of a metric with its best group shows a difference."""
-    if len(pairs) == 1:
-        return sentence(pairs[0], groups)
-    (best,) = set.intersection(*({pair.a, pair.b} for pair in pairs))
-    others = ", ".join(groups[pair.a + pair.b - best].name for pair in pairs)
-    least = min(pair.p for pair in pairs if pair.p is not None)
-    title, name = pairs[0].metric.title, groups[best].name
-    return f"{title}: no difference shown between {name}, the best, and {others} (p from {least:.2g} up)."
+def no_difference(pairs: list[GroupPair]) -> list[str]:
+    """States in one sentence which metrics show no difference, if any."""
+    insignificant = [pair for pair in pairs if pair.is_insignificant]
+    if not insignificant:
+        return []
+    least = min(pair.p for pair in insignificant if pair.p is not None)
+    shown = {pair.metric.key for pair in pairs if pair.p is not None and not pair.is_insignificant}
+    titles = [f"{m.title} otherwise" if m.key in shown else m.title for m in _metrics(insignificant)]
+    return [f"No difference shown in {listed(titles)} (p from {least:.2g} up)."]
+
+
+def too_little(pairs: list[GroupPair]) -> list[str]:
+    """States for each number of seeds and images that is too low which metrics it concerns."""
+    by_counts: dict[str, list[GroupPair]] = {}
+    for pair in pairs:
+        if pair.contrast is not None and pair.few:
+            by_counts.setdefault(" and ".join(pair.few), []).append(pair)
+    titles = {counts: listed([metric.title for metric in _metrics(chosen)]) for counts, chosen in by_counts.items()}
+    return [f"Too little to claim a difference in {names}: {counts}." for counts, names in titles.items()]
+
+
+def not_comparable(pairs: list[GroupPair], groups: list[Group]) -> list[str]:
+    """States which groups cannot be compared, once for metrics and groups with the same reasons."""
+    by_reasons: dict[tuple[str, ...], list[GroupPair]] = {}
+    for pair in pairs:
+        if pair.contrast is None:
+            by_reasons.setdefault(tuple(pair.reasons), []).append(pair)
+    found = []
+    for reasons, chosen in by_reasons.items():
+        letters = [groups[i].short for i in sorted({i for pair in chosen for i in (pair.a, pair.b)})]
+        titles = listed([metric.title for metric in _metrics(chosen)])
+        found.append(f"{titles} of {listed(letters)} cannot be compared: {'; '.join(reasons)}.")
+    return found
+
+
+def _metrics(pairs: list[GroupPair]) -> list[Metric]:
+    return list({pair.metric.key: pair.metric for pair in pairs}.values())
+
+
+def listed(words: list[str]) -> str:
+    """Joins words as in "a, b and c"."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def _how(pair: GroupPair) -> str:
@@ -182,6 +215,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "sentences": comparison.sentences,
         "interval": comparison.coverage,
         "least": {"seeds": MIN_SEEDS, "images": MIN_IMAGES},
+        "not_evaluated": [str(run.path) for run in comparison.not_evaluated],
         "groups": [
             {
                 "name": group.name,

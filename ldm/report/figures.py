@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.metrics.provenance import incomparable
 from ldm.report.comparison import Comparison
 from ldm.report.groups import Group, label_of
-from ldm.report.metric import Metric
+from ldm.report.metric import ARROWS, Metric
 from ldm.report.runs import Curve, Run
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+MOST = 8  # panels of the means
 ROOM = 6  # legend entries that fit inside the axes
 OBJECTIVE = ("schedule", "prediction", "weighting", "times", "training")  # settings that define the loss
 FORMATS = ("svg", "pdf")
@@ -26,22 +27,33 @@ FORMATS = ("svg", "pdf")
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure; `name` is that of its file, without the extension."""
+    """A figure; `name` is that of its file, without the extension.
+
+    With `lettered` it calls the groups by their letters, and a page with a legend of its own shows it without that of
+    the figure.
+    """
 
     name: str
     title: str
     note: str
     figure: "Figure"
+    lettered: bool = False
 
     def svg(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        """Renders the figure for a page."""
+        buffer, legends = io.BytesIO(), self.figure.legends if self.lettered else []
+        for legend in legends:
+            legend.set_visible(False)
+        fit = "tight" if legends else None  # leaves out the room of the legends
+        self.figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=fit)
+        for legend in legends:
+            legend.set_visible(True)
         return buffer.getvalue()
 
 
 def plots(comparison: Comparison) -> list[Plot]:
     """Returns the plots that the runs have data for. Raises ValueError if matplotlib is not installed."""
-    candidates = [_by_noise(comparison)]
+    candidates = [_means(comparison), _by_noise(comparison)]
     candidates += [_curve(comparison, name, over) for name in _scalars(comparison) for over in ("images", "minutes")]
     headline = next((metric for metric in comparison.metrics if metric.headline), None)
     if headline is not None:
@@ -60,12 +72,17 @@ def _bytes(plot: Plot, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(x: str, y: str) -> "tuple[Figure, Axes]":
+def _figure(width: float = 4.8, height: float = 3.4) -> "Figure":
+    """Returns an empty figure of this size in inches. Raises ValueError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("the report's plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(x: str, y: str) -> "tuple[Figure, Axes]":
+    figure = _figure()
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -87,6 +104,58 @@ def _legend(axes: "Axes") -> None:
         figure: Any = axes.figure
         figure.set_figheight(figure.get_figheight() + 0.15 * ((shown + 1) // 2))
         figure.legend(fontsize=6.5, frameon=False, loc="outside lower center", ncols=2)
+
+
+def _means(comparison: Comparison) -> Plot | None:
+    """Plots the means of the main metrics with their intervals, and the single runs, with a row for each group."""
+    metrics = [metric for metric in comparison.metrics if metric.main]
+    metrics = [metric for metric in metrics if sum(map(bool, comparison.means[metric.key])) > 1][:MOST]
+    if not metrics:
+        return None
+    groups = comparison.groups
+    columns, height = min(2, len(metrics)), 0.75 + 0.24 * len(groups)
+    lines = -(-len(metrics) // columns)
+    names = [group.name for group in groups if group.letter]
+    figure = _figure(height=height * lines + 0.16 * len(names))
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for panel in panels[len(metrics) :]:
+        panel.remove()
+    for panel, metric in zip(panels, metrics, strict=False):
+        _panel(panel, comparison, metric)
+    marks = [
+        panels[0].plot([], [], MARKERS[row % len(MARKERS)], c=COLORS[row % len(COLORS)])[0] for row in range(len(names))
+    ]
+    figure.legend(marks, names, fontsize=6.5, frameon=False, loc="outside lower center")
+    note = "Means with 95 % intervals over seeds; small dots are single runs."
+    if any(reasons for metric in metrics for reasons in comparison.not_comparable[metric.key]):
+        note += " Hollow: not comparable with the first."
+    return Plot("means", "Means", note, figure, lettered=True)
+
+
+def _panel(axes: "Axes", comparison: Comparison, metric: Metric) -> None:
+    scale, groups = 100 if metric.percent else 1, comparison.groups
+    for row, (group, mean) in enumerate(zip(groups, comparison.means[metric.key], strict=True)):
+        if mean is None:
+            continue
+        color = COLORS[row % len(COLORS)]
+        values = [scale * value for value in group.values(metric.key).values()]
+        axes.scatter(values, [row + 0.22] * len(values), s=9, color=color, alpha=0.4, linewidths=0)
+        axes.errorbar(
+            *(scale * mean.value, row),
+            xerr=None if mean.half is None else scale * mean.half,
+            fmt=MARKERS[row % len(MARKERS)],
+            color=color,
+            markerfacecolor="white" if comparison.not_comparable[metric.key][row] else color,
+            markersize=5,
+            capsize=3,
+        )
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_yticks(range(len(groups)), [group.short[:12] for group in groups])
+    axes.set_title(f"{metric.title}{', %' if metric.percent else ''}{ARROWS[metric.better]}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=4)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _by_noise(comparison: Comparison) -> Plot | None:

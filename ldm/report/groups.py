@@ -9,7 +9,7 @@ from ldm.report.runs import Run
 
 # Settings that do not affect the results: where they are stored, and what is shown during the run.
 NEUTRAL = (
-    *("run_dir", "resume", "accept_changes", "plan", "name", "callbacks.", "logger", "evaluation.cache"),
+    *("run_dir", "resume", "accept_changes", "plan", "rehearsal", "name", "callbacks.", "logger", "evaluation.cache"),
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
     *("data.latent_store", "data.module.train.store"),
 )
@@ -27,6 +27,11 @@ class Group:
     @property
     def name(self) -> str:
         return f"{self.letter}: {self.label}" if self.letter else self.label
+
+    @property
+    def short(self) -> str:
+        """The letter, or the label of the only group."""
+        return self.letter or self.label
 
     def values(self, metric: str) -> dict[int | None, float]:
         """Returns the metric by seed; of two runs with the same seed, the first counts."""
@@ -129,14 +134,24 @@ def label_of(differences: list[Difference], position: int, most: int = 60) -> st
     return label
 
 
+def described(differences: list[Difference], position: int) -> str:
+    """Returns all of a group's settings that differ, without the subordinate ones and those of the evaluation, which
+    are included only if the groups cannot be distinguished without them."""
+    trained = [d for d in differences if d.key.split(".")[0] != "evaluation"]
+    enough = _distinct(trained) == _distinct(differences)
+    return label_of(trained if enough else differences, position, most=10_000)
+
+
+def _distinct(differences: list[Difference]) -> int:
+    """Returns the number of groups that the settings distinguish."""
+    return len(set(zip(*(d.values for d in differences), strict=True)))
+
+
 def _distinguishing(differences: list[Difference]) -> list[Difference]:
     """Leaves out subordinate settings, such as schedule.offset if the schedule differs, if all groups stay distinct."""
     keys = {difference.key for difference in differences}
     own = [d for d in differences if not any(d.key.startswith(f"{key}.") for key in keys)]
-    enough = len(set(zip(*(d.values for d in own), strict=True))) == len(
-        set(zip(*(d.values for d in differences), strict=True))
-    )
-    return own if enough else differences
+    return own if _distinct(own) == _distinct(differences) else differences
 
 
 def _letters(index: int) -> str:

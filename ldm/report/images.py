@@ -24,16 +24,12 @@ def side_by_side(groups: list[Group]) -> tuple[list[Row], list[str]]:
     sheets = [_sheet(group) for group in groups]
     first = next((about for found in sheets if found for about in [found[0]]), None)
     if first is None:
-        return [], ["no run has single images (samples/tiles.png)"]
-    notes: list[str] = []
-    columns: list[list[bytes] | None] = []
-    for group, found in zip(groups, sheets, strict=True):
-        fits = found is not None and found[0] == first
-        columns.append(found[1] if found and fits else None)
-        if found is None:
-            notes.append(f"{group.name} has no single images (samples/tiles.png)")
-        elif not fits:
-            notes.append(f"{group.name} used other prompts, other noise or another image size")
+        return [], ["No run has images of prompts (samples/tiles.png)"]
+    columns = [found[1] if found and found[0] == first else None for found in sheets]
+    missing = [group.short for group, found in zip(groups, sheets, strict=True) if found is None]
+    others = [group.short for group, found in zip(groups, sheets, strict=True) if found and found[0] != first]
+    notes = [f"No images of prompts (samples/tiles.png): {', '.join(missing)}"] if missing else []
+    notes += [f"Left out, with other prompts, other noise or another image size: {', '.join(others)}"] if others else []
     rows = [
         Row(caption, [None if images is None else images[index] for images in columns])
         for index, caption in enumerate(first["captions"])

@@ -16,6 +16,11 @@ class Metric:
     percent: bool = False
     headline: bool = True
 
+    @property
+    def main(self) -> bool:
+        """Whether the metric is of generated images or of the validation, and can be ranked."""
+        return self.headline or (self.key.startswith("val/") and self.better != 0)
+
     def write(self, value: float, half: float | None = None) -> str:
         """Formats a value; its error, if given, determines the number of digits."""
         return self._write(value, half, " %")
@@ -31,6 +36,8 @@ class Metric:
         places = max(0, 1 - math.floor(math.log10(factor * half)))
         return f"{value:.{places}f} ± {factor * half:.{places}f}{unit}"
 
+
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}  # which values are better
 
 KNOWN = [
     Metric("accuracy", "accuracy", 1, percent=True),
@@ -49,14 +56,19 @@ KNOWN = [
     Metric("training_seconds", "training time in seconds", -1, headline=False),
     Metric("images_per_second", "training images per second", 1, headline=False),
 ]
-
-
 VALIDATION = {  # by the last part of val/SET/NAME: title, +1 if higher is better, and whether it is a share
     "loss": ("loss", -1, False),
     "psnr": ("PSNR", 1, False),
     "picture_found": ("image retrieval accuracy", 1, True),
     "caption_found": ("caption retrieval accuracy", 1, True),
 }
+
+
+def is_evaluation(metric: str) -> bool:
+    """Whether a metric is of generated images or, for the first stage and CLIP, of the validation, beyond the loss."""
+    leaf = metric.rpartition("/")[2] if metric.startswith("val/") else ""
+    of_images = {known.key for known in KNOWN if known.headline}
+    return metric in of_images or (leaf in VALIDATION and leaf != "loss")
 
 
 def metrics_of(groups: list[list[Run]]) -> list[Metric]:

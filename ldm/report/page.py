@@ -8,29 +8,36 @@ from pathlib import Path
 from string import Template
 
 from ldm.metrics.few_samples import MIN_IMAGES
-from ldm.report.comparison import MIN_SEEDS, Comparison, GroupPair
-from ldm.report.figures import Plot
+from ldm.report.comparison import MIN_SEEDS, Comparison, GroupPair, listed
+from ldm.report.figures import COLORS, Plot
+from ldm.report.groups import described
 from ldm.report.images import Row
-from ldm.report.metric import Metric
+from ldm.report.metric import ARROWS, Metric
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 Cell = str
 NONE = "–"
+MANY = 6  # the most groups that a table has as columns, and runs that a sentence names
+SHOWN = 4  # prompts whose images are shown without unfolding the rest
 
 
-def table_of_means(comparison: Comparison) -> tuple[list[str], list[list[Cell]], list[str]]:
-    """Returns the header, one row per group, and the notes that the marks [1], [2] … refer to."""
-    metrics = [metric for metric in comparison.metrics if any(comparison.means[metric.key])]
+def table_of_means(comparison: Comparison, main: bool) -> tuple[list[str], list[list[Cell]], list[str]]:
+    """Returns the header, a row per metric with a column per group, and the notes that the marks [1], [2] … refer to.
+
+    The main metrics are those of generated images and of the validation. Many groups have rows instead of columns.
+    """
+    metrics = [metric for metric in comparison.metrics if metric.main == main]
     notes: list[str] = []
     rows = []
-    for index, group in enumerate(comparison.groups):
-        cells = [group.name, ", ".join(str(run.seed) for run in group.runs)]
-        cells += [_cell(comparison, metric, index, notes) for metric in metrics]
-        rows.append(cells)
-    arrows = {1: " ↑", -1: " ↓", 0: ""}
-    return ["runs", "seeds", *(metric.title + arrows[metric.better] for metric in metrics)], rows, notes
+    for metric in metrics:
+        cells = [_cell(comparison, metric, index, notes) for index in range(len(comparison.groups))]
+        rows.append([metric.title + ARROWS[metric.better], *cells])
+    table = [["", *(group.short for group in comparison.groups)], *rows]
+    if len(comparison.groups) > MANY and rows:
+        table = [list(cells) for cells in zip(*table, strict=True)]
+    return table[0], table[1:] if rows else [], notes
 
 
 def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) -> Cell:
@@ -38,13 +45,11 @@ def _cell(comparison: Comparison, metric: Metric, index: int, notes: list[str]) 
     if mean is None:
         return NONE
     text = metric.write(mean.value, mean.half)
-    reasons = [f"not comparable with the first row: {r}" for r in comparison.not_comparable[metric.key][index]]
-    for reason in [*reasons, *comparison.warnings(metric.key, index)]:
-        note = f"{metric.title}: {reason}"
-        if note not in notes:
-            notes.append(note)
-        text += f" [{notes.index(note) + 1}]"
-    return text
+    reasons = comparison.not_comparable[metric.key][index]
+    found = [f"not comparable with the first value of the row: {'; '.join(reasons)}"] if reasons else []
+    found += comparison.warnings(metric.key, index)
+    notes += [note for note in found if note not in notes]
+    return " ".join([text, *(f"[{number}]" for number in sorted(notes.index(note) + 1 for note in found))])
 
 
 def table_of_pairs(comparison: Comparison, headline: bool) -> tuple[list[str], list[list[Cell]]]:
@@ -55,7 +60,7 @@ def table_of_pairs(comparison: Comparison, headline: bool) -> tuple[list[str], l
 
 def _pair(pair: GroupPair, comparison: Comparison) -> list[Cell]:
     a, b = (comparison.groups[i] for i in (pair.a, pair.b))
-    start = [pair.metric.title, a.letter or a.label, b.letter or b.label]
+    start = [pair.metric.title, a.short, b.short]
     if pair.contrast is None:
         return [*start, NONE, NONE, NONE, f"not comparable: {'; '.join(pair.reasons)}"]
     by = pair.metric.write_difference(pair.contrast.difference, pair.contrast.half)
@@ -68,7 +73,7 @@ def _pair(pair: GroupPair, comparison: Comparison) -> list[Cell]:
 def table_of_runs(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     rows = []
     for run in comparison.runs:
-        letter = next((group.name for group in comparison.groups if run in group.runs), NONE)
+        letter = next((group.short for group in comparison.groups if run in group.runs), NONE)
         rows.append([str(run.path), letter, _text(run.seed), run.state, run.note or NONE, _commit(run)])
     return ["folder", "runs", "seed", "state", "", "commit"], rows
 
@@ -79,7 +84,7 @@ def _commit(run: Run) -> str:
 
 
 def table_of_settings(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
-    header = ["setting", *(group.letter or group.label for group in comparison.groups)]
+    header = ["setting", *(group.short for group in comparison.groups)]
     rows = [[d.key + (f" (+{len(d.also)})" if d.also else ""), *d.values] for d in comparison.differences]
     return header, rows
 
@@ -88,10 +93,45 @@ def _text(value: object) -> str:
     return NONE if value is None else str(value)
 
 
+def legend(comparison: Comparison) -> list[tuple[str, str]]:
+    """Returns each group's letter, and its settings that differ with its seeds."""
+    lines = []
+    for index, group in enumerate(comparison.groups):
+        seeds = [str(run.seed) for run in group.runs if run.seed is not None]
+        about = [described(comparison.differences, index) if group.letter else ""]
+        about += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
+        lines.append((group.short, "; ".join(text for text in about if text)))
+    return lines
+
+
+def conclusions(comparison: Comparison) -> list[str]:
+    """Returns what the comparison shows, and which runs have nothing to compare."""
+    return [*_sentences(comparison), *_not_evaluated(comparison)]
+
+
+def _not_evaluated(comparison: Comparison) -> list[str]:
+    runs = comparison.not_evaluated
+    names = [
+        str(run.path) + (f" ({group.letter})" if group.letter else "")
+        for group in comparison.groups
+        for run in group.runs
+        if run in runs
+    ]
+    if not names:
+        return []
+    if len(names) == sum(len(group.runs) for group in comparison.groups) > 1:
+        text = "None of these runs was"
+    else:
+        shown = names if len(names) <= MANY else [*names[:MANY], f"{len(names) - MANY} more"]
+        text = f"{listed(shown)} {'were' if len(names) > 1 else 'was'} never"
+    return [f"{text} evaluated on generated images, which ldm evaluate RUN --data DATA --out FILE does."]
+
+
 def markdown(comparison: Comparison) -> str:
-    header, rows, notes = table_of_means(comparison)
-    parts = ["# Comparison of runs", "\n".join(f"- {text}" for text in _sentences(comparison))]
-    parts += [f"## Means\n\n{_markdown(header, rows)}"]
+    header, rows, notes = table_of_means(comparison, main=True)
+    parts = ["# Comparison of runs", "\n".join(f"- **{name}**: {text}" for name, text in legend(comparison))]
+    parts += ["\n".join(f"- {text}" for text in conclusions(comparison))]
+    parts += [f"## Means\n\n{_markdown(header, rows)}" if rows else ""]
     parts += ["\n".join(f"[{i}] {note}  " for i, note in enumerate(notes, 1)), comparison.coverage]
     parts += [f"{title}\n\n{_markdown(*table)}" for title, table in _tables(comparison) if table[1]]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -99,8 +139,9 @@ def markdown(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> list[tuple[str, tuple[list[str], list[list[Cell]]]]]:
     return [
+        ("## Other metrics", table_of_means(comparison, main=False)[:2]),
         ("## Differences between the means", table_of_pairs(comparison, headline=True)),
-        ("### Other metrics", table_of_pairs(comparison, headline=False)),
+        ("### By other metrics", table_of_pairs(comparison, headline=False)),
         ("## Settings that differ", table_of_settings(comparison)),
         ("## Runs", table_of_runs(comparison)),
     ]
@@ -121,25 +162,46 @@ def _sentences(comparison: Comparison) -> list[str]:
 
 def html(comparison: Comparison, figures: Sequence[Plot], rows: Sequence[Row], image_notes: Sequence[str]) -> str:
     """Returns the complete page."""
-    header, means, notes = table_of_means(comparison)
-    marks = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    charts = [plot for plot in figures if plot.lettered]
     return Template(TEMPLATE.read_text()).substitute(
-        sentences="".join(f"<li>{escape(text)}</li>" for text in _sentences(comparison)),
+        columns=len(comparison.groups),
+        legend="".join(
+            f"<li>{_letter(i, name)} {escape(text)}</li>" for i, (name, text) in enumerate(legend(comparison))
+        ),
+        images=_images(comparison, rows, image_notes),
+        chart="".join(map(_figure, charts)),
+        sentences="".join(f"<li>{escape(text)}</li>" for text in conclusions(comparison)),
         coverage=escape(comparison.coverage),
+        means=_means(comparison, main=True) or "<p>No run has a metric of generated images or a validation.</p>",
+        others=_folded("Other metrics", _means(comparison, main=False)),
         least=f"{MIN_SEEDS} seeds and {MIN_IMAGES} images",
-        means=_html(header, means) + (f'<ol class="notes">{marks}</ol>' if marks else ""),
         pairs=_pairs(comparison),
         settings=_or_none(_html(*table_of_settings(comparison)), comparison.differences),
-        plots="".join(map(_figure, figures)) or "<p>No run logged a curve.</p>",
-        images=_images(comparison, rows, image_notes),
+        plots="".join(_figure(plot) for plot in figures if not plot.lettered) or "<p>No run logged a curve.</p>",
         runs=_html(*table_of_runs(comparison)),
         provenance="".join(_provenance(comparison)) or "<p>None recorded.</p>",
     )
 
 
+def _letter(index: int, name: str) -> str:
+    """Returns a group's name, underlined in its color in the plots."""
+    return f'<b class="letter" style="border-color:{COLORS[index % len(COLORS)]}">{escape(name)}</b>'
+
+
+def _means(comparison: Comparison, main: bool) -> str:
+    header, rows, notes = table_of_means(comparison, main)
+    marks = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    table = f'<div class="means">{_html(header, rows)}</div>' if rows else ""
+    return table + (f'<ol class="notes">{marks}</ol>' if marks else "")
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
 def _pairs(comparison: Comparison) -> str:
     header, others = table_of_pairs(comparison, headline=False)
-    folded = f"<details><summary>Other metrics</summary>{_html(header, others)}</details>" if others else ""
+    folded = _folded("By other metrics", _html(header, others) if others else "")
     header, rows = table_of_pairs(comparison, headline=True)
     return _or_none(_html(header, rows), rows) + folded
 
@@ -167,20 +229,30 @@ def _figure(plot: Plot) -> str:
 
 
 def _images(comparison: Comparison, rows: Sequence[Row], image_notes: Sequence[str]) -> str:
-    notes = "".join(f"<p>{escape(note)}.</p>" for note in image_notes)
+    """Returns a grid with a column for each group that has images and a row for each prompt; most rows are folded."""
+    notes = "".join(f'<p class="soft">{escape(note)}.</p>' for note in image_notes)
     if not rows:
         return notes
-    names = [group.letter or group.label for group in comparison.groups]
-    blocks = []
-    for row in rows:
-        cells = "".join(
-            f'<figure><img src="data:image/png;base64,{base64.b64encode(image).decode()}" '
-            f'alt="{escape(name)}: {escape(row.caption)}"><figcaption>{escape(name)}</figcaption></figure>'
-            for name, image in zip(names, row.images, strict=True)
-            if image
-        )
-        blocks.append(f"<section class='prompt'><p>{escape(row.caption)}</p><div class='row'>{cells}</div></section>")
-    return f"{notes}<div class='prompts'>{''.join(blocks)}</div>"
+    chosen = [k for k in range(len(comparison.groups)) if any(row.images[k] for row in rows)]
+    names = [comparison.groups[k].short for k in chosen]
+    heads = "".join(f"<div>{_letter(k, name)}</div>" for k, name in zip(chosen, names, strict=True))
+    blocks = [_row(row, chosen, names) for row in rows]
+    head = f"<div class='line'><p></p><div class='row'>{heads}</div></div>"
+    grid = f"<div class='prompts' style='--columns:{len(chosen)}'>{head}"
+    more = f"{len(rows) - SHOWN} more prompts"
+    folded = _folded(more, f"{grid}{''.join(blocks[SHOWN:])}</div>" if len(rows) > SHOWN else "")
+    return f"{grid}{''.join(blocks[:SHOWN])}</div>{folded}{notes}"
+
+
+def _row(row: Row, chosen: Sequence[int], names: Sequence[str]) -> str:
+    cells = "".join(_image(row.images[k], f"{name}: {row.caption}") for k, name in zip(chosen, names, strict=True))
+    return f"<div class='line'><p>{escape(row.caption)}</p><div class='row'>{cells}</div></div>"
+
+
+def _image(image: bytes | None, text: str) -> str:
+    if image is None:
+        return "<div></div>"
+    return f'<div><img src="data:image/png;base64,{base64.b64encode(image).decode()}" alt="{escape(text)}"></div>'
 
 
 def _provenance(comparison: Comparison) -> list[str]:

@@ -1,6 +1,7 @@
 """Reads a run's folder: its settings, state, metrics and curves."""
 
 import csv
+import io
 import json
 import math
 import time
@@ -15,9 +16,13 @@ import yaml
 from ldm.files import LOCK, is_locked
 
 WAITING = ".waiting"  # folder beside the runs of a sweep, with an empty file for each run that has not started
-SILENCE = 600  # seconds without a write after which an unfinished run without a lock counts as stopped
+OUTCOME, LOG = "state.json", "log.txt"
+SILENCE = 600  # seconds without a batch, or in older runs without a lock and a write, after which a run is not alive
 SPEED = "train/images_per_second"
 SEEN = "train/images_seen"
+
+
+STATES = ("in progress", "starting", "waiting", "stalled", "failed", "stopped", "damaged", "empty", "finished")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """`state` is finished, in progress, stopped, waiting, empty or damaged; `note` is a human-readable explanation."""
+    """`state` is one of STATES; `note` is a human-readable explanation."""
 
     path: Path
     state: str
@@ -187,25 +192,51 @@ def is_finished(folder: Path) -> bool:
 
 
 def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
-    steps, last = config.get("trainer.max_steps"), trained(scalars)
+    steps, last, record = config.get("trainer.max_steps"), trained(scalars), read_outcome(path)
     measured = report["provenance"].get("steps") if report else None
     longer = isinstance(measured, int) and last > measured  # a finished run that was resumed to train further
-    if report and not longer and not is_locked(path):
+    ended = record.get("state", "finished") == "finished" and not is_locked(path)
+    if ended and report and not longer:
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
         notes = [f"not numbers: {', '.join(broken)}"] if broken else []
         validated = report["provenance"].get("validated")
         if is_number(measured) and is_number(validated) and validated < measured:
             notes.append(f"last validated at step {validated} of {measured}")
-        return "finished", "; ".join(notes)
-    if not report and is_finished(path) and not is_locked(path):
-        return "finished", "no metrics were measured"
-    files = [file.stat().st_mtime for file in path.rglob("*") if file.is_file()]
-    age = max(0.0, time.time() - max(files))
+        return "finished", "; ".join([*filter(None, [record.get("reason")]), *notes])
+    if ended and not report and is_finished(path):
+        return "finished", record.get("reason") or "no metrics were measured"
+    last = max(last, record.get("step", 0)) if record.get("state") in ("stopped", "failed") else last
     where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
     where += f" (metrics of step {measured})" if longer else ""
-    if is_locked(path) if (path / LOCK).is_file() else age < SILENCE:
-        return "in progress", f"{where}, last wrote {_ago(age)} ago"
-    return "stopped", f"{where}, last wrote {_ago(age)} ago; continue with resume=auto"
+    return _unfinished(path, record, where)
+
+
+def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, str]:
+    """Returns the state of a run that has not finished; runs of older versions have no record."""
+    age = max(0.0, time.time() - max(file.stat().st_mtime for file in path.rglob("*") if file.is_file()))
+    wrote, resume = f"last wrote {_ago(age)} ago", "continue with resume=auto"
+    if is_locked(path) if record or (path / LOCK).is_file() else age < SILENCE:
+        if record.get("state") == "running" and (silent := time.time() - record["modified"]) > SILENCE:
+            return "stalled", f"{where}, no batch for {_ago(silent)}; {LOG} and callbacks.watchdog may say why"
+        return "in progress", f"{where}, {wrote}"
+    if record.get("state") == "failed":
+        return "failed", f"{where}: {record.get('reason')}; see {LOG}, {resume}"
+    if record.get("state") == "stopped":
+        return "stopped", f"{where}, {record.get('reason')}; {resume}"
+    if record:
+        cause = f"its process on {record.get('host')} ended without a message (killed, out of memory or power)"
+        return "failed", f"{where}, {wrote}: {cause}; {resume}"
+    return "stopped", f"{where}, {wrote}; {resume}"
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """Returns a run's record of its state, with the time of the last batch as "modified"; {} if it has none."""
+    file = folder / OUTCOME
+    try:
+        record = json.loads(file.read_text())
+        return {**record, "modified": file.stat().st_mtime} if isinstance(record, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def trained(scalars: dict[str, Curve]) -> int:
@@ -225,9 +256,13 @@ def _ago(seconds: float) -> str:
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """Reads all scalars from the CSV logs, or else from TensorBoard's; the last value counts if a step is repeated."""
+    """Reads all scalars from metrics.csv, or else from TensorBoard's logs; the last value of a repeated step counts.
+
+    Older runs logged to csv/version_N/metrics.csv, where N counts how often the run was resumed.
+    """
     points: dict[str, dict[int, float]] = {}
-    logs = [*folder.glob("csv/metrics.csv"), *sorted(folder.glob("csv/version_*/metrics.csv"), key=_version)]
+    older = [*folder.glob("csv/metrics.csv"), *sorted(folder.glob("csv/version_*/metrics.csv"), key=_version)]
+    logs = [*older, *folder.glob("metrics.csv")]
     logged = chain.from_iterable(map(_csv, logs)) if logs else _events(folder / "tensorboard")
     for name, step, value in logged:
         if math.isfinite(value):
@@ -237,16 +272,19 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 
 def _version(file: Path) -> int:
-    """Returns the number of a log's folder; each resumption logs to the next one."""
+    """Returns the number of a log's folder; each resumption logged to the next one."""
     return int(file.parent.name.rpartition("_")[2])
 
 
 def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
-    with file.open(newline="") as lines:
-        for row in csv.DictReader(lines):
-            for name, text in row.items():
-                if name and text and row.get("step") and name != "step":
-                    yield name, int(float(row["step"])), float(text)
+    """Yields the scalars of complete rows: the last one may be cut off, or be followed by the end of an earlier one."""
+    text = file.read_text()
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+        if None in row or None in row.values() or not row.get("step"):
+            continue
+        for name, value in row.items():
+            if value and name not in ("step", "time"):
+                yield name, int(float(row["step"])), float(value)
 
 
 def _events(folder: Path) -> Iterable[tuple[str, int, float]]:

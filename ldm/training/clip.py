@@ -1,6 +1,8 @@
 """Trains CLIP text and image towers contrastively (Radford et al. 2021)."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,14 +42,15 @@ class ClipTraining(LightningModule):
     def trainable(self) -> dict[str, nn.Parameter]:
         return trainable(self.clip)
 
-    def tokenize(self, captions: list[str]) -> Tensor:
-        return self.tokenizer(captions)
+    @property
+    def tokenize(self) -> Callable[[list[str]], Tensor]:
+        """Maps captions to tokens; see `cropped_tokens`."""
+        return partial(cropped_tokens, self.tokenizer)
 
     def similarities(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns scaled cosine similarities (captions, images), and which pairs match (bool, same shape)."""
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["caption"])
-        longest = int((tokens == self.tokenizer.end).int().argmax(1).max()) + 1  # tokens after the end are padding
-        tokens = tokens[:, :longest].contiguous().to(self.device)
+        tokens = tokens.to(self.device)
         same = (tokens[:, None] == tokens[None]).all(-1)
         return self.clip(tokens, as_float(batch["image"])), same
 
@@ -83,3 +86,10 @@ class ClipTraining(LightningModule):
             ExportedFile(name, tower.state_dict(), {"kind": name, "config": tower.config})
             for name, tower in towers.items()
         ]
+
+
+def cropped_tokens(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
+    """Returns tokens (b, n), n being the length of the longest caption; what follows would be padding for all."""
+    tokens = tokenizer(captions)
+    longest = int((tokens == tokenizer.end).int().argmax(1).max()) + 1
+    return tokens[:, :longest].contiguous()

@@ -1,9 +1,9 @@
 """Trains a denoising network, and optionally the text encoder, in the latent space of a frozen first stage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ldm.execution.fsdp import shard
 from ldm.image import from_uint8
 from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
 from ldm.nn.inpainting import INPAINTING, inpainting_hint
-from ldm.nn.text_encoder import TextEncoder
+from ldm.nn.text_encoder import TextEncoder, tokens_of
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
 from ldm.training.masks import random_masks
@@ -38,6 +38,8 @@ from ldm.weights.parts import Frozen
 
 Batch = dict[str, Any]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that run the network as CUDA graphs
+MAX_SIZES = 64  # of images, for each of which the network is compiled; torch stops compiling after 8 by default
 PREFIX = "backbone."  # prefix of the network's weights in checkpoints
 TEXT_PREFIX = "trained_text."  # prefix of the text encoder's weights, if it is trained
 OLD_PREFIX = "unet."  # prefix of the network's weights in version 0.1
@@ -112,7 +114,7 @@ class DiffusionTraining(LightningModule):
         self.schedule, self.prediction = schedule, prediction
         self.denoiser = Denoiser(compiled(self.backbone, compile), schedule, prediction, time)
         self.objective = Objective(times, weighting, stratified, offset_noise, huber, seed)
-        self.make_optimizer, self.curve = optimizer, lr
+        self.make_optimizer, self.curve, self.compile_mode = optimizer, lr, compile
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
         self.compute = None if compute is None else getattr(torch, compute)
@@ -134,15 +136,26 @@ class DiffusionTraining(LightningModule):
         """Returns the weights of the text encoder that are trained, by name."""
         return {TEXT_PREFIX + name: weight for name, weight in trainable(self.text_encoder).items()}
 
-    def tokenize(self, captions: list[str]) -> Tensor:
-        return self.text_encoder.tokenize(captions)
+    @property
+    def tokenize(self) -> Callable[[list[str]], Tensor]:
+        """Maps captions to tokens (b, n). It holds no network, so that it can be sent to a data loader's workers."""
+        return partial(tokens_of, self.text_encoder.tokenizers)
 
     def setup(self, stage: str) -> None:
+        if self.compile_mode in CUDA_GRAPHS and self.trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"training.compile={self.compile_mode} keeps gradients in the memory of CUDA graphs, which each batch "
+                "overwrites, so that they cannot be accumulated: choose training.compile=default, or set "
+                "data.global_batch to data.batch_size x the number of GPUs"
+            )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for sample in () if data is None else data.samples_of_each_size():
             self.check_sample(sample)
 
     def configure_model(self) -> None:
+        device = self.trainer.strategy.root_device  # where Lightning moves its own networks only after this
+        for network in self.frozen:
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         if sharded and self.trains_text:
             raise ValueError("strategy=fsdp does not shard the text encoder, which is trained: choose strategy=ddp")
@@ -152,10 +165,6 @@ class DiffusionTraining(LightningModule):
             raise ValueError(
                 "precision=bf16-true keeps float32 weights only with strategy=fsdp; choose it, or precision=bf16-mixed"
             )
-
-    def on_fit_start(self) -> None:  # in setup the module is still on the CPU
-        for network in self.frozen:
-            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check_sample(self, sample: dict[str, Any]) -> None:
         """Raises ValueError if the network cannot be trained on the sample."""
@@ -242,7 +251,8 @@ class DiffusionTraining(LightningModule):
         if self.adapter is None or not self.adapter.config.get("dropout"):
             yield
             return
-        key = uniform(self.seed, "adapter dropout", batch["id"][:1], batch["draw"][:1])
+        sample, draw = batch["first"] if "first" in batch else (int(batch["id"][0]), int(batch["draw"][0]))
+        key = uniform(self.seed, "adapter dropout", torch.tensor([sample]), draw)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key * 2**32))
             yield
@@ -295,6 +305,8 @@ class DiffusionTraining(LightningModule):
         """Returns training metadata under the names that kohya's trainer uses."""
         group = self.trainer.optimizers[0].param_groups[0]
         rate = {"ss_learning_rate": str(group["initial_lr"]), "ss_optimizer": type(self.trainer.optimizers[0]).__name__}
+        if self.text_encoder_lr is not None:
+            rate["ss_text_encoder_lr"] = str(self.text_encoder_lr)
         return {"ss_steps": str(self.trainer.global_step), "ss_seed": str(self.seed), **rate}
 
     def about(self) -> dict[str, Any]:
@@ -381,7 +393,7 @@ def log_validation(module: LightningModule, dataloader_idx: int, values: dict[st
 
 
 def compiled(backbone: Backbone, mode: str | None) -> Network:
-    """Compiles the network for calls with gradients; their shapes do not change, so it is compiled once.
+    """Compiles the network for calls with gradients, once for each size of images.
 
     Validation and sampling, whose shapes vary, call the uncompiled network. `mode` is one of COMPILE_MODES, or None
     for no compilation.
@@ -392,7 +404,7 @@ def compiled(backbone: Backbone, mode: str | None) -> Network:
         raise ValueError(
             f"training.compile={mode} is not a mode of torch.compile: choose {', '.join(COMPILE_MODES)} or null"
         )
-    fast = torch.compile(backbone, mode=mode, dynamic=False)
+    fast = torch.compile(backbone, mode=mode, dynamic=False, recompile_limit=MAX_SIZES)  # type: ignore[call-overload]
     return lambda *inputs: (fast if torch.is_grad_enabled() else backbone)(*inputs)
 
 

@@ -1,4 +1,4 @@
-"""Averages logged training values over the batches and ranks of an optimizer step."""
+"""Averages training values over the batches of an optimizer step, and over ranks if they are logged."""
 
 import torch
 from lightning import LightningModule
@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 class StepMeans:
-    """Logs the means of named values over the batches of an optimizer step and over ranks as train/NAME.
+    """Logs the means of named values over the batches of an optimizer step as train/NAME.
 
-    Call `add` for each batch, and `log` in `on_before_optimizer_step`, after the step's last batch. All batches must
-    have the same size, so that the mean of their means is the mean over samples.
+    The mean of a step that the loggers get is over all ranks, which wait for each other; that of other steps is over
+    one. Call `add` for each batch, and `log` in `on_before_optimizer_step`, after the step's last batch. All batches
+    must have the same size, so that the mean of their means is the mean over samples.
     """
 
     def __init__(self) -> None:
@@ -20,5 +21,9 @@ class StepMeans:
 
     def log(self, module: LightningModule) -> None:
         batches, self._batches = self._batches, []
+        every: int = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
         for name in batches[0]:
-            module.log(f"train/{name}", torch.stack([batch[name] for batch in batches]).float().mean(), sync_dist=True)
+            mean = torch.stack([batch[name] for batch in batches]).float().mean()
+            if every and (module.trainer.global_step + 1) % every == 0:
+                mean = module.trainer.strategy.reduce(mean, reduce_op="mean")
+            module.log(f"train/{name}", mean)

@@ -90,10 +90,11 @@ def caption_encoder(text_encoder: Frozen[TextEncoder], lr: float | None = None) 
     """
     if lr is not None:
         return None
-    network = text_encoder.network.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
     def encode(captions: list[str]) -> Tensor:
+        # Not before the first call, when a distributed run has assigned each rank its own GPU.
+        network = text_encoder.network.to("cuda" if torch.cuda.is_available() else "cpu")
         return network.encode(captions).get("text").cpu()
 
     return encode

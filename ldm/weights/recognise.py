@@ -50,11 +50,24 @@ def _recognised(path: str | Path, options: ReadOptions, variant: str | None) -> 
     if file.is_dir():
         return _folder(file, options, variant)
     if not file.is_file():
-        raise FileNotFoundError(f"there is no model {path}; give {READABLE}")
+        raise FileNotFoundError(f"there is no model {path}; {_fetching(str(path))}give {READABLE}")
     config = file.parent / "config.json"
     if re.match(rf"({'|'.join(STEMS)})\.", file.name) and config.is_file():
         return part_contents(file, networks_of(config, file))
     return read_file(file, options)
+
+
+def _fetching(path: str) -> str:
+    """Returns how to fetch a repository of Hugging Face, if the path looks like the name of one."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) or Path(path).parent.exists():
+        return ""
+    if Path(path).suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
+        return ""
+    name = path.partition("/")[2]
+    return (
+        "nothing is downloaded by ldm: fetch a repository of Hugging Face with `hf download "
+        f"{path} --local-dir {name}` and give {name}; otherwise "
+    )
 
 
 def _default() -> Path:

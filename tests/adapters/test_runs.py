@@ -62,6 +62,7 @@ def test_info_shows_no_base_for_a_model(base: Path) -> None:
     assert "base" not in describe(str(base))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_evaluated_like_a_model(adapted: Path, base: Path, tmp_path: Path) -> None:
     small = ["--data", "shapes", "--prompts", "4", "--count", "8", "--validation", "2", "--steps", "1"]
     results = []
@@ -72,6 +73,7 @@ def test_an_adapter_is_evaluated_like_a_model(adapted: Path, base: Path, tmp_pat
     assert results[0]["metrics"]["noise_loss"] != results[1]["metrics"]["noise_loss"]
 
 
+@pytest.mark.slow
 def test_an_average_of_any_length_of_an_adapter_is_evaluated(base: Path, tmp_path: Path) -> None:
     average = "ema=power", "ema.every_n_train_steps=1", "trainer.max_steps=3"
     folder = run(tmp_path / "run", *ADAM, ADAPTER, f"training.start={base}", *average)

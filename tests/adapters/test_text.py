@@ -21,6 +21,7 @@ from ldm.pipeline.pipeline import Pipeline
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.muon import Muon
 from ldm.training.start import start_from
+from ldm.weights.adapters.reader import open_adapter
 from ldm.weights.adapters.textual_inversion import read_embedding
 from ldm.weights.model import model_fingerprint, read_model
 from ldm.weights.parts import first_stage, text_encoder
@@ -130,6 +131,7 @@ def test_a_lora_of_both_networks_is_exported_to_one_file_and_loaded(base: Path, 
     assert {name for name in names if name.startswith("lora_te_")} == {
         f"lora_te_text_model_encoder_layers_0_self_attn_{part}_proj" for part in ("q", "k", "v", "out")
     }
+    assert open_adapter(file).metadata["ss_text_encoder_lr"] == "0.01"
     prompts = ["a red circle", "blue"]
     expected = module.text_encoder.encode(prompts).get("text")
     for pipeline in (

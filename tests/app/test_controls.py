@@ -17,6 +17,9 @@ def values(**changes: Any) -> dict[str, Any]:
         "count": 2,
         "strength": 0.5,
         "editor": None,
+        "prompt_syntax": "plain",
+        "loras": [["ink", 0.5], ["other", 0]],
+        "embeddings": None,
     }
     return plain | others | changes
 
@@ -25,6 +28,18 @@ def test_a_request_has_one_seed_per_image_and_the_size():
     request = controls.request_of(values(), {})
     assert request.seeds == [7, 8] and request.call["size"] == (16, 32)
     assert "strength" not in request.call and request.sources == {}
+
+
+def test_a_request_has_the_adapters_with_a_weight_and_the_syntax_of_the_prompt():
+    request = controls.request_of(values(embeddings=["zorp"]), {"prompt_syntax": "a1111"})
+    assert request.loras == [("ink", 0.5)] and request.embeddings == ["zorp"]
+    assert request.call["prompt_syntax"] == "plain"
+
+
+@pytest.mark.parametrize("weight", ["much", float("nan"), [1]])
+def test_an_invalid_weight_is_refused(weight: Any):
+    with pytest.raises(ValueError, match="the weight of ink is"):
+        controls.request_of(values(loras=[["ink", weight]]), {})
 
 
 def test_an_empty_seed_is_random():
@@ -44,3 +59,19 @@ def test_restored_settings_stay_except_options_of_another_sampler():
     assert controls.request_of(values(), restored).call["sampler_options"] == {"eta": 0.5}
     call = controls.request_of(values(sampler="euler"), restored).call
     assert call["clip_skip"] == 1 and call["steps"] == 4 and "sampler_options" not in call
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "expected"),
+    [
+        ("square", (512, 512), (512, 512)),
+        ("landscape 3:2", (512, 512), (448, 640)),
+        ("portrait 2:3", (512, 512), (640, 448)),
+        ("wide 16:9", (768, 768), (576, 1024)),
+        ("landscape 3:2", (64, 64), (48, 80)),
+    ],
+)
+def test_an_aspect_keeps_the_area_in_steps_that_networks_accept(
+    aspect: str, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert controls.sides(aspect, size) == expected

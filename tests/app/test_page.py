@@ -15,7 +15,9 @@ from PIL import Image
 
 from ldm.app.service import Request, Service
 from ldm.image import read_metadata, save_png, to_pil
-from tests.tiny import KNOWN, save_tiny_model
+from ldm.weights.adapters.writer import write_adapter
+from tests.tiny import KNOWN, save_tiny_model, tiny_unet
+from tests.weights.adapters.made import changes
 
 httpx = pytest.importorskip("httpx", reason="it is installed with Gradio")
 server = pytest.importorskip("ldm.app.server", reason="the page needs Gradio: pip install -e '.[app]'")
@@ -23,7 +25,7 @@ browsing = pytest.importorskip(
     "playwright.sync_api", reason="Playwright controls the browser: pip install -e '.[test]'"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 TIMEOUT = 120_000  # milliseconds, enough for a busy machine
 
 
@@ -68,8 +70,10 @@ def page(browser, address: str) -> Iterator[Any]:
 
 def generate(page, prompt: str = KNOWN) -> Image.Image:
     """Enters the prompt, presses Generate and returns the image that the page then shows."""
+    before = page.locator("#gallery img").count()
     page.fill("#prompt textarea", prompt)
     page.click("#generate")
+    browsing.expect(page.locator("#gallery img")).to_have_count(before + 1, timeout=TIMEOUT)
     page.wait_for_selector(f"#message:has-text('{prompt} · seed')")
     assert page.locator(".toast-wrap .error").count() == 0
     return Image.open(io.BytesIO(httpx.get(page.locator("#stage img").first.get_attribute("src")).content))
@@ -135,6 +139,30 @@ def test_a_dropped_png_restores_its_settings(page, service: Service):
     assert generate(page, "a red circle").tobytes() == Image.open(finished.paths[0]).tobytes()
 
 
+@pytest.mark.slow
+def test_a_dropped_lora_changes_images_until_its_weight_is_zero(page, tmp_path: Path):
+    write_adapter(tmp_path / "ink.safetensors", {"unet": changes(tiny_unet(), "all")}, "kohya", {})
+    page.locator("#seed input, #seed textarea").first.fill("7")
+    plain = generate(page)
+    page.click("#adapters button")
+    page.set_input_files("#added input[type=file]", tmp_path / "ink.safetensors")
+    cells = page.locator("#loras [role=row]").filter(has_text="ink.safetensors").locator("[role=gridcell]")
+    browsing.expect(cells.last).to_have_text("1", timeout=TIMEOUT)
+    assert generate(page).tobytes() != plain.tobytes()
+    cells.last.dblclick()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("0")
+    page.keyboard.press("Enter")
+    assert generate(page).tobytes() == plain.tobytes()
+
+
+def test_a_file_that_is_no_adapter_is_refused(page, tmp_path: Path):
+    (tmp_path / "notes.bin").write_bytes(b"no tensors")
+    page.click("#adapters button")
+    page.set_input_files("#added input[type=file]", tmp_path / "notes.bin")
+    assert page.wait_for_selector(".toast-body.error:has-text('notes.bin is neither a LoRA')").is_visible()
+
+
 def test_stop_ends_a_request_and_the_next_one_runs(page, service: Service):
     before = set(service.out.glob("*"))
     for name, value in (("steps", "200"), ("height", "128"), ("width", "128")):
@@ -197,3 +225,35 @@ def test_file_names_from_the_browser_are_not_trusted(service: Service, tmp_path:
     page = server.Page(service)
     updates = page.gallery(history)
     assert updates[page.parts["history"]] == [] and updates[page.parts["gallery"]].value in ([], None)
+
+
+def test_the_page_has_a_title_and_shows_no_examples_for_a_model_of_another_vocabulary(page):
+    assert page.locator("h1").inner_text() == "ldm"
+    assert page.locator("#examples").count() == 0 or not page.locator("#examples").is_visible()
+
+
+def test_an_image_is_downloaded_varied_and_deleted_and_its_seed_locked(page, service: Service):
+    generate(page)
+    newest = max(service.out.glob("????.png"))
+    page.click("#lock")
+    browsing.expect(page.locator("#seed textarea, #seed input").first).to_have_value(
+        str(read_metadata(newest)["seed"]), timeout=TIMEOUT
+    )
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_bytes() == newest.read_bytes()
+    page.click("#vary")
+    page.wait_for_function("() => document.querySelector('#message').innerText.includes('seed')")
+    browsing.expect(page.locator("#gallery img")).to_have_count(2, timeout=TIMEOUT)
+    varied = max(service.out.glob("????.png"))
+    assert read_metadata(varied)["seed"] != read_metadata(newest)["seed"]
+    page.click("#delete")
+    browsing.expect(page.locator("#gallery img")).to_have_count(1, timeout=TIMEOUT)
+    assert newest.exists() and not varied.exists()
+
+
+def test_an_aspect_sets_height_and_width(page):
+    set_number(page, "width", "32")
+    page.locator("#aspect input").click()
+    page.locator("[role=option]:has-text('square')").click()
+    browsing.expect(page.locator("#width input[type=number]")).to_have_value("16", timeout=TIMEOUT)

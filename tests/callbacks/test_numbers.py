@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from ldm.callbacks.averages.ema import EMA
@@ -16,6 +15,7 @@ from ldm.callbacks.monitoring.images_seen import ImagesSeen
 from ldm.callbacks.monitoring.loss_by_noise import LossByNoise
 from ldm.callbacks.monitoring.metrics import Metrics
 from ldm.callbacks.monitoring.progress import Progress
+from ldm.callbacks.monitoring.scalar_table import ScalarTable
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import Curve, read_scalars
 from ldm.training.diffusion import DiffusionTraining
@@ -46,7 +46,7 @@ def train(folder: Path, batch_size: int, resume: Path | None = None, **how: Any)
         *(EMA(0.5), Throughput(), Progress(), ImagesSeen(), Health(folder / "skipped"), LossByNoise(), Metrics(folder)),
         Checkpoint(folder / "checkpoints", every_n_train_steps=1, keep=9),
     ]
-    logger = CSVLogger(folder, "csv", flush_logs_every_n_steps=1)
+    logger = ScalarTable(folder)
     every = {"log_every_n_steps": 1, "val_check_interval": 4, "check_val_every_n_epoch": None}
     shown = {"enable_checkpointing": True, "enable_progress_bar": True}
     fit(folder, module(), STEPS, resume, batch_size, callbacks=callbacks, logger=logger, **every, **shown, **how)
@@ -79,6 +79,7 @@ def test_a_run_logs_all_values_and_a_skipped_step_has_neither_loss_nor_norms(str
     assert curves["epoch"].values == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_two_ranks_log_the_values_of_one_process_on_the_same_samples(straight: Path, tmp_path: Path) -> None:
     def work(_: int) -> None:
         train(tmp_path, 2, accumulate_grad_batches=2, devices=2, strategy="ddp")

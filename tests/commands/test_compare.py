@@ -21,10 +21,12 @@ def test_compare_writes_html_markdown_and_json(tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"][1]["seeds"] == [0, 1, 2]
     assert (tmp_path / "figures" / "error_by_noise.pdf").is_file()
     printed = capsys.readouterr().out
-    assert "no difference shown" in printed and "interval over the seeds of training" in printed
+    assert "A: schedule=Flow; seeds 0, 1, 2\n" in printed and "No difference shown in FID" in printed
+    assert "interval over the seeds of training" in printed
     assert str(tmp_path / "out" / "report.html") in printed
 
 
+@pytest.mark.slow
 def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> None:
     command = ["compare", str(tmp_path / "a"), "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "out")]
     for fid in (1.0, 2.0):

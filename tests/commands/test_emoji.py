@@ -19,7 +19,8 @@ SKIN = "1f3fb"
 
 def entry(key: str, category: str = "Symbols") -> dict:
     name = {"name": f"NAME OF {key.upper()}", "image": f"{key}.png", "short_name": f"short-{key}"}
-    return name | {"category": category, "subcategory": "sub", "sheet_x": 3, "has_img_google": True}
+    position = {"sheet_x": KEYS.index(key) if key in KEYS else 4, "sheet_y": 1}
+    return name | position | {"category": category, "subcategory": "sub", "has_img_google": True}
 
 
 def png(shade: int, mode: str = "RGBA", size: int = 64) -> bytes:
@@ -28,16 +29,16 @@ def png(shade: int, mode: str = "RGBA", size: int = 64) -> bytes:
     return file.getvalue()
 
 
-def package(version: str = "16.0.0") -> dict[str, bytes]:
-    """Returns the files of the npm package by their path in it."""
+def package(images: str = "google") -> dict[str, bytes]:
+    """Returns the files of the npm package with these images by their path in it."""
     entries = [*map(entry, KEYS), entry(SKIN, "Component")]
     files = {
         "LICENSE": b"MIT",
-        "package.json": json.dumps({"name": "emoji-datasource-google", "version": version}).encode(),
+        "package.json": json.dumps({"name": f"emoji-datasource-{images}", "version": "16.0.0"}).encode(),
         "emoji.json": json.dumps(entries).encode(),
-        "img/google/sheets/64.png": b"not read",
+        f"img/{images}/sheets/64.png": b"not read",
     }
-    return files | {f"img/google/64/{key}.png": png(k) for k, key in enumerate([*KEYS, SKIN, "unlisted"])}
+    return files | {f"img/{images}/64/{key}.png": png(k) for k, key in enumerate([*KEYS, SKIN, "unlisted"])}
 
 
 def tarball(path: Path, files: dict[str, bytes]) -> Path:
@@ -142,7 +143,7 @@ def test_paths_outside_the_package_are_ignored_and_nothing_is_unpacked(tmp_path:
     files = {f"package/{name}": data for name, data in package().items()} | dict.fromkeys(wrong, b"evil")
     path = tarball(tmp_path / "p.tgz", files)
     expected = {name for name in package() if "sheets" not in name and "unlisted" not in name}
-    assert read_package(path).keys() == expected
+    assert read_package(path).files.keys() == expected
     assert [p.name for p in tmp_path.iterdir()] == ["p.tgz"]
 
 
@@ -157,6 +158,55 @@ def test_images_outside_the_package_are_not_read(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("images", ["twitter", "facebook", "apple"])
+def test_other_packages_of_the_family_are_read(images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = package(images)
+    entries = [each | {f"has_img_{images}": each["image"] != "1f98d.png"} for each in json.loads(files["emoji.json"])]
+    del files[f"img/{images}/64/1f98d.png"]
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()} | {
+        "package/emoji.json": json.dumps(entries).encode()
+    })  # fmt: skip
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    members = contents(tmp_path / "out")["emoji-00000.tar"]
+    assert {name.removesuffix(".png") for name in members if name.endswith(".png")} == set(KEYS) - {"1f98d"}
+    assert members["1f3c3.png"] == files[f"img/{images}/64/1f3c3.png"]
+    assert f"skipped 1 emoji of which {images} has no image" in capsys.readouterr().out
+
+
+def sheets(color: tuple[int, int, int, int]) -> bytes:
+    """Returns a sheet of transparent cells in which the second of the second row has this colour."""
+    sheet, file = Image.new("RGBA", (5 * 34, 5 * 34)), io.BytesIO()
+    sheet.paste(color, (35, 35, 67, 67))
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_set_of_the_package_without_own_images_is_cut_out_of_its_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: data for name, data in package().items() if "img/" not in name}
+    files["package.json"] = b'{"name": "emoji-datasource", "version": "16.0.0"}'
+    colors = {"google": (9, 8, 7, 255), "twitter": (1, 2, 3, 255)}
+    files |= {f"img/{name}/sheets/32.png": sheets(color) for name, color in colors.items()}
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
+    command = ["emoji", str(source), "--out", str(tmp_path / "out"), "--size", "32"]
+    assert main(command) == 1
+    assert "no --images: emoji-datasource has the images of google, twitter" in capsys.readouterr().err
+    assert main([*command, "--images", "twitter"]) == 0
+    members = contents(tmp_path / "out")["emoji-00000.tar"]
+    with Image.open(io.BytesIO(members[f"{KEYS[1]}.png"])) as image:
+        assert image.size == (32, 32) and image.getextrema() == tuple((level, level) for level in colors["twitter"])
+
+
+def test_an_emoji_without_a_unicode_name_gets_its_short_name(tmp_path: Path) -> None:
+    old = [{**entry("1f321-fe0f"), "name": None, "short_name": "flag-de_west", "category": "Flags"}]
+    old = [{name: value for name, value in each.items() if name != "subcategory"} for each in old]
+    files = package() | {"emoji.json": json.dumps(old).encode(), "img/google/64/1f321-fe0f.png": png(1)}
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert contents(tmp_path / "out")["emoji-00000.tar"]["1f321-fe0f.txt"] == b"flag-de west"
+
+
 def wrong_source(what: str, tmp_path: Path) -> Path:
     files = {f"package/{name}": data for name, data in package().items()}
     path = tmp_path / "bad.tgz"
@@ -168,10 +218,16 @@ def wrong_source(what: str, tmp_path: Path) -> Path:
         noise = np.random.default_rng(0).bytes(100_000)  # does not compress, so the end of the file is in it
         data = tarball(path, {"package/noise": noise} | files).read_bytes()
         path.write_bytes(data[: len(data) // 2])
-    elif what == "another version":
-        tarball(path, files | {"package/package.json": package("15.1.2")["package.json"]})
     elif what == "another package":
+        tarball(path, files | {"package/package.json": b'{"name": "emoji-datasourcery", "version": "16.0.0"}'})
+    elif what == "no name":
+        tarball(path, files | {"package/package.json": b"[]"})
+    elif what == "no licence":
         tarball(path, {"package/package.json": b"{}"})
+    elif what == "no list":
+        tarball(path, files | {"package/emoji.json": b'{"emoji": 3}'})
+    elif what == "wrong type":
+        tarball(path, files | {"package/emoji.json": json.dumps([entry(KEYS[0]) | {"image": 3}]).encode()})
     elif what == "not JSON":
         tarball(path, files | {"package/emoji.json": b"{"})
     elif what == "no image":
@@ -186,8 +242,11 @@ def wrong_source(what: str, tmp_path: Path) -> Path:
         ("absent", "no file or folder at"),
         ("not a tarball", "is not an npm tarball, or is truncated"),
         ("truncated", "is not an npm tarball, or is truncated"),
-        ("another version", "is emoji-datasource-google 15.1.2, not emoji-datasource-google 16.0.0"),
-        ("another package", "it has no LICENSE"),
+        ("another package", "is the package emoji-datasourcery, not one of emoji-datasource"),
+        ("no name", "is the package None, not one of emoji-datasource"),
+        ("no licence", "it has no LICENSE"),
+        ("no list", "emoji.json in the package is not a list of emoji"),
+        ("wrong type", "emoji.json in the package is not a list of emoji"),
         ("not JSON", "emoji.json in the package is not JSON"),
         ("no image", "the package has no img/google/64/1f98d.png"),
     ],
@@ -238,7 +297,10 @@ def test_the_emoji_shards_are_reproduced_from_their_images_and_names(tmp_path: P
     """A package that is rebuilt from the shards, with its entries reversed, gives the same shards byte for byte."""
     given = {name: data for members in contents(EMOJI).values() for name, data in members.items()}
     metadata = {name.removesuffix(".json"): json.loads(data) for name, data in given.items() if name.endswith(".json")}
-    entries = [{**a, "name": a["caption"].upper(), "image": f"{key}.png"} for key, a in reversed(metadata.items())]
+    place = {"sheet_x": 0, "sheet_y": 0}
+    entries = [
+        {**a, **place, "name": a["caption"].upper(), "image": f"{key}.png"} for key, a in reversed(metadata.items())
+    ]
     files = package() | {"emoji.json": json.dumps(entries).encode()}
     files |= {f"img/google/64/{name}": data for name, data in given.items() if name.endswith(".png")}
     source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm.commands.sample import command as sample
 from ldm.drawing import job as sample_job
+from ldm.files import MACHINE
 from ldm.image import read_metadata, save_png
 from ldm.pipeline.pipeline import Pipeline
 from tests.commands.sample.running import error, files
@@ -26,7 +27,7 @@ def test_a_killed_job_resumes_and_writes_the_same_files(
     shutil.copytree(tmp_path / "complete", out)
     for name in ("0003.png", "0004.png", "0005.png", "grid.png"):  # the second batch has one image left
         (out / name).unlink()
-    (out / ".0004.png.0a1b2c3d.tmp").write_bytes(b"half")
+    (out / f".0004.png.{MACHINE}-0a1b2c3d.tmp").write_bytes(b"half")
     sampled, call_pipeline = [], Pipeline.__call__
 
     def recording_call(self: Pipeline, prompts: list[str], **call: object) -> object:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.execution.cpu_packing import Packed, can_pack, pack
+from ldm.execution.cpu_packing import Packed, can_pack, pack, unpack
 from ldm.pipeline.pipeline import Pipeline
 
 TYPES = [
@@ -45,6 +45,16 @@ def test_a_packed_network_computes_the_same_as_the_plain_one(dtype: torch.dtype)
     x = torch.randn(2, 192, 32, 64).to(dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), plain(x), atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_an_unpacked_network_is_the_plain_one_bit_for_bit(dtype: torch.dtype) -> None:
+    plain, packed = pair(dtype)
+    unpack(packed)
+    assert not any(isinstance(layer, Packed) for layer in packed.modules()) and repr(packed) == repr(plain)
+    expected = dict(plain.named_parameters())
+    assert {name: tensor.dtype for name, tensor in packed.named_parameters()} == dict.fromkeys(expected, dtype)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in packed.named_parameters())
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -115,6 +115,7 @@ def destroys_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, destroys_group: None) -> None:
     plain, ema = diffusion(optimizer=STEADY), EMA(decay=0.9)
     fit(tmp_path, plain, 4, callbacks=[ema], gradient_clip_val=1.0)
@@ -135,7 +136,7 @@ def test_a_sharded_run_trains_and_resumes_like_an_unsharded_one(tmp_path: Path, 
     assert all(torch.equal(exported[name], average) for name, average in checkpoint["ema"].items())
 
 
-@pytest.mark.slow
+@pytest.mark.full_size  # tests/test_dit_run.py trains two sharded ranks among the slow tests
 def test_two_sharded_ranks_train_and_resume_like_one_process(tmp_path: Path) -> None:
     tiny = "model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2", "++data.count=18"
     plain = "precision=fp32", "lr=constant", "metrics=none", "logger=none", "trainer.accelerator=cpu"
@@ -153,3 +154,29 @@ def test_two_sharded_ranks_train_and_resume_like_one_process(tmp_path: Path) -> 
             torch.testing.assert_close(two[key][name], weight, **drift(steps=6, lr=1e-3, eps=1e-3))
     exported = load_file(tmp_path / "two" / "unet.safetensors")
     assert all(torch.equal(exported[name], average) for name, average in two["ema"].items())
+
+
+def test_a_bfloat16_average_of_sharded_weights_equals_that_of_full_ones(group: None) -> None:
+    averages = []
+    for sharded in (False, True):
+        unet, ema = tiny_unet(), EMA(decay=0.5, warmup=False, dtype="bfloat16")
+        if sharded:
+            shard(unet)
+        weights = dict(unet.named_parameters())
+        ema.tracks = [{name: (2 * weight.detach()).bfloat16() for name, weight in weights.items()}]
+        ema.update(weights)
+        averages.append([full_tensor(average) for average in ema.averages.values()])
+    assert all(torch.equal(plain, gathered) for plain, gathered in zip(*averages, strict=True))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_fused_adamw_skips_a_broken_step_of_sharded_weights_by_itself(group: None, broken: bool) -> None:
+    unet = tiny_unet()
+    shard(unet)
+    before = [full_tensor(weight.detach()).clone() for weight in unet.parameters()]
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.1, fused=True)
+    unet(*inputs()).square().mean().backward()
+    optimizer.found_inf = torch.tensor(float(broken))
+    optimizer.step()
+    after = [full_tensor(weight.detach()) for weight in unet.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True)) == broken

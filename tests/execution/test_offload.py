@@ -1,13 +1,14 @@
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ldm.conditioning import Conditioning
-from ldm.execution.offload import Offload, in_batches
+from ldm.execution.offload import Offload, in_batches, is_out_of_memory
 from ldm.nn.unet import UNet
+from ldm.pipeline.pipeline import Pipeline
+from tests.meta_device import META, Waits
 from tests.tiny import tiny_text_tower, tiny_unet
-
-META = torch.device("meta")  # in place of a GPU: computing with tensors left on the CPU fails
 
 
 def devices(network: nn.Module) -> set[str]:
@@ -93,3 +94,36 @@ def test_errors_other_than_out_of_memory_are_raised() -> None:
 def test_an_unknown_offload_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="offload is 'disk', but must be one of none, idle, sequential"):
         Offload(META, "disk")
+
+
+@pytest.mark.parametrize("mode", ["idle", "sequential"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_tiled_sampling_with_offloaded_networks_leaves_no_weight_on_the_cpu(
+    model: str, mode: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight left on the CPU cannot be combined with images on the device."""
+    monkeypatch.setattr("ldm.pipeline.pipeline.to_uint8", lambda images: images.byte())  # it looks for NaN
+    pipeline = Pipeline.load(model.removeprefix("model="), "cpu", offload=mode)
+    pipeline.offload = Offload(META, mode)
+    source = Image.new("RGB", (32, 32))
+    inputs = {"image": source, "mask": Image.new("L", (32, 32), 255)} if masked else {}
+    with Waits():
+        assert pipeline("a red circle", size=(32, 32), tile=16, **inputs).images.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUSOLVER_STATUS_ALLOC_FAILED",
+        "NCCL error: Cuda failure 2 'out of memory'",
+    ],
+)
+def test_messages_of_nvidia_libraries_that_mean_out_of_memory_are_recognised(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def test_other_errors_of_a_gpu_are_not_taken_for_out_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))

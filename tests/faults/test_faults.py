@@ -5,7 +5,7 @@ import torch
 
 from experiments.benchmark import faults
 
-SHORT, LONG = 4, 50
+SHORT, LONG = 2, 50
 
 
 @pytest.mark.parametrize(

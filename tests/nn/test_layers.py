@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.conditioning import Conditioning
 from ldm.nn.layers import LARGE, GroupNorm
+from tests.tiny import tiny_unet
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +42,27 @@ def test_group_norm_of_an_empty_batch_is_an_empty_batch() -> None:
 def test_group_norm_with_gradients_is_that_of_pytorch() -> None:
     x = torch.randn(3, 8, 64, 64)
     assert torch.equal(GroupNorm(2, 8)(x), nn.GroupNorm(2, 8)(x))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_group_norm_on_a_gpu_keeps_the_layout(layout: torch.memory_format) -> None:
+    """The meta device stands in for a GPU: PyTorch's group normalisation returns the default layout on both."""
+    x = torch.empty(2, 8, 4, 4, device="meta").contiguous(memory_format=layout)
+    assert GroupNorm(4, 8).to("meta")(x).stride() == x.stride()
+
+
+@pytest.mark.cuda
+def test_a_network_on_a_gpu_computes_all_convolutions_in_channels_last_layout() -> None:
+    unet = tiny_unet().to("cuda", memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    others: list[str] = []
+    for name, layer in unet.named_modules():
+        if isinstance(layer, nn.Conv2d):
+
+            def note(_: nn.Module, x: tuple[torch.Tensor], name: str = name) -> None:
+                if not x[0].is_contiguous(memory_format=torch.channels_last):
+                    others.append(name)
+
+            layer.register_forward_pre_hook(note)
+    x = torch.zeros(2, 4, 8, 8, device="cuda")
+    unet(x, torch.zeros(2, device="cuda"), Conditioning(text=torch.zeros(2, 5, 16, device="cuda")))
+    assert others in ([], ["conv_in"])

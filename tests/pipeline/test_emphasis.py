@@ -77,8 +77,6 @@ def test_a_plain_prompt_with_parentheses_is_not_warned_about(pipeline: Pipeline)
     assert not any("prompt_syntax" in text for text in warnings)
 
 
-def test_an_unknown_syntax_or_a_lora_that_is_not_loaded_is_refused(pipeline: Pipeline) -> None:
+def test_an_unknown_syntax_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="prompt_syntax is 'comfy', but must be one of plain, a1111"):
         pipeline("red", prompt_syntax="comfy")
-    with pytest.raises(ValueError, match="names the LoRA 'ink', which is not loaded"):
-        pipeline("red <lora:ink>", **SYNTAX)

@@ -1,6 +1,6 @@
 from PIL import Image
 
-from ldm.pipeline.input_warnings import size_warnings
+from ldm.pipeline.input_warnings import area_warnings, size_warnings
 from ldm.pipeline.inputs import ImageRequest
 
 
@@ -14,3 +14,11 @@ def test_images_and_masks_of_other_sizes_are_reported() -> None:
         "the image is 4x8; it was scaled and cropped to the output size 4x4",
         "the mask is 3x6; it was scaled to the size of the image, 4x8",
     ]
+
+
+def test_sizes_of_another_area_than_in_training_get_a_warning() -> None:
+    assert not [size for size in ((64, 64), (64, 128), (128, 64), (32, 64)) if list(area_warnings(size, (64, 64)))]
+    assert "16 times the area of the model's 64x64" in next(area_warnings((256, 256), (64, 64)))
+    assert "repeat objects" in next(area_warnings((72, 128), (64, 64)))
+    assert "1/4 of the area" in next(area_warnings((32, 32), (64, 64)))
+    assert "cut objects off" in next(area_warnings((32, 32), (64, 64)))

@@ -14,8 +14,9 @@ from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import import_target
 from ldm.planning.flops import measure, measure_training
-from ldm.planning.memory import memory
+from ldm.planning.memory import checkpoint_copy, memory
 from ldm.planning.networks import plan_networks
+from ldm.planning.numbers import duration
 from ldm.planning.report import plan
 from ldm.weights.native import save_network
 from tests.tiny import save_part, tiny_text_tower, tiny_vae
@@ -91,6 +92,7 @@ def test_memory_of_the_ema_follows_its_settings():
         assert rows(setting).get("EMA") == expected
 
 
+@pytest.mark.slow
 def test_a_wider_network_changes_all_numbers():
     narrow, wide = (list(plan(config({**UNET, "width": width}))) for width in (32, 64))
     names = ("unet  ", "unet, forward", "unet, backward", "a step", "weights", "activations", "H200")
@@ -101,12 +103,29 @@ def test_a_wider_network_changes_all_numbers():
 
 
 def test_twice_the_gpus_halve_the_time():
-    def hours(devices):
-        setting = config(devices=devices)
+    def days(devices):
+        setting = config(devices=devices, max_steps=10**11)
         setting["data"]["global_batch"] = 8 * BATCH
-        return float(next(line for line in plan(setting) if "H200" in line).split()[1])
+        time, unit = next(line for line in plan(setting) if "H200" in line).split()[1:3]
+        assert unit == "days"
+        return float(time)
 
-    assert hours(4) == pytest.approx(hours(2) / 2, rel=0.01)
+    assert days(4) == pytest.approx(days(2) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "< 0.1 s"),
+        (0.31, "0.31 s"),
+        (95, "95 s"),
+        (150, "2.5 min"),
+        (3600 * 11.26, "11.3 h"),
+        (86400 * 40, "40 days"),
+    ],
+)
+def test_a_time_is_given_in_a_unit_that_suits_its_length(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_the_first_stage_is_read_from_its_weights_file(tmp_path):
@@ -135,6 +154,7 @@ def test_training_on_latents_does_not_call_the_first_stage(train, tmp_path):
     assert plan_networks(setting)[0][1].forward is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "checkpointing", "sharded"),
     [
@@ -183,6 +203,7 @@ def test_a_frozen_network_without_weights_needs_a_config():
     assert not any("text encoder" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_has_859_5_million_parameters():
     lines = list(plan(config({}, size=512, precision="bf16-mixed")))
     assert next(line for line in lines if line.startswith("  unet")).split()[1:3] == ["859.5", "M"]
@@ -213,6 +234,7 @@ def test_an_adapter_is_planned_with_its_trainable_weights():
     assert trained.note == f"{count / 1000:.3f} k of them trained"
 
 
+@pytest.mark.slow
 def test_a_lora_on_checkpointed_blocks_is_planned():
     """Blocks without attention train nothing but propagate gradients."""
     setting = config({**UNET, "checkpointing": True}, devices=1)
@@ -237,3 +259,30 @@ def test_a_plan_reads_no_data_or_weights_and_writes_no_files(experiment, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout and "RTX 4090" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_copied_to_pinned_memory_of_the_size_of_weights_optimizer_and_ema():
+    held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
+    assert checkpoint_copy(held) == 4 * n + held["optimizer"] + 4 * n
+    assert any(line.strip().startswith("pinned, on the CPU") for line in plan(config(devices=1)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "speed"),
+    [
+        ("32-true", None, "67 TFLOP/s float32"),
+        ("32-true", True, "494.8 TFLOP/s TF32"),
+        ("bf16-mixed", None, "989.5 TFLOP/s bf16"),
+    ],
+)
+def test_the_time_is_that_of_the_precision_in_which_gpus_multiply(precision, tf32, speed):
+    setting = config(precision=precision) | {"precision": {"tf32": tf32}}
+    assert speed in next(line for line in plan(setting) if "H200" in line)
+
+
+@pytest.mark.parametrize(("network", "both"), [("unet", True), ("dit", False)])
+def test_activations_are_given_with_and_without_compilation_where_both_are_known(network, both):
+    setting = config()
+    setting["training"]["backbone"] = {"_target_": "ldm.nn.unet.UNet", **UNET} if network == "unet" else DIT
+    names = [line.split("  ")[1] for line in plan(setting) if line.startswith("  activations")]
+    assert names == ["activations", "activations, compiled"][: 1 + both]

@@ -13,6 +13,7 @@ def test_logged_curves_and_measured_metrics_are_plotted(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, 0, name, numbers) for name in ("Flow", "Cosine")]
     figures = plots(compare([read_run(run) for run in runs]))
     assert [plot.name for plot in figures] == [
+        "means",
         "error_by_noise",
         "val_shapes_loss_by_images",
         "val_shapes_loss_by_minutes",
@@ -22,8 +23,8 @@ def test_logged_curves_and_measured_metrics_are_plotted(tmp_path: Path) -> None:
         "fid_by_nfe",
         "fid_by_training",
     ]
-    assert "objectives differ" in figures[1].note
-    files = rendered(figures[:1], "a_")
+    assert "objectives differ" in figures[2].note
+    files = rendered(figures[1:2], "a_")
     assert {name: data[:4] for name, data in files.items()} == {
         "a_error_by_noise.svg": b"<?xm",
         "a_error_by_noise.pdf": b"%PDF",
@@ -57,3 +58,30 @@ def test_the_front_contains_the_points_that_no_other_beats_in_cost_and_value(
     better: int, expected: list[tuple[float, float]]
 ) -> None:
     assert front([(2, 5), (1, 9), (3, 6), (4, 10)], better) == expected
+
+
+def test_the_means_have_a_row_per_group_with_intervals_and_runs(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{name}{seed}", seed, name, {"fid": 9.0 + seed, "accuracy": 0.5}, curves=False)
+        for name in ("Flow", "Cosine")
+        for seed in range(3)
+    ]
+    found = compare([read_run(run) for run in runs])
+    chart = plots(found)[0]
+    accuracy, fid = chart.figure.axes
+    assert [axes.get_title() for axes in (accuracy, fid)] == ["accuracy, % ↑", "FID ↓"]
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["A", "B"]
+    half = found.means["fid"][0].half  # type: ignore[union-attr]
+    ends = fid.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert ends.tolist() == pytest.approx([10.0 - half, 10.0 + half])  # type: ignore[operator]
+
+
+def test_only_files_name_the_groups_below_the_means(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, 0, name, {"fid": 9.0}, curves=False) for name in ("Flow", "Cosine")]
+    chart = plots(compare([read_run(run) for run in runs]))[0]
+    assert [text.get_text() for text in chart.figure.legends[0].get_texts()] == [
+        "A: schedule=Flow",
+        "B: schedule=Cosine",
+    ]
+    page, file = chart.svg(), rendered([chart])["means.svg"]
+    assert len(page) < len(file) and chart.figure.legends[0].get_visible()

@@ -29,9 +29,12 @@ def test_images_of_other_prompts_or_noise_are_left_out_with_a_note(tmp_path: Pat
     write_run(tmp_path / "Linear", 0, "Linear")
     rows, notes = side_by_side(group_runs([read_run(tmp_path / s) for s in ("Flow", "Cosine", "Linear")])[0])
     assert [image is None for image in rows[0].images] == [False, True, True]
-    assert "B: schedule=Cosine used other prompts" in notes[0] and "C: schedule=Linear has no single images" in notes[1]
+    assert notes == [
+        "No images of prompts (samples/tiles.png): C",
+        "Left out, with other prompts, other noise or another image size: B",
+    ]
 
 
 def test_runs_without_images_have_no_rows(tmp_path: Path) -> None:
     rows, notes = side_by_side(group_runs([read_run(write_run(tmp_path / "run"))])[0])
-    assert rows == [] and "no run has single images" in notes[0]
+    assert rows == [] and "No run has images of prompts" in notes[0]

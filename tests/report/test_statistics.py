@@ -21,7 +21,8 @@ def test_tail_probabilities_match_the_closed_forms(t: float, freedom: int) -> No
 
 @pytest.mark.parametrize("freedom", [1, 2, 4.5, 100])
 def test_quantiles_invert_tail_probabilities(freedom: float) -> None:
-    assert two_sided(quantile(freedom), freedom) == pytest.approx(0.05, rel=1e-12)
+    tolerance = 1e-9  # scipy before 1.17 finds the quantile by iteration
+    assert two_sided(quantile(freedom), freedom) == pytest.approx(0.05, rel=tolerance)
 
 
 def test_common_seeds_are_compared_by_the_paired_t_test() -> None:

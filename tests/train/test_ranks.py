@@ -27,7 +27,7 @@ def test_two_processes_train_like_one_with_the_global_batch(tmp_path: Path) -> N
         torch.testing.assert_close(other["state_dict"][name], weight, rtol=6 * 4 * UNIT, atol=6 * slope * 2 * GRADIENT)
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_every_run_of_a_sweep_has_its_own_ranks(tmp_path: Path, launcher: str) -> None:
     sweep = "-m", "seed=1,2", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"

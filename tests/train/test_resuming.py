@@ -15,6 +15,7 @@ from ldm.weights.model import read_model
 from tests.train.processes import read
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_prints_that_it_is_finished(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     here("resume=auto")
     assert "resuming from" not in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_similarities_do_not_depend_on_the_padding_of_captions() -> None:
 def test_tokens_in_the_batch_are_used(monkeypatch: Any) -> None:
     module, images = training(), batch(0, 1, 2, 3)
     expected = module.similarities(images)[0]
-    images["tokens"] = TOKENIZER(CAPTIONS)
+    images["tokens"] = module.tokenize(CAPTIONS)
     monkeypatch.setattr(TOKENIZER, "_bpe", None)
     assert torch.equal(module.similarities(images)[0], expected)
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -14,12 +15,14 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import EDM, Flow, Schedule, scaled_linear
 from ldm.diffusion.time_sampling import Uniform
+from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.random import normal
-from ldm.training.diffusion import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining, compiled
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import Frozen
-from tests.tiny import save_part, tiny_dit, tiny_vae
+from tests.meta_device import META, Waits, on_meta
+from tests.tiny import save_part, tiny_dit, tiny_unet, tiny_vae
 from tests.training.tiny import CAPTIONS, Images, batch, diffusion, fit
 
 SD = scaled_linear()
@@ -136,16 +139,17 @@ def test_validation_uses_fixed_times_and_noise_and_drops_no_caption(tmp_path: Pa
 
 
 def test_tokenizing_in_workers_gives_bit_identical_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local, ahead, called = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5), []
+    local, ahead = diffusion(caption_dropout=0.5), diffusion(caption_dropout=0.5)
+    called, tokens = [], Tokenizer.__call__
+
+    def note(tokenizer: Tokenizer, captions: list[str], *chunks: int) -> Tensor:
+        called.extend(captions)
+        return tokens(tokenizer, captions, *chunks)
+
+    losses = [fit(tmp_path, local, 6).callback_metrics]
     with monkeypatch.context() as patch:
-        tokenize = ahead.tokenize
-
-        def note(captions: list[str]) -> Tensor:
-            called.extend(captions)
-            return tokenize(captions)
-
-        patch.setattr(ahead, "tokenize", note)
-        losses = [fit(tmp_path, m, 6, tokenize=m is ahead).callback_metrics for m in (local, ahead)]
+        patch.setattr(Tokenizer, "__call__", note)
+        losses.append(fit(tmp_path, ahead, 6, tokenize=True).callback_metrics)
     assert {*called} == {""}  # the main process tokenizes only the empty caption
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(local.backbone.parameters(), ahead.backbone.parameters(), strict=True))
@@ -160,12 +164,6 @@ def test_training_changes_only_the_denoising_network(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert [*state] == [f"backbone.{name}" for name, _ in module.backbone.named_parameters()]
-
-
-def test_frozen_networks_are_moved_to_the_device_of_the_denoising_network() -> None:
-    module = diffusion().to("meta")
-    module.on_fit_start()
-    assert {p.device.type for network in module.frozen for p in network.parameters()} == {"meta"}
 
 
 def test_about_has_everything_that_sampling_needs(tmp_path: Path) -> None:
@@ -288,7 +286,7 @@ def test_the_time_input_is_a_setting_that_checkpoints_store() -> None:
 @pytest.mark.slow
 def test_a_compiled_unet_is_compiled_once_despite_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda unet, mode, dynamic: compile_(unet, backend=counter, dynamic=dynamic))
+    monkeypatch.setattr(torch, "compile", lambda unet, mode, **how: compile_(unet, backend=counter, **how))
     module = diffusion(compile="default")
     counts: list[int] = []
     step = module.training_step
@@ -324,3 +322,35 @@ def test_images_of_an_unsupported_size_are_refused_before_training(tmp_path: Pat
     module = diffusion(backbone=tiny_dit().train())  # multiples of 4: patches of 2 latent pixels of 2 pixels
     with pytest.raises(ValueError, match=r"the size of an image in data is 6x6, .* multiples of 4"):
         fit(tmp_path, module, side=6)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_gradients_in_the_memory_of_cuda_graphs_are_not_accumulated(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"training.compile={mode} keeps gradients in the memory of CUDA graphs"):
+        fit(tmp_path, diffusion(compile=mode), batch_size=2, accumulate_grad_batches=2)
+
+
+def test_frozen_networks_are_on_the_device_before_a_callback_trains(tmp_path: Path) -> None:
+    """debug=batch_size trains in `on_fit_start` of a callback, which runs before that of the module."""
+
+    class Early(Callback):
+        def on_fit_start(self, _: Any, module: Any) -> None:
+            seen.update(weight.device for network in module.frozen for weight in network.parameters())
+            raise InterruptedError
+
+    seen: set[torch.device] = set()
+    with Waits(), pytest.raises(InterruptedError):
+        fit(tmp_path, diffusion(), callbacks=[Early()], **on_meta())
+    assert seen == {META}
+
+
+@pytest.mark.full_size
+def test_a_network_is_compiled_for_more_sizes_than_torch_allows_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unet, mode, **how: compile_(unet, backend=counter, **how))
+    unet = tiny_unet()
+    network = compiled(unet, "default")
+    sizes = [(height, 8) for height in range(2, 26, 2)]
+    for size in sizes * 2:
+        network(torch.zeros(1, 4, *size), torch.zeros(1), Conditioning(text=torch.zeros(1, 3, 16)))
+    assert counter.frame_count == len(sizes) > 8

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def fit(
     resume: Path | None = None,
     batch_size: int = 4,
     side: int = 8,
-    tokenize: bool = False,
+    tokenize: bool | None = False,
     **how: Any,
 ) -> Trainer:
     settings: dict[str, Any] = {
@@ -105,7 +106,7 @@ def fit(
         batch_size,
         global_batch=batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         val_batch_size=4,
-        workers=int(tokenize),
+        workers=int(tokenize is True),
         tokenize=tokenize,
     )
     trainer.fit(module, data, ckpt_path=resume)
@@ -115,6 +116,7 @@ def fit(
 def logged(module: DiffusionTraining | AutoencoderTraining | ClipTraining) -> dict[str, Tensor]:
     """Returns what the module logs for the batches since the last optimizer step, without a Trainer."""
     values: dict[str, Tensor] = {}
+    module.trainer = SimpleNamespace(log_every_n_steps=0)  # type: ignore[assignment]
     module.log = lambda name, value, **_: values.update({name: value})  # type: ignore[assignment, method-assign]
     module.means.log(module)
     return values

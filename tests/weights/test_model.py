@@ -111,6 +111,26 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         read_model(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("path", "fetched"),
+    [
+        ("stabilityai/sd-vae-ft-mse", True),
+        ("runs/mine/unet.safetensors", False),
+        ("someone/unet.safetensors", False),
+        ("tests/nowhere", False),
+        ("nowhere", False),
+    ],
+)
+def test_the_name_of_a_repository_is_answered_with_how_to_fetch_it(
+    path: str, fetched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(FileNotFoundError, match=f"there is no model {path}; ") as error:
+        read_model(path)
+    command = f"`hf download {path} --local-dir {path.partition('/')[2]}`"
+    assert ("nothing is downloaded" in str(error.value)) == (command in str(error.value)) == fetched
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"contains none of checkpoints/last\.ckpt, unet\.safetensors, dit"):
         read_model(tmp_path)

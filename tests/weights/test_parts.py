@@ -8,7 +8,8 @@ from ldm.nn.clip import CLIP
 from ldm.weights.convert import part, verified, write
 from ldm.weights.info import OPENAI, PixelStats
 from ldm.weights.native import save_network
-from ldm.weights.parts import first_stage, image_encoder, text_encoder
+from ldm.weights.parts import Frozen, caption_encoder, first_stage, image_encoder, text_encoder
+from tests.tiny import tiny_text_encoder
 from tests.weights.foreign import ODD, full_model, networks, same, without_metadata
 
 
@@ -95,3 +96,13 @@ def test_image_towers_normalise_like_openai_by_default_unless_ldm_wrote_them(tmp
     network = networks({"image_tower": tower})["image_tower"]
     save_network(path, "image_tower", network.config, network.state_dict())  # type: ignore[arg-type]
     assert image_encoder(str(path)).pixels == PixelStats()
+
+
+def test_a_caption_encoder_takes_its_gpu_at_its_first_call_when_each_rank_has_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = Frozen(tiny_text_encoder(), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)  # moving to a GPU would be an error
+        encode = caption_encoder(text)
+    assert encode is not None and encode(["a red circle"]).shape == (1, 16, 16)

@@ -1,6 +1,7 @@
 """Saves a run's state periodically and when it is asked to stop, in the background of training."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -25,6 +26,8 @@ from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.callbacks.steps import is_final_batch, stepped
 from ldm.files import leftovers
+
+POLL_SECONDS = 1.0
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -90,8 +93,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     The state is copied at the end of a batch, where resuming is exact, and written in the background once the step is
     logged, by all ranks if the strategy shards it. If the disk is full, a checkpoint is skipped with a warning, but the
     last one fails the run. On Ctrl-C, SIGTERM or SIGUSR1 on any rank, and when a TimeLimit expires, the step is
-    finished and saved, and the process exits with 128 + the signal number, or with TIMEOUT. Requires the plugin
-    AtomicCheckpointIO. Lightning runs checkpoint callbacks last, so that the EMA already includes the step.
+    finished and saved, and the process exits with 128 + the signal number, or with TIMEOUT; several GPUs agree on this
+    about once per second. Requires the plugin AtomicCheckpointIO. Lightning runs checkpoint callbacks last, so that the
+    EMA already includes the step.
     """
 
     def __init__(
@@ -108,6 +112,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._copied = self._written = 0  # the steps of the last copy and of the last written file
         self._unsaved = False  # the last copy of this rank was not written, because the disk was full
         self._exit_code = 0  # set when any rank is asked to stop
+        self._polled = 0, 0.0  # step and time at which ranks last agreed on the exit code
+        self._next_poll = 0  # the step at which they will do so next
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -120,10 +126,13 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._copied = self._written = trainer.global_step
         self._exit_code = 0
+        self._polled, self._next_poll = (trainer.global_step, time.monotonic()), 0
         if trainer.is_global_zero:
-            for leftover in leftovers(self.path.parent, self._is_own):  # of a process that was killed while writing
+            links = self.path.parent.glob(_link_name(self.path).name)
+            for leftover in (*leftovers(self.path.parent, self._is_own), *links):  # of a process that was killed
                 leftover.unlink()
         self.interruption.watch(time_limit(trainer))
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]  # see there
         run_missed_validation(trainer)
 
     def on_train_batch_end(
@@ -132,7 +141,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if not stepped(trainer, batch_idx):  # half-accumulated gradients would be lost
             return
         self.interruption.graceful = not is_final_batch(trainer)
-        self._exit_code = self._requested_exit_code(trainer)
+        self._exit_code = self._polled_exit_code(trainer)
         due = trainer.global_step % self.every_n_train_steps == 0
         if due or is_final_batch(trainer) or self._exit_code or validation_due(trainer):
             self._copy(trainer)
@@ -144,7 +153,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             self._write(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self._exit_code = self._requested_exit_code(trainer)
+        self._exit_code = self._requested_exit_code(trainer)[0]
         self._stop_if_requested(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -174,10 +183,27 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._join()
         self.interruption.restore()
 
-    def _requested_exit_code(self, trainer: Trainer) -> int:
-        """Returns the highest exit code that any rank was asked to stop with; a signal's exceeds a time limit's."""
-        own = torch.tensor(self.interruption.code, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(own, reduce_op="max"))
+    def _polled_exit_code(self, trainer: Trainer) -> int:
+        """Returns `_requested_exit_code` at the end of a step, or 0 if the ranks agree on it in a later step."""
+        step = trainer.global_step
+        if trainer.world_size > 1 and step < self._next_poll and not is_final_batch(trainer):
+            return 0
+        (last, then), now = self._polled, time.monotonic()
+        code, seconds = self._requested_exit_code(trainer, (now - then) / max(1, step - last))
+        self._polled = step, now
+        self._next_poll = step + steps_to_next_poll(seconds, trainer.strategy.root_device)
+        return code
+
+    def _requested_exit_code(self, trainer: Trainer, seconds: float = 0.0) -> tuple[int, float]:
+        """Returns the highest exit code that any rank was asked to stop with; a signal's exceeds a time limit's.
+
+        The second value is the maximum of `seconds` over all ranks.
+        """
+        if trainer.world_size == 1:
+            return self.interruption.code, seconds
+        own = torch.tensor([self.interruption.code, seconds], dtype=torch.float64, device=trainer.strategy.root_device)
+        code, longest = trainer.strategy.reduce(own, reduce_op="max").tolist()
+        return int(code), longest
 
     def _copy(self, trainer: Trainer) -> None:
         if trainer.global_step == self._copied:
@@ -263,12 +289,28 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         return io
 
 
+def steps_to_next_poll(seconds: float, device: torch.device) -> int:
+    """Returns the number of steps, of `seconds` each, until the ranks next agree on whether to stop.
+
+    On GPUs they do so about every POLL_SECONDS, because it waits for all devices.
+    """
+    return 1 if device.type == "cpu" else max(1, int(POLL_SECONDS / max(seconds, 1e-3)))
+
+
+def _nothing() -> None:
+    """Replaces Lightning's agreement on SIGTERM before each batch, which reads back; `Interruption` handles signals."""
+
+
 def _also_as(file: Path, name: Path) -> None:
     """Makes `name` a hard link to the file, or a copy if the file system has no links."""
-    link = name.with_name(f".{name.name}.link.tmp")
+    link = _link_name(name)
     link.unlink(missing_ok=True)
     try:
         link.hardlink_to(file)
     except OSError:
         copyfile(file, link)
     link.replace(name)
+
+
+def _link_name(name: Path) -> Path:
+    return name.with_name(f".{name.name}.link.tmp")

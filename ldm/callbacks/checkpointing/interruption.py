@@ -7,12 +7,19 @@ import time
 from types import FrameType
 from typing import Any
 
+from ldm import progress
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TIMEOUT = 124  # as timeout(1) exits when the time is over
 
 
 class Interruption:
-    """Records the first signal between `watch` and `restore`; if `graceful` is False, a signal ends the process."""
+    """Records the first signal between `watch` and `restore`; if `graceful` is False, a signal ends the process.
+
+    Once the run has `failed`, signals are ignored: launchers send them to the other ranks, which end by themselves.
+    """
+
+    failed = False
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -31,6 +38,7 @@ class Interruption:
     def watch(self, seconds: float = math.inf) -> None:
         """Starts handling signals, and sets the time limit to `seconds` from now."""
         self.signal, self.graceful, self._process = None, True, os.getpid()
+        Interruption.failed = False
         self._deadline = time.monotonic() + seconds
         self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
@@ -43,12 +51,15 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data loader's worker, which must keep working until the run ends
             return
+        if Interruption.failed:
+            return
         name = signal.Signals(number).name
         if self.signal or not self.graceful:
-            write_stderr(f"{name}: stopped immediately")
+            write_stderr(f"{progress.run_label}{name}: stopped immediately")
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
-        write_stderr(f"{name}: saving a checkpoint and stopping after this step; a second signal stops immediately")
+        plan = "saving a checkpoint and stopping after this step; a second signal stops immediately"
+        write_stderr(f"{progress.run_label}{name}: {plan}")
 
 
 def stop_cause(code: int) -> str:

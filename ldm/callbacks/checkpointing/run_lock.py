@@ -7,11 +7,14 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ldm.files import try_lock
+from ldm.files import sweep, try_lock
 from ldm.ownership import check_outside, is_within, refuse
 
 PATIENCE = 1.0  # seconds to wait for the lock, which `ldm status` holds for an instant while it looks
-WRITTEN = ("config.yaml", "command.txt", "metrics.json", "checkpoints", "samples", "ema", "skipped", "*.safetensors")
+WRITTEN = (
+    *("config.yaml", "command.txt", "metrics.json", "metrics.csv", "log.txt", "state.json"),
+    *("checkpoints", "samples", "ema", "skipped", "*.safetensors"),
+)
 
 
 class RunLock(Callback):
@@ -41,6 +44,12 @@ class RunLock(Callback):
                 )
             time.sleep(PATIENCE / 20)
         self._lock = lock
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Removes what killed processes left; every check that may refuse the run has passed."""
+        if trainer.is_global_zero:
+            for folder in (self.folder, *filter(Path.is_dir, self.folder.iterdir())):
+                sweep(folder)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._release()

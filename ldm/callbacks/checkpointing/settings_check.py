@@ -12,12 +12,12 @@ from ldm.callbacks.checkpointing.resuming import batch_split, samples_per_step
 # measured during training, and how work is distributed. For frozen networks the LightningModule compares the weights
 # themselves; for another batch size `align_progress` converts the position in the data, if a step has as many samples.
 NEUTRAL = (
-    *("run_dir", "resume", "accept_changes", "name", "plan"),
+    *("run_dir", "resume", "accept_changes", "name", "plan", "rehearsal"),
     *("callbacks", "logger", "metrics", "evaluation", "debug"),
     *("strategy", "sampler", "guidance", "training.sampling", "first_stage.weights", "text_encoder.weights"),
     "optimizer.precision",  # follows trainer.precision
     *("data.workers", "data.tokenize", "data.module.val", "data.batch_size", "data.global_batch", "trainer"),
-    *("data.latent_store", "data.module.train.store"),
+    *("data.latent_store", "data.module.train.store", "data.reference"),
 )
 RENAMED = {"training.unet": "training.backbone", "data.one_in": "data.held_out_every"}  # since version 0.1
 # The values with which checkpoints were trained that lack these settings.

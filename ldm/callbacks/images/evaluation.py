@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ldm.callbacks.images.sampling import SampledModule, SampleImages, image_sampler
 from ldm.callbacks.monitoring.metrics import FILE, final_metrics, recorded_provenance, training_provenance
+from ldm.data.latents.cache import undecoded
 from ldm.data.sources.shapes import held_out_prompts
 from ldm.files import write_json
 from ldm.image import grid, save_png, to_pil
@@ -102,7 +103,8 @@ class Evaluation(Callback):
         """Returns the prompts: `prompts` held-out captions, or at most that many captions of the reference."""
         if self.image_metrics.composition:
             return held_out_prompts(self.prompts)
-        return [sample["caption"] for sample in self._reference_samples(self.prompts)]
+        samples = undecoded(self.reference)
+        return [samples[i]["caption"] for i in range(min(self.prompts, len(samples)))]
 
     def _generate(
         self, sample: SampleImages, module: LightningModule, captions: list[str]

@@ -63,9 +63,11 @@ class Previews(Callback):
         self._sampled_step = step
         assert self.prompts is not None
         seeds = [self.seed + i for i in range(len(self.prompts))]
-        with image_sampler(trainer, module) as sample:
+        images = None
+        # The sampler may write an adapter, too. All ranks sample, because each may hold only a shard of the weights.
+        with tolerate_full_disk(f"the preview of step {step}"), image_sampler(trainer, module) as sample:
             images = sample(self.prompts, seeds)
-        if not trainer.is_global_zero:  # all ranks must sample, because each may hold only a shard of the weights
+        if images is None or not trainer.is_global_zero:
             return
         sheet = grid(to_pil(images), self.prompts)
         about = {"step": step, "prompts": self.prompts, "seeds": seeds}

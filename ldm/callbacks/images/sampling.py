@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.find import find
+from ldm.callbacks.images.as_exported import as_exported
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
@@ -40,8 +42,22 @@ class SampledModule(Protocol):
 
 
 @contextmanager
+def cached_casts() -> Iterator[None]:
+    """Makes autocast cast each weight once in the context; Lightning's would cast all weights in each call."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
 def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleImages]:
-    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any."""
+    """Yields a function that samples with the run's settings and precision, and with EMA weights if there are any.
+
+    Adapters are those of the file that the run would export, see `as_exported`.
+    """
     model = cast(SampledModule, module)
     height, width = model.size
     pipeline = Pipeline(
@@ -58,10 +74,11 @@ def image_sampler(trainer: Trainer, module: LightningModule) -> Iterator[SampleI
         return pipeline(prompts, seeds=seeds, batch_size=len(prompts)).images
 
     ema, speed, training = find(trainer, EMA), find(trainer, Throughput), model.backbone.training
-    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context():
+    with ema.swapped(module) if ema else nullcontext(), trainer.precision_plugin.forward_context(), cached_casts():
         model.backbone.eval()
         try:
-            yield sample
+            with as_exported(trainer, module, model.backbone, model.text_encoder):
+                yield sample
         finally:
             model.backbone.train(training)
             if speed is not None:

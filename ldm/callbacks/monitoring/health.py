@@ -1,6 +1,8 @@
 """Skips optimizer steps with a non-finite loss or gradient, and logs norms and learning rate."""
 
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,21 +11,37 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.distributed import ReduceOp, all_reduce
 from torch.nn.utils import get_total_norm
 
+from ldm.callbacks.full_disk import tolerate_full_disk
 from ldm.callbacks.steps import is_logged, log_last_step, stepped
 from ldm.execution.fsdp import full_tensor
 from ldm.files import write_json
 
 NVML = find_spec("pynvml") is not None  # torch.cuda.utilization requires it
+MAX_UNREAD = 100  # steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step, counted from 1; `broken` is 1 if a loss or gradient is not finite on any rank, else 0."""
+
+    number: int
+    broken: Tensor
+    losses: Tensor
+    batches: list[dict[str, Any]]
 
 
 class Health(Callback):
     """Skips optimizer steps whose loss or gradient is not finite on any rank, and logs training statistics.
 
-    The samples of a skipped step are listed in `folder`/step_N_rank_R.json, and the `max_skipped`-th skipped step
-    raises FloatingPointError. Overflows that a float16 gradient scaler handles do not count. Every
-    `trainer.log_every_n_steps` steps it logs the learning rate of the step, the norms of the gradient (before
+    On a GPU fused Adam and AdamW skip such a step by themselves, and it is reported with the next step that is logged,
+    validated or saved, because reading from the GPU in every step would wait for it. The samples of a skipped step are
+    listed in `folder`/step_N_rank_R.json, and the `max_skipped`-th skipped step raises FloatingPointError. Overflows
+    that a float16 gradient scaler handles do not count.
+
+    Every `trainer.log_every_n_steps` steps it logs the learning rate of the step, the norms of the gradient (before
     clipping), the weights (after the step) and the update, and the GPU utilisation (if nvidia-ml-py is installed). The
     update norm accumulates over the n steps since the last logged one, each measuring every n-th weight tensor, so
     that the weights are never all copied at once.
@@ -36,6 +54,7 @@ class Health(Callback):
         self.skipped = 0
         self._batches: list[dict[str, Any]] = []  # of this optimizer step
         self._losses: list[Tensor] = []
+        self._unread: list[Step] = []  # whose `broken` was not read back from the device
         self._values: dict[str, Any] = {}  # to log with this step
         self._before: dict[Tensor, Tensor] = {}  # weight → its value before this step
         self._updates: list[Tensor] = []  # update norms of the weights measured since the last logged step
@@ -45,6 +64,7 @@ class Health(Callback):
             self.skipped, self._updates = saved["skipped"], list(saved.get("updates", ()))
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._read(trainer)
         updates = torch.tensor([float(norm) for norm in self._updates])
         checkpoint["health"] = {"skipped": self.skipped, "updates": updates}
 
@@ -65,9 +85,15 @@ class Health(Callback):
         norm = _norm([weight.grad for weight in _weights(optimizer) if weight.grad is not None])
         precision = trainer.precision_plugin
         scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
-        finite = bool((losses.sum() + (0 if scaled else norm)).isfinite())
-        if trainer.strategy.reduce_boolean_decision(not finite, all=False):
-            self._skip(trainer, optimizer, losses, batches)
+        broken = (~(losses.sum() + (0 if scaled else norm)).isfinite()).float()
+        if trainer.world_size > 1:
+            all_reduce(broken, ReduceOp.MAX)  # unlike Lightning's reductions, this does not wait for the device
+        self._unread.append(Step(trainer.global_step + 1, broken, losses, batches))
+        can_wait = _skips_by_itself(optimizer) and broken.device.type != "cpu" and len(self._unread) < MAX_UNREAD
+        if _skips_by_itself(optimizer):
+            optimizer.found_inf = broken  # type: ignore[attr-defined]
+        if (logged or not can_wait) and self._read(trainer):
+            optimizer.zero_grad(set_to_none=True)  # an optimizer ignores weights without a gradient
             return
         self._before = {weight: weight.detach().clone() for weight in _measured_weights(trainer, optimizer)}
         if logged:
@@ -87,8 +113,15 @@ class Health(Callback):
             values["update_norm"] = get_total_norm(self._updates)
             self._updates = []
         if module.device.type == "cuda" and NVML:
-            values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
+            with suppress(Exception):  # NVML refuses, with various errors, parts of a GPU and some containers
+                values["gpu_utilisation"] = torch.cuda.utilization(module.device) / 100
         log_last_step(trainer, {f"train/{name}": float(value) for name, value in values.items()})
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._read(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._read(trainer)
 
     def _update_norm(self) -> Tensor:
         """Returns the norm of the step's change to the weights that it measures."""
@@ -97,16 +130,22 @@ class Health(Callback):
         torch._foreach_sub_(changes, [weight.detach() for weight in before])
         return _norm(changes).float()
 
-    def _skip(
-        self, trainer: Trainer, optimizer: torch.optim.Optimizer, losses: Tensor, batches: list[dict[str, Any]]
-    ) -> None:
-        """Skips the step by removing the gradients: an optimizer ignores weights without one."""
-        optimizer.zero_grad(set_to_none=True)
+    def _read(self, trainer: Trainer) -> bool:
+        """Reports the skipped ones among the unread steps, and returns whether the last of them is."""
+        steps, self._unread = self._unread, []
+        broken = torch.stack([step.broken for step in steps]).tolist() if steps else []
+        for step, is_broken in zip(steps, broken, strict=True):
+            if is_broken:
+                self._report(trainer, step)
+        return bool(broken and broken[-1])
+
+    def _report(self, trainer: Trainer, skipped: Step) -> None:
         self.skipped += 1
-        step = trainer.global_step + 1
+        step = skipped.number
         file = self.folder / f"step_{step:08}_rank_{trainer.global_rank}.json"
-        samples = [{name: _plain(values) for name, values in batch.items()} for batch in batches]
-        write_json(file, {"step": step, "finite": losses.isfinite().tolist(), "batches": samples})
+        samples = [{name: _plain(values) for name, values in batch.items()} for batch in skipped.batches]
+        with tolerate_full_disk(f"the list of the samples of skipped step {step}"):
+            write_json(file, {"step": step, "finite": skipped.losses.isfinite().tolist(), "batches": samples})
         if self.skipped >= self.max_skipped:
             raise FloatingPointError(
                 f"the loss or gradient of {self.skipped} steps was not finite, most recently of step {step}, which "
@@ -119,6 +158,12 @@ class Health(Callback):
                 f"{self.max_skipped - 1} skipped steps): its samples are listed in {file}",
                 stacklevel=2,
             )
+
+
+def _skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether the optimizer leaves weights and state unchanged if its `found_inf` is 1 (see GradScaler)."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -17,7 +17,7 @@ class Learning(Callback):
     """Checks after `after` steps that low-rank changes are not zero, and that gradients reach a trained text encoder.
 
     Raises ValueError with the names of the layers whose `up` is still zero, or if no trained weight of the text encoder
-    has had a gradient.
+    has had a gradient; also at the end of a shorter run if all changes are zero.
     """
 
     def __init__(self, after: int = 100) -> None:
@@ -49,15 +49,20 @@ class Learning(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self.after or not stepped(trainer, batch_idx):
-            return
-        zero = list(_still_zero(module))
-        if zero:
+        if trainer.global_step == self.after and stepped(trainer, batch_idx) and (zero := list(_still_zero(module))):
             names = ", ".join(zero[:SHOWN]) + (f" and {len(zero) - SHOWN} more" if len(zero) > SHOWN else "")
             raise ValueError(
                 f"after {self.after} steps the low-rank changes of {len(zero)} layers are still zero ({names}), so "
                 "that they learn nothing: leave these layers out of adapter.targets, raise optimizer.lr, or, if the "
                 "warm-up is not over by then, raise callbacks.learning.after"
+            )
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        steps, layers = trainer.global_step, sum(isinstance(layer, LowRank) for layer in module.modules())
+        if layers and 0 < steps < self.after and len(list(_still_zero(module))) == layers:
+            raise ValueError(
+                f"the run ends after {steps} steps with all low-rank changes still zero, so that nothing was learnt: "
+                "raise optimizer.lr, or train for more steps than the warm-up has"
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.callbacks.steps import is_logged, log_last_step, stepped
 
-EDGES = (-8, -6, -4, -2, 0, 2, 4, 6, 8)  # in log-SNR, the same for every schedule so that curves can be compared
+EDGES = range(-8, 9, 2)  # in log-SNR, the same for every schedule so that curves can be compared
 RANGES = ("below_-8", *(f"{low}_to_{high}" for low, high in pairwise(EDGES)), "above_8")
 
 
@@ -23,7 +23,7 @@ class LossByNoise(Callback):
     """
 
     def __init__(self) -> None:
-        self._training = _zero_sums()
+        self._training = torch.zeros(2, len(RANGES), dtype=torch.float64)  # see `_sums`
         self._validation: dict[str, Tensor] = {}  # by validation set
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class LossByNoise(Callback):
         self._training = self._training.to(outputs["losses"].device) + _sums(outputs)
         if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             log_last_step(trainer, _means(trainer, self._training, "train"))
-            self._training = _zero_sums()
+            self._training = torch.zeros_like(self._training)
 
     def on_validation_batch_end(
         self,
@@ -64,21 +64,19 @@ class LossByNoise(Callback):
         self._validation = {}
 
 
-def _zero_sums() -> Tensor:
-    """Returns zeros (2, ranges) for the sum and the number of losses in each range."""
-    return torch.zeros(2, len(RANGES), dtype=torch.float64)
-
-
 def _sums(outputs: dict[str, Tensor]) -> Tensor:
+    """Returns the sum and the number of losses in each range, (2, ranges)."""
     log_snr, losses = outputs["log_snr"], outputs["losses"]
-    edges = torch.tensor(EDGES, dtype=log_snr.dtype, device=log_snr.device)
+    # Computed on the device, because a copy to it would wait for it.
+    edges = torch.arange(EDGES.start, EDGES.stop, EDGES.step, dtype=log_snr.dtype, device=log_snr.device)
     index = torch.bucketize(log_snr, edges, right=True)
     in_range = (index == torch.arange(len(RANGES), device=index.device)[:, None]) & losses.isfinite()  # (ranges, b)
     return torch.stack((losses.double().where(in_range, 0.0).sum(1), in_range.sum(1).double()))
 
 
 def _of_all_ranks(trainer: Trainer, sums: Tensor) -> Tensor:
-    total = trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+    # The sums of a module without "log_snr" are still on the CPU, from which NCCL cannot reduce.
+    total = trainer.strategy.reduce(sums.to(trainer.strategy.root_device, copy=True), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total
 

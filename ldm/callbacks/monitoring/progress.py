@@ -17,7 +17,8 @@ class Progress(ProgressBar):
     """Shows optimizer steps, images per second, the step's loss and the time left.
 
     Speed and loss are those that the loggers get: the speed is of training alone, without validation and sampling,
-    since it was last shown (if there is a Throughput callback), and the loss is the mean over the step's global batch.
+    since it was last shown (if there is a Throughput callback), and the loss is the mean over the step's global batch,
+    or over this rank's part of it in a step that is not logged.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:

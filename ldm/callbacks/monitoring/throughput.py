@@ -19,6 +19,7 @@ class Throughput(Callback):
     def __init__(self, alarm: float = 0.05, window: float = 60.0) -> None:
         self.alarm, self.window = alarm, window
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        self.rate = 0.0  # images per second at the last logged step
         self._logged = (0, 0.0, 0.0)  # the same values at the last logged step
         self._since: float | None = None  # when the clock was last read
         self._judged = (0.0, 0.0)  # `seconds` and `waited` at the last comparison with the alarm
@@ -51,16 +52,17 @@ class Throughput(Callback):
         if is_logged(trainer, trainer.global_step) and stepped(trainer, batch_idx):
             images, seconds, waited = self._logged
             passed = self.seconds - seconds
-            module.log("train/images_per_second", (self.images - images) / passed)
+            self.rate = (self.images - images) / passed
+            module.log("train/images_per_second", self.rate)
             module.log("train/data_wait", (self.waited - waited) / passed, sync_dist=True, reduce_fx="max")
             self._logged = (self.images, self.seconds, self.waited)
-            self._warn(trainer)
+            self._warn(trainer, cached="moments" in batch)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.pause()
 
-    def _warn(self, trainer: Trainer) -> None:
-        """Warns each time that the share rises above the alarm."""
+    def _warn(self, trainer: Trainer, cached: bool) -> None:
+        """Warns each time that the share rises above the alarm; `cached` data is that of latents."""
         seconds, waited = self.seconds - self._judged[0], self.waited - self._judged[1]
         if seconds < self.window:
             return
@@ -68,7 +70,8 @@ class Throughput(Callback):
         if waited > self.alarm * seconds and not self._alarmed:
             warnings.warn(
                 f"rank {trainer.global_rank} spends {waited / seconds:.0%} of its time waiting for data (step "
-                f"{trainer.global_step}): raise data.workers, or train from cached latents (ldm encode)",
+                f"{trainer.global_step}): raise data.workers"
+                + ("" if cached else ", or train from cached latents (ldm encode)"),
                 stacklevel=2,
             )
         self._alarmed = waited > self.alarm * seconds

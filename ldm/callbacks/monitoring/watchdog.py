@@ -1,43 +1,61 @@
-"""Ends a distributed run when a rank fails or stops making progress."""
+"""Ends a distributed run when a rank fails, dies or stops making progress, and reports which one in one sentence."""
 
+import json
+import logging
 import os
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from subprocess import Popen
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from ldm.callbacks.checkpointing.interruption import write_stderr
+from ldm.callbacks.checkpointing.interruption import Interruption, write_stderr
+from ldm.callbacks.find import find
+from ldm.callbacks.monitoring.ranks import Failure, Ranks, is_consequence, own_failure
+from ldm.errors import EXPECTED, ReportedFailure
 
 GRACE = 10.0  # seconds that a rank has to end with its own error after another rank failed
+PAUSE = 1.0  # seconds between two looks at the other ranks
+SILENCE = 10.0  # seconds without a beat after which, if communication failed, a rank on another machine is dead
 
 
 class Watchdog(Callback):
-    """Ends this rank with exit code 1 and names the culprit if another rank failed or none progresses for `seconds`.
+    """Ends this rank with exit code 1 if another rank failed, died, or none progresses for `seconds`.
 
-    Ranks exchange their progress through the store of the process group, in a thread, because the main thread is
-    blocked while it waits in a collective operation. Covers training and validation.
+    One rank of each host prints one sentence: which rank failed, where, why, and what to do. Ranks exchange their
+    state through the store of the process group, in a thread, because the main thread is blocked while it waits in a
+    collective operation. Covers everything from the first batch to the end of the run, and a lack of progress in
+    training and validation.
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
         if seconds <= 0:
             raise ValueError(f"callbacks.watchdog.seconds is {seconds}, but must be positive")
         self.seconds = seconds
+        self.failure: Failure | None = None  # of the run
         self._batches = 0
         self._last_progress = time.monotonic()
+        self._training = False
         self._over = threading.Event()
-        self._store: Any = None
+        self._ranks: Ranks | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.world_size == 1:
             return
         store: Any = _get_default_store()
-        self._store = PrefixStore(f"watchdog {trainer.global_step}", store.clone())
+        store = PrefixStore(f"watchdog {trainer.global_step}", store.clone())
+        self._ranks = Ranks(store, trainer.global_rank, trainer.world_size, _take_over_children(trainer))
+        self.failure = None
         self._over.clear()
+        self._training = True
         self._progressed()
-        ranks = trainer.global_rank, trainer.world_size
-        threading.Thread(target=self._watch, args=ranks, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._ranks,), name="watchdog", daemon=True).start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._progressed()
@@ -49,44 +67,118 @@ class Watchdog(Callback):
         self._progressed()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._training = False
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._over.set()
+        if self._ranks is not None:
+            with suppress(RuntimeError):  # rank 0, which hosts the store, may have ended already
+                self._ranks.leave()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._over.set()
-        if self._store is None or isinstance(exception, SystemExit):  # all ranks stop together
+        ranks = self._ranks
+        if ranks is None or not isinstance(exception, Exception):  # signals stop all ranks together
             return
-        text = " ".join(str(exception).split())
-        failure = f"rank {trainer.global_rank} of {trainer.world_size} failed: {type(exception).__name__}: {text}"
-        first = self._store.compare_set("failed", "", failure).decode()
-        write_stderr(failure if first == failure else f"{first} (rank {trainer.global_rank} stops because of this)")
+        Interruption.failed = True
+        failure = self._explained(ranks, exception)
+        own, logged = failure.rank == ranks.own.rank, logging.getLogger("ldm").handlers
+        if own and not logged and not isinstance(exception, EXPECTED):
+            traceback.print_exception(exception)
+        self._report(ranks, failure)
+
+    def _explained(self, ranks: Ranks, exception: Exception) -> Failure:
+        """Returns the failure that caused the exception, of another rank if communication failed."""
+        if self.failure is not None:  # the other thread has read it, and the store may have ended since
+            return self.failure
+        end = time.monotonic() + (SILENCE + 2 * PAUSE if is_consequence(exception) else 0.0)
+        try:
+            while (failure := ranks.failure(SILENCE)) is None and time.monotonic() < end:
+                time.sleep(0.1)
+            return failure or ranks.publish(own_failure(ranks.own, exception))
+        except RuntimeError:
+            return ranks.unreachable() if is_consequence(exception) else own_failure(ranks.own, exception)
+
+    def _report(self, ranks: Ranks, failure: Failure) -> None:
+        """Prints the failure on one rank of each host, once all ranks know it."""
+        self.failure = failure
+        with suppress(RuntimeError):  # the store may have ended with rank 0
+            ranks.acknowledge(GRACE)
+            if failure.rank != ranks.own.rank:  # whose message is the last one, if this process started that one
+                ranks.wait_for(failure.rank, GRACE)
+        if ranks.reports(failure):
+            sys.stderr.flush()
+            write_stderr(f"error: {failure.sentence}")
+        if failure.rank == ranks.own.rank or not failure.reports:
+            _write_for_torchrun(failure.sentence)
 
     def _progressed(self) -> None:
         self._batches += 1
         self._last_progress = time.monotonic()
 
-    def _watch(self, rank: int, ranks: int) -> None:
-        pause = min(2.0, self.seconds / 4)
-        while not self._over.wait(pause):
-            failure, grace = None, 0.0
+    def _watch(self, ranks: Ranks) -> None:
+        while not self._over.wait(min(PAUSE, self.seconds / 4)):
             try:
-                self._store.set(str(rank), str(self._batches))
-                if self._store.check(["failed"]):
-                    failure, grace = self._store.get("failed").decode(), GRACE
-                elif time.monotonic() - self._last_progress > self.seconds:
-                    failure = self._stuck(rank, ranks)
-            except RuntimeError:  # rank 0 hosts the store
-                failure, grace = "rank 0 is gone", GRACE
-            if failure is not None and not self._over.wait(grace):
-                write_stderr(f"{failure} (rank {rank} stops because of this)")
+                ranks.beat(self._batches)
+                failure = ranks.failure(self.seconds)
+                if failure is None and self._training and time.monotonic() - self._last_progress > self.seconds:
+                    failure = self._stuck(ranks)
+            except RuntimeError:
+                if not self._training:  # rank 0, which hosts the store, has finished
+                    return
+                failure = ranks.unreachable()
+            if failure is None:
+                continue
+            Interruption.failed, self.failure = True, failure
+            with suppress(RuntimeError):
+                ranks.store.set(f"knows {ranks.own.rank}", "")
+            if not self._over.wait(GRACE):
+                self._report(ranks, failure)
                 os._exit(1)  # nothing else ends the collective operation that blocks the main thread
 
-    def _stuck(self, rank: int, ranks: int) -> str:
-        """Returns a message that names the slowest rank."""
+    def _stuck(self, ranks: Ranks) -> Failure:
+        """Returns a failure that names the slowest rank."""
         self._over.wait(self.seconds / 2)  # by now, ranks that progressed after this one are blocked, too
-        counts = {other: int(self._store.get(str(other))) for other in range(ranks) if self._store.check([str(other)])}
+        counts = ranks.batches()
         slowest = min(counts, key=lambda other: counts[other])
         progress = ", ".join(f"rank {other}: {count}" for other, count in counts.items())
-        return (
-            f"no progress on rank {rank} for {self.seconds:g} s: rank {slowest} fell behind or ran out of data "
-            f"(batches started and finished: {progress})"
+        return ranks.publish(
+            Failure(
+                f"no progress on rank {ranks.own.rank} for {self.seconds:g} s: {ranks.members[slowest]} fell behind or "
+                f"ran out of data (batches started and finished: {progress}); look at that host and its storage, and "
+                "run the same command with resume=auto",
+                -1,
+            )
         )
+
+
+@contextmanager
+def reported_once(trainer: Trainer) -> Iterator[None]:
+    """Raises ReportedFailure in place of an error that the Watchdog has explained to the user."""
+    try:
+        yield
+    except Exception as error:
+        watchdog = find(trainer, Watchdog)
+        if watchdog is None or watchdog.failure is None:
+            raise
+        raise ReportedFailure(watchdog.failure.sentence) from error
+
+
+def _take_over_children(trainer: Trainer) -> Any:
+    """Returns the function that tells how a child rank ended, in place of the thread that Lightning observes them with.
+
+    That thread would kill this process, without a message, within five seconds after a child has failed.
+    """
+    children = [child for child in getattr(trainer.strategy.launcher, "procs", []) if isinstance(child, Popen)]
+    for thread in threading.enumerate():
+        if children and thread.name == "child-process-observer" and hasattr(thread, "_run"):
+            thread._run = lambda: True
+    first = trainer.global_rank + 1
+    return lambda rank: children[rank - first].poll() if first <= rank < first + len(children) else None
+
+
+def _write_for_torchrun(sentence: str) -> None:
+    """Adds the sentence to the report that torchrun prints at the end."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError), open(path, "w") as file:
+            json.dump({"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}, file)

@@ -15,12 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from ldm.commands.device_arguments import add_device_arguments
 from ldm.commands.ema import check_lengths
-from ldm.device import DTYPES, choose_precision
+from ldm.device import DTYPES, allow_tf32, choose_precision, device_of_rank
 from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, warnings_on_stderr
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else args.device
+        args.device = device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", rank)))
     with warnings_on_stderr():
         evaluate(args, swept, rank, world)
     if world > 1:
@@ -138,6 +137,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, world: int) -> None:
     fingerprint = model_fingerprint(args.model)
     args.precision = choose_precision(args.precision, args.device)
+    allow_tf32(args.precision != "32")
     pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
     data = open_data(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.images))  # type: ignore[arg-type]

@@ -2,11 +2,8 @@
 
 import argparse
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.commands.filter.recipe import DEFAULT, MAX_NUMBER, path_of, presets, read, recognised
 from ldm.errors import UsageError
-from ldm.files import check_writable
+from ldm.files import check_writable, temporary_folder
 from ldm.metadata.columns import ALIASES, parse_choices
 from ldm.metadata.rules import Thresholds, rules
 from ldm.ownership import check_outside
@@ -108,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.dry_run:
         filter_report.check_replaceable(args.out)
     start = time.monotonic()
-    with workspace(args.out) as folder, database(folder, args.threads) as connection:
+    beside = args.out or Path(tempfile.gettempdir(), "ldm")
+    with temporary_folder(beside) as folder, database(folder, args.threads) as connection:
         sources, damaged = open_sources(find(args.inputs), folder, recipe.header)
         if not sources:
             raise ValueError(f"none of the files is readable, for example {damaged[0].path}: {damaged[0].reason}")
@@ -159,18 +157,6 @@ def _filter(work: "Filter", groups: "list[FileGroup]") -> int:
         if batch.rows:
             progress.step(batch.rows)
     return work.finish()
-
-
-@contextmanager
-def workspace(out: Path | None) -> Iterator[Path]:
-    """Creates a temporary folder beside `out`, or in the system's temporary folder, and removes it at the end."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}." if out else "ldm.", suffix=".tmp", dir=out and out.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def write_shards(work: "Filter", kept: int, rows_per_shard: int, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""`ldm info` describes a model file, a checkpoint, a run's folder or a cache, without reading its tensors."""
+"""`ldm info` describes a model file, a checkpoint, a run's folder, a cache or shards, without reading its tensors."""
 
 import argparse
 from pathlib import Path
@@ -11,11 +11,15 @@ from ldm.weights.recognise import READABLE, recognise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Describe a model, a run or a cache of latents, without reading its tensors."
+    parser.description = (
+        "Describe a model, a run or a cache of latents, without reading its tensors, or count the images and captions "
+        "of shards."
+    )
     parser.add_argument(
         "path",
-        metavar="MODEL|RUN|CACHE",
-        help=f"{READABLE}; also a standalone network, such as an autoencoder, and a cache that ldm encode wrote",
+        metavar="MODEL|RUN|CACHE|SHARDS",
+        help=f"{READABLE}; also a standalone network, such as an autoencoder, a cache that ldm encode wrote, and a "
+        "tar, a folder of tars or a pattern such as 'shards/*.tar'",
     )
 
 
@@ -29,6 +33,10 @@ def run(args: argparse.Namespace) -> None:
 def describe(path: str) -> dict[str, str]:
     """Returns human-readable lines, name → value. Raises FileNotFoundError or ValueError as `recognise` does."""
     folder = Path(path).expanduser()
+    if "://" in path or path.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
+        from ldm.commands.info.shards import describe_shards  # here, because it imports torch
+
+        return describe_shards(path)
     if (added := _added(path)) is not None:
         return added
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ldm import errors
 from ldm.commands.sample.arguments import Arguments, help_text, parse
-from ldm.drawing.added_files import added_files
+from ldm.commands.sample.listing import listing
+from ldm.drawing.added_files import added_files, check_tagged
 from ldm.drawing.job import CALL_KEYS, Process, SamplingJob, run_job
 from ldm.drawing.prompts import ImageSpec, image_specs, read_rows
 from ldm.drawing.recorded import read_recorded
@@ -33,6 +34,11 @@ def work(argv: list[str]) -> None:
     if arguments.help:
         print(help_text())
         return
+    if arguments.listed:
+        print("\n".join(line for key in arguments.listed for line in listing(key)))
+        return
+    for note in arguments.notes if Process.current().rank == 0 else ():
+        print(f"note: {note}", file=sys.stderr)
     for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
         if (value := arguments.given.get(name)) not in (None, *known):
             raise UsageError(f"{name}={value} was given, but {name} must be one of {', '.join(known)}")
@@ -50,6 +56,8 @@ def job_from_prompts(arguments: Arguments) -> SamplingJob:
     rows += read_rows(given["prompts_file"]) if "prompts_file" in given else []
     if not rows:
         raise UsageError('there is no prompt; give one, as in: python sample.py "a red circle on a white background"')
+    if "lora_dir" in given and given.get("prompt_syntax") != "a1111":
+        raise UsageError("lora_dir= is for tags in prompts, such as <lora:NAME:0.8>: add prompt_syntax=a1111")
     images, size = image_specs(rows, given.get("seed", 0), given.get("n", 1)), given.get("batch_size", BATCH_SIZE)
     return SamplingJob(
         batches=[images[start : start + size] for start in range(0, len(images), size)],
@@ -64,6 +72,7 @@ def job_from_prompts(arguments: Arguments) -> SamplingJob:
         preview=given.get("preview"),
         sources=sources_of(given, recorded={}),
         added=added_files(given, recorded={}),
+        lora_dir=given.get("lora_dir"),
     )
 
 
@@ -80,8 +89,11 @@ def job_from_image(arguments: Arguments) -> SamplingJob:
     fingerprints = {"model": recorded["fingerprint"], "weak": weak["fingerprint"]}
     replaced: dict[str, Any] = {f"{name}_options": {} for name in HAVE_OPTIONS if name in given}
     chosen = recorded | replaced | {name: given[name] for name in given if name != "from"}
+    batch = batch_of(recorded["batch"], arguments)
+    if chosen["prompt_syntax"] == "a1111":
+        check_tagged(recorded["lora_tags"] or [], [spec.prompt for spec in batch], chosen["lora_dir"])
     return SamplingJob(
-        batches=[batch_of(recorded["batch"], arguments)],
+        batches=[batch],
         call={name: chosen[name] for name in CALL_KEYS} | {"size": tuple(chosen["size"])},
         out=choose_folder(given.get("out")),
         model=chosen["model"],
@@ -95,6 +107,7 @@ def job_from_image(arguments: Arguments) -> SamplingJob:
         threads=recorded["threads"] if chosen["device"] == "cpu" else None,
         fingerprints={name: known for name, known in fingerprints.items() if known and name not in given},
         added=added_files(given, recorded),
+        lora_dir=chosen["lora_dir"],
         sources=sources_of(given, {name: recorded[name] for name in ("init", "mask") if recorded[name]}),
     )
 

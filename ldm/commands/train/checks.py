@@ -63,6 +63,10 @@ def check_settings(config: DictConfig) -> None:
 
 def check_parallel(config: DictConfig, gpu: bool) -> None:
     """Raises ValueError for settings that the device or strategy=fsdp does not support."""
+    from ldm.device import NO_MPS
+
+    if config.trainer.accelerator == "mps":
+        raise ValueError(f"trainer.accelerator=mps is not supported, because {NO_MPS}: set trainer.accelerator=cpu")
     if config.trainer.accelerator in ("gpu", "cuda") and not gpu:
         raise ValueError(
             f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: "

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,17 @@ class ConfigSources:
         """Returns the keys that the file of an option sets."""
         config = self._repository.load_config(f"{group}/{option}").config
         return [str(key) for key in config] if isinstance(config, DictConfig) else []
+
+    def comment(self, group: str, option: str) -> str:
+        """Returns the comment at the top of the file of an option, "" if it has none or cannot be found."""
+        place = self._repository.load_config(f"{group}/{option}").path
+        scheme, _, path = place.partition("://")
+        if scheme not in ("file", "pkg"):
+            return ""
+        folder = Path(path) if scheme == "file" else files(path.partition("/")[0].replace("/", "."))
+        file = folder / group / f"{option}.yaml"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        return "\n".join(takewhile(lambda line: line.startswith("#"), lines))
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Composes the config with these overrides."""

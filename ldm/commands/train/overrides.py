@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ldm.commands.train.trainer_arguments import check_argument
 from ldm.commands.train.used_settings import is_read
 
 OPEN = ("sampler.options.", "sampler.spacing_options.")  # keys below these are function arguments that no config lists
+PLAIN = re.compile(r"[^\[\]{}()'\",\\$]+")  # text that has no meaning to Hydra beyond its characters
 UNTRAINED = "untrained"  # in place of a path to frozen weights; only then `config` is used (see ldm.weights.parts)
 # Settings that would be ignored in a sweep → what to set instead.
 SET_BY_SWEEPS = {
@@ -28,12 +30,12 @@ SET_BY_SWEEPS = {
 
 
 def check_overrides(arguments: list[str], conf: Path) -> list[str]:
-    """Returns the arguments in Hydra's syntax.
+    """Returns the arguments in Hydra's syntax; values such as <my-dog>, which it cannot parse, are quoted.
 
     Raises ValueError for an unknown option or key, with the nearest valid name, and for a value of another type than
     the config's.
     """
-    arguments = [f"++{line}" if line.startswith(OPEN) else line for line in arguments]
+    arguments = [quoted(f"++{line}" if line.startswith(OPEN) else line) for line in arguments]
     try:
         given = get_args(arguments)
         overrides = OverridesParser.create().parse_overrides(given.overrides)
@@ -47,6 +49,21 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         _check_names(overrides, sources)
         _check_read(overrides, sweep, sources)
     return arguments
+
+
+def quoted(argument: str) -> str:
+    """Quotes a plain text that Hydra's grammar lacks the characters for, such as adapter.token=<my-dog>.
+
+    Values with brackets, quotes or commas are returned as they are, because they may be meant as lists or sweeps.
+    """
+    name, equals, value = argument.partition("=")
+    if not equals or name.startswith("-") or PLAIN.fullmatch(value) is None:
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return f"{name}='{value}'"
+    return argument
 
 
 def _check_names(overrides: list[Override], sources: ConfigSources) -> None:

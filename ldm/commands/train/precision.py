@@ -1,6 +1,6 @@
-"""Registers the resolver ${fast_precision:…} that precision=auto uses."""
+"""Registers the resolver ${fast_precision:…} that precision=auto uses, and decides on TF32."""
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 def fast_precision(accelerator: str, plan: bool) -> str:
@@ -10,6 +10,12 @@ def fast_precision(accelerator: str, plan: bool) -> str:
     from ldm.device import choose_device, has_bf16
 
     return "bf16-mixed" if has_bf16(choose_device("cpu" if accelerator == "cpu" else "auto")) else "32-true"
+
+
+def uses_tf32(precision: DictConfig) -> bool:
+    """Returns whether GPUs may compute float32 products in TF32: if asked for, or if the network is not in float32."""
+    float32 = precision.name == "32-true" and precision.compute is None
+    return bool(precision.get("tf32", not float32))
 
 
 OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)

@@ -1,7 +1,9 @@
 """Records a run in its folder, and finds the checkpoint that it resumes from."""
 
+import platform
 import shlex
 import sys
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,14 @@ from ldm.report.groups import decisive
 from ldm.report.runs import flatten
 
 
-def save_run(config: DictConfig, run_dir: Path) -> None:
-    """Writes the resolved config and the exact command, so that the run can be inspected and repeated."""
+def save_run(config: DictConfig, run_dir: Path, step: int = 0) -> None:
+    """Writes the resolved config, and adds the exact command, with its date, to the run's earlier commands."""
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    write_text(run_dir / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
+    file = run_dir / "command.txt"
+    earlier = file.read_text() if file.is_file() else ""
+    now = datetime.now().astimezone().isoformat(" ", timespec="seconds")
+    about = f"# {now} on {platform.node()}" + (f", resumed after step {step}" if step else "")
+    write_text(file, f"{earlier}{about}\n{shlex.join(['python', *sys.argv])}\n")
 
 
 def hyperparameters(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,17 +19,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.train.checks import check_given
 from ldm.commands.train.config_sources import source_arguments
+from ldm.commands.train.parallel import Supervisor
 from ldm.files import is_locked, lock
 from ldm.report.groups import decisive
 from ldm.report.runs import WAITING, flatten
 
 
 def sweep_label(hydra: Any) -> str:
-    """Returns a human-readable label of a job's overrides, starting with those that the sweep varies, if known."""
-    constant = set(hydra.job.config.override_dirname.exclude_keys)
-    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    rest = sorted(str(override.input_line) for override in parsed if override.key_or_group in constant)
-    return ",".join([*filter(None, [hydra.job.override_dirname]), *rest])
+    """Returns a human-readable label of a job: the overrides that the sweep varies."""
+    return str(hydra.job.override_dirname) or "run"
 
 
 def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
@@ -47,21 +45,24 @@ def sweep_folder(config: DictConfig, parent: Path, label: str) -> Path:
 
 
 class WaitingMarks(Callback):
-    """Marks each run of a sweep that has no folder yet as waiting when the sweep starts.
+    """Marks each run of a sweep that has no folder yet as waiting when the sweep starts, and supervises parallel runs.
 
     The marks are valid while the sweep's process lives, which locks the folder of its runs. The run folders' names
-    begin with the settings that the sweep varies.
+    contain the settings that the sweep varies, and no other ones.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return  # other sweepers choose their runs as they proceed
-        folders = []
-        listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+        launcher = config.hydra.launcher
+        if launcher._target_.endswith(".JoblibLauncher") and launcher.n_jobs != 1:  # one job runs in this process
+            Supervisor()
+        listed = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*listed, *config.hydra.overrides.task])
         constant = json.dumps([override.key_or_group for override in overrides if not override.is_sweep_override()])
         with open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={constant}")
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return  # other sweepers choose their runs as they proceed
+        folders = []
         for overridden in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overridden))
             HydraConfig.instance().set_config(job)  # resolves the job's ${hydra:…}

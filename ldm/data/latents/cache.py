@@ -82,11 +82,12 @@ def split_hash(manifest: dict[str, Any]) -> SplitHash:
 class CachedLatents(Dataset[LatentSample]):
     """The samples of a cache that `ldm encode` wrote, by index or (draw, index).
 
-    If a cache holds several sizes, only samples of the run's size are used, with a warning, or all samples if batches
-    are `bucketed`. With load="mapped" latents are read through the page cache, with "memory" all are read at the start.
-    There is no `flip` and no random crop, because a mirrored latent is not the latent of the mirrored image. If a
-    sample has several captions, each draw gets one, keyed by `seed`. With a `text_encoder`, samples hold its states
-    from the cache. Raises ValueError if the cache was encoded with another first stage, scale, size or text encoder.
+    If a cache holds several sizes, only samples of the run's size are used, with a warning for this `purpose`, or all
+    samples if batches are `bucketed`. With load="mapped" latents are read through the page cache, with "memory" all
+    are read at the start. There is no `flip` and no random crop, because a mirrored latent is not the latent of the
+    mirrored image. If a sample has several captions, each draw gets one, keyed by `seed`. With a `text_encoder`,
+    samples hold its states from the cache. Raises ValueError if the cache was encoded with another first stage,
+    scale, size or text encoder.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class CachedLatents(Dataset[LatentSample]):
         load: Literal["mapped", "memory"] = "mapped",
         seed: int = 0,
         text_encoder: Frozen | None = None,
+        purpose: Literal["training", "reference"] = "training",
     ) -> None:
         self.cache, self.seed, self.with_states = Path(cache), seed, text_encoder is not None
         manifest = read_manifest(self.cache)
@@ -120,11 +122,14 @@ class CachedLatents(Dataset[LatentSample]):
         self.starts = [0, *accumulate(self.counts[self.used].tolist())]
         self.mapped: dict[int, tuple[Tensor, Shard]] = {}
         if len(self) < self.counts.sum():
-            warnings.warn(
-                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in "
-                f"{self.cache}; set data.bucketed=true to train on all",
-                stacklevel=2,
+            used = (
+                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in {cache}"
             )
+            consequence = {
+                "training": "; set data.bucketed=true to train on all",
+                "reference": " as references, because generated images have this size",
+            }
+            warnings.warn(f"{used}, of {self.counts.sum()} in {cache}{consequence[purpose]}", stacklevel=2)
         if not len(self):
             raise ValueError(
                 f"the cache {self.cache} has no samples to use: encode shards of {size[0]}x{size[1]} images"
@@ -252,17 +257,30 @@ def _short(value: Any) -> str:
 class Decoded(Dataset[dict[str, Any]]):
     """Decodes a `dataset` of moments to images: the first stage applied to the means of the posterior.
 
-    FID against these images does not include the reconstruction error of the first stage.
+    FID against these images does not include the reconstruction error of the first stage. It runs on a GPU if there is
+    one, where `__getitems__` decodes all samples at once; on a CPU the samples of a batch do not affect each other.
     """
 
     def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen) -> None:
         self.dataset, self.network = dataset, first_stage.network
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        latents = self.network.latents(sample["moments"].float()[None])
-        return {**sample, "image": to_uint8(self.network.decode(latents))[0]}
+        return self.__getitems__([index])[0]
+
+    @torch.no_grad()
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        samples = [self.dataset[index] for index in indices]
+        network = self.network.to(self.device)
+        moments = torch.stack([sample["moments"] for sample in samples]).float().to(self.device)
+        batches = moments.split(1 if self.device.type == "cpu" else len(samples))
+        images = [image for batch in batches for image in to_uint8(network.decode(network.latents(batch))).cpu()]
+        return [{**sample, "image": image} for sample, image in zip(samples, images, strict=True)]
+
+
+def undecoded(dataset: Any) -> Any:
+    """Returns the data set that a `Decoded` one decodes, and any other as it is, to read captions without images."""
+    return dataset.dataset if isinstance(dataset, Decoded) else dataset

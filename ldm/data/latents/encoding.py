@@ -20,7 +20,7 @@ from ldm.data.loading import worker
 from ldm.data.sources.buckets import Size
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.split import SplitHash
-from ldm.files import atomic_write, leftovers, write_json
+from ldm.files import atomic_write, write_json
 
 Encode = Callable[[Tensor], Tensor]  # uint8 images (b, 3, h, w) → moments (b, 2z, h/f, w/f)
 EncodeText = Callable[[list[str]], np.ndarray]  # c captions → states (c, tokens, d)
@@ -59,7 +59,6 @@ def encode_shards(
     With `encode_text` the states of all captions are stored too, and the job's settings must name the text encoder.
     Batches never cross shards, so the bytes of a shard do not depend on where encoding was stopped and resumed.
     """
-    _remove_leftovers(job)
     plan = {shard: [[*r] for r in _batches(job.shards.rows(shard), batch_size)] for shard in todo}
     loader = DataLoader(
         _Readable(job.shards),
@@ -151,17 +150,6 @@ def _write(
         record = {"settings": job.settings, "source": job.source(shard), "quarantined": quarantined, "size": size}
         states = None if encode_text is None else encode_text([text for texts in captions for text in texts])
         write_shard(target, moments, keys, captions, record, states)
-
-
-def _remove_leftovers(job: EncodingJob) -> None:
-    """Removes the temporary files that an interrupted run of this rank left."""
-    names = []
-    for file in job.shards.files:
-        names += [path.name for path in (*job.targets(file).values(), job.quarantine(file))]
-    only_rank = len(job.files) == len(job.shards.files)  # otherwise another rank may be writing the manifest now
-    own = {*names, *([MANIFEST, HASHES] if only_rank else [])}
-    for path in leftovers(job.out, own.__contains__):
-        path.unlink()
 
 
 def finish(job: EncodingJob) -> dict[str, Any] | None:

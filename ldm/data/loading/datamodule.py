@@ -24,13 +24,15 @@ Tokenize = Callable[[list[str]], Tensor]
 def collate(samples: list[Sample], tokenizer: Tokenize | None = None) -> dict[str, Any]:
     """Stacks tensors and numbers into tensors; text and lists stay lists.
 
-    With a tokenizer the batch also has "tokens" (b, n), the tokens of the captions.
+    With a tokenizer the batch also has "tokens" (b, n), the tokens of its captions, unless it has their "states".
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
         column = [sample[name] for sample in samples]
         batch[name] = column if isinstance(first, str | list) else default_collate(column)
-    return batch if tokenizer is None else {**batch, "tokens": tokenizer(batch["caption"])}
+    if tokenizer is None or "caption" not in batch or "states" in batch:
+        return batch
+    return {**batch, "tokens": tokenizer(batch["caption"])}
 
 
 class Numbered(Dataset[Sample]):
@@ -69,7 +71,7 @@ class DataModule(LightningDataModule):
         max_bad_share: share of unreadable samples beyond which training stops.
         bucketed: every optimizer step has images of a single size.
         run: number of consecutive samples that shuffling keeps together.
-        tokenize: the workers tokenize the captions.
+        tokenize: the loader tokenizes the captions, in its workers if there are any; None: if the module reads them.
 
     The state is one integer, the number of samples that all ranks together have trained on.
     """
@@ -88,7 +90,7 @@ class DataModule(LightningDataModule):
         max_bad_share: float = 0.01,
         bucketed: bool = False,
         run: int = 1,
-        tokenize: bool = False,
+        tokenize: bool | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -151,35 +153,41 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, batch_sampler=batches)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Adds "first", the id and draw of the first sample as integers, which could later only be read back."""
+        return {**batch, "first": (int(batch["id"][0]), int(batch["draw"][0]))} if "draw" in batch else batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Adds the strata and counts the samples trained on; counted here because workers read ahead of training."""
         if self.trainer is not None and self.trainer.training:
-            batch = {**batch, "stratum": self._strata(self.trainer.world_size, self.trainer.global_rank)}
+            strata = self._strata(self.trainer.world_size, self.trainer.global_rank, batch["id"].device)
+            batch = {**batch, "stratum": strata}
             self.seen += self.batch_size * self.trainer.world_size
             self.bad.count(batch.get("bad", []))
         return batch
 
-    def _strata(self, world: int, rank: int) -> Tensor:
+    def _strata(self, world: int, rank: int, device: torch.device | None = None) -> Tensor:
         """Returns each sample's stratum and the number of strata, (b, 2); a global batch has one sample per stratum.
 
         A stride near the golden ratio spreads the strata of each rank, and of each accumulated batch.
         """
         size = self.batch_size * world * self.accumulation(world)
         stride = next(step for step in range(round(0.618 * size), size + 1) if gcd(step, size) == 1)
-        position = self.seen + rank * self.batch_size + torch.arange(self.batch_size)
+        position = self.seen + rank * self.batch_size + torch.arange(self.batch_size, device=device)
         stratum = position % size * stride % size
         return torch.stack((stratum, torch.full_like(stratum, size)), dim=1)
 
-    def _tokenizer(self) -> Tokenize:
-        """Returns the tokenizer of the trained module. Raises ValueError if it has none."""
-        module = self.trainer and self.trainer.lightning_module
-        if not hasattr(module, "tokenize"):
+    def _tokenizer(self) -> Tokenize | None:
+        """Returns the tokenizer of the trained module, or None if the batches get no tokens."""
+        module = getattr(self.trainer, "lightning_module", None)
+        tokenize: Tokenize | None = getattr(module, "tokenize", None)
+        if self.tokenize and tokenize is None:
             raise ValueError(f"data.tokenize=true, but {type(module).__name__} reads no captions: remove the setting")
-        return module.tokenize  # type: ignore[union-attr, return-value]
+        return None if self.tokenize is False else tokenize
 
     def _loader(self, dataset: Dataset[Sample], **options: Any) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
-            collate_fn=partial(collate, tokenizer=self._tokenizer()) if self.tokenize else collate,
+            collate_fn=partial(collate, tokenizer=self._tokenizer()),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,

@@ -87,7 +87,7 @@ class CaptionedImages:
         if without:
             warnings.warn(
                 f"{len(without)} of {len(images)} images in {self.root} have no caption and are left out, such as "
-                f"{without[0]}; data.caption=TEXT gives them one",
+                f"{without[0]}; data.caption=TEXT (ldm shards: --caption TEXT) gives them one",
                 stacklevel=3,
             )
         stems = {_stem(key) for key in images}

@@ -108,12 +108,16 @@ class AdapterFile:
         if misshapen:
             problems.append(_shortened(misshapen, 2))
         if problems:
-            told = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
-            made = f", made for {told}," if told else ""
             raise ValueError(
-                f"the adapter {self.source}{made} is one of another model ({'; '.join(problems)}): give one that was "
+                f"the adapter {self._described} is one of another model ({'; '.join(problems)}): give one that was "
                 "made for this model"
             )
+
+    @property
+    def _described(self) -> str:
+        """The path, and the model that the file was made for if its metadata say so."""
+        model = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture")
+        return f"{self.source}, made for {model}," if model else str(self.source)
 
     def changes(self, networks: Mapping[str, Network]) -> dict[str, dict[str, Change]]:
         """Returns the changes of each network that the file changes; see `changes_for`.
@@ -122,7 +126,7 @@ class AdapterFile:
         """
         if foreign := [network for network in self.networks if network not in networks]:
             raise ValueError(
-                f"the adapter {self.source} changes the network {foreign[0]}, but this model has "
+                f"the adapter {self._described} changes the network {foreign[0]}, but this model has "
                 f"{', '.join(networks)}: give an adapter that was made for this model"
             )
         return {network: self.changes_for(network, networks[network]) for network in self.networks}

@@ -154,7 +154,13 @@ def add_embedding(text_encoder: TextEncoder, given: Given) -> str:
                 f"{embedding.source} holds vectors {list(vectors.shape)}, but the text encoder's are {width} wide: "
                 "give one that was made for this model"
             )
+    for tokenizer in text_encoder.tokenizers:
+        try:
+            tokenizer.check_new(token)
+        except ValueError as error:
+            raise ValueError(
+                f"{embedding.source} stands for the token {token!r}: {error}, such as embedding={path}:<my-{token}>"
+            ) from error
     for tower, tokenizer, name in zip(text_encoder.towers, text_encoder.tokenizers, names, strict=True):
-        tokenizer.check_new(token)
         tokenizer.add(token, tower.add_tokens(embedding.vectors[name].to(torch.float32)))
     return token

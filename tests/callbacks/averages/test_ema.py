@@ -174,3 +174,16 @@ def test_a_bfloat16_average_follows_updates_below_its_rounding() -> None:
 def test_an_unsupported_dtype_of_the_average_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ema\.dtype is int8"):
         EMA(dtype="int8")
+
+
+@pytest.mark.cuda
+def test_an_average_on_the_cpu_of_weights_on_a_gpu_equals_one_on_the_gpu() -> None:
+    linear = nn.Linear(3, 3).cuda()
+    averages = []
+    for device in ("cpu", "cuda"):
+        ema = EMA(decay=0.5, warmup=False, device=device)
+        ema.tracks = [{name: (2 * weight.detach()).to(device) for name, weight in linear.named_parameters()}]
+        for _ in range(2):
+            ema.update(dict(linear.named_parameters()))
+        averages.append(torch.cat([average.flatten().cpu() for average in ema.averages.values()]))
+    torch.testing.assert_close(*averages)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint
+from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO, Checkpoint, steps_to_next_poll
 from ldm.callbacks.checkpointing.interruption import SIGNALS
 from tests.callbacks.ranks import train_on_two
 from tests.callbacks.tiny import Batches, Tiny, trainer
@@ -134,3 +134,8 @@ def test_a_signal_to_one_rank_saves_after_the_step_and_ends_all_ranks(tmp_path: 
     assert codes == [128 + signal.SIGTERM] * 2
     assert "stopped by SIGTERM after step 3" in stderr
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+
+
+def test_ranks_on_gpus_agree_on_signals_about_once_per_second_and_on_cpus_in_every_step() -> None:
+    assert [steps_to_next_poll(seconds, torch.device("cuda")) for seconds in (0.0, 0.25, 1.0, 30.0)] == [1000, 4, 1, 1]
+    assert steps_to_next_poll(0.25, torch.device("cpu")) == 1

@@ -87,6 +87,7 @@ def test_models_are_read_from_shards_and_exported_with_ema_weights(halves: Path)
     assert all(map(torch.equal, of_checkpoint.parameters(), exported.parameters()))
 
 
+@pytest.mark.slow
 def test_one_process_resumes_from_the_checkpoint_of_two_ranks(halves: Path, copied: Path, tmp_path: Path) -> None:
     uninterrupted = train(tmp_path / "uninterrupted", 5, strategy="auto")
     resumed = train(copied, 5, checkpoint_file.newest(copied), strategy="auto")

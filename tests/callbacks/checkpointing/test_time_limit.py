@@ -74,6 +74,7 @@ def test_a_time_limit_without_checkpoints_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, TimeLimit("00:00:00:01")).fit(Tiny(), Batches())
 
 
+@pytest.mark.slow
 def test_the_time_limit_of_one_rank_ends_all_ranks(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         limit = TimeLimit("00:00:00:01" if rank == 1 else "01:00:00:00")

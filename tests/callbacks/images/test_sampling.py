@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.callbacks.images.sampling import image_sampler
@@ -63,3 +64,27 @@ def test_an_exception_restores_weights_and_mode_and_pauses_the_clock(tmp_path: P
         raise ZeroDivisionError
     assert module.backbone.training and torch.equal(module.weights(), before)
     assert speed._since is None
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors of one shape to bfloat16."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
+            self.count += (kwargs or {}).get("dtype") == torch.bfloat16
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_in_mixed_precision_casts_each_weight_once(tmp_path: Path) -> None:
+    module = Real()
+    run = trainer(tmp_path, max_steps=1, precision="bf16-mixed")
+    run.fit(module, Batches())
+    with Casts(module.backbone.conv_in.weight.shape) as casts, image_sampler(run, module) as sample:
+        sample(PROMPTS, SEEDS)
+        sample(PROMPTS, SEEDS)
+    networks = module.backbone, module.first_stage
+    assert casts.count == sum(weight.shape == casts.shape for net in networks for weight in net.parameters())

@@ -11,6 +11,7 @@ from ldm.callbacks.checkpointing.checkpoint import Checkpoint
 from ldm.callbacks.monitoring.health import Health
 from tests.callbacks.logged import Logged
 from tests.callbacks.tiny import Batches, Tiny, trainer
+from tests.small_disk import fill, small_disk
 
 
 class Norms(Callback):
@@ -149,3 +150,70 @@ def test_a_skipped_step_logs_no_norms(tmp_path: Path) -> None:
         trainer(tmp_path, Health(tmp_path), logger=logger, max_steps=2).fit(Tiny(broken_at=1), Batches())
     assert {"train/grad_norm", "train/update_norm"} <= logger.rows[0].keys()
     assert not {"train/grad_norm", "train/update_norm"} & logger.rows[1].keys()
+
+
+class Fused(Tiny):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.backbone.parameters(), lr=0.1, fused=True)
+
+
+class Deferring(Health):
+    """Reads no flag by itself, as on a GPU in steps that are not logged."""
+
+    def _read(self, trainer: Any) -> bool:
+        return False
+
+
+def test_fused_adamw_itself_leaves_weights_and_state_of_a_broken_step_unchanged(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="step 3 was skipped"):
+        (read := trainer(tmp_path, Health(tmp_path))).fit(first := Fused(broken_at=2), Batches())
+    (unread := trainer(tmp_path, Deferring(tmp_path))).fit(second := Fused(broken_at=2), Batches())
+    assert torch.equal(first.weights(), second.weights()) and first.weights().isfinite().all()
+    pairs = zip(*(run.optimizers[0].state.values() for run in (read, unread)), strict=True)
+    assert all(torch.equal(one[name], other[name]) for one, other in pairs for name in one)
+
+
+def test_steps_that_were_not_read_are_reported_with_a_later_one(tmp_path: Path) -> None:
+    class Late(Health):
+        def on_before_optimizer_step(self, run: Any, *rest: Any) -> None:
+            with monkeypatch.context() as patch:
+                if run.global_step < 3:
+                    patch.setattr(self, "_read", lambda _: False)
+                super().on_before_optimizer_step(run, *rest)
+
+    monkeypatch = pytest.MonkeyPatch()
+    with pytest.warns(UserWarning, match="step 2 was skipped"):
+        trainer(tmp_path, late := Late(tmp_path)).fit(Fused(broken_at=1), Batches())
+    assert late.skipped == 1
+    assert json.loads((tmp_path / "step_00000002_rank_0.json").read_text())["finite"] == [False]
+
+
+def test_a_gpu_whose_utilisation_nvml_refuses_is_trained_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(device: torch.device) -> int:
+        asked.append(device)
+        raise RuntimeError("NVML: Not Supported")
+
+    monkeypatch.setattr("ldm.callbacks.monitoring.health.NVML", True)
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    monkeypatch.setattr(Tiny, "device", torch.device("cuda"))
+    logger, run = Logged(), trainer(tmp_path, max_steps=2)
+    health, module = Health(tmp_path), Tiny()
+    run.strategy.connect(module)
+    run.loggers = [logger]
+    run.strategy.optimizers = [module.configure_optimizers()]
+    health.on_train_batch_end(run, module, None, None, 0)
+    (row,) = logger.rows.values()
+    assert asked == [torch.device("cuda")] and "train/skipped" in row and "train/gpu_utilisation" not in row
+
+
+def test_a_full_disk_does_not_end_the_training_at_a_skipped_step(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        run = trainer(tmp_path, Health(disk / "skipped"))
+        with pytest.warns(UserWarning, match="samples of skipped step 2 was not saved because the disk is full"):
+            run.fit(Tiny(broken_at=1), Batches())
+    assert run.global_step == 4

@@ -45,6 +45,14 @@ def test_a_run_whose_low_rank_weights_stay_zero_ends_and_names_the_layer(tmp_pat
         fit(tmp_path, module, 3, callbacks=[Learning(2)])
 
 
+def test_a_short_run_that_has_learnt_nothing_ends_with_the_reason(tmp_path: Path) -> None:
+    module = lora()
+    for layer in low_rank_layers(module.backbone).values():
+        layer.up.register_hook(torch.zeros_like)
+    with pytest.raises(ValueError, match="the run ends after 2 steps with all low-rank changes still zero"):
+        fit(tmp_path, module, 2, callbacks=[Learning(100)])
+
+
 def test_a_text_encoder_without_gradient_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = with_text()
     encode = module.text_encoder.encode

@@ -59,6 +59,7 @@ def test_a_skipped_step_does_not_affect_the_loss_of_later_steps(
     assert ["loss nan" in line for line in lines(capsys)] == [False, True, False, False]
 
 
+@pytest.mark.slow
 def test_the_speed_shown_is_the_one_logged_and_excludes_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

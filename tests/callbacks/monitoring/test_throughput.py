@@ -1,13 +1,15 @@
 import warnings
+from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.monitoring.scalar_table import ScalarTable
 from ldm.callbacks.monitoring.throughput import Throughput
 from ldm.report.runs import read_scalars
 from tests.callbacks.logged import Logged
@@ -74,7 +76,7 @@ def test_data_wait_is_that_of_the_rank_that_waits_longest(tmp_path: Path) -> Non
     def work(rank: int) -> None:
         speed = Laps(3, 1) if rank else Laps(1, 3)
         how = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
-        trainer(tmp_path, speed, logger=CSVLogger(tmp_path, "csv"), max_steps=2, **how).fit(Tiny(), Batches())
+        trainer(tmp_path, speed, logger=ScalarTable(tmp_path), max_steps=2, **how).fit(Tiny(), Batches())
 
     codes, stderr = train_on_two(tmp_path, work)
     assert codes == [0, 0], stderr
@@ -100,3 +102,14 @@ def test_waiting_beyond_the_alarm_warns_once(tmp_path: Path) -> None:
         warnings.simplefilter("error", UserWarning)
         trainer(tmp_path, Throughput(alarm=0.6, window=2)).fit(Tiny(), Batches())
     assert len([warning for warning in caught if "waiting for data" in str(warning.message)]) == 1
+
+
+@pytest.mark.parametrize(("content", "advised"), [("image", True), ("moments", False)])
+def test_only_a_run_on_images_is_advised_to_cache_its_latents(tmp_path: Path, content: str, advised: bool) -> None:
+    class Content(Batches):
+        def __iter__(self) -> Iterator[dict[str, Tensor]]:
+            yield from ({**batch, content: batch["x"]} for batch in super().__iter__())
+
+    with pytest.warns(UserWarning, match="raise data.workers") as caught:
+        trainer(tmp_path, Throughput(alarm=-1, window=0)).fit(Tiny(), Content())
+    assert any("ldm encode" in str(warning.message) for warning in caught) == advised

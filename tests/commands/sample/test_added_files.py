@@ -48,6 +48,7 @@ def test_several_files_with_weights_and_tokens_can_be_given() -> None:
     }
 
 
+@pytest.mark.slow
 def test_each_file_changes_the_image_and_is_recorded_with_its_hash(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +104,26 @@ def test_existing_images_sampled_with_other_files_are_refused(
     assert "0000.png" in error(capsys, 1, PROMPT, model, STEPS, f"out={out}", f"lora={lora}:0.6")
     assert "0000.png" in error(capsys, 1, PROMPT, model, STEPS, f"out={out}")
     assert sample.main([PROMPT, model, STEPS, f"out={out}", f"lora={lora}:0.5"]) == 0
+
+
+def test_a_negative_prompt_may_contain_a_token_and_an_unused_one_is_warned_about(
+    model: str, embedding: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = []
+    for negative, used in (("blue", False), ("ZORP", True)):
+        given = f"negative={negative}", f"embedding={embedding}"
+        images.append(drawn(tmp_path / negative, "red", model, *given))
+        assert ("its token 'zorp' is in no prompt" in capsys.readouterr().err) != used
+    assert images[0] != images[1]
+
+
+def test_a_token_that_exists_is_refused_and_another_can_be_given(
+    model: str, embedding: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = embedding.rename(tmp_path / "red.safetensors")
+    assert f"such as embedding={file}:<my-red>" in error(capsys, 1, PROMPT, model, STEPS, f"embedding={file}")
+    drawn(tmp_path / "a", "a <my-red>", model, f"embedding={file}:<my-red>")
+    assert read_metadata(tmp_path / "a" / "0000.png")["embedding"][0]["token"] == "<my-red>"
 
 
 @pytest.mark.parametrize("text", ["lora=", "embedding=", "embedding=:x"])

@@ -1,10 +1,14 @@
 import re
+from collections.abc import Iterable
 
 import pytest
 
 from ldm.commands.sample.arguments import help_text, parse
+from ldm.commands.sample.listing import listing
 from ldm.drawing.keys import KEYS
 from ldm.errors import UsageError
+from ldm.sampling.driver import SAMPLERS
+from ldm.sampling.spacing import SPACINGS
 
 
 @pytest.mark.parametrize(
@@ -54,13 +58,10 @@ def test_all_arguments_after_two_dashes_are_prompts() -> None:
         ("stpes=20", "steps=20"),
         ("step=20", "steps=20"),
         ("Seed=1", "seed=1"),
-        ("--seed=1", "seed=1"),
-        ("--batch-size=1", "batch_size=1"),
         ("guidence=2", "guidance=2"),
         ("modle=x=y", "model=x=y"),
-        ("--steps", "steps="),
-        ("image=cat.png", "init=cat.png"),
-        ("--guidance-scale=3", "guidance=3"),
+        ("Negative_prompt=ugly", "negative=ugly"),
+        ("--guidence-scale=3", "guidance=3"),
         ("--hlep", "--help"),
     ],
 )
@@ -70,17 +71,53 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, suggestion: str)
 
 
 @pytest.mark.parametrize(
-    ("text", "instead"),
+    ("line", "given"),
     [
-        ("prompt=a red circle", "the prompt alone, without prompt="),
-        ("width=512", "size=HEIGHTxWIDTH"),
-        ("--height=512", "size=HEIGHTxWIDTH"),
+        ("--seed=1", {"seed": 1}),
+        ("--seed 1 --batch-size 2", {"seed": 1, "batch_size": 2}),
+        ("num_inference_steps=30 guidance_scale=7.5", {"steps": 30, "guidance": 7.5}),
+        ("--guidance-scale=3", {"guidance": 3.0}),
+        ("image=cat.png mask_image=x.png", {"init": "cat.png", "mask": "x.png"}),
+        ("height=64 width=96", {"size": (64, 96)}),
+        ("sampler=DPM++_2M_Karras", {"sampler": "dpmpp_2m", "spacing": "karras"}),
+        ("--scheduler DDIMScheduler", {"sampler": "ddim"}),
+        ("CLIP_stop_at_last_layers=2", {"clip_skip": 1}),
     ],
 )
-def test_a_name_of_another_program_is_refused_with_what_to_write(text: str, instead: str) -> None:
-    with pytest.raises(UsageError, match=f"{re.escape(repr(text))} is not a setting: write {re.escape(instead)}"):
-        parse([text])
-    assert parse(["--", text]).prompts == [text]
+def test_a_name_of_another_program_is_taken_for_a_key_with_a_note(line: str, given: dict[str, object]) -> None:
+    arguments = parse(["red", *line.split()])
+    assert arguments.given == given and arguments.prompts == ["red"]
+    assert arguments.notes and all(" is taken as " in note for note in arguments.notes)
+    assert parse(["--", *line.split()]).prompts == line.split()
+
+
+def test_a_prompt_may_be_given_as_in_other_programs() -> None:
+    assert parse(["--prompt", "a red circle", "steps=2"]).prompts == ["a red circle"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("generator=1", "generator is not a setting: give seed=SEED, with noise=diffusers"),
+        ("--plms", "plms is not a setting: give sampler=PLMS"),
+        ("--steps", "--steps has no value: write steps=VALUE"),
+        ("num_inference_steps=0", "num_inference_steps must be an integer >= 1"),
+    ],
+)
+def test_a_name_of_another_program_without_a_counterpart_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(["red", text])
+
+
+def test_a_question_mark_asks_for_the_values_of_a_key_except_for_text() -> None:
+    arguments = parse(["sampler=?", "scheduler=?", "negative=?"])
+    assert arguments.listed == ["sampler", "sampler"] and arguments.given == {"negative": "?"}
+
+
+@pytest.mark.parametrize(("key", "names"), [("sampler", SAMPLERS), ("spacing", SPACINGS), ("steps", ())])
+def test_a_listing_has_a_line_for_each_value(key: str, names: Iterable[str]) -> None:
+    title, *lines = listing(key)
+    assert title.startswith(f"{key}: ") and [line.split()[0] for line in lines] == [*names]
 
 
 @pytest.mark.parametrize(

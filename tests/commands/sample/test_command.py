@@ -30,6 +30,24 @@ def test_images_are_in_prompt_order_with_consecutive_seeds(
     assert Image.open(out / "0003.png").size == (16, 16)
 
 
+def test_names_of_other_programs_are_recorded_as_settings_of_ldm(
+    model: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["red", "--num_inference_steps", "2", "sampler=DPM++ 2M Karras", "height=8", "width=16", model, f"out={out}"]
+    assert sample.main(argv) == 0
+    recorded = read_metadata(out / "0000.png")
+    names = ("steps", "sampler", "spacing", "size")
+    assert [recorded[name] for name in names] == [2, "dpmpp_2m", "karras", [8, 16]]
+    printed = capsys.readouterr().err
+    assert "note: num_inference_steps=2 is taken as steps=2\n" in printed
+    assert "note: sampler=DPM++ 2M Karras is taken as sampler=dpmpp_2m spacing=karras\n" in printed
+
+
+def test_a_question_mark_lists_the_values_of_a_key_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample.main(["a red circle", "sampler=?"]) == 0
+    assert "\n  dpmpp_2m " in capsys.readouterr().out
+
+
 def test_an_image_records_all_its_settings(model: str, out: Path) -> None:
     argv = [
         "red",
@@ -106,8 +124,8 @@ def test_unknown_words_cause_one_warning_per_prompt(model: str, out: Path, capsy
     assert sample.main(["a purple circle", "n=3", "batch_size=1", "steps=1", model, f"out={out}"]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == [
-        "warning: the text encoder does not know 'purple' in 'a purple circle'; "
-        "the model was not trained on these words"
+        "warning: the vocabulary of the text encoder lacks 'purple' in 'a purple circle'; "
+        "it reads all such words as the same word"
     ]
 
 

@@ -1,9 +1,12 @@
+import os
 import re
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
@@ -14,16 +17,18 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.train import precision as precision  # registers a resolver that configs use
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
-from ldm.commands.train.overrides import check_overrides, suggestion
+from ldm.commands.train.overrides import check_overrides, quoted, suggestion
+from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.run import avoid_fragmentation, fill_in_settings
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
 from ldm.files import is_locked
+from ldm.nn.unet import UNet
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -59,6 +64,24 @@ def options(group: str) -> list[str]:
 )
 def test_overrides_of_existing_keys_are_accepted(line: str) -> None:
     check_overrides([line] if '"' in line else line.split(), CONF)
+
+
+@pytest.mark.parametrize("text", ["<my-dog>", "a photo of a <my-dog>", "a<b>", "wow!", "50% of #3", "a dog; a cat"])
+def test_plain_text_needs_no_quotes(text: str) -> None:
+    line = f"adapter.token={text}"
+    arguments = check_overrides(["experiment=textual_inversion", "data.root=x", line], CONF)
+    assert composed(*arguments).adapter.token == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("lr=cosine", "--config-dir=a b", "+data.x=[1,2]", "~ema", "-m", "seed=1,2", "data.caption='a, b'"),
+        *("adapter.token='<my-dog>'", "adapter.token=a\\>", "data.captions=[<a>]"),
+    ],
+)
+def test_arguments_that_hydra_reads_are_not_changed(line: str) -> None:
+    assert quoted(line) == line
 
 
 @pytest.mark.parametrize(
@@ -345,7 +368,20 @@ def test_the_run_folder_records_config_and_command(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["train.py", "data.shards=a b"])
     save_run(OmegaConf.create({"a": {"b": 1}, "c": "${a.b}"}), tmp_path / "run")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == {"a": {"b": 1}, "c": 1}
-    assert (tmp_path / "run" / "command.txt").read_text() == "python train.py 'data.shards=a b'\n"
+    assert (tmp_path / "run" / "command.txt").read_text().splitlines()[1:] == ["python train.py 'data.shards=a b'"]
+
+
+def test_the_commands_of_a_run_and_its_resumptions_are_kept_with_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, argument in ((0, "seed=1"), (5, "resume=auto")):
+        monkeypatch.setattr("sys.argv", ["train.py", argument])
+        save_run(OmegaConf.create(), tmp_path, step)
+    first, command, second, resumed = (tmp_path / "command.txt").read_text().splitlines()
+    assert (command, resumed) == ("python train.py seed=1", "python train.py resume=auto")
+    for line in (first, second):
+        assert datetime.fromisoformat(line[2:27]).tzinfo is not None
+    assert second.endswith(", resumed after step 5") and "resumed" not in first
 
 
 def error_of(target: str, **how: object) -> Exception:
@@ -415,6 +451,7 @@ def test_an_existing_run_of_a_sweep_is_found_by_its_hash_and_not_its_label(tmp_p
     assert sweep_folder(composed(), tmp_path, "a/b[c],d='e f'").name.startswith("a-b-c-,d=-e-f-_")
 
 
+@pytest.mark.slow
 def test_new_runs_of_a_sweep_are_marked_as_waiting_under_their_final_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,9 +459,7 @@ def test_new_runs_of_a_sweep_are_marked_as_waiting_under_their_final_names(
     overrides = ["name=test", "seed=1,2,3", "prediction=flow,v", f"hydra.sweep.dir={tmp_path}"]
     cells = [(seed, kind) for seed in (1, 2, 3) for kind in ("flow", "v")]
     folders = [
-        sweep_folder(
-            composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"prediction={kind},seed={seed},name=test"
-        )
+        sweep_folder(composed(f"seed={seed}", f"prediction={kind}"), tmp_path, f"prediction={kind},seed={seed}")
         for seed, kind in cells
     ]
     folders[0].mkdir()
@@ -450,6 +485,7 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
     ("overrides", "message"),
     [
         ("precision=16-mixed", "precision=16-mixed needs a GPU"),
+        ("trainer.accelerator=mps", "trainer.accelerator=mps is not supported, because Apple's MPS has no float64"),
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu needs a GPU, but torch finds none on this machine"),
         ("precision=bf16-true experiment=shapes_clip data.shards=x", "precision=bf16-true requires training=diffusion"),
         ("strategy=fsdp experiment=shapes_clip data.shards=x", "strategy=fsdp requires training=diffusion"),
@@ -461,6 +497,16 @@ def test_hyperparameters_list_each_chosen_setting_once() -> None:
 def test_settings_that_the_device_or_fsdp_does_not_support_are_refused(overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_parallel(composed(*overrides.split()), gpu=False)
+
+
+@pytest.mark.parametrize(("apple", "expected"), [(True, "cpu"), (False, "auto")])
+def test_training_on_a_mac_runs_on_the_cpu_with_a_note(
+    apple: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    fill_in_settings(config := composed())
+    assert config.trainer.accelerator == expected
+    assert ("auto is taken as cpu, because Apple's MPS has no float64" in capsys.readouterr().err) == apple
 
 
 @pytest.mark.parametrize("overrides", ["", "strategy=fsdp optimizer=adamw metrics=none precision=bf16-true"])
@@ -489,3 +535,33 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
     assert config.trainer.precision == expected
     config.plan = True  # a plan assumes GPUs that support bfloat16
     assert config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("fp32", False), ("tf32", True), ("bf16-mixed", True), ("16-mixed", True), ("bf16-true", True)],
+)
+def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
+    assert uses_tf32(composed(f"precision={option}").precision) == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}])
+def test_memory_blocks_may_grow_unless_the_user_configures_the_allocator(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    avoid_fragmentation()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
+
+
+@pytest.mark.slow
+def test_ddp_reduces_the_gradients_of_stable_diffusion_in_few_buckets() -> None:
+    """At each boundary between buckets, torch.compile splits the network; PyTorch's default of 25 MB gives 69."""
+    with torch.device("meta"):
+        weights = list(UNet().parameters())
+    sizes = [2**20, composed("strategy=ddp").strategy.name.bucket_cap_mb * 2**20]  # the first bucket is always small
+    buckets, _ = dist._compute_bucket_assignment_by_size(weights[::-1], sizes, [False] * len(weights))
+    assert len(buckets) == 16

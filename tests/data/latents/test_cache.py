@@ -16,11 +16,13 @@ from ldm.data.latents.cache import (
     Decoded,
     Frozen,
     read_manifest,
+    undecoded,
 )
 from ldm.data.latents.shard import map_shard, write_shard
 from ldm.data.mapped import read_record
 from ldm.data.sources.captions import choose_caption
 from ldm.files import write_json
+from tests.meta_device import Waits
 from tests.tiny import tiny_vae
 
 SETTINGS = {"first_stage": "a" * 64, "scale": 0.5, "resolution": [16, 16]}
@@ -108,6 +110,8 @@ def test_a_cache_of_several_sizes_gives_the_runs_size_or_all_if_bucketed(tmp_pat
     np.save(tmp_path / "hashes.npy", bucketed.hashes)
     with pytest.warns(UserWarning, match=r"only the 2 samples of size 16x16 are used, of 5 in .*; set data.bucketed"):
         squares = CachedLatents(tmp_path, stage(), (16, 16))
+    with pytest.warns(UserWarning, match=r"only the 2 samples .* as references, because generated images have this"):
+        CachedLatents(tmp_path, stage(), (16, 16), purpose="reference")
     assert [squares.key(index) for index in range(2)] == ["2-0", "2-1"]
     assert squares.hashes.tolist() == bucketed.hashes[3:].tolist()
 
@@ -175,3 +179,41 @@ def test_decoding_gives_the_first_stages_images_of_the_means() -> None:
         expected = vae.decode((pair[None, :4] - vae.shift) * vae.scale)[0]
     assert decoded["caption"] == "x" and decoded["image"].dtype == torch.uint8
     torch.testing.assert_close(decoded["image"].float(), (expected * 127.5 + 127.5).clamp(0, 255), atol=0.51, rtol=0)
+
+
+class Counting:
+    """A first stage that records the batch sizes that it decodes."""
+
+    def __init__(self) -> None:
+        self.vae, self.sizes = tiny_vae(), list[int]()
+
+    def to(self, device: torch.device) -> "Counting":
+        self.vae.to(device)
+        return self
+
+    def latents(self, moments: torch.Tensor) -> torch.Tensor:
+        return self.vae.latents(moments)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(latents))
+        return self.vae.decode(latents)
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [1, 1, 1]), ("meta", [3])])
+def test_a_batch_of_latents_is_decoded_at_once_on_a_gpu_and_image_by_image_on_a_cpu(
+    device: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.data.latents.cache.to_uint8", lambda images: images.byte())  # it looks for NaN
+    dataset: Any = [{"moments": torch.randn(8, 4, 4), "caption": str(k)} for k in range(4)]
+    decoded = Decoded(dataset, SimpleNamespace(source={}, network=(network := Counting())))
+    decoded.device = torch.device(device)
+    with Waits():
+        samples = decoded.__getitems__([3, 0, 2])
+    assert [sample["caption"] for sample in samples] == ["3", "0", "2"]
+    assert network.sizes == sizes and {sample["image"].device.type for sample in samples} == {"cpu"}
+
+
+def test_captions_of_decoded_latents_are_read_without_decoding() -> None:
+    dataset: Any = [{"moments": torch.randn(8, 4, 4), "caption": "x"}]
+    assert undecoded(Decoded(dataset, SimpleNamespace(source={}, network=None)))[0]["caption"] == "x"
+    assert undecoded(dataset) is dataset

@@ -1,0 +1,64 @@
+"""Logs to TensorBoard without ending the training when the disk is full."""
+
+import os
+import warnings
+from datetime import datetime
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from ldm.callbacks.full_disk import is_disk_full, tolerate_full_disk
+
+
+class TensorBoard(TensorBoardLogger):
+    """A TensorBoardLogger that loses only what it logs while the disk is full."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """Returns the SummaryWriter, which is created by the first access."""
+        new = self._experiment is None
+        writer: SummaryWriter = super().experiment
+        if new:
+            events: Any = writer._get_file_writer().event_writer
+            events.flush()  # the header, without which TensorBoard cannot read the file
+            file = events._general_file_writer
+            file.write = CompleteRecords(events._file_name, file.write)
+        return writer
+
+    def save(self) -> None:
+        with tolerate_full_disk("TensorBoard's log"):
+            super().save()
+
+
+class CompleteRecords:
+    """Writes records with `write`; one that does not fit on the disk is removed again, because it would be corrupt.
+
+    TensorBoard's own thread calls it, and would end with an exception that the next logged value raises.
+    """
+
+    def __init__(self, path: str, write: Any) -> None:
+        self.path, self.write = path, write
+        self._lost = 0  # records since the disk became full
+
+    def __call__(self, record: bytes) -> None:
+        end = os.path.getsize(self.path)
+        try:
+            self.write(record)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            os.truncate(self.path, end)
+            if not self._lost:
+                warnings.warn(
+                    f"{self.path} is not written since {datetime.now():%H:%M:%S} because the disk is full: training "
+                    "continues, and what TensorBoard would have shown is lost until there is space",
+                    stacklevel=2,
+                )
+            self._lost += 1
+            return
+        if self._lost:
+            warnings.warn(f"{self.path} is written again; {self._lost} values were lost", stacklevel=2)
+        self._lost = 0
