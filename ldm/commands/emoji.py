@@ -7,7 +7,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,20 @@ _WANTED = re.compile(rf"(emoji\.json|package\.json|LICENSE|img/\w+/64/[0-9a-f-]+
 _MAX_BYTES = 32 << 20  # the largest file is a sheet of 7 MB
 _MAX_PIXELS = 4096 * 4096  # of a sheet
 _COMPONENTS = ("Component", "Skin Tones")  # categories of plain samples of skin tones
+
+EVERYDAY = {  # everyday names for Unicode names that hardly anybody types, or that contradict the usual images
+    "aubergine": "eggplant",
+    "black diamond suit": "diamond suit",
+    "black heart suit": "heart suit",
+    "ear of maize": "corn",
+    "extraterrestrial alien": "alien",
+    "heavy black heart": "red heart",
+    "hocho": "kitchen knife",
+    "house building": "house",
+    "izakaya lantern": "red paper lantern",
+    "lady beetle": "ladybug",
+    "snowman without snow": "snowman",
+}
 
 _FIELDS = {"category": str, "image": str, "short_name": str, "sheet_x": int, "sheet_y": int}
 
@@ -78,6 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="SET", help=f"google, twitter, …: only for the package {FAMILY}, which has several sets"
     )
+    for name, action in (("--include", "only"), ("--exclude", "without")):
+        parser.add_argument(
+            name, nargs="+", metavar="NAME", default=[], help=f"{action} these categories or subcategories"
+        )
+    parser.add_argument(
+        "--unicode-names",
+        action="store_true",
+        help='captions are the official names, such as "heavy black heart", also where an everyday name is known',
+    )
     for name, default, unit in (
         ("--size", NATIVE_SIZE, "pixels per side"),
         ("--shard-size", 480, "samples per tar"),
@@ -88,9 +111,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the shards and the package's licence. Raises ValueError or OSError on failure."""
     package = read_package(args.source, args.images)
-    entries = _entries(package.files)
+    entries = selected(_entries(package.files), args.include, args.exclude)
+    names = {} if args.unicode_names else EVERYDAY
     present = [entry for entry in entries if entry.get(f"has_img_{package.images}", True)]
-    samples = [sample(entry, package.image, args.size) for entry in present]
+    samples = [sample(entry, package.image, args.size, names) for entry in present]
     shards = [samples[i : i + args.shard_size] for i in range(0, len(samples), args.shard_size)]
     paths = [args.out / f"emoji-{k:05d}.tar" for k in range(len(shards))]
     others = sorted(set(args.out.glob("emoji-*.tar")) - set(paths))
@@ -167,18 +191,43 @@ def _entries(files: dict[str, bytes]) -> list[Entry]:
     return sorted((entry for entry in listed if entry["category"] not in _COMPONENTS), key=key_of)
 
 
+def selected(entries: Sequence[Entry], include: Collection[str], exclude: Collection[str]) -> list[Entry]:
+    """Returns the entries of these categories and subcategories. Raises ValueError for an unknown name, or if none."""
+    names = [{entry["category"], entry.get("subcategory", "")} for entry in entries]
+    known = set().union(*names)
+    for name in (*include, *exclude):
+        if name not in known:
+            raise ValueError(
+                f"no category or subcategory is called {name!r}; known are {', '.join(sorted(known - {''}))}"
+            )
+    kept = [
+        entry
+        for entry, own in zip(entries, names, strict=True)
+        if (not include or own & set(include)) and not own & set(exclude)
+    ]
+    if not kept:
+        raise ValueError("--include and --exclude leave no emoji")
+    return kept
+
+
 def key_of(entry: Entry) -> str:
     return str(entry["image"]).removesuffix(".png")
 
 
-def caption_of(entry: Entry) -> str:
-    """Returns the lower-case Unicode name, or the short name, because old packages lack some Unicode names."""
-    return str(entry.get("name") or entry["short_name"].replace("_", " ")).lower()
+def caption_of(entry: Entry, names: Mapping[str, str]) -> str:
+    """Returns the lower-case Unicode name, or what `names` has for it.
+
+    Old packages lack some Unicode names; their emoji get the short name.
+    """
+    name = str(entry.get("name") or entry["short_name"].replace("_", " ")).lower()
+    return names.get(name, name)
 
 
-def sample(entry: Entry, image_of: Callable[[Entry], tuple[bytes, int]], size: int) -> dict[str, bytes]:
+def sample(
+    entry: Entry, image_of: Callable[[Entry], tuple[bytes, int]], size: int, names: Mapping[str, str]
+) -> dict[str, bytes]:
     """Maps member names to contents: the image, its caption and metadata."""
-    key, caption = key_of(entry), caption_of(entry)
+    key, caption = key_of(entry), caption_of(entry, names)
     image, native = image_of(entry)
     kept: Entry = {field: entry[field] for field in ("category", "subcategory", "short_name") if field in entry}
     metadata = {"caption": caption, **kept, "width": size, "height": size}

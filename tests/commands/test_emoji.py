@@ -198,6 +198,44 @@ def test_a_set_of_the_package_without_own_images_is_cut_out_of_its_sheet(
         assert image.size == (32, 32) and image.getextrema() == tuple((level, level) for level in colors["twitter"])
 
 
+@pytest.mark.parametrize(
+    ("selection", "keys"),
+    [
+        (["--include", "Animals"], ["b"]),
+        (["--include", "Animals", "time"], ["b", "c"]),
+        (["--exclude", "time"], ["a", "b"]),
+        (["--include", "Travel", "--exclude", "time"], ["a"]),
+    ],
+)
+def test_emoji_are_selected_by_category_and_subcategory(selection: list[str], keys: list[str], tmp_path: Path) -> None:
+    kinds = {"a": ("Travel", "map"), "b": ("Animals", "bird"), "c": ("Travel", "time")}
+    entries = [entry(key, category) | {"subcategory": sub} for key, (category, sub) in kinds.items()]
+    files = package() | {f"img/google/64/{key}.png": png(1) for key in kinds}
+    files |= {"emoji.json": json.dumps(entries).encode()}
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), *selection]) == 0
+    members = contents(tmp_path / "out")["emoji-00000.tar"]
+    assert [name.removesuffix(".png") for name in members if name.endswith(".png")] == keys
+
+
+def test_an_unknown_category_is_reported_with_the_known_ones(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--include", "Symbol"]) == 1
+    assert "is called 'Symbol'; known are Symbols, sub" in capsys.readouterr().err
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--exclude", "sub"]) == 1
+    assert "leave no emoji" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "caption"), [([], b"red heart"), (["--unicode-names"], b"heavy black heart")])
+def test_everyday_names_replace_unusual_unicode_names(option: list[str], caption: bytes, tmp_path: Path) -> None:
+    entries = [entry(KEYS[1]) | {"name": "HEAVY BLACK HEART"}]
+    files = package() | {"emoji.json": json.dumps(entries).encode()}
+    source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), *option]) == 0
+    assert contents(tmp_path / "out")["emoji-00000.tar"][f"{KEYS[1]}.txt"] == caption
+
+
 def test_an_emoji_without_a_unicode_name_gets_its_short_name(tmp_path: Path) -> None:
     old = [{**entry("1f321-fe0f"), "name": None, "short_name": "flag-de_west", "category": "Flags"}]
     old = [{name: value for name, value in each.items() if name != "subcategory"} for each in old]
@@ -304,6 +342,6 @@ def test_the_emoji_shards_are_reproduced_from_their_images_and_names(tmp_path: P
     files = package() | {"emoji.json": json.dumps(entries).encode()}
     files |= {f"img/google/64/{name}": data for name, data in given.items() if name.endswith(".png")}
     source = tarball(tmp_path / "p.tgz", {f"package/{name}": data for name, data in files.items()})
-    assert main(["emoji", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--unicode-names"]) == 0
     for path in sorted(EMOJI.glob("*.tar")):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
