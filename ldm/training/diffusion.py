@@ -341,7 +341,7 @@ class DiffusionTraining(LightningModule):
         if changed:
             raise ValueError(
                 f"the checkpoint contains a different model than this config builds ({'; '.join(changed)}): resume "
-                "with the settings that it was trained with"
+                "with the settings, and the version of ldm, that it was trained with"
             )
         saved = {_renamed(name): tensor for name, tensor in checkpoint["state_dict"].items()}
         own = self.state_dict()

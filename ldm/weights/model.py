@@ -240,7 +240,9 @@ def check_fingerprint(contents: Contents, name: str, fingerprint: str) -> None:
     """Raises ValueError if the `fingerprint` of a part differs from that of the part the model was trained with."""
     expected = contents.model[name]
     if fingerprint != expected["fingerprint"]:
+        included = str(expected["weights"]).startswith("assets:")
+        remedy = "use the version of ldm that included" if included else "restore"
         raise ValueError(
             f"{contents.source} was trained with the {name.replace('_', ' ')} {expected['weights']}, which has changed "
-            f"since: restore the file whose fingerprint begins with {expected['fingerprint'][:12]}"
+            f"since: {remedy} the file whose fingerprint begins with {expected['fingerprint'][:12]}"
         )

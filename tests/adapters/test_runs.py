@@ -52,7 +52,7 @@ def test_info_shows_the_base_and_the_number_of_trained_parameters(base: Path, ad
     described = describe(str(adapted / file))
     fingerprint = read_about(adapted / "adapter.safetensors")["base"]["fingerprint"]
     assert described["base"] == f"{base} ({fingerprint[:12]})"
-    assert described["base's network"].startswith("unet, in_channels=4")
+    assert described["base's network"].startswith("unet, in_channels=8")
     assert described["settings"] == "name=train_only, names=['*.text_attention.*']"
     names = torch.load(adapted / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert described["parameters"] == f"{sum(tensor.numel() for tensor in names.values()):,}"

@@ -97,5 +97,5 @@ def test_a_pipeline_on_the_cpu_is_packed(dtype: torch.dtype) -> None:
     pipeline = Pipeline.load(device="cpu", dtype=dtype)
     assert any(isinstance(layer, Packed) for layer in pipeline.backbone.modules())
     conditioning = pipeline.text_encoder.encode(["a red circle"]).to(dtype=dtype)
-    out = pipeline.backbone(torch.randn(1, 4, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
-    assert out.shape == (1, 4, 8, 8) and not out.requires_grad  # without torch.no_grad()
+    out = pipeline.backbone(torch.randn(1, 8, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
+    assert out.shape == (1, 8, 8, 8) and not out.requires_grad  # without torch.no_grad()

@@ -94,12 +94,18 @@ def test_a_network_with_unsupported_input_channels_is_refused(channels: int) -> 
 
 
 def test_a_run_on_cached_latents_is_refused(tmp_path: Path) -> None:
-    message = refusal(tmp_path, *TINY, *ALONE, "model.in_channels=9", "trainer.max_steps=1")
+    message = refusal(tmp_path, *TINY, *ALONE, "model.in_channels=17", "trainer.max_steps=1")
     assert message.startswith("an inpainting network is trained on images") and "data=shapes_online" in message
 
 
 def test_a_run_on_images_trains_samples_and_evaluates(tmp_path: Path) -> None:
-    images = "data=shapes_online", "data.length=32", "model.in_channels=9", "evaluation.prompts=4", "evaluation.count=8"
+    images = (
+        "data=shapes_online",
+        "data.length=32",
+        "model.in_channels=17",
+        "evaluation.prompts=4",
+        "evaluation.count=8",
+    )
     small = [setting for setting in TINY if "data.count" not in setting]
     run(tmp_path, *small, *images, *ALONE[1:], "trainer.max_steps=2")
     assert (tmp_path / "unet.safetensors").is_file() and (tmp_path / "samples" / "final.png").is_file()

@@ -88,6 +88,14 @@ def test_a_missing_tensor_is_named(tmp_path: Path, read: Any) -> None:
         read(tmp_path / "m.safetensors")
 
 
+def test_a_model_of_an_earlier_included_autoencoder_names_the_remedy(tmp_path: Path) -> None:
+    about = tiny_about(tmp_path)
+    about["model"]["first_stage"] = {"weights": "assets:vae.safetensors", "fingerprint": "0123456789abcdef"}
+    save_model(tmp_path / "m.safetensors", tiny_unet().state_dict(), about)
+    with pytest.raises(ValueError, match="use the version of ldm that included the file .* begins with 0123456789ab"):
+        read_model(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("part", ["first stage", "text encoder"])
 def test_a_frozen_part_that_changed_since_training_is_refused(tmp_path: Path, part: str) -> None:
     about = tiny_about(tmp_path)
