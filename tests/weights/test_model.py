@@ -92,7 +92,7 @@ def test_a_model_of_an_earlier_included_autoencoder_names_the_remedy(tmp_path: P
     about = tiny_about(tmp_path)
     about["model"]["first_stage"] = {"weights": "assets:vae.safetensors", "fingerprint": "0123456789abcdef"}
     save_model(tmp_path / "m.safetensors", tiny_unet().state_dict(), about)
-    with pytest.raises(ValueError, match="use the version of ldm that included the file .* begins with 0123456789ab"):
+    with pytest.raises(ValueError, match=r"use the version of ldm that included the file .* begins with 0123456789ab"):
         read_model(tmp_path / "m.safetensors")
 
 
