@@ -107,7 +107,7 @@ def test_a_run_on_images_trains_samples_and_evaluates(tmp_path: Path) -> None:
         "evaluation.count=8",
     )
     small = [setting for setting in TINY if "data.count" not in setting]
-    run(tmp_path, *small, *images, *few, *ALONE[1:], "trainer.max_steps=2")
+    run(tmp_path, *small, *images, *ALONE[1:], "trainer.max_steps=2")
     assert (tmp_path / "unet.safetensors").is_file() and (tmp_path / "samples" / "final.png").is_file()
 
 
