@@ -1,0 +1,40 @@
+"""Generates the images at the top of the README: python -m experiments.included_model.pictures [MODEL]."""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from ldm.image import grid
+from ldm.inside.film_strip import film_strip
+from ldm.pipeline.pipeline import Pipeline
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+PROMPTS = (
+    "a red circle",
+    "a green star next to an orange square",
+    "a pink ring above a blue triangle on a black background",
+    "two yellow diamonds",
+    "a cat face",
+    "a red heart",
+    "a slice of pizza",
+    "a hedgehog",
+    "a violin",
+    "a christmas tree",
+    "a fire engine",
+    "a ladybug",
+)
+COLUMNS, SCALE = 6, 2
+FILM = "a purple star above an orange circle"
+
+
+def main() -> None:
+    pipeline = Pipeline.load(*sys.argv[1:])
+    images = pipeline(list(PROMPTS), seeds=[1] * len(PROMPTS)).pil
+    enlarged = [image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.LANCZOS) for image in images]
+    grid(enlarged, columns=COLUMNS).save(IMAGES / "samples.png")
+    film_strip(pipeline, FILM).save(IMAGES / "film.png")
+
+
+if __name__ == "__main__":
+    main()
