@@ -30,7 +30,7 @@ add_module_names = False
 
 # The modules of the Python API, by topic.
 API = {
-    "Generating images": ["ldm.pipeline.pipeline", "ldm.pipeline.settings", "ldm.image"],
+    "Generating images": ["ldm.pipeline.pipeline", "ldm.pipeline.result", "ldm.pipeline.settings", "ldm.image"],
     "Diffusion": [
         *("ldm.diffusion.schedule", "ldm.diffusion.prediction", "ldm.diffusion.weighting"),
         *("ldm.diffusion.time_sampling", "ldm.diffusion.denoiser", "ldm.diffusion.loss", "ldm.diffusion.guidance"),

@@ -17,7 +17,8 @@ from ldm.drawing.added_files import KEYS, AddedFiles
 from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
 from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
-from ldm.pipeline.pipeline import Pipeline, Result
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.result import Result
 from ldm.pipeline.settings import Settings
 
 

@@ -11,9 +11,11 @@ from ldm.image import psnr
 from ldm.nn.backbone import trainable
 from ldm.nn.vae import VAE
 from ldm.random import normal, uniform
-from ldm.training.diffusion import Batch, ExportedFile, as_float, log_validation
+from ldm.training.batch import Batch, as_float
+from ldm.training.export import ExportedFile
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
 from ldm.training.step_means import StepMeans
+from ldm.training.validation import log_validation
 from ldm.weights.native import check_fits
 
 

@@ -102,9 +102,9 @@ def test_tiled_sampling_with_offloaded_networks_leaves_no_weight_on_the_cpu(
     model: str, mode: str, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A weight left on the CPU cannot be combined with images on the device."""
-    monkeypatch.setattr("ldm.pipeline.pipeline.to_uint8", lambda images: images.byte())  # it looks for NaN
+    monkeypatch.setattr("ldm.pipeline.networks.to_uint8", lambda images: images.byte())  # it looks for NaN
     pipeline = Pipeline.load(model.removeprefix("model="), "cpu", offload=mode)
-    pipeline.offload = Offload(META, mode)
+    pipeline.networks.offload = Offload(META, mode)
     source = Image.new("RGB", (32, 32))
     inputs = {"image": source, "mask": Image.new("L", (32, 32), 255)} if masked else {}
     with Waits():

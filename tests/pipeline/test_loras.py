@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from ldm.pipeline.inputs import Between
 from ldm.pipeline.loras import LoraFolder
-from ldm.pipeline.pipeline import Pipeline, Result
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.result import Result
 from ldm.weights.adapters.writer import write_adapter
 from tests.tiny import save_tiny_model, tiny_text_tower, tiny_unet
 from tests.weights.adapters.made import changes

@@ -18,7 +18,8 @@ from ldm.diffusion.time_sampling import Uniform
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
 from ldm.random import normal
-from ldm.training.diffusion import DiffusionTraining, compiled
+from ldm.training.compiling import compiled
+from ldm.training.diffusion import DiffusionTraining
 from ldm.weights.model import read_model, save_model
 from ldm.weights.parts import Frozen
 from tests.meta_device import META, Waits, on_meta
@@ -35,7 +36,7 @@ def losses(module: DiffusionTraining, *ids: int, draw: int = 0) -> Tensor:
 @pytest.mark.parametrize(("schedule", "name"), [(Flow(), "flow"), (Flow(), "x0"), (SD, "eps"), (SD, "v")])
 def test_the_loss_of_a_perfect_denoiser_is_zero(schedule: Schedule, name: str) -> None:
     module = diffusion(schedule=schedule, prediction=Prediction(name), times=Uniform(schedule))
-    x0 = module.latents(batch(0, 1, 2, 3))
+    x0 = module.inputs.latents(batch(0, 1, 2, 3))
 
     def perfect(x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         t = time.double() if schedule.discrete else time.double() / 1000
@@ -64,7 +65,7 @@ def test_latents_are_sampled_from_the_posterior_and_scaled_by_the_first_stage() 
     module, images = diffusion(), batch(0, 1)
     noise = normal(0, "posterior", images["id"], images["draw"], (4, 4, 4))
     expected = tiny_vae().encode(images["image"].float() / 127.5 - 1, noise)
-    torch.testing.assert_close(module.latents(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.inputs.latents(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cached_moments_give_the_losses_of_their_images() -> None:

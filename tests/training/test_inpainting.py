@@ -50,7 +50,7 @@ def test_the_loss_depends_on_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     module = inpainting()
     first = module.losses(batch(0, 1))[1]
     assert torch.equal(first, module.losses(batch(0, 1))[1])
-    monkeypatch.setattr("ldm.training.diffusion.random_masks", lambda *_: torch.ones(2, 1, 8, 8))
+    monkeypatch.setattr("ldm.training.inputs.random_masks", lambda *_: torch.ones(2, 1, 8, 8))
     assert not (module.losses(batch(0, 1))[1] == first).any()
 
 
@@ -66,7 +66,7 @@ def test_the_network_gets_the_masks_and_latents_of_the_masked_images() -> None:
 
 def test_each_epoch_masks_an_image_differently() -> None:
     module = inpainting()
-    hints = [module.hint(batch(*range(8), draw=draw))[:, :1] for draw in (0, 0, 1)]
+    hints = [module.inputs.hint(batch(*range(8), draw=draw))[:, :1] for draw in (0, 0, 1)]
     assert torch.equal(hints[0], hints[1]) and not torch.equal(hints[0], hints[2])
 
 

@@ -17,8 +17,8 @@ def build_training(node: DictConfig) -> Any:
     start = node.start if "start" in node else None
     if "backbone" in node:
         from ldm.adapters.text import train_all
-        from ldm.training.diffusion import trains_text_encoder
         from ldm.training.start import check_adaptable, start_from
+        from ldm.training.trained_model import trains_text_encoder
 
         backbone, adapter = build(node.backbone), build(node.adapter) if node.adapter else None
         base = start_from(backbone, start) if start else None
