@@ -49,7 +49,7 @@ class Stage:
 LIGHTNING = ("lightning", "transformers", "safetensors")
 STAGES = {
     "machine": Stage("machine:machine", "eager", 40),
-    "noise": Stage("kernels:noise", "eager", 20),
+    "noise": Stage("kernels:noise", "eager", 35),
     "regressions": Stage("regressions:regressions", "eager", 25),
     "attention": Stage("kernels:attention", "eager", 25),
     "eager": Stage("training:eager", "eager", 40, ("safetensors",)),
@@ -61,14 +61,13 @@ STAGES = {
     "drawing_compiled": Stage("drawing:drawing_compiled", "drawing", 90),
     "best": Stage("training:best", "best", 100, ("safetensors",)),
     "lora": Stage("training:lora", "more", 30, ("safetensors",)),
-    "norms": Stage("kernels:norms", "more", 30),
-    "checkpoint": Stage("trainer:checkpoint", "resume", 70, LIGHTNING),
+    "layers": Stage("kernels:layers", "more", 30),
+    "checkpoint": Stage("trainer:checkpoint", "resume", 80, LIGHTNING),
     "batch_size": Stage("trainer:batch_size", "resume", 20, LIGHTNING),
     "cuda_tests": Stage("trainer:cuda_tests", "resume", 45, ("pytest", *LIGHTNING)),
     "peers": Stage("drawing:peers", "peers", 30, ("diffusers",)),
 }
 TRAINED = ("compiled", "graph", "best")
-DRAWN = "_batch_1_steps_50_seconds"
 
 
 class Worker:
@@ -172,7 +171,7 @@ def refusal(stage: Stage, before: list[str], left: float) -> str | None:
 def goals(done: dict[str, Line]) -> Line:
     """Compares the measurements with the goals, of which those that were not measured are null."""
     speed = max((done[name].get("images_per_second", 0.0) for name in TRAINED if name in done), default=0.0) or None
-    seconds = [line[key] for line in done.values() for key in line if key.endswith(DRAWN)]
+    seconds = [line["fastest_seconds"] for line in done.values() if "fastest_seconds" in line]
     peaks = [line["peak_over_plan"] for line in done.values() if "peak_over_plan" in line]
     furthest = max(peaks, key=lambda ratio: abs(ratio - 1), default=None)
     share, drawn = share_of_products(done, speed), min(seconds, default=None)

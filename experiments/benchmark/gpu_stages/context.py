@@ -30,7 +30,7 @@ class Size:
     side: int  # of latents
     batch: int  # of eager training
     compiled_batch: int
-    drawing_batches: tuple[int, ...]
+    drawing_batches: tuple[int, ...]  # the first is 1
     drawing_steps: tuple[int, ...]
     steps: int  # to measure in training
     products: int  # rows and columns of the matrices to multiply
@@ -38,6 +38,7 @@ class Size:
     attention: tuple[tuple[int, int, int], ...]  # queries, keys, width of a head
     heads: int
     maps: tuple[tuple[int, int], ...]  # channels and side of feature maps
+    convolutions: tuple[tuple[int, int, int], ...]  # input and output channels, side
     small: dict[str, Any]  # a network for runs that are killed and resumed
     saved: dict[str, Any]  # a network for runs whose checkpoints are timed
     tests: tuple[str, ...]  # files with tests marked cuda
@@ -54,12 +55,13 @@ FULL = Size(
     drawing_steps=(20, 50),
     steps=8,
     products=8192,
-    copied=2**32,
+    copied=2**31,
     attention=((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40), (1024, 77, 80), (256, 77, 160)),
     heads=8,
     maps=((320, 64), (640, 32), (1280, 16)),
+    convolutions=((2560, 1280, 8), (2560, 1280, 16), (1920, 640, 32), (960, 320, 64)),
     small={"width": 64},
-    saved={"width": 192},
+    saved={"width": 128},
     tests=(
         "tests/test_device.py",
         "tests/nn/test_layers.py",
@@ -76,13 +78,14 @@ TINY = Size(
     batch=2,
     compiled_batch=2,
     drawing_batches=(1, 2),
-    drawing_steps=(2, 50),
+    drawing_steps=(2, 3),
     steps=2,
     products=16,
     copied=2**12,
     attention=((16, 16, 8), (16, 5, 8)),
     heads=2,
     maps=((32, 8),),
+    convolutions=(),
     small={**TINY_UNET, "context_width": 16},
     saved={**TINY_UNET, "context_width": 16},
     tests=("tests/test_device.py",),

@@ -1,4 +1,4 @@
-"""Measures the Trainer: a run's speed, memory and synchronisations, checkpoints, resuming, and tests that need a GPU."""
+"""Measures the Trainer: speed, memory, synchronisations, checkpoints and resuming; runs tests that need a GPU."""
 
 import os
 import subprocess

@@ -100,7 +100,7 @@ def profile(context: Context) -> Iterator[Line]:
             step()
         context.synchronize()
         wall = time.perf_counter() - began
-    kernels = [event for event in profiler.key_averages() if not context.on_gpu or is_kernel(event)]
+    kernels = [event for event in profiler.key_averages() if is_kernel(event) == context.on_gpu]
     kernels.sort(key=own_microseconds, reverse=True)
     total = sum(map(own_microseconds, kernels))
     yield {"wall_seconds": wall, "kernel_seconds": total * 1e-6, "kernels": sum(event.count for event in kernels)}
@@ -112,7 +112,7 @@ def profile(context: Context) -> Iterator[Line]:
 
 
 def is_kernel(event: Any) -> bool:
-    return bool(event.device_type == torch.autograd.DeviceType.CUDA)
+    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 def own_microseconds(event: Any) -> float:
@@ -122,6 +122,7 @@ def own_microseconds(event: Any) -> float:
 def graph(context: Context) -> Iterator[Line]:
     """Yields the speed of the complete compiled step as a CUDA graph."""
     step = context.shared.pop("step")
+    context.forget_peak()
     step.optimize(capturable=context.on_gpu)
     replay = captured(step) if context.gpu_only("a CUDA graph of the step") else step
     seconds = context.mean_seconds(replay, context.size.steps, warmup=2)
