@@ -149,7 +149,7 @@ def run(
                 line = worker.run(name, stage.seconds)
             else:
                 line = {"skipped": reason}
-            done[name] = {"stage": name, "seconds": round(time.monotonic() - began, 1)} | line
+            done[name] = {"stage": name, "took": round(time.monotonic() - began, 1)} | line
             emit(done[name])
     finally:
         if worker is not None:

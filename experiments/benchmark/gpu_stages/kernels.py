@@ -11,15 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.benchmark.gpu import Line
 from experiments.benchmark.gpu_stages.context import Context, attempt
+from ldm.device import ATTENTION
 from ldm.nn.layers import GroupNorm
 from ldm.random import normal, uniform
 
-BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
+BACKENDS = ATTENTION | {"math": SDPBackend.MATH}
 MATH_QUERIES = 1024  # with more, the scores of the math backend would take tens of gigabytes
 
 
@@ -44,7 +40,7 @@ def noise(context: Context) -> Iterator[Line]:
     with Operations() as operations:
         normal(3, "noise", *on_device, shape)
     yield {"operations": operations.count}
-    yield {"seconds": context.seconds(lambda: normal(3, "noise", *on_device, shape))}
+    yield {"eager_seconds": context.seconds(lambda: normal(3, "noise", *on_device, shape))}
     fused = torch.compile(normal, dynamic=False)
     context.gpu_only("torch.compile")
     yield {"compiled": agreement(fused(3, "noise", *on_device, shape).cpu(), theirs)}

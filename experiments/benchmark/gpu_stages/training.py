@@ -6,13 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn.attention import sdpa_kernel
 
 from experiments.benchmark.gpu import Line
 from experiments.benchmark.gpu_stages.context import Context, synchronisations
-from experiments.benchmark.gpu_stages.kernels import BACKENDS
 from experiments.benchmark.gpu_stages.step import Step, planned
 from ldm.adapters.lora import LoRA
+from ldm.device import ATTENTION, preferred_attention
 
 COMPILED = 0.66  # share of activations that compilation keeps, as debug=plan states
 KERNELS = 30  # of a profile
@@ -37,15 +36,14 @@ def best(context: Context) -> Iterator[Line]:
     """Yields `compiled` with the attention backend that was fastest in `attention`, and with cudnn.benchmark."""
     backend = fastest_backend(context.earlier("attention"))
     torch.backends.cudnn.benchmark = True
-    order = [BACKENDS[backend], *(one for name, one in BACKENDS.items() if name != backend)]
     yield {"attention": backend, "cudnn_benchmark": True}
-    yield from compiled_training(context, lambda: sdpa_kernel(order, set_priority=True))
+    yield from compiled_training(context, lambda: preferred_attention(backend))
 
 
 def fastest_backend(line: Line) -> str:
     """Returns the backend with the least time for the attention shapes of a stage's line, of those that ran all."""
     shapes = [value["seconds"] for value in line.values() if isinstance(value, dict) and "flops" in value]
-    names = [name for name in BACKENDS if shapes and all(isinstance(shape.get(name), float) for shape in shapes)]
+    names = [name for name in ATTENTION if shapes and all(isinstance(shape.get(name), float) for shape in shapes)]
     return min(names, key=lambda name: sum(shape[name] for shape in shapes), default="cudnn")
 
 
