@@ -48,13 +48,13 @@ class Stage:
 
 LIGHTNING = ("lightning", "transformers", "safetensors")
 STAGES = {
-    "machine": Stage("machine:machine", "eager", 40),
+    "machine": Stage("machine:machine", "eager", 60),
     "noise": Stage("kernels:noise", "eager", 35),
     "regressions": Stage("regressions:regressions", "eager", 25),
     "attention": Stage("kernels:attention", "eager", 25),
     "eager": Stage("training:eager", "eager", 40, ("safetensors",)),
     "drawing": Stage("drawing:drawing", "eager", 45),
-    "compiled": Stage("training:compiled", "compiled", 170, ("safetensors",)),
+    "compiled": Stage("training:compiled", "compiled", 200, ("safetensors",)),
     "profile": Stage("training:profile", "compiled", 25, after="compiled"),
     "graph": Stage("training:graph", "compiled", 30, after="compiled"),
     "trainer": Stage("trainer:trainer", "trainer", 60, LIGHTNING),

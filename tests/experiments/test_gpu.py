@@ -61,8 +61,8 @@ def test_every_stage_runs_on_a_cpu_with_tiny_networks(cpu: Context) -> None:
     assert lines["noise"]["normal"]["different"] == lines["noise"]["uniform"]["different"] == 0
     assert lines["regressions"]["layouts"]["layout_lost"] == 0
     assert lines["regressions"]["out_of_memory"] == {"recognised": True, "batches": [1, 1, 1], "warnings": 1}
-    assert lines["checkpoint"]["default"]["exit_code_of_the_killed_run"] == -9
-    assert lines["checkpoint"]["default"]["largest_difference_after_resuming"] == 0
+    assert lines["checkpoint"]["deterministic"]["exit_code_of_the_killed_run"] == -9
+    assert lines["checkpoint"]["deterministic"]["largest_difference_after_resuming"] == 0
     found = goals(lines)
     assert all(
         found[name]["measured"] for name in ("images_per_second", "share_of_matmul_rate", "seconds_for_50_steps")

@@ -6,6 +6,7 @@ python -m experiments.benchmark.gpu_stages.runs --folder DIR --size full --devic
 import argparse
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,15 @@ def fit(
 
 
 class Kill(Callback):
-    """Kills this process before a step."""
+    """Kills this process before a step, once there is a checkpoint, which is written in the background."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        self.step, self.checkpoint = step, checkpoint
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
+            while not self.checkpoint.exists():
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -142,7 +145,8 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true")
     args = parser.parse_args()
     context = Context.of(args.size, args.device, args.folder)
-    short_run(context, Checkpoint(args.folder, EVERY), args.deterministic, Kill(args.kill_at))
+    checkpoint = Checkpoint(args.folder, EVERY)
+    short_run(context, checkpoint, args.deterministic, Kill(args.kill_at, checkpoint.path))
 
 
 if __name__ == "__main__":

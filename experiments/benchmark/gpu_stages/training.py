@@ -14,6 +14,7 @@ from ldm.adapters.lora import LoRA
 from ldm.device import ATTENTION, preferred_attention
 
 COMPILED = 0.66  # share of activations that compilation keeps, as debug=plan states
+PROFILED = 3  # steps
 KERNELS = 30  # of a profile
 LORA = {"rank": 16, "base_dtype": "bfloat16"}
 
@@ -94,7 +95,7 @@ def profile(context: Context) -> Iterator[Line]:
     context.synchronize()
     with torch.profiler.profile(activities=activities) as profiler:
         began = time.perf_counter()
-        for _ in range(3):
+        for _ in range(PROFILED if context.on_gpu else 1):
             step()
         context.synchronize()
         wall = time.perf_counter() - began
