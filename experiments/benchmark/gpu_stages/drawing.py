@@ -40,7 +40,7 @@ def drawing_compiled(context: Context) -> Iterator[Line]:
     context.gpu_only("torch.compile")
     began = time.perf_counter()
     fast = compiled(unet, Offload(context.device))
-    latents(context, fast, 1, context.size.drawing_steps[0])
+    latents(context, denoiser_of(fast), 1, context.size.drawing_steps[0])
     yield {"compile_seconds": time.perf_counter() - began}
     yield from sampled(context, fast, "compiled")
 
@@ -68,13 +68,17 @@ def sampled(context: Context, unet: Network, name: str) -> Iterator[Line]:
 
 def timed(context: Context, unet: Network, batch: int, steps: int) -> float:
     repeats, warmup = (2, 1) if context.on_gpu else (1, 0)
-    return context.seconds(lambda: latents(context, unet, batch, steps), repeats, warmup)
+    denoiser = denoiser_of(unet)  # a pipeline keeps one, too
+    return context.seconds(lambda: latents(context, denoiser, batch, steps), repeats, warmup)
 
 
-def latents(context: Context, unet: Network, batch: int, steps: int) -> Tensor:
+def denoiser_of(unet: Network) -> Denoiser:
+    return Denoiser(lambda x, t, text: unet(x.to(DTYPE), t, text), scaled_linear(), Prediction("eps"))
+
+
+def latents(context: Context, denoiser: Denoiser, batch: int, steps: int) -> Tensor:
     """Samples latents (b, 4, h, w) by DPM-Solver++ 2M with guidance."""
-    schedule = scaled_linear()
-    denoiser = Denoiser(lambda x, t, text: unet(x.to(DTYPE), t, text), schedule, Prediction("eps"))
+    schedule = denoiser.schedule
     positive, negative = texts(context, 2 * batch).chunk(2)
     denoise = classifier_free(denoiser, Conditioning(text=positive), Conditioning(text=negative), 7.5)
     grid, side = Grid.to_final(schedule, trailing(schedule, steps), "zero"), context.size.side
@@ -89,15 +93,13 @@ def texts(context: Context, count: int) -> Tensor:
 
 
 def replaying(context: Context, unet: Network, batch: int) -> Network:
-    """Returns the network as a CUDA graph for one batch size; on a CPU the network itself."""
-    if not context.gpu_only("a CUDA graph of the network"):
-        return unet
+    """Returns the network as a CUDA graph for one batch size."""
     side = context.size.side
     x = torch.randn(batch, 4, side, side, device=context.device, dtype=DTYPE)
     x = x.contiguous(memory_format=torch.channels_last)
     time, text = torch.full((batch,), 500.0, device=context.device), texts(context, 2 * batch)
     outputs: list[Tensor] = []
-    replay = captured(lambda: outputs.append(unet(x, time, Conditioning(text=text))))
+    replay = captured(context, lambda: outputs.append(unet(x, time, Conditioning(text=text))))
 
     def run(new_x: Tensor, new_time: Tensor, conditioning: Conditioning) -> Tensor:
         x.copy_(new_x)

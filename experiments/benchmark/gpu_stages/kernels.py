@@ -97,13 +97,12 @@ def error(context: Context, backend: SDPBackend) -> float:
 
 def layers(context: Context) -> Iterator[Line]:
     """Measures group normalisation with SiLU, forward and backward, and the workspaces of convolutions."""
-    if context.gpu_only("workspaces of cuDNN"):
-        for inputs, outputs, side in context.size.convolutions:
-            yield {f"workspace_{inputs}x{outputs}x{side}x{side}_bytes": workspace(context, inputs, outputs, side)}
+    for inputs, outputs, side in context.size.convolutions:
+        yield {f"workspace_{inputs}x{outputs}x{side}x{side}_bytes": workspace(context, inputs, outputs, side)}
     yield from norms(context)
 
 
-def workspace(context: Context, inputs: int, outputs: int, side: int) -> int:
+def workspace(context: Context, inputs: int, outputs: int, side: int) -> int | None:
     """Returns the peak bytes of the backward pass of a 3x3 convolution in bfloat16, besides its tensors."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, device=context.device, dtype=torch.bfloat16)
     layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -111,10 +110,11 @@ def workspace(context: Context, inputs: int, outputs: int, side: int) -> int:
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     out = layer(x)
     gradient = torch.randn_like(out)
-    held = torch.cuda.memory_allocated()
     context.forget_peak()
+    before = context.peak()
     gradients = torch.autograd.grad(out, (x, *layer.parameters()), gradient)
-    return (context.peak() or 0) - held - sum(tensor.nbytes for tensor in gradients)
+    peak = context.peak()
+    return None if before is None or peak is None else peak - before - sum(tensor.nbytes for tensor in gradients)
 
 
 def norms(context: Context) -> Iterator[Line]:

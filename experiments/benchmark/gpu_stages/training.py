@@ -123,15 +123,20 @@ def graph(context: Context) -> Iterator[Line]:
     step = context.shared.pop("step")
     context.forget_peak()
     step.optimize(capturable=context.on_gpu)
-    replay = captured(step) if context.gpu_only("a CUDA graph of the step") else step
+    replay = captured(context, step)
     seconds = context.mean_seconds(replay, context.size.steps, warmup=2)
     yield {"batch": step.batch, "seconds_per_step": seconds, "images_per_second": step.batch / seconds}
     finite = all(bool(weight.isfinite().all()) for weight in step.weights)
     yield {"finite": finite, "peak_bytes": context.peak()}
 
 
-def captured(work: Callable[[], object]) -> Callable[[], None]:
-    """Returns a function that replays `work` as a CUDA graph, after warming up on another stream as torch requires."""
+def captured(context: Context, work: Callable[[], object]) -> Callable[[], object]:
+    """Returns a function that replays `work` as a CUDA graph, after warming up on another stream as torch requires.
+
+    On a CPU it returns `work`.
+    """
+    if not context.gpu_only("CUDA graphs"):
+        return work
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
