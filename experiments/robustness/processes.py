@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 600.0  # seconds after which anything that is waited for counts as hanging
+PATIENCE = 1800.0  # seconds after which anything that is waited for counts as hanging, also on a busy machine
 
 
 class Wrong(Exception):

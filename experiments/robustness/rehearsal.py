@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -36,14 +36,14 @@ from ldm.progress import Progress
 from ldm.report.runs import read_run, read_scalars
 from tests.data.web import served
 
-STEPS, EVERY = 240, 10  # optimizer steps of the training, and steps between its checkpoints
+STEPS, EVERY = 90, 5  # optimizer steps of the training, and steps between its checkpoints
 TRAINING = (
     *("experiment=laion_sd15", "training.size=[64,64]", "training.compile=null", "trainer.accelerator=cpu"),
     *("model.width=32", "model.multipliers=[1,2]", "model.depth=[1,1]", "model.blocks=1", "model.heads=2"),
     *("model.context_width=32", "model.groups=8", "precision=fp32", "logger=csv", "trainer.log_every_n_steps=1"),
-    *("data.batch_size=8", "data.global_batch=16", "data.workers=0", "lr.warmup=20", "sampler.steps=2"),
-    *(f"trainer.max_steps={STEPS}", "trainer.val_check_interval=60", "trainer.limit_val_batches=2"),
-    *(f"callbacks.checkpoint.every_n_train_steps={EVERY}", "callbacks.previews.every_n_train_steps=50"),
+    *("data.batch_size=8", "data.global_batch=16", "data.workers=0", "lr.warmup=10", "sampler.steps=2"),
+    *(f"trainer.max_steps={STEPS}", "trainer.val_check_interval=30", "trainer.limit_val_batches=2"),
+    *(f"callbacks.checkpoint.every_n_train_steps={EVERY}", "callbacks.previews.every_n_train_steps=30"),
     "callbacks.previews.prompts=[a red boat on a lake]",
 )
 
@@ -61,6 +61,10 @@ class Rehearsal:
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
+
+    def count(self, kinds: Sequence[str]) -> int:
+        """Returns the number of kept rows with these kinds of responses."""
+        return sum(self.responses.get(kind, 0) for kind in kinds)
 
     def start(self, *command: str) -> Command:
         return Command(command, self.folder / "commands.log")
@@ -107,12 +111,14 @@ def download(this: Rehearsal) -> dict[str, Any]:
     killed.wait_for(lambda: len(list(out.glob("*_stats.json"))) >= 2, "two shards were downloaded", 3 * PATIENCE)
     time.sleep(this.rng.uniform(0, 2))
     kill([killed.process.pid])
-    killed.end(60)  # with the processes of img2dataset
+    killed.end()  # with the processes of img2dataset
     before = len(list(out.glob("*_stats.json")))
     output = this.ldm(*command).finish()
     check("resuming after" in output, f"the download did not resume: {output}")
     report = json.loads((this.folder / "shards.report.json").read_text())["download"]
-    images, unreadable = (sum(this.responses.get(kind, 0) for kind in kinds) for kinds in (data.IMAGES, data.UNREADABLE))
+    images, unreadable = (
+        sum(this.responses.get(kind, 0) for kind in kinds) for kinds in (data.IMAGES, data.UNREADABLE)
+    )
     same(report["tried"], this.kept, "URLs that were tried")
     same(report["pictures"], images, "downloaded images")
     same(report["failed_to_decode"], unreadable, "responses that are no images")
@@ -128,28 +134,30 @@ def encode(this: Rehearsal) -> dict[str, Any]:
         encoder = ["--first-stage", this.path("sd"), "--size", "64", "--batch", "8", "--workers", "0"]
         return ["-m", "ldm", "encode", this.path("shards"), *encoder, "--out", this.path(out)]
 
-    cache, moments = this.folder / "cache", []
-    for shards in (1, 8):
-        run = this.start(*torchrun(2, *command("cache")))
-        run.wait_for(lambda shards=shards: len(list(cache.glob("*.safetensors"))) >= shards, "shards were encoded")  # type: ignore[misc]
-        time.sleep(this.rng.uniform(0, 0.3))
-        rank = this.rng.choice(sorted(run.ranks()))
-        kill([run.ranks()[rank]])
-        check(run.end(120), "torchrun succeeded although a rank was killed")
-        moments.append(f"rank {rank} after {len(list(cache.glob('*.safetensors')))} shards")
+    def encoded() -> int:
+        return len(list(cache.glob("*.safetensors")))
+
+    cache = this.folder / "cache"
+    run = this.start(*torchrun(2, *command("cache")))
+    run.wait_for(lambda: encoded() >= 2, "two shards were encoded")
+    time.sleep(this.rng.uniform(0, 0.3))
+    rank = this.rng.choice(sorted(run.ranks()))
+    kill([run.ranks()[rank]])
+    check(run.end(), "torchrun succeeded although a rank was killed")
+    moment = f"rank {rank} after {encoded()} shards"
     output = this.start(*torchrun(2, *command("cache"))).finish()
     check("resuming after" in output, f"encoding did not resume: {output}")
     this.start(*command("cache_of_one_process")).finish()
     check("no problem found" in this.ldm("verify", this.path("cache")).finish(), "the cache has problems")
-    manifests = [json.loads((this.folder / name / "manifest.json").read_text()) for name in ("cache", "cache_of_one_process")]
-    same(manifests[0]["samples"], sum(this.responses.get(kind, 0) for kind in data.IMAGES), "encoded images")
+    samples = json.loads((cache / "manifest.json").read_text())["samples"]
+    same(samples, this.count(data.IMAGES), "encoded images")
     names = sorted(path.name for path in cache.glob("*.safetensors"))
     differing = [
         name for name in names
         if (cache / name).read_bytes() != (this.folder / "cache_of_one_process" / name).read_bytes()
     ]  # fmt: skip
     same(differing, [], "files that differ from those of one process that was not killed")
-    return {"kill -9": moments, "samples": manifests[0]["samples"], "identical files": len(names)}
+    return {"kill -9": moment, "samples": samples, "identical files": len(names)}
 
 
 def training(this: Rehearsal, name: str, ranks: int) -> Command:
@@ -168,7 +176,7 @@ def killed(this: Rehearsal) -> dict[str, Any]:
     run_dir, moments = this.folder / "run", []
     for number, ranks in enumerate((2, 1, 2, 1)):
         run = training(this, "run", ranks)
-        target = steps_of(run_dir) + EVERY * this.rng.randint(1, 4)
+        target = steps_of(run_dir) + EVERY * this.rng.randint(1, 2)
         run.wait_for(lambda target=target: steps_of(run_dir) >= target, f"step {target} was saved")  # type: ignore[misc]
         time.sleep(this.rng.uniform(0, 0.5))
         moments.append(kill_training(this, run, ranks, everything=number == 2))
@@ -185,14 +193,16 @@ def kill_training(this: Rehearsal, run: Command, ranks: int, everything: bool) -
     """Kills a rank, or everything, and checks the message of the rank that remains."""
     if everything or ranks == 1:
         run.kill()
-        check(run.end(60) < 0, "a killed run succeeded")
+        check(run.end() < 0, "a killed run succeeded")
         return {"on processes": ranks, "killed": "all"}
     rank = this.rng.randrange(ranks)
     kill([run.ranks()[rank]])
     began = time.monotonic()
-    check(run.end(180) > 0, "the run succeeded although a rank was killed")
+    check(run.end() > 0, "the run succeeded although a rank was killed")
     [message] = re.findall("^error: .*", run.output, re.MULTILINE) or [""]
-    check(message.startswith(f"error: rank {rank} of {ranks} (host "), f"the message does not name rank {rank}: {message}")
+    check(
+        message.startswith(f"error: rank {rank} of {ranks} (host "), f"the message does not name rank {rank}: {message}"
+    )
     return {"on processes": ranks, "killed": f"rank {rank}", "ended after seconds": time.monotonic() - began}
 
 
@@ -248,7 +258,9 @@ def export(this: Rehearsal) -> dict[str, Any]:
     from ldm.conditioning import Conditioning
     from ldm.weights.contents import open_contents
 
-    pipeline = StableDiffusionPipeline.from_pretrained(this.path("diffusers"), local_files_only=True, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        this.path("diffusers"), local_files_only=True, safety_checker=None
+    )
     contents = open_contents(this.path("run"))
     x, text, time = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32), torch.tensor([500.0])
     with torch.no_grad():
@@ -266,7 +278,7 @@ PLAN: dict[str, tuple[Step, float]] = {
     "metadata and model": (prepare, 1),
     "filter": (filter_rows, 4),
     "download, killed once": (download, 60),
-    "encode on two processes, killed twice": (encode, 60),
+    "encode on two processes, killed once": (encode, 60),
     "train on two processes, uninterrupted": (uninterrupted, 40),
     "train on 2, 1, 2, 1 and 2 processes, killed in between": (killed, 100),
     "compare both trainings": (compare, 1),
@@ -299,7 +311,9 @@ def rehearse(this: Rehearsal) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the steps, their counts and verdicts")
-    parser.add_argument("--folder", type=Path, help="new folder for all files, which is kept (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="new folder for all files, which is kept (default: a temporary one)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of rows and moments (%(default)s)")
     default = cache_home() / REQUIREMENT.replace("==", "-")
     parser.add_argument("--env", type=Path, default=default, help="environment of img2dataset (%(default)s)")

@@ -22,7 +22,7 @@ CUTS = Thresholds(6.5, 0.28, 512, 0.5, 2.0, 0.5, "UNLIKELY", 0.5, None, 20, 300,
 IMAGES = ("good", "large", "moved")
 FAILING = ("missing", "failing", "silent", "trickle", "endless", "short", "empty", "circle", "garbage", "private")
 UNREADABLE = ("cut", "page")
-WORDS = "red blue green small large round square old bright quiet cat dog house tree lake boat road lamp".split()
+WORDS = ("red", "blue", "green", "small", "large", "round", "bright", "cat", "dog", "house", "tree", "lake", "boat")
 MODEL: dict[str, dict[str, Any]] = {  # the layout of Stable Diffusion 1.5 with its f = 8, tiny
     "unet": {
         "width": 32,
@@ -74,10 +74,18 @@ def _row(web: str, number: int, rng: random.Random) -> dict[str, Any]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], names: dict[str, str]) -> None:
-    names = {"url": "URL", "caption": "TEXT", "width": "WIDTH", "height": "HEIGHT", "aesthetic": "AESTHETIC_SCORE"} | names
+    names = {
+        "url": "URL",
+        "caption": "TEXT",
+        "width": "WIDTH",
+        "height": "HEIGHT",
+        "aesthetic": "AESTHETIC_SCORE",
+    } | names
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        kind = pa.string() if name in ("url", "caption") else pa.int64() if name in ("width", "height") else pa.float32()
+        kind = (
+            pa.string() if name in ("url", "caption") else pa.int64() if name in ("width", "height") else pa.float32()
+        )
         columns[names.get(name, name)] = pa.array(values, kind)
     pq.write_table(pa.table(columns), path, row_group_size=200)
