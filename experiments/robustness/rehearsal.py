@@ -6,8 +6,9 @@
 truncated, corrupt or missing; the images are encoded by two processes, and the recipe laion_sd15 is trained on them
 with a tiny network on two processes. Each of these commands is killed with SIGKILL at random moments and run again,
 training on one process, too. The result must be that of commands that were never killed: the EMA weights bit for bit.
-Exits with 1 if anything is wrong. Needs Linux and what `pip install -e '.[test]'` brings; the first run also installs
-img2dataset into its own environment, which takes some minutes more.
+Exits with 1 if anything is wrong. With --folder all files are kept, and steps that were right are not repeated. Needs
+Linux and what `pip install -e '.[test]'` brings; the first run also installs img2dataset into its own environment,
+which takes some minutes more.
 """
 
 import argparse
@@ -55,9 +56,10 @@ class Rehearsal:
     folder: Path
     web: str
     env: Path
-    rng: random.Random
+    seed: int
+    rng: random.Random = field(default_factory=random.Random)  # of the step
     kept: int = 0
-    responses: dict[str, int] = field(default_factory=dict)  # kept rows by kind
+    responses: dict[str, int] = field(default_factory=dict)  # kept rows by the kind of their response
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
@@ -137,14 +139,15 @@ def encode(this: Rehearsal) -> dict[str, Any]:
     def encoded() -> int:
         return len(list(cache.glob("*.safetensors")))
 
-    cache = this.folder / "cache"
-    run = this.start(*torchrun(2, *command("cache")))
-    run.wait_for(lambda: encoded() >= 2, "two shards were encoded")
-    time.sleep(this.rng.uniform(0, 0.3))
-    rank = this.rng.choice(sorted(run.ranks()))
-    kill([run.ranks()[rank]])
-    check(run.end(), "torchrun succeeded although a rank was killed")
-    moment = f"rank {rank} after {encoded()} shards"
+    cache, moments = this.folder / "cache", []
+    for shards in (1, 8):
+        run = this.start(*torchrun(2, *command("cache")))
+        run.wait_for(lambda least=shards: encoded() >= least, f"{shards} shards were encoded")  # type: ignore[misc]
+        time.sleep(this.rng.uniform(0, 0.3))
+        rank = this.rng.choice(sorted(run.ranks()))
+        kill([run.ranks()[rank]])
+        check(run.end(), "torchrun succeeded although a rank was killed")
+        moments.append(f"rank {rank} after {encoded()} shards")
     output = this.start(*torchrun(2, *command("cache"))).finish()
     check("resuming after" in output, f"encoding did not resume: {output}")
     this.start(*command("cache_of_one_process")).finish()
@@ -157,7 +160,7 @@ def encode(this: Rehearsal) -> dict[str, Any]:
         if (cache / name).read_bytes() != (this.folder / "cache_of_one_process" / name).read_bytes()
     ]  # fmt: skip
     same(differing, [], "files that differ from those of one process that was not killed")
-    return {"kill -9": moment, "samples": samples, "identical files": len(names)}
+    return {"kill -9": moments, "samples": samples, "identical files": len(names)}
 
 
 def training(this: Rehearsal, name: str, ranks: int) -> Command:
@@ -278,7 +281,7 @@ PLAN: dict[str, tuple[Step, float]] = {
     "metadata and model": (prepare, 1),
     "filter": (filter_rows, 4),
     "download, killed once": (download, 60),
-    "encode on two processes, killed once": (encode, 60),
+    "encode on two processes, killed twice": (encode, 60),
     "train on two processes, uninterrupted": (uninterrupted, 40),
     "train on 2, 1, 2, 1 and 2 processes, killed in between": (killed, 100),
     "compare both trainings": (compare, 1),
@@ -288,24 +291,34 @@ PLAN: dict[str, tuple[Step, float]] = {
 
 
 def rehearse(this: Rehearsal) -> list[dict[str, Any]]:
-    """Runs the steps, and stops after the first one that is wrong."""
-    results: list[dict[str, Any]] = []
+    """Runs the steps that were not right in this folder before, and stops after the first one that is wrong."""
+    state = this.folder / "steps.json"
+    results: list[dict[str, Any]] = json.loads(state.read_text()) if state.is_file() else []
+    if results:
+        this.kept = results[0]["found"]["rows that pass all rules"]
+        this.responses = results[0]["found"]["of these by response"]
     progress = Progress(sum(round(seconds) for _, seconds in PLAN.values()), "parts")
-    for name, (step, expected) in PLAN.items():
-        began, result = time.monotonic(), dict[str, Any]()
-        try:
-            found, verdict = step(this), "right"
-        except Wrong as wrong:
-            found, verdict = {"wrong": str(wrong)}, "wrong"
-        seconds = time.monotonic() - began
-        result = {"step": name, "verdict": verdict, "seconds": round(seconds, 1), "found": found}
-        results.append(result)
-        print(f"{verdict}: {name}, {seconds:.0f} s: {json.dumps(found)}", flush=True)
-        if verdict == "wrong":
-            break
+    for number, (name, (step, expected)) in enumerate(PLAN.items()):
+        if number >= len(results):
+            results.append(attempt(this, name, step))
+            if results[-1]["verdict"] == "wrong":
+                break
+            write_json(state, results)
         progress.done += round(expected)
         progress.show("")
     return results
+
+
+def attempt(this: Rehearsal, name: str, step: Step) -> dict[str, Any]:
+    this.rng = random.Random(f"{this.seed} {name}")
+    began = time.monotonic()
+    try:
+        found, verdict = step(this), "right"
+    except Wrong as wrong:
+        found, verdict = {"wrong": str(wrong)}, "wrong"
+    seconds = round(time.monotonic() - began, 1)
+    print(f"{verdict}: {name}, {seconds:.0f} s: {json.dumps(found)}", flush=True)
+    return {"step": name, "verdict": verdict, "seconds": seconds, "found": found}
 
 
 def main() -> int:
@@ -320,17 +333,14 @@ def main() -> int:
     args = parser.parse_args()
     if not sys.platform.startswith("linux"):
         parser.error("the rehearsal finds the processes of ranks in /proc, which only Linux has")
-    if args.folder and args.folder.exists():
-        parser.error(f"--folder {args.folder} exists: give a new folder")
-    began = time.monotonic()
     with ExitStack() as stack:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         web = stack.enter_context(served())
-        steps = rehearse(Rehearsal(folder.resolve(), web, args.env, random.Random(args.seed)))
+        steps = rehearse(Rehearsal(folder.resolve(), web, args.env, args.seed))
     verdict = "right" if len(steps) == len(PLAN) and all(step["verdict"] == "right" for step in steps) else "wrong"
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(sum(step["seconds"] for step in steps), 1)
     result = {"verdict": verdict, "seconds": seconds, "seed": args.seed, "versions": versions, "steps": steps}
     if args.json:
         write_json(args.json, result)
