@@ -114,6 +114,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections of many threads at once, on a busy machine
 
     def handle_error(self, *_: object) -> None:
         pass  # from clients that closed the connection

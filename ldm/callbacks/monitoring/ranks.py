@@ -82,7 +82,9 @@ class Ranks:
             return Failure(**json.loads(self.store.get("failed")))
         for member in self.members:
             if member != self.own and self._is_dead(member, silence) and not self._is_known(member):
-                return self.publish(Failure(_death(member, self.exit_code(member.rank)), member.rank))
+                here = member.system == self.own.system
+                sentence = _death(member, self.exit_code(member.rank)) if here else _no_answer(member, silence)
+                return self.publish(Failure(sentence, member.rank))
         return None
 
     def _is_known(self, member: Member) -> bool:
@@ -113,8 +115,8 @@ class Ranks:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             host = os.environ.get("MASTER_ADDR")
             return Failure(
-                f"torchrun, through which the ranks communicate, is gone on {host}: start it again with "
-                "the same command and resume=auto",
+                f"torchrun on {host}, through which the ranks communicate, does not answer: it has ended, or that host "
+                f"or the network to it is down; to continue, {CONTINUE}",
                 -1,
             )
         return Failure(_death(first, None), 0)
@@ -167,6 +169,13 @@ def _death(member: Member, code: int | None) -> str:
     return (
         f"{member} {how}: if nobody stopped it, look for a lack of memory or a crash in the host's kernel log (dmesg); "
         f"to continue, {CONTINUE}"
+    )
+
+
+def _no_answer(member: Member, seconds: float) -> str:
+    return (
+        f"{member} has not answered for {seconds:g} s: its process or its host has died, or the network to it is down; "
+        f"look at that host's kernel log (dmesg) and at the network; to continue, {CONTINUE}"
     )
 
 

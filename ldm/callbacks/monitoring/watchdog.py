@@ -30,8 +30,9 @@ class Watchdog(Callback):
 
     One rank of each host prints one sentence: which rank failed, where, why, and what to do. Ranks exchange their
     state through the store of the process group, in a thread, because the main thread is blocked while it waits in a
-    collective operation. Covers everything from the first batch to the end of the run, and a lack of progress in
-    training and validation.
+    collective operation. A second thread ends this rank if the store does not answer for `seconds`, as when the link to
+    its host stalls, because reading from it has no timeout. Covers everything from the first batch to the end of the
+    run, and a lack of progress in training and validation.
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
@@ -40,7 +41,7 @@ class Watchdog(Callback):
         self.seconds = seconds
         self.failure: Failure | None = None  # of the run
         self._batches = 0
-        self._last_progress = time.monotonic()
+        self._last_progress = self._last_look = time.monotonic()
         self._training = False
         self._over = threading.Event()
         self._ranks: Ranks | None = None
@@ -55,7 +56,9 @@ class Watchdog(Callback):
         self._over.clear()
         self._training = True
         self._progressed()
-        threading.Thread(target=self._watch, args=(self._ranks,), name="watchdog", daemon=True).start()
+        self._last_look = time.monotonic()
+        for work in (self._watch, self._watch_store):
+            threading.Thread(target=work, args=(self._ranks,), name="watchdog", daemon=True).start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._progressed()
@@ -106,6 +109,9 @@ class Watchdog(Callback):
             ranks.acknowledge(GRACE)
             if failure.rank != ranks.own.rank:  # whose message is the last one, if this process started that one
                 ranks.wait_for(failure.rank, GRACE)
+        self._print(ranks, failure)
+
+    def _print(self, ranks: Ranks, failure: Failure) -> None:
         if ranks.reports(failure):
             sys.stderr.flush()
             write_stderr(f"error: {failure.sentence}")
@@ -118,6 +124,7 @@ class Watchdog(Callback):
 
     def _watch(self, ranks: Ranks) -> None:
         while not self._over.wait(min(PAUSE, self.seconds / 4)):
+            self._last_look = time.monotonic()
             try:
                 ranks.beat(self._batches)
                 failure = ranks.failure(self.seconds)
@@ -136,9 +143,21 @@ class Watchdog(Callback):
                 self._report(ranks, failure)
                 os._exit(1)  # nothing else ends the collective operation that blocks the main thread
 
+    def _watch_store(self, ranks: Ranks) -> None:
+        while not self._over.wait(min(PAUSE, self.seconds / 4)):
+            look = self._last_look
+            if time.monotonic() - look < self.seconds or self._over.wait(GRACE):
+                continue
+            if self._training and self.failure is None and self._last_look == look:  # or this process was suspended
+                Interruption.failed, self.failure = True, ranks.unreachable()
+                self._print(ranks, self.failure)
+                os._exit(1)
+
     def _stuck(self, ranks: Ranks) -> Failure:
         """Returns a failure that names the slowest rank."""
         self._over.wait(self.seconds / 2)  # by now, ranks that progressed after this one are blocked, too
+        if (failure := ranks.failure(self.seconds)) is not None:  # no answer explains more than no progress
+            return failure
         counts = ranks.batches()
         slowest = min(counts, key=lambda other: counts[other])
         progress = ", ".join(f"rank {other}: {count}" for other, count in counts.items())

@@ -27,7 +27,10 @@ def test_a_rank_on_another_machine_is_dead_only_after_silence(monkeypatch: pytes
     assert rank.failure(silence=10) is None
     now[0] += 2
     failure = rank.failure(silence=10)
-    assert failure is not None and failure.rank == 1 and failure.sentence.startswith("rank 1 of 2 (host there, ")
+    assert failure is not None and failure.rank == 1
+    assert failure.sentence.startswith(
+        "rank 1 of 2 (host there, process 1234) has not answered for 10 s: its process or "
+    )
 
 
 def test_a_rank_that_left_is_not_taken_for_dead() -> None:

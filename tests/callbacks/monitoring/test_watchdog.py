@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 
+from ldm.callbacks.monitoring.ranks import Ranks
 from ldm.callbacks.monitoring.watchdog import Watchdog, reported_once
 from ldm.errors import ReportedFailure
 from tests.callbacks.ranks import train_on_two
@@ -100,6 +102,32 @@ def test_the_report_of_torchrun_gets_the_sentence(tmp_path: Path, monkeypatch: p
     _, [message] = errors(tmp_path, 1, divide_by_zero)
     failure = ProcessFailure(1, 0, 1, str(tmp_path / "error.json"))
     assert message.removeprefix("error: ") in ChildFailedError("train.py", {1: failure}).format_msg()
+
+
+def test_a_rank_whose_store_does_not_answer_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Silent(HashStore):
+        def set(self, key: str, value: str) -> None:
+            if key.startswith("beat"):
+                threading.Event().wait()
+            super().set(key, value)
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("ldm.callbacks.monitoring.watchdog.GRACE", 0.1)
+    monkeypatch.setattr("ldm.callbacks.monitoring.watchdog.os._exit", end)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "first-host")
+    watchdog, ranks = Watchdog(0.1), Ranks(Silent(), 0, 1)
+    watchdog._training = True
+    threading.Thread(target=watchdog._watch, args=(ranks,), daemon=True).start()
+    with pytest.raises(SystemExit):
+        watchdog._watch_store(ranks)
+    assert (
+        "error: torchrun on first-host, through which the ranks communicate, does not answer" in capfd.readouterr().err
+    )
 
 
 @pytest.mark.slow
