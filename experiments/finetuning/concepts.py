@@ -16,7 +16,7 @@ from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, 
 from ldm.data.sources.shapes import DISTANCES, Distance, place, render, signed_distance
 from ldm.metrics.composition import Known
 
-SINGLES, PAIRS = 48, 24  # prompts of one thing and of two
+SINGLES, PAIRS = 48, 16  # prompts of one thing and of two
 PLACES = (*BACKGROUNDS, None)  # None: the prompt does not mention the background
 OTHERS = (Thing("blue", "square"), Thing("red", "star"), Thing("yellow", "ring"), Thing("purple", "circle"))
 

@@ -33,6 +33,7 @@ from experiments.finetuning.measure import (
     shown,
 )
 from experiments.finetuning.runs import INCLUDED, Run, fine_tune
+from ldm.device import DTYPES, choose_precision
 from ldm.files import write_json
 from ldm.image import from_uint8, grid, to_pil, to_uint8
 from ldm.pipeline.pipeline import Pipeline
@@ -42,7 +43,7 @@ from ldm.weights.model import model_fingerprint
 OUT = Path("runs/finetuning")
 SAMPLING_STEPS = 8
 RATES = {"lora": 2e-3, "full": 2e-4, "inversion": 2e-2}
-STEPS = {"lora": 200, "full": 200, "inversion": 400}
+STEPS = {"lora": 100, "full": 100, "inversion": 200}
 PRIORS = {"lora": ("none", "class", "many"), "full": ("none", "class", "many"), "inversion": ("none",)}
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)
 MERGED = (0.5, 0.75, 1.0)
@@ -93,10 +94,10 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)
             yield own
-            yield from (replace(own, rank=rank) for rank in (1, 4, 64))
             yield from (replace(own, rate=factor * own.rate) for factor in (0.25, 0.5, 2))
             yield from (replace(own, steps=int(factor * own.steps)) for factor in (0.25, 0.5, 2))
-            yield replace(own, targets="all")
+        yield from (replace(own, rank=rank) for rank in (1, 4, 64))
+        yield replace(own, targets="all")
 
 
 def combinations(part: str, concepts: Sequence[str], seed: int) -> Iterator[Task]:
@@ -122,9 +123,14 @@ def tasks(parts: Sequence[str], concepts: Sequence[str], seeds: int) -> tuple[li
     return list(single), [task for task in combined if task not in single]
 
 
+def load(model: str) -> Pipeline:
+    """Loads a model in the precision that sample.py uses on this processor."""
+    return Pipeline.load(model, "cpu", DTYPES[choose_precision("auto", "cpu")])
+
+
 @cache
 def base_pipeline(base: str) -> Pipeline:
-    return Pipeline.load(base, "cpu")
+    return load(base)
 
 
 def record_base(study: Study) -> None:
@@ -144,16 +150,19 @@ def record_base(study: Study) -> None:
         grid(to_pil(shown(own)), columns=COLUMNS).save(study.folder / f"base_{name}.png")
     decoded = {name: _decoded(pipeline, name, sets[f"{name}/singles"]) for name in CONCEPTS}
     unknown = {name: pipeline.text_encoder.unknown_tokens(concept.word) != [] for name, concept in CONCEPTS.items()}
-    write_json(path, {"base": study.base, "right": verdicts, "decoded": decoded, "word_is_unknown": unknown})
+    dtype = str(pipeline.backbone.dtype).removeprefix("torch.")
+    about = {"base": study.base, "dtype": dtype, "word_is_unknown": unknown}
+    write_json(path, {**about, "right": verdicts, "decoded": decoded})
 
 
 def _decoded(pipeline: Pipeline, name: str, prompts: Prompts) -> str:
     """Returns which of the rendered images are still right after encoding and decoding, as 0 and 1."""
     concept = CONCEPTS[name]
     rendered = [torch.from_numpy(concept.image(scene, 99, index)) for index, scene in enumerate(prompts.scenes)]
+    images = from_uint8(torch.stack(rendered).permute(0, 3, 1, 2).contiguous())
     with torch.no_grad():
-        latents = pipeline.first_stage.encode(from_uint8(torch.stack(rendered).permute(0, 3, 1, 2).contiguous()))
-        return right(to_uint8(pipeline.first_stage.decode(latents)), prompts)
+        decoded = pipeline.first_stage.decode(pipeline.first_stage.encode(images))
+    return right(to_uint8(decoded), prompts)
 
 
 def record(study: Study, task: Task) -> None:
@@ -170,7 +179,7 @@ def record(study: Study, task: Task) -> None:
     sets["old"] = old_prompts()
     measure = Measure(pipeline.settings, study.sampling_steps, study.prompts)
     if task.added[0][0].method == "full":
-        tuned = Pipeline.load(str(files[0][0]), "cpu")
+        tuned = load(str(files[0][0]))
     else:
         inversion = task.added[0][0].method == "inversion"
         tuned = pipeline

@@ -65,7 +65,7 @@ def collect(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*_seed*.json")):
         record = json.loads(path.read_text())
         cells[json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in record["added"]])].append(record)
-    about = {name: base[name] for name in ("base", "word_is_unknown")}
+    about = {name: base[name] for name in ("base", "dtype", "word_is_unknown")}
     about["right"] = {name: estimate(bits(text)[None]) for name, text in base["right"].items()}
     about["right after encoding and decoding"] = {k: estimate(bits(text)[None]) for k, text in base["decoded"].items()}
     return {"base": about, "cells": [summarised(records, base) for records in cells.values()]}

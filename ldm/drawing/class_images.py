@@ -45,6 +45,7 @@ def class_images(
     blocks = [range(start, start + batch_size) for start in range(0, count, batch_size)]
     missing = [block for block in blocks if not all(_file(folder, index).is_file() for index in block)]
     if missing:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder.with_suffix(".json"), {**about, "weights": model})
         pipeline = Pipeline.load(model, device, DTYPES[precision])
         progress = Progress(len(missing) * batch_size, "images", "class images: ")
