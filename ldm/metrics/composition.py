@@ -1,12 +1,12 @@
 """Checks whether an image of shapes shows what its caption says, by analysis by synthesis without a trained network.
 
-The image is segmented into things, each of the six shapes is fitted to every thing, and colours and sizes are named.
+The image is segmented into things, each known shape is fitted to every thing, and colours and sizes are named.
 The fitted scene is then rendered and compared with the image: what it does not explain (blobs, ghosts, halves, stray
 bits) is the misfit.
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from itertools import permutations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, pad
 
 from ldm.data.sources.phrasing import parse
-from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, RELATIONS, SHAPES, Scene
-from ldm.data.sources.shapes import signed_distance
+from ldm.data.sources.scene import BACKGROUNDS, HUES, RADII, RELATIONS, Scene
+from ldm.data.sources.shapes import DISTANCES, Distance
 
 SIDE = 64  # image side in pixels; the radii and tolerances below are in such pixels and in levels of [0, 255]
 WINDOW = 40  # side of the window cut out around a thing; the largest thing spans 32
@@ -33,6 +33,17 @@ LIMITS = (-40, -40, 2, 0.2, 0), (80, 80, 40, 2, 1.5)  # bounds of a fit's x, y, 
 BLENDED = 0.35  # a larger share of a second shape leaves a thing without a name; a 50/50 blend has about 0.5
 # The misfit is 1 where the smoothed difference reaches these levels or this share of a nearby thing's contrast.
 STRAY, SHARE = 25.0, 0.3
+
+
+@dataclass(frozen=True)
+class Known:
+    """The shapes and colours, hues in degrees, that are recognised."""
+
+    shapes: Mapping[str, Distance]
+    hues: Mapping[str, float]
+
+
+DATA = Known(DISTANCES, HUES)  # what the data consists of
 
 
 @dataclass(frozen=True)
@@ -103,27 +114,28 @@ def verdicts(images: Tensor, captions: Sequence[str]) -> Tensor:
     return torch.tensor([(verdict.ok, *astuple(verdict)) for verdict in found])
 
 
-def see(images: Tensor) -> list[Seen]:
-    """Returns what each image uint8 (n, 3, 64, 64) shows."""
+def see(images: Tensor, known: Known = DATA) -> list[Seen]:
+    """Returns what each image uint8 (n, 3, 64, 64) shows, in terms of the known shapes and colours."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
         raise ValueError(f"images must be uint8 (n, 3, {SIDE}, {SIDE}), not {images.dtype} {tuple(images.shape)}")
-    return [seen for chunk in images.cpu().contiguous().split(64) for seen in _see(chunk.float())]
+    return [seen for chunk in images.cpu().contiguous().split(64) for seen in _see(chunk.float(), known)]
 
 
-def _see(images: Tensor) -> list[Seen]:
+def _see(images: Tensor, known: Known) -> list[Seen]:
     frame = torch.ones(SIDE, SIDE, dtype=torch.bool)
     frame[3:-3, 3:-3] = False
     level = images[:, :, frame].median(dim=2).values  # (n, 3)
     signal = images - level[:, :, None, None]
     patches = _segment(signal)
-    shape, geometry, rival = _fit(patches)
-    contrast, rendered = _render(shape, geometry, patches)
+    names, distances = list(known.shapes), list(known.shapes.values())
+    shape, geometry, rival = _fit(distances, patches)
+    contrast, rendered = _render(distances, shape, geometry, patches)
     misfit = _misfit(signal, rendered, patches)
     things: list[list[Found]] = [[] for _ in images]
     for i, (image, top, left) in enumerate(patches.corner.tolist()):
         x, y, radius = geometry[i, :3].tolist()
-        name = SHAPES[shape[i]] if rival[i] < BLENDED else None
-        color = _name_color(level[image].numpy() + contrast[i])
+        name = names[shape[i]] if rival[i] < BLENDED else None
+        color = _name_color(level[image].numpy() + contrast[i], known.hues)
         things[image].append(Found(color, name, "big" if radius > BIG else "small", left + x, top + y))
     return [Seen(tuple(things[i]), _name_background(level[i]), float(misfit[i])) for i in range(len(images))]
 
@@ -172,18 +184,18 @@ def _segment(signal: Tensor) -> Patches:
 
 
 @cache
-def _moments(shape: str) -> tuple[float, float]:
+def _moments(distance: Distance) -> tuple[float, float]:
     """Returns the area of the shape of radius 1, and how far its centroid is below its centre."""
     line = (np.arange(400) + 0.5) / 400 * 3 - 1.5
-    inside = signed_distance(shape, line[None, :], line[:, None], 1.0) < 0
+    inside = distance(line[None, :], line[:, None], 1.0) < 0
     return float(inside.mean() * 9), float((inside * line[:, None]).sum() / inside.sum())
 
 
-def _start(shape: str, patches: Patches) -> np.ndarray:
+def _start(distance: Distance, patches: Patches) -> np.ndarray:
     """Initialises the geometry (m, 5) from area and centroid: x, y, radius, amount, blur."""
     weight = np.clip(patches.coverage, 0, 1) * patches.own
     mass = np.maximum(weight.sum(axis=(1, 2)), 1)
-    area, below = _moments(shape)
+    area, below = _moments(distance)
     radius = np.sqrt(mass / area)
     x, y = weight.sum(axis=1) @ CENTERS / mass, weight.sum(axis=2) @ CENTERS / mass - below * radius
     return np.stack([x, y, radius, np.ones_like(x), np.zeros_like(x)], axis=1)
@@ -195,10 +207,10 @@ def _axes(geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (CENTERS - x) / radius, (CENTERS[:, None] - y) / radius
 
 
-def _basis(shape: str, geometry: np.ndarray) -> np.ndarray:
+def _basis(distance: Distance, geometry: np.ndarray) -> np.ndarray:
     """Returns (m, 2, h, w): the coverage of a shape in its window, and how a blur of sigma 1 changes it."""
-    distance = geometry[:, 2, None, None] * signed_distance(shape, *_axes(geometry), 1.0).astype(np.float32)
-    coverage = np.clip(0.5 - distance, 0, 1)
+    pixels = geometry[:, 2, None, None] * distance(*_axes(geometry), 1.0).astype(np.float32)
+    coverage = np.clip(0.5 - pixels, 0, 1)
     return np.stack([coverage, _smooth(coverage) - coverage], axis=1)
 
 
@@ -220,9 +232,9 @@ def _solve(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.linalg.solve(normal, basis @ target.transpose(0, 2, 1))
 
 
-def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _improve(distance: Distance, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Takes one Gauss-Newton step: returns the new geometry, and the basis and squared error (m,) of the given one."""
-    basis = _basis(shape, geometry) * patches.free[:, None]
+    basis = _basis(distance, geometry) * patches.free[:, None]
     down, across = np.gradient(basis[:, 0], axis=(1, 2))
     u, v = _axes(geometry)
     moves = np.stack([across, down, u * across + v * down], axis=1) * -geometry[:, 3, None, None, None]
@@ -233,12 +245,12 @@ def _improve(shape: str, geometry: np.ndarray, patches: Patches) -> tuple[np.nda
     return better, basis.reshape(-1, 2, WINDOW**2), np.square(error).sum((1, 2))
 
 
-def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fit(distances: Sequence[Distance], patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns index (m,) and geometry (m, 5) of each component's best shape, and the runner-up's share (m,)."""
     fits = []
-    for shape in SHAPES:
-        geometry, *_ = _improve(shape, _start(shape, patches), patches)
-        fits.append(_improve(shape, geometry, patches))
+    for distance in distances:
+        geometry, *_ = _improve(distance, _start(distance, patches), patches)
+        fits.append(_improve(distance, geometry, patches))
     geometries, bases, errors = zip(*fits, strict=True)
     best, each = np.argmin(errors, axis=0), np.arange(len(patches.corner))
     chosen, target = np.stack(bases)[best, each], patches.coverage.reshape(-1, 1, WINDOW**2)
@@ -247,12 +259,14 @@ def _fit(patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return best, np.stack(geometries)[best, each], amount.max(axis=0)
 
 
-def _render(shape: np.ndarray, geometry: np.ndarray, patches: Patches) -> tuple[np.ndarray, np.ndarray]:
+def _render(
+    distances: Sequence[Distance], shape: np.ndarray, geometry: np.ndarray, patches: Patches
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns colour minus background (m, 3) and the rendered shapes (m, 3, h, w), blurred per channel."""
     contrast, rendered = np.zeros((len(shape), 3), np.float32), np.zeros_like(patches.signal)
-    for index, name in enumerate(SHAPES):
+    for index, distance in enumerate(distances):
         mine = shape == index
-        basis = _basis(name, geometry[mine])
+        basis = _basis(distance, geometry[mine])
         visible = (basis * patches.free[mine][:, None]).reshape(-1, 2, WINDOW**2)
         weights = _solve(visible, patches.signal[mine].reshape(-1, 3, WINDOW**2))
         contrast[mine] = weights[:, 0]
@@ -271,11 +285,11 @@ def _misfit(signal: Tensor, rendered: np.ndarray, patches: Patches) -> np.ndarra
     return (difference / np.maximum(STRAY, SHARE * contrast)).max(axis=(1, 2))
 
 
-def _name_color(rgb: np.ndarray) -> str | None:
+def _name_color(rgb: np.ndarray, hues: Mapping[str, float]) -> str | None:
     hue, saturation, value = colorsys.rgb_to_hsv(*np.clip(rgb / 255, 0, 1).tolist())
     if saturation < SATURATION or value < VALUE:
         return None
-    return min(HUES, key=lambda name: abs((360 * hue - HUES[name] + 180) % 360 - 180))
+    return min(hues, key=lambda name: abs((360 * hue - hues[name] + 180) % 360 - 180))
 
 
 def _name_background(level: Tensor) -> str | None:

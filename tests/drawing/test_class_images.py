@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm.data.sources.folder import Folder
 from ldm.drawing import class_images as module
 from ldm.drawing.class_images import class_images
 from ldm.image import load_image, pixels
@@ -30,6 +31,14 @@ def test_class_images_are_sampled_by_the_base_model_with_consecutive_seeds(tiny:
     expected = Pipeline.load(tiny, "cpu")(["red circle"] * 2, seeds=[5, 6], batch_size=2, size=(16, 16)).images
     for index in range(2):
         assert (pixels(load_image(folder / f"{index:06}.png")).int() - expected[index].int()).abs().max() <= 1
+
+
+def test_class_images_of_several_prompts_have_their_prompts_as_captions(tiny: str, tmp_path: Path) -> None:
+    folder = sampled(tiny, tmp_path, count=4, prompt=["red circle", "blue star", "ring"])
+    captions = [Folder(folder, 16)[index]["caption"] for index in range(4)]
+    assert captions == ["red circle", "blue star", "ring", "red circle"]
+    expected = Pipeline.load(tiny, "cpu")(["red circle", "blue star"], seeds=[0, 1], batch_size=2, size=(16, 16)).images
+    assert (pixels(load_image(folder / "000001.png")).int() - expected[1].int()).abs().max() <= 1
 
 
 def test_class_images_are_sampled_once_and_resumed_after_an_interruption(

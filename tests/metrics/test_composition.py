@@ -11,10 +11,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from ldm.data.sources.scene import BACKGROUNDS, HUES, RELATIONS, SHAPES, Scene
-from ldm.data.sources.shapes import Placed, Shapes, place, render
+from ldm.data.sources.scene import BACKGROUNDS, HUES, RELATIONS, SHAPES, Scene, Thing
+from ldm.data.sources.shapes import DISTANCES, Placed, Shapes, place, render
 from ldm.image import from_uint8, to_uint8
-from ldm.metrics.composition import Verdict, accuracy, check, compare, see
+from ldm.metrics.composition import Known, Verdict, accuracy, check, compare, see
 from ldm.weights.parts import first_stage
 
 NEIGHBOURS = dict(zip(HUES, [*list(HUES)[1:], "red"], strict=True))
@@ -164,6 +164,20 @@ def test_a_blend_of_two_shapes_has_neither_shape(shape: str) -> None:
             scenes.append(scene)
     caught = [not compare(seen, scene).ok for seen, scene in zip(see(torch.stack(images)), scenes, strict=True)]
     assert np.mean(caught) >= 0.97  # some small things differ by only a few faint pixels
+
+
+def bar(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    return np.maximum(np.abs(u) - 1.2 * radius, np.abs(v) - 0.55 * radius)
+
+
+def test_a_new_shape_and_colour_are_recognised_only_if_they_are_known() -> None:
+    known = Known({**DISTANCES, "bar": bar}, {**HUES, "lime": 87})
+    scene = Scene((Thing("lime", "bar"),), None, "gray")
+    placed = place(scene, np.random.default_rng(0), known.hues)
+    image = torch.from_numpy(render(placed, "gray", shapes=known.shapes)).permute(2, 0, 1)[None]
+    assert compare(see(image, known)[0], scene).ok
+    (thing,) = see(image)[0].things
+    assert thing.color in HUES and see(image)[0].misfit > 1
 
 
 def test_images_of_another_size_are_refused() -> None:

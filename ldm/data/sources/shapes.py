@@ -5,7 +5,9 @@ sample can be reproduced. The split of a caption is fixed by a hash of its text.
 """
 
 import colorsys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -39,19 +41,19 @@ class Placed:
     rgb: tuple[float, float, float]
 
 
-def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
+def place(scene: Scene, rng: np.random.Generator, hues: Mapping[str, float] = HUES) -> list[Placed]:
     """Returns positions, radii and exact colours that satisfy the scene, in a 64-pixel image."""
     centers = [rng.uniform(30, 34, 2)]
     if scene.relation:
         axis = np.array(RELATIONS[scene.relation])
         across = np.abs(axis[::-1])
         centers = [32 + sign * axis * rng.uniform(15.25, 15.75) + across * rng.uniform(-2, 2) for sign in (1, -1)]
-    return [_placed(thing, x, y, rng) for thing, (x, y) in zip(scene.things, centers, strict=True)]
+    return [_placed(thing, x, y, rng, hues) for thing, (x, y) in zip(scene.things, centers, strict=True)]
 
 
-def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator) -> Placed:
+def _placed(thing: Thing, x: float, y: float, rng: np.random.Generator, hues: Mapping[str, float] = HUES) -> Placed:
     radius = rng.uniform(*RADII[thing.size or str(rng.choice(list(RADII)))])
-    hue = (HUES[thing.color] + rng.uniform(-3, 3)) / 360
+    hue = (hues[thing.color] + rng.uniform(-3, 3)) / 360
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.8, 1), rng.uniform(0.8, 1))
     return Placed(thing.shape, float(x), float(y), radius, (255 * red, 255 * green, 255 * blue))
 
@@ -88,7 +90,13 @@ def _folded_polygon(u: np.ndarray, v: np.ndarray, points: int, outer: float, inn
     return ((along - outer) * edge_y - aside * edge_x) / np.hypot(edge_x, edge_y)
 
 
-def render(placed: list[Placed], background: str | int, size: int = 64) -> np.ndarray:
+Distance = Callable[[np.ndarray, np.ndarray, float], np.ndarray]  # (u, v, radius), see `signed_distance`
+DISTANCES: Mapping[str, Distance] = {shape: partial(signed_distance, shape) for shape in SHAPES}
+
+
+def render(
+    placed: list[Placed], background: str | int, size: int = 64, shapes: Mapping[str, Distance] = DISTANCES
+) -> np.ndarray:
     """Renders an image, uint8 (size, size, 3), with edges anti-aliased by the covered fraction of each pixel."""
     level = BACKGROUNDS[background] if isinstance(background, str) else background
     canvas = np.full((size, size, 3), level, np.float32)
@@ -100,7 +108,7 @@ def render(placed: list[Placed], background: str | int, size: int = 64) -> np.nd
         top, bottom = max(0, int(y - reach)), min(size, int(y + reach) + 1)
         u = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - x
         v = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - y
-        distance = signed_distance(thing.shape, u, v, thing.radius * scale)
+        distance = shapes[thing.shape](u, v, thing.radius * scale)
         coverage = np.clip(0.5 - distance, 0, 1)[..., None]
         patch = canvas[top:bottom, left:right]
         patch += coverage * (np.array(thing.rgb, np.float32) - patch)
