@@ -2,8 +2,8 @@
 
     python -m experiments.included_model.measure EMOJI [--model runs/NAME] [--tower image.safetensors text.safetensors]
 
-EMOJI is the folder that `ldm emoji` wrote. Run it from the checkout. Three sets of prompts are measured: `held_out`, the
-canonical captions of the default run's evaluation; `plain`, every colour and shape with no more than an article;
+EMOJI is the folder that `ldm emoji` wrote. Run it from the checkout. Three sets of prompts are measured: `held_out`,
+the canonical captions of the default run's evaluation; `plain`, every colour and shape with no more than an article;
 `emoji`, the names of 100 training emoji. Shapes are judged by the composition metric. The image of an emoji is right if
 the CLIP towers find its own name the most similar among the 100.
 """
