@@ -13,7 +13,7 @@ from tests.training.tiny import GRADIENT, UNIT
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_global_batch(tmp_path: Path) -> None:
-    both = "precision=32", "+optimizer.eps=1e-2", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
+    both = "precision=fp32", "+optimizer.eps=1e-2", "trainer.max_steps=6", "metrics=none", "ema=none", "logger=none"
     two = "strategy=ddp", "trainer.devices=2", "data.batch_size=2"
     processes = start(*TINY, *both, *two, f"run_dir={tmp_path}/2")
     runs.run(tmp_path / "1", *TINY, *both, "name=test")
