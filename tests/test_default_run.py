@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import refusal
+
 ROOT = Path(__file__).parents[1]
 TINY = ["model.width=32", "data.count=64", "data.batch_size=8", "evaluation.prompts=8", "evaluation.count=32"]
 
@@ -29,5 +31,4 @@ def test_a_run_writes_all_of_its_files_and_its_folder_is_not_overwritten(tmp_pat
     assert 0 <= report["metrics"]["accuracy"] <= 1 and report["provenance"]["steps"] == 6
     assert list((run / "tensorboard").iterdir())
     assert "accuracy" in result.stdout and "Traceback" not in result.stderr
-    again = train("debug=fast", *TINY, "trainer.max_steps=6", f"run_dir={run}")
-    assert again.returncode == 1 and "resume=auto" in again.stderr
+    assert "resume=auto" in refusal(run, "debug=fast", *TINY, "trainer.max_steps=6", "name=test")

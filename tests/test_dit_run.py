@@ -17,6 +17,7 @@ from ldm.nn.dit import DiT
 from ldm.pipeline.pipeline import Pipeline
 from ldm.weights.contents import open_contents
 from ldm.weights.model import read_model
+from tests.callbacks.ranks import train_on_two
 from tests.runs import ALONE, TINY_DIT, refusal, run
 
 ROOT = Path(__file__).parents[1]
@@ -79,9 +80,11 @@ def test_sample_py_generates_images_from_the_run(trained: Path, tmp_path: Path) 
 
 
 def test_info_describes_the_dit(trained: Path) -> None:
-    told = describe(str(trained / "dit.safetensors"))
-    assert told["kind"] == "a dit written by ldm" and told["architecture"].startswith("channels=4, width=24, layers=2")
-    assert told["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
+    described = describe(str(trained / "dit.safetensors"))
+    assert described["kind"] == "a dit written by ldm" and described["architecture"].startswith(
+        "channels=4, width=24, layers=2"
+    )
+    assert described["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
 
 
 def test_ldm_evaluate_measures_the_dit(trained: Path, tmp_path: Path) -> None:
@@ -112,8 +115,8 @@ def test_the_plan_lists_parameters_and_work_of_the_dit(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("how", [(), ("debug=plan",)], ids=["training", "plan"])
 def test_a_size_that_patches_do_not_divide_is_refused_before_training(tmp_path: Path, how: tuple[str, ...]) -> None:
-    told = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
-    assert told == "training.size is 64x72, but this model takes heights and widths that are multiples of 16"
+    message = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
+    assert message == "training.size is 64x72, but this model takes heights and widths that are multiples of 16"
 
 
 @pytest.mark.parametrize("data", ["shapes", "shapes_online"])  # of latents and of images
@@ -126,12 +129,12 @@ def test_data_of_another_size_is_refused_before_training(tmp_path: Path, data: s
 @pytest.mark.slow
 def test_two_ranks_with_sharded_weights_train_and_resume_like_one_process(tmp_path: Path) -> None:
     how = *TINY_DIT, *SAME, *ALONE
-    sharded = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", f"run_dir={tmp_path}/two", "resume=auto"
+    sharded = "strategy=fsdp", "trainer.devices=2", "data.batch_size=2", "resume=auto"
     run(tmp_path / "one", *how, "data.batch_size=4", "trainer.max_steps=6")
-    for more in ((*sharded, "trainer.max_steps=3"), (*sharded, "trainer.max_steps=6")):
-        command = [sys.executable, "train.py", *how, *more]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    for steps in (3, 6):
+        more = *how, *sharded, f"trainer.max_steps={steps}"
+        codes, stderr = train_on_two(tmp_path, lambda _, more=more: run(tmp_path / "two", *more) and None)  # type: ignore[misc]
+        assert codes == [0, 0], stderr
     one, two = (checkpoint_file.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
     for part in ("state_dict", "ema"):
         for name, weight in one[part].items():  # means over two batches of 2 are rounded differently than over 4

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": {"pipeline", "weights"},
     "inside": {"nn", "diffusion", "sampling", "pipeline"},
     "planning": {"nn", "adapters", "weights"},
-    "app": {"drawing", "pipeline", "sampling", "synonyms", "weights"},
+    "app": {"data", "drawing", "pipeline", "sampling", "synonyms", "weights"},
 }
 # The modules in EVERYWHERE that each of them may import.
 MAY_IMPORT |= {name: set() for name in EVERYWHERE}

@@ -20,7 +20,7 @@ SAMPLING = {"sampler": "dpmpp_2m", "spacing": "trailing", "steps": 3, "guidance"
 
 
 def randomised(network: nn.Module, seed: int, std: float) -> nn.Module:
-    """Draws every parameter from N(0, std²), so that none is zero; a low `std` keeps images from saturating."""
+    """Samples every parameter from N(0, std²), so that none is zero; a low `std` keeps images from saturating."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)

@@ -144,8 +144,9 @@ def path_error(solver: Solver, steps: int) -> float:
 def moment_error(solver: Solver, steps: int) -> float:
     """Returns the Wasserstein distance between the final distribution and the exact one, for Gaussian data.
 
-    The denoiser is affine, so the end is an affine function of the start and of each noise tensor: the batch has one
-    row in which all are 0, one that starts a standard deviation away, and one for each noise tensor.
+    The denoiser is affine, so the final state is an affine function of the initial state and of each noise tensor. The
+    batch has one row that starts at the mean, one that starts one standard deviation away from it, and one for each
+    noise tensor, which is 1 there and 0 in all other rows.
     """
     mean, std = float(GAUSSIAN.means[0, 0]), float(GAUSSIAN.stds[0])
     data = Problem("gaussian", Mixture(torch.ones(1).double(), GAUSSIAN.means[:1, :1], GAUSSIAN.stds))

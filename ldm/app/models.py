@@ -3,18 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ldm.data.sources.shapes import held_out_prompts
 from ldm.pipeline.settings import Settings, model_settings
 from ldm.weights.model import open_model
 from ldm.weights.recognise import DEFAULT
 
 SUFFIXES = (".safetensors", ".ckpt")
 INCLUDED = "assets:text_tower.safetensors"
-EXAMPLES = (  # prompts that models with the included text encoder understand
-    "a red circle on a white background",
-    "a big blue star on a black background",
-    "a green star above an orange circle on a white background",
-    "a small pink ring left of a yellow square on a gray background",
-)
+EXAMPLES = 4
 
 
 def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
@@ -59,9 +55,9 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def examples(path: str) -> list[str]:
-    """Returns prompts that the model understands, or none if its text encoder is not the included one."""
+    """Returns prompts that the model understands, but was not trained on, or none if it has another text encoder."""
     encoder = (open_model(path).model or {}).get("text_encoder", {})
-    return list(EXAMPLES) if encoder.get("weights") == INCLUDED else []
+    return held_out_prompts(EXAMPLES) if encoder.get("weights") == INCLUDED else []
 
 
 def default_settings(path: str) -> Settings:

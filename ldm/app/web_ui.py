@@ -12,7 +12,7 @@ from ldm.synonyms.sampling import sampler_settings
 NEGATIVE = "Negative prompt: "
 SETTING = re.compile(r'\s*([A-Z][^:,"]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 NUMBERS = {"Steps": ("steps", int), "CFG scale": ("guidance", float), "Seed": ("seed", int)}
-NOISE = "AUTOMATIC1111's web UI draws other noise from a seed, so the image will not be the same."
+NOISE = "AUTOMATIC1111's web UI generates other noise from a seed, so the image will not be the same."
 
 
 def read_parameters(png: Path) -> str | None:

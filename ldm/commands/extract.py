@@ -89,14 +89,14 @@ def _public(network: Network, found: Extracted) -> dict[str, Change]:
 
 
 def _metadata(base: Contents, args: argparse.Namespace) -> dict[str, str]:
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "ss_sd_model_name": Path(args.base).name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"{Path(args.tuned).name} as a LoRA of {Path(args.base).name}",
     }
     network = base.networks.get(base.backbone or "")
     licence = network.tensors.metadata.get("modelspec.license") if network else None
-    return told | ({"modelspec.license": licence} if isinstance(licence, str) else {})
+    return metadata | ({"modelspec.license": licence} if isinstance(licence, str) else {})
 
 
 def report(found: dict[str, Extracted]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 MODES = ("none", "idle", "sequential")
 REMEDY = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
-# In messages of the CPU's allocator, CUDA, of cuBLAS, cuDNN and other libraries of NVIDIA's, and of cuDNN once more.
+# Parts of the messages of the CPU allocator; of CUDA; of cuBLAS, cuDNN and other NVIDIA libraries; and of cuDNN.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to find an engine to execute")
 
 T = TypeVar("T")

@@ -114,7 +114,7 @@ def _without_tags(request: ImageRequest) -> tuple[ImageRequest, list[Tag]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the adapter files below a folder; follows links to folders, but none of them twice."""
+    """Yields the adapter files below a folder; follows links to folders, each at most once."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))

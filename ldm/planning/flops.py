@@ -77,8 +77,8 @@ def measure_training(network: nn.Module, forward: Forward, low: torch.dtype | No
     """
     if not isinstance(network, Backbone) or not network.checkpointing:
         return measure(forward, low)
-    kept = measure(forward, low, backward=False).saved
-    blocks = [measure(call, low, backward=False) for call in block_calls(network, forward, low)]
+    calls, kept = block_calls(network, forward, low)
+    blocks = [measure(call, low, backward=False) for call in calls]
     network.checkpointing = False
     plain = measure(forward, low)
     network.checkpointing = True
@@ -86,15 +86,16 @@ def measure_training(network: nn.Module, forward: Forward, low: torch.dtype | No
     return Cost(plain.forward, plain.backward + recomputed, kept + max(block.saved for block in blocks))
 
 
-def block_calls(backbone: Backbone, forward: Forward, low: torch.dtype | None) -> list[Forward]:
-    """Returns the forward pass of each repeated block, with the inputs that it receives in `forward`."""
+def block_calls(backbone: Backbone, forward: Forward, low: torch.dtype | None) -> tuple[list[Forward], int]:
+    """Returns the forward pass of each repeated block, with the inputs that it receives in `forward`, and the bytes
+    that `forward` saves."""
     calls: list[Forward] = []
 
     def record(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls.append(partial(block.forward, *(x.detach().requires_grad_(x.requires_grad) for x in inputs)))
 
     hooks = [block.register_forward_pre_hook(record) for block in backbone.repeated_blocks()]
-    measure(forward, low, backward=False)  # with gradients, which only some inputs require if weights are frozen
+    cost = measure(forward, low, backward=False)  # with gradients, which only some inputs require if weights are frozen
     for hook in hooks:
         hook.remove()
-    return calls
+    return calls, cost.saved

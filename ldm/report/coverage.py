@@ -16,7 +16,7 @@ BOTH = "± is half the 95 % interval over seeds of training that were evaluated 
 
 
 def coverage(groups: Sequence[Group]) -> str:
-    """Returns a sentence on what the intervals cover, or "" if no group has several runs and thus an interval."""
+    """Returns a sentence on what the intervals cover, or "" if no group has an interval, which takes several runs."""
     repeated = [group for group in groups if len(group.runs) > 1]
     if not repeated:
         return ""

@@ -13,7 +13,7 @@ PAD = 49407  # the padding token of CLIP and Stable Diffusion 1.x; 2.x uses 0
 
 @dataclass(frozen=True)
 class PixelStats:
-    """The mean and standard deviation of each channel, which normalise images in [0, 1] for a network."""
+    """The mean and standard deviation of each channel, with which images in [0, 1] are normalised."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -53,7 +53,7 @@ def trained(layer: nn.Module, **how: Any) -> LowRank:
     return adapted
 
 
-def drawn(network: Backbone) -> Tensor:
+def output(network: Backbone) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x, text = (torch.randn(*shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 16)))
     with torch.no_grad():
@@ -160,17 +160,17 @@ def test_merging_changes_of_another_network_is_refused(changes: dict[str, tuple[
 @pytest.mark.parametrize("make", [tiny_unet, tiny_dit])
 def test_adapting_keeps_the_outputs_and_merging_gives_plain_layers(make: Any, how: str) -> None:
     network, adapter = make(), LoRA(rank=2, targets="all", **KINDS[how])
-    before, plain = drawn(network), {type(module) for module in network.modules()}
+    before, plain = output(network), {type(module) for module in network.modules()}
     adapter.adapt(network)
-    assert torch.equal(drawn(network), before)
+    assert torch.equal(output(network), before)
     for layer in low_rank_layers(network).values():
         nn.init.normal_(layer.up, std=0.1)
-    changed = drawn(network)
+    changed = output(network)
     assert (changed - before).abs().max() > 1e-2
     adapter.merge(network)
     assert {type(module) for module in network.modules()} == plain
     assert [*network.state_dict()] == [*make().state_dict()]
-    torch.testing.assert_close(drawn(network), changed, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output(network), changed, rtol=1e-4, atol=1e-5)
 
 
 def test_removing_an_adapter_restores_the_network() -> None:

@@ -44,17 +44,17 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(base: Path, adap
 
 def test_sampling_from_the_run_equals_sampling_from_base_and_lora(base: Path, adapted: Path, tmp_path: Path) -> None:
     prompt = ("a red circle", "steps=2", "precision=32")
-    whole = [*prompt, f"model={adapted / 'adapter.safetensors'}", f"out={tmp_path / 'a'}"]
+    exported = [*prompt, f"model={adapted / 'adapter.safetensors'}", f"out={tmp_path / 'a'}"]
     added = [*prompt, f"model={base}", f"lora={adapted}", f"out={tmp_path / 'b'}"]
-    assert sample.main(whole) == sample.main(added) == 0
+    assert sample.main(exported) == sample.main(added) == 0
     one, two = (Image.open(tmp_path / name / "0000.png").tobytes() for name in "ab")
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1
     assert read_metadata(tmp_path / "b" / "0000.png")["lora"][0]["path"] == str(adapted)
 
 
 def test_info_describes_the_base_and_the_settings(base: Path, adapted: Path) -> None:
-    told = describe(str(adapted / "adapter.safetensors"))
-    assert told["base"].startswith(f"{base} (") and "rank=2" in told["settings"]
+    described = describe(str(adapted / "adapter.safetensors"))
+    assert described["base"].startswith(f"{base} (") and "rank=2" in described["settings"]
 
 
 def test_a_run_can_be_converted_to_the_diffusers_layout(adapted: Path, tmp_path: Path) -> None:

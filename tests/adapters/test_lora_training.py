@@ -147,11 +147,11 @@ def test_the_licence_of_the_base_is_copied_to_the_adapter(base: Path, tmp_path: 
 def test_a_loaded_adapter_samples_the_same_images_as_the_trained_network(trained: Trained) -> None:
     folder, module, _ = trained
     pipeline = Pipeline.load(str(folder / "adapter.safetensors"), "cpu")
-    drawn = pipeline("a red circle").images
+    images = pipeline("a red circle").images
     plain = assembled(pipeline, backbone=NETWORKS[module.backbone.kind]())("a red circle").images
     unmerged = assembled(pipeline, backbone=module.backbone.eval())("a red circle").images
-    assert not torch.equal(drawn, plain)
-    assert (drawn.int() - unmerged.int()).abs().max() <= 1
+    assert not torch.equal(images, plain)
+    assert (images.int() - unmerged.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("how", [{}, {"dropout": 0.3, "decomposed": True}], ids=["LoRA", "DoRA with dropout"])
@@ -176,8 +176,8 @@ def test_a_bfloat16_base_is_trained_with_float32_changes(base: Path, tmp_path: P
     fit(tmp_path, module, 2, callbacks=[Export(tmp_path)], precision="bf16-mixed")
     assert module.backbone.conv_in.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
     assert {weight.dtype for weight in trainable(module.backbone).values()} == {torch.float32}
-    drawn = read_model(tmp_path / "adapter.safetensors").backbone
-    assert {weight.dtype for weight in drawn.parameters()} == {torch.float32}
+    loaded = read_model(tmp_path / "adapter.safetensors").backbone
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
 
 
 def test_a_sharded_run_trains_and_resumes_like_a_single_process_run(base: Path, tmp_path: Path) -> None:

@@ -61,8 +61,12 @@ def test_overwrite_replaces_only_files_that_a_conversion_wrote(
     save_file({"a": torch.ones(1)}, out)
     assert main([*argv, "--overwrite"]) == 1
     assert main(["convert", str(lora), str(lora), "--overwrite"]) == 1
-    told = capsys.readouterr().err
-    assert "already exists" in told and "was not written by a conversion" in told and "a destination outside" in told
+    message = capsys.readouterr().err
+    assert (
+        "already exists" in message
+        and "was not written by a conversion" in message
+        and "a destination outside" in message
+    )
 
 
 def test_converting_an_embedding_to_diffusers_and_back_is_lossless(embedding: Path, tmp_path: Path) -> None:
@@ -93,31 +97,33 @@ def test_the_kohya_layout_is_refused_for_models(tmp_path: Path, capsys: pytest.C
 
 
 def test_info_describes_the_layers_and_metadata_of_an_adapter(lora: Path) -> None:
-    told, made = describe(str(lora)), changes(tiny_unet())
-    assert told["kind"] == "a LoRA with magnitudes (DoRA) in the layout of kohya"
-    assert told["unet"] == f"{len(made)} layers, rank 2 to 3, alpha 1 to 4"
-    assert told["text encoder"].startswith("6 layers, rank 2 to 3")
-    assert told["base"] == "v1-5.safetensors" and told["licence"] == "CC-BY-4.0" and told["steps"] == "800"
+    described, made = describe(str(lora)), changes(tiny_unet())
+    assert described["kind"] == "a LoRA with magnitudes (DoRA) in the layout of kohya"
+    assert described["unet"] == f"{len(made)} layers, rank 2 to 3, alpha 1 to 4"
+    assert described["text encoder"].startswith("6 layers, rank 2 to 3")
+    assert (
+        described["base"] == "v1-5.safetensors" and described["licence"] == "CC-BY-4.0" and described["steps"] == "800"
+    )
     with safe_open(lora, "pt") as file:
         sizes = [file.get_tensor(name).numel() for name in file.keys() if not name.endswith("alpha")]  # noqa: SIM118
-    assert told["parameters"] == f"{sum(sizes):,}"
+    assert described["parameters"] == f"{sum(sizes):,}"
 
 
 def test_info_describes_the_token_and_vectors_of_a_textual_inversion(embedding: Path, tmp_path: Path) -> None:
-    told = describe(str(embedding))
-    assert told["kind"] == "a textual inversion in the layout of kohya" and told["token"] == "zorp"
-    assert told["text encoder"] == "3 vectors of width 16"
+    described = describe(str(embedding))
+    assert described["kind"] == "a textual inversion in the layout of kohya" and described["token"] == "zorp"
+    assert described["text encoder"] == "3 vectors of width 16"
     torch.save({"string_to_param": {"*": torch.ones(1, 768)}, "name": "cat", "step": 5}, tmp_path / "a.pt")
-    told = describe(str(tmp_path / "a.pt"))
-    assert told["kind"].endswith("of A1111") and told["token"] == "cat" and told["step"] == "5"
+    described = describe(str(tmp_path / "a.pt"))
+    assert described["kind"].endswith("of A1111") and described["token"] == "cat" and described["step"] == "5"
 
 
 def test_info_names_other_adapter_algorithms(tmp_path: Path) -> None:
     label = "lora_unet_down_blocks_1_attentions_0_proj_in"
     parts = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(8, 8)}
     save_file({f"{label}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "a.safetensors")
-    told = describe(str(tmp_path / "a.safetensors"))
-    assert told["kind"] == "a LoKr in the layout of kohya" and told["unet"] == "1 layers"
+    described = describe(str(tmp_path / "a.safetensors"))
+    assert described["kind"] == "a LoKr in the layout of kohya" and described["unet"] == "1 layers"
 
 
 def test_the_error_for_an_adapter_given_as_a_model_suggests_the_option(

@@ -78,8 +78,12 @@ def test_merge_errors_are_one_line(
     assert main(["merge", str(other), str(lora), "--out", str(tmp_path / "x"), "--to", "ldm"]) == 1
     assert main(["merge", str(single), str(tmp_path / "nowhere:0.5"), "--out", str(tmp_path / "x")]) == 1
     assert main(["merge", str(single), str(lora), "--out", str(lora), "--overwrite"]) == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "is one of another model" in told[0] and "there is no adapter" in told[1] and "is the source" in told[2]
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (
+        "is one of another model" in printed[0]
+        and "there is no adapter" in printed[1]
+        and "is the source" in printed[2]
+    )
 
 
 def test_the_residual_of_the_best_change_is_the_smaller_singular_values() -> None:
@@ -116,8 +120,8 @@ def test_the_base_with_an_extracted_lora_reproduces_the_tuned_model(
     tuned, out = tmp_path / "tuned.safetensors", tmp_path / "out.safetensors"
     assert main(["merge", str(single), str(lora), "--out", str(tuned)]) == 0
     assert main(["extract", str(single), str(tuned), "--rank", "64", "--out", str(out), "--to", layout]) == 0
-    told = capsys.readouterr().out
-    assert float(re.search(r"unet: \d+ layers; (\S+)% of the difference's norm is missing", told)[1]) < 0.01  # type: ignore[index]
+    printed = capsys.readouterr().out
+    assert float(re.search(r"unet: \d+ layers; (\S+)% of the difference's norm is missing", printed)[1]) < 0.01  # type: ignore[index]
     file = open_adapter(out)
     assert file.layout == layout and file.metadata["ss_sd_model_name"] == "m.safetensors"
     ours, theirs = (Pipeline.load(str(path), "cpu", adapters=how) for path, how in ((single, [out]), (tuned, [])))

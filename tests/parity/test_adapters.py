@@ -25,7 +25,7 @@ from tests.parity.test_pipeline import EPS, WORDS, assert_60_db, latents
 from tests.weights.adapters.made import changes
 from tests.weights.foreign import full_model, networks
 
-WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
+SETTINGS: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 5}
 PROMPT, NEGATIVE = "a red circle", "blue"  # the prompts that `latents` uses
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -113,8 +113,8 @@ def pipe(model: Path) -> Iterator[Any]:
     yield pipe
 
 
-def drawn(model: Path, *adapters: Any, **how: Any) -> Tensor:
-    return latents(Pipeline.load(str(model), "cpu", adapters=adapters, **how), **WALK)
+def sampled(model: Path, *adapters: Any, **how: Any) -> Tensor:
+    return latents(Pipeline.load(str(model), "cpu", adapters=adapters, **how), **SETTINGS)
 
 
 def expected(pipe: Any, prompt: str = PROMPT) -> Tensor:
@@ -142,15 +142,20 @@ def made(targets: str = "all", **how: Any) -> dict[str, Any]:
     return {network: changes(own[kind], targets, size=0.3, **how) for network, kind in kinds.items()}
 
 
-def agree(model: Path, pipe: Any, *adapters: Any) -> None:
+@pytest.fixture(scope="module")
+def plain(model: Path) -> Tensor:
+    """The latents without an adapter."""
+    return sampled(model)
+
+
+def agree(theirs: Tensor, ours: Tensor, plain: Tensor) -> None:
     """Asserts that the latents agree to 60 dB, and that the adapters change them by more than five times that error."""
-    theirs, ours, plain = expected(pipe), drawn(model, *adapters), drawn(model)
     assert_60_db(ours, theirs)
     assert (theirs - plain).square().mean().sqrt() > 5e-3 * (plain.max() - plain.min())
 
 
-def test_latents_without_an_adapter_match_diffusers(model: Path, pipe: Any) -> None:
-    assert_60_db(drawn(model), expected(pipe))
+def test_latents_without_an_adapter_match_diffusers(plain: Tensor, pipe: Any) -> None:
+    assert_60_db(plain, expected(pipe))
 
 
 @pytest.mark.slow
@@ -160,7 +165,7 @@ def test_latents_without_an_adapter_match_diffusers(model: Path, pipe: Any) -> N
     ids=["diffusers", "diffusers DoRA", "kohya"],
 )
 def test_diffusers_reads_written_adapters_with_the_same_result(
-    layout: str, how: dict[str, Any], model: Path, pipe: Any, tmp_path: Path
+    layout: str, how: dict[str, Any], model: Path, plain: Tensor, pipe: Any, tmp_path: Path
 ) -> None:
     """Covers every layer, including convolutions and the text encoder, with two ranks and four alphas.
 
@@ -169,7 +174,7 @@ def test_diffusers_reads_written_adapters_with_the_same_result(
     path = tmp_path / "pytorch_lora_weights.safetensors"
     write_adapter(path, made(**how), layout, {})
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
-    agree(model, pipe, path)
+    agree(expected(pipe), sampled(model, path), plain)
 
 
 def respelt(state: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
@@ -194,7 +199,7 @@ def respelt(state: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["dots", "processors", "linear layers"])
 def test_adapters_in_older_spellings_of_diffusers_match_diffusers(
-    spelling: str, model: Path, pipe: Any, tmp_path: Path
+    spelling: str, model: Path, plain: Tensor, pipe: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
     write_adapter(path, made("attention"), "diffusers", {})
@@ -203,11 +208,13 @@ def test_adapters_in_older_spellings_of_diffusers_match_diffusers(
         state = {name: tensor for name, tensor in state.items() if name.startswith("unet")}
     save_file(state, path)
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
-    agree(model, pipe, path)
+    agree(expected(pipe), sampled(model, path), plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_saved_with_peft_settings_match_diffusers(kind: str, model: Path, pipe: Any, tmp_path: Path) -> None:
+def test_adapters_saved_with_peft_settings_match_diffusers(
+    kind: str, model: Path, plain: Tensor, pipe: Any, tmp_path: Path
+) -> None:
     settings = {"r": 3, "lora_alpha": 3} | KINDS[kind]
     layers = ["to_q", "to_k", "to_out.0", "ff.net.2", "conv1", "conv2", "proj_in"]
     patterns = {} if kind == "LoRA" else {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"attn1.to_k": 5}}
@@ -227,19 +234,20 @@ def test_adapters_saved_with_peft_settings_match_diffusers(kind: str, model: Pat
         unet_lora_adapter_metadata=unet.to_dict(),
         text_encoder_lora_adapter_metadata=text.to_dict(),
     )
-    agree(model, pipe, tmp_path)
+    theirs = expected(pipe)
+    agree(theirs, sampled(model, tmp_path), plain)
     write_adapter(tmp_path / "kohya.safetensors", open_adapter(tmp_path).by_public_name(), "kohya", {})
-    agree(model, pipe, tmp_path / "kohya.safetensors")
+    agree(theirs, sampled(model, tmp_path / "kohya.safetensors"), plain)
 
 
-def test_several_weighted_adapters_match_diffusers(model: Path, pipe: Any, tmp_path: Path) -> None:
+def test_several_weighted_adapters_match_diffusers(model: Path, plain: Tensor, pipe: Any, tmp_path: Path) -> None:
     weighted = []
     for name, targets, weight in (("a", "all", 0.7), ("b", "attention", -0.4)):
         write_adapter(tmp_path / f"{name}.safetensors", {"unet": made(targets)["unet"]}, "diffusers", {})
         pipe.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
         weighted.append((tmp_path / f"{name}.safetensors", weight))
     pipe.set_adapters(["a", "b"], [0.7, -0.4])
-    agree(model, pipe, *weighted)
+    agree(expected(pipe), sampled(model, *weighted), plain)
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])

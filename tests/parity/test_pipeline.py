@@ -16,6 +16,7 @@ from diffusers import (
 from torch import Tensor
 
 from ldm.image import from_uint8, to_pil
+from ldm.pipeline.batch import sampling_grid
 from ldm.pipeline.pipeline import Pipeline
 from ldm.random import normal
 from ldm.weights.convert import write
@@ -28,7 +29,7 @@ MASK = torch.zeros(1, 16, 16, dtype=torch.bool)
 MASK[:, 4:, 6:12] = True
 SEED, SHAPE = torch.tensor([5]), (4, 8, 8)
 EPS = normal(0, "initial noise", SEED, 0, SHAPE)
-WALK: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 10}
+SETTINGS: dict[str, Any] = {"sampler": "ddim", "spacing": "leading", "steps": 10}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 # Our sampler, its spacing and options; diffusers' scheduler and its settings.
 SAMPLERS: list[tuple[str, str, dict[str, Any], str, dict[str, Any]]] = [
@@ -100,8 +101,8 @@ def test_text_to_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours = Pipeline.load(str(folder / "four"), "cpu")
-    walk = {"sampler": sampler, "spacing": spacing, "sampler_options": options, "steps": 10}
-    drawn = latents(ours, **walk)
+    how = {"sampler": sampler, "spacing": spacing, "sampler_options": options, "steps": 10}
+    sampled = latents(ours, **how)
 
     pipe = StableDiffusionPipeline.from_pretrained(folder / "four", local_files_only=True)
     pipe.scheduler = getattr(diffusers, scheduler).from_config(
@@ -112,22 +113,22 @@ def test_text_to_image(
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: normal(0, "step noise", SEED, next(draws), SHAPE))
     pipe.scheduler.set_timesteps(10)
-    first = ours._grid(ours.settings.overridden(walk), None).points[0]
+    first = sampling_grid(ours.denoiser.schedule, ours.settings.overridden(how), None).points[0]
     start = (first.ratio if sampler in PER_ALPHA else first.sigma) * EPS
     expected = pipe(latents=start / pipe.scheduler.init_noise_sigma, **shared(ours, 10)).images
-    assert_60_db(drawn, expected)
+    assert_60_db(sampled, expected)
     assert (expected - start).abs().mean() > 0.1
 
 
 def test_text_to_image_by_the_seed_of_diffusers(folder: Path) -> None:
     ours = Pipeline.load(str(folder / "four"), "cpu")
-    drawn = latents(ours, sampler="euler_a", spacing="trailing", steps=10, noise="diffusers")
+    sampled = latents(ours, sampler="euler_a", spacing="trailing", steps=10, noise="diffusers")
     pipe = StableDiffusionPipeline.from_pretrained(folder / "four", local_files_only=True)
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="trailing"
     )
     generator = torch.Generator().manual_seed(5)
-    assert_60_db(drawn, pipe(generator=generator, height=16, width=16, **shared(ours, 10)).images)
+    assert_60_db(sampled, pipe(generator=generator, height=16, width=16, **shared(ours, 10)).images)
 
 
 def changing(kind: type, model: Path, monkeypatch: pytest.MonkeyPatch, eps: Tensor) -> Any:
@@ -141,12 +142,12 @@ def changing(kind: type, model: Path, monkeypatch: pytest.MonkeyPatch, eps: Tens
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
 def test_image_to_image(strength: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Pipeline.load(str(folder / "four"), "cpu")
-    drawn = latents(ours, image=PICTURE[0], strength=strength, **WALK)
+    sampled = latents(ours, image=PICTURE[0], strength=strength, **SETTINGS)
     pipe = changing(StableDiffusionImg2ImgPipeline, folder / "four", monkeypatch, EPS)
     with torch.no_grad():
         x0 = ours.first_stage.encode(from_uint8(PICTURE))
     expected = pipe(image=x0, strength=strength, **shared(ours, 10)).images
-    assert_60_db(drawn, expected)
+    assert_60_db(sampled, expected)
     assert (expected - x0).abs().mean() > 0.1 * x0.abs().mean()
 
 
@@ -154,8 +155,9 @@ def test_image_to_image(strength: float, folder: Path, monkeypatch: pytest.Monke
 def test_inpainting(weights: str, strength: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By blending in latents, and by weights of 9 channels; at strength 1 from noise alone, which is sigma·eps here."""
     ours = Pipeline.load(str(folder / weights), "cpu")
-    drawn = latents(ours, image=PICTURE[0], mask=MASK, strength=strength, **WALK)
-    first = ours._grid(ours.settings.overridden({"spacing": "leading", "steps": 10}), strength).points[0]
+    sampled = latents(ours, image=PICTURE[0], mask=MASK, strength=strength, **SETTINGS)
+    settings = ours.settings.overridden({"spacing": "leading", "steps": 10})
+    first = sampling_grid(ours.denoiser.schedule, settings, strength).points[0]
     eps = EPS * first.sigma if strength == 1 else EPS
     pipe = changing(StableDiffusionInpaintPipeline, folder / weights, monkeypatch, eps)
     with torch.no_grad():
@@ -169,5 +171,5 @@ def test_inpainting(weights: str, strength: float, folder: Path, monkeypatch: py
         strength=strength,
         **shared(ours, 10),
     ).images
-    assert_60_db(drawn, expected)
+    assert_60_db(sampled, expected)
     assert (expected - x0).abs().mean() > 0.1 * x0.abs().mean()

@@ -53,8 +53,8 @@ def test_adapters_are_merged_into_the_text_encoder(folder: Path) -> None:
 
 
 def test_an_adapter_with_weight_zero_does_not_change_the_image(folder: Path) -> None:
-    drawn = [load(folder, *how)("a red circle").images for how in ((), [("both", 0.0)], [("both", 1.0)])]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    images = [load(folder, *how)("a red circle").images for how in ((), [("both", 0.0)], [("both", 1.0)])]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

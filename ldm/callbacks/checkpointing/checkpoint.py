@@ -274,11 +274,17 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._wait()
         trainer.strategy.barrier("checkpoint")  # a launcher may end all ranks when the first one exits
         if trainer.is_global_zero:
-            step = trainer.global_step
-            unsaved = "" if self._written == step else ", which could not be saved"
+            where = self._where_stopped(trainer.global_step)
             cause = stop_cause(self._exit_code)
-            write_stderr(f"stopped by {cause} after step {step}{unsaved}: to continue, resume with resume={self.path}")
+            write_stderr(f"stopped by {cause} {where}: to continue, resume with resume={self.path}")
         raise SystemExit(self._exit_code)
+
+    def _where_stopped(self, step: int) -> str:
+        if self._written == step:
+            return f"after step {step}"
+        if self.interruption.graceful:
+            return f"after step {step}, which could not be saved"
+        return f"in the validation after the last step, {step}; the checkpoint of step {self._written} is kept"
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
         io = trainer.strategy.checkpoint_io

@@ -184,7 +184,7 @@ def reported_once(trainer: Trainer) -> Iterator[None]:
 
 
 def _take_over_children(trainer: Trainer) -> Any:
-    """Returns the function that tells how a child rank ended, in place of the thread that Lightning observes them with.
+    """Returns a function that reports how a child rank ended, and stops Lightning's thread that observes the children.
 
     That thread would kill this process, without a message, within five seconds after a child has failed.
     """

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -41,14 +42,22 @@ from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
 from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
+from ldm.synonyms.sampling import sampler_settings, translate
 from ldm.weights.model import model_fingerprint, with_trained
 from ldm.weights.recognise import READABLE
 
 TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
+
+
+def sampler(text: str) -> str:
+    """Checks the name of a sampler of ldm or of another program."""
+    return text if "sampler" in sampler_settings(text) else one_of(*SAMPLERS)(text)
+
+
 SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, separated by commas, make a sweep
     "steps": (integer(1), "sampling steps (the model's own)"),
     "guidance": (number, "guidance scale; 1 is no guidance (the model's own)"),
-    "sampler": (one_of(*SAMPLERS), "such as ddim or dpmpp_2m (the model's own)"),
+    "sampler": (sampler, "such as ddim, dpmpp_2m or DPM++ 2M Karras (the model's own)"),
     "spacing": (one_of(*SPACINGS), "time step spacing, such as trailing or karras (the model's own)"),
     "ema-length": (number, "length of the average of a run's weights; needs ema=power, see `ldm ema`"),
     "seed": (integer(0), "prompt i of n is sampled with the noise of seed · n + i (0)"),
@@ -190,7 +199,8 @@ def parse_values(name: str, text: str) -> list[Any]:
         values = [SWEPT[name][0](part.strip()) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--{name} {text}: expected {error}, or several separated by commas") from error
-    if len(set(values)) < len(values):
+    meant = [str((name == "sampler" and sampler_settings(value)) or {name: value}) for value in values]
+    if len(set(meant)) < len(values):
         raise UsageError(f"--{name} {text}: a value is given twice; give each once")
     return values
 
@@ -226,6 +236,9 @@ def cells_of(
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         first, length = chosen.pop("seed", 0) * count, chosen.pop("ema-length", None)
+        chosen, notes = translate(chosen, {})
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
         settings = pipeline.settings.overridden(chosen)
         check(Setup(pipeline.denoiser.schedule, pipeline.denoiser.prediction, sampling=asdict(settings)))
         determining = json.dumps([*common, asdict(settings), first, length], sort_keys=True)

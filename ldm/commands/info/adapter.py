@@ -7,7 +7,7 @@ from ldm.adapters.change import LowRankChange
 from ldm.weights.adapters.reader import AdapterFile, open_adapter
 from ldm.weights.adapters.textual_inversion import read_embedding
 
-TOLD = {  # metadata keys of other tools, and their labels
+LABELS = {  # metadata keys of other tools, and their labels
     "ss_sd_model_name": "base",
     "ss_base_model_version": "base's version",
     "modelspec.architecture": "architecture",
@@ -31,7 +31,7 @@ def describe_adapter(path: str) -> dict[str, str]:
     }
     for network in file.networks:
         lines[network.replace("_", " ")] = _layers(file, network)
-    facts = {label: str(file.metadata[name]) for name, label in TOLD.items() if name in file.metadata}
+    facts = {label: str(file.metadata[name]) for name, label in LABELS.items() if name in file.metadata}
     return lines | facts
 
 
@@ -44,9 +44,9 @@ def describe_embedding(path: str) -> dict[str, str]:
     }
     for network, vectors in found.vectors.items():
         lines[network.replace("_", " ")] = f"{len(vectors)} vectors of width {vectors.shape[1]}"
-    told = {**{name: name for name in ("sd_checkpoint_name", "step")}, **TOLD}
+    labels = {**{name: name for name in ("sd_checkpoint_name", "step")}, **LABELS}
     return lines | {
-        label.replace("_", " "): str(found.metadata[name]) for name, label in told.items() if name in found.metadata
+        label.replace("_", " "): str(found.metadata[name]) for name, label in labels.items() if name in found.metadata
     }
 
 
@@ -65,12 +65,12 @@ def _layers(file: AdapterFile, network: str) -> str:
     """Returns the number of layers, and the ranks and alphas of those with a low-rank change."""
     layers = [layer for layer in file.layers if layer.network == network]
     changes = [change for layer in layers if isinstance(change := file.change(layer), LowRankChange)]
-    told = f"{len(layers)} layers"
+    text = f"{len(layers)} layers"
     if changes:
-        told += (
+        text += (
             f", rank {_range(change.rank for change in changes)}, alpha {_range(change.alpha for change in changes)}"
         )
-    return told
+    return text
 
 
 def _range(values: Iterable[float]) -> str:

@@ -31,6 +31,7 @@ class ConfigSources:
 
     def __init__(self, hydra: Hydra, config_name: str, search_path: list[str]) -> None:
         self.hydra, self.config_name, self.search_path = hydra, config_name, search_path
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     @cached_property
     def _repository(self) -> Any:
@@ -63,8 +64,11 @@ class ConfigSources:
         return "\n".join(takewhile(lambda line: line.startswith("#"), lines))
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Composes the config with these overrides."""
-        return compose(self.config_name, overrides=[*self.search_path, *(line for line in overrides if line)])
+        """Composes the config with these overrides, which takes 0.2 s, but only once for the same ones."""
+        lines = *self.search_path, *(line for line in overrides if line)
+        if lines not in self._composed:
+            self._composed[lines] = compose(self.config_name, overrides=list(lines))
+        return self._composed[lines]
 
 
 @contextmanager

@@ -30,8 +30,10 @@ def settings_in(source: Path, metadata: Mapping[str, Any], network: str) -> Peft
     """Returns the settings of a network in an adapter file. Raises ValueError if they are corrupt."""
     try:
         if METADATA in metadata:
-            told = json.loads(metadata[METADATA])
-            return _settings({name[len(network) + 1 :]: told[name] for name in told if name.startswith(f"{network}.")})
+            stored = json.loads(metadata[METADATA])
+            return _settings(
+                {name[len(network) + 1 :]: stored[name] for name in stored if name.startswith(f"{network}.")}
+            )
         if source.name.startswith("adapter_model") and (config := source.with_name(BESIDE)).is_file():
             return _settings(json.loads(config.read_text()))
     except (ValueError, TypeError, AttributeError, re.error) as error:
@@ -39,9 +41,9 @@ def settings_in(source: Path, metadata: Mapping[str, Any], network: str) -> Peft
     return PeftSettings()
 
 
-def _settings(told: Mapping[str, Any]) -> PeftSettings:
-    alphas = {str(pattern): float(alpha) for pattern, alpha in (told.get("alpha_pattern") or {}).items()}
+def _settings(stored: Mapping[str, Any]) -> PeftSettings:
+    alphas = {str(pattern): float(alpha) for pattern, alpha in (stored.get("alpha_pattern") or {}).items()}
     for pattern in alphas:
         re.compile(pattern)
-    alpha = told.get("lora_alpha")
-    return PeftSettings(None if alpha is None else float(alpha), alphas, bool(told.get("use_rslora")))
+    alpha = stored.get("lora_alpha")
+    return PeftSettings(None if alpha is None else float(alpha), alphas, bool(stored.get("use_rslora")))

@@ -49,7 +49,7 @@ UNUSED = re.compile(
     r"model_ema\..*|alphas_cumprod.*|betas|log_one_minus_.*|logvar|posterior_.*|sqrt_.*|lvlb_weights|"
     r"embedding_manager\..*|cond_stage_model\.logit_scale|scale_factor"
 )
-REMEDY = "its tensors do not tell, so convert with --prediction"  # in the notes on a guess
+REMEDY = "its tensors do not show it: convert with --prediction"  # in the notes on a guess
 STATED = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 SCHEDULE = {"name": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
 SAMPLING = {"sampler": "ddim", "spacing": "leading", "steps": 50, "guidance": 7.5}  # as in CompVis's txt2img

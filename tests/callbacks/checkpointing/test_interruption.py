@@ -52,6 +52,21 @@ def test_a_signal_does_not_save_a_partially_accumulated_step(tmp_path: Path) -> 
     assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 6
 
 
+def test_a_signal_in_the_last_step_keeps_the_previous_checkpoint_and_names_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Validated(Tiny):
+        def validation_step(self, batch: dict[str, Any], _: int) -> None: ...
+
+    run = trainer(tmp_path, Checkpoint(tmp_path, every_n_train_steps=2), Kick(3, signal.SIGTERM), val_check_interval=4)
+    with pytest.raises(SystemExit):
+        run.fit(Validated(), Batches(), Batches())
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    where = "in the validation after the last step, 4; the checkpoint of step 2 is kept"
+    assert last == f"stopped by SIGTERM {where}: to continue, resume with resume={tmp_path}/last.ckpt"
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+
+
 def test_a_second_signal_stops_immediately_without_saving(tmp_path: Path) -> None:
     twice = signal.SIGINT, signal.SIGINT
     with pytest.raises(SystemExit) as stopped:

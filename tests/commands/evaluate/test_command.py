@@ -135,6 +135,16 @@ def test_a_sweep_writes_a_table_plots_and_comparable_runs(
     assert [group["seeds"] for group in read(tmp_path / "report" / "report.json")["groups"]] == [[0, 1], [0, 1]]
 
 
+def test_a_sampler_may_have_its_name_in_another_program(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = "--prompts", "1", "--steps", "1", "--validation", "0"
+    assert main([*given, *few, "--sampler", "DPM++ 2M Karras", "--out", str(tmp_path / "a.json")]) == 0
+    assert "DPM++ 2M Karras is taken as sampler=dpmpp_2m spacing=karras" in capsys.readouterr().err
+    sampling = read(tmp_path / "a.json")["provenance"]["sampling"]
+    assert (sampling["sampler"], sampling["spacing"]) == ("dpmpp_2m", "karras")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -142,6 +152,8 @@ def test_a_sweep_writes_a_table_plots_and_comparable_runs(
         (["--guidance", "1,high"], 2, "--guidance 1,high: expected a number, or several"),
         (["--sampler", "ddim,eular"], 2, "--sampler ddim,eular: expected one of ddpm"),
         (["--seed", "1,1"], 2, "--seed 1,1: a value is given twice"),
+        (["--sampler", "dpmpp_2m,DPM++ 2M"], 2, "--sampler dpmpp_2m,DPM++ 2M: a value is given twice"),
+        (["--sampler", "DPM++ 2M Karras", "--spacing", "leading"], 1, "sampler=DPM++ 2M Karras means spacing="),
         (["--prompts", "0"], 2, "--prompts 0: expected 1 or more"),
         (["--data", "nowhere"], 1, "no shards at nowhere"),
         (["--data", "shapes"], 1, "shapes are 64x64 pixels, but the model's are 16x16"),

@@ -144,4 +144,6 @@ def test_a_missing_path_is_reported_without_importing_torch(tmp_path: Path) -> N
 def test_a_guessed_prediction_is_noted(tmp_path: Path) -> None:
     write(full_model(SD2), tmp_path / "m.safetensors", "single")
     lines = describe(str(without_metadata(tmp_path / "m.safetensors")))
-    assert "2.x" in lines["kind"] and "prediction=v" in lines["weights"] and "tensors do not tell" in lines["weights"]
+    assert (
+        "2.x" in lines["kind"] and "prediction=v" in lines["weights"] and "tensors do not show it" in lines["weights"]
+    )

@@ -34,7 +34,7 @@ def embedding(tmp_path: Path) -> Path:
     return tmp_path / "zorp.safetensors"
 
 
-def drawn(out: Path, *argv: str) -> bytes:
+def sampled(out: Path, *argv: str) -> bytes:
     """Samples images and returns the pixels of the first."""
     assert sample.main([*argv, STEPS, f"out={out}"]) == 0
     return Image.open(out / "0000.png").tobytes()
@@ -52,55 +52,57 @@ def test_several_files_with_weights_and_tokens_can_be_given() -> None:
 def test_each_file_changes_the_image_and_is_recorded_with_its_hash(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:
-    plain = drawn(tmp_path / "plain", PROMPT, model)
-    assert drawn(tmp_path / "zero", PROMPT, model, f"lora={lora}:0") == plain
-    one = drawn(tmp_path / "one", PROMPT, model, f"lora={lora}:0.5")
-    both = drawn(tmp_path / "both", PROMPT, model, f"lora={lora}:0.5", f"embedding={embedding}")
+    plain = sampled(tmp_path / "plain", PROMPT, model)
+    assert sampled(tmp_path / "zero", PROMPT, model, f"lora={lora}:0") == plain
+    one = sampled(tmp_path / "one", PROMPT, model, f"lora={lora}:0.5")
+    both = sampled(tmp_path / "both", PROMPT, model, f"lora={lora}:0.5", f"embedding={embedding}")
     assert len({plain, one, both}) == 3
-    told = read_metadata(tmp_path / "both" / "0000.png")
+    metadata = read_metadata(tmp_path / "both" / "0000.png")
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (lora, embedding)]
-    assert told["lora"] == [{"path": str(lora), "sha256": hashes[0], "weight": 0.5}]
-    assert told["embedding"] == [{"path": str(embedding), "sha256": hashes[1], "token": "zorp"}]
+    assert metadata["lora"] == [{"path": str(lora), "sha256": hashes[0], "weight": 0.5}]
+    assert metadata["embedding"] == [{"path": str(embedding), "sha256": hashes[1], "token": "zorp"}]
     assert "lora" not in read_metadata(tmp_path / "plain" / "0000.png")
 
 
 def test_sampling_again_with_the_recorded_files_is_bit_identical(
     model: str, lora: Path, embedding: Path, tmp_path: Path
 ) -> None:
-    drawn(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5", f"lora={lora}:-0.2", f"embedding={embedding}")
+    sampled(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5", f"lora={lora}:-0.2", f"embedding={embedding}")
     assert sample.main([f"from={tmp_path / 'a' / '0000.png'}", f"out={tmp_path / 'b'}"]) == 0
     assert (tmp_path / "b" / "0000.png").read_bytes() == (tmp_path / "a" / "0000.png").read_bytes()
 
 
 def test_given_files_replace_the_recorded_files(model: str, lora: Path, tmp_path: Path) -> None:
-    drawn(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5")
-    other = drawn(tmp_path / "b", f"from={tmp_path / 'a' / '0000.png'}", f"lora={lora}:1")
-    assert other == drawn(tmp_path / "c", PROMPT, model, f"lora={lora}")
+    sampled(tmp_path / "a", PROMPT, model, f"lora={lora}:0.5")
+    other = sampled(tmp_path / "b", f"from={tmp_path / 'a' / '0000.png'}", f"lora={lora}:1")
+    assert other == sampled(tmp_path / "c", PROMPT, model, f"lora={lora}")
 
 
 @pytest.mark.parametrize("name", ["lora", "embedding"])
 def test_the_error_names_a_recorded_file_that_is_missing_or_has_changed(
     name: str, model: str, lora: Path, embedding: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn(tmp_path / "a", PROMPT, model, f"lora={lora}", f"embedding={embedding}")
+    sampled(tmp_path / "a", PROMPT, model, f"lora={lora}", f"embedding={embedding}")
     file, again = {"lora": lora, "embedding": embedding}[name], f"from={tmp_path / 'a' / '0000.png'}"
     data = file.read_bytes()
     file.unlink()
-    told = error(capsys, 1, again, f"out={tmp_path / 'b'}")
-    assert f"{file}, the {name} of this image (SHA-256 {hashlib.sha256(data).hexdigest()[:12]}…), is not there" in told
+    message = error(capsys, 1, again, f"out={tmp_path / 'b'}")
+    assert (
+        f"{file}, the {name} of this image (SHA-256 {hashlib.sha256(data).hexdigest()[:12]}…), is not there" in message
+    )
     if name == "lora":
         write_adapter(file, {"unet": changes(tiny_unet(), "attention")}, "kohya", {})
     else:
         save_file({"emb_params": torch.ones(1, 16)}, file)
-    assert f"the {name} of this image" in (told := error(capsys, 1, again, f"out={tmp_path / 'b'}"))
-    assert "has changed since: put it back" in told
+    assert f"the {name} of this image" in (message := error(capsys, 1, again, f"out={tmp_path / 'b'}"))
+    assert "has changed since: put it back" in message
 
 
 def test_existing_images_sampled_with_other_files_are_refused(
     model: str, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a"
-    drawn(out, PROMPT, model, f"lora={lora}:0.5")
+    sampled(out, PROMPT, model, f"lora={lora}:0.5")
     assert "0000.png" in error(capsys, 1, PROMPT, model, STEPS, f"out={out}", f"lora={lora}:0.6")
     assert "0000.png" in error(capsys, 1, PROMPT, model, STEPS, f"out={out}")
     assert sample.main([PROMPT, model, STEPS, f"out={out}", f"lora={lora}:0.5"]) == 0
@@ -112,7 +114,7 @@ def test_a_negative_prompt_may_contain_a_token_and_an_unused_one_is_warned_about
     images = []
     for negative, used in (("blue", False), ("ZORP", True)):
         given = f"negative={negative}", f"embedding={embedding}"
-        images.append(drawn(tmp_path / negative, "red", model, *given))
+        images.append(sampled(tmp_path / negative, "red", model, *given))
         assert ("its token 'zorp' is in no prompt" in capsys.readouterr().err) != used
     assert images[0] != images[1]
 
@@ -122,7 +124,7 @@ def test_a_token_that_exists_is_refused_and_another_can_be_given(
 ) -> None:
     file = embedding.rename(tmp_path / "red.safetensors")
     assert f"such as embedding={file}:<my-red>" in error(capsys, 1, PROMPT, model, STEPS, f"embedding={file}")
-    drawn(tmp_path / "a", "a <my-red>", model, f"embedding={file}:<my-red>")
+    sampled(tmp_path / "a", "a <my-red>", model, f"embedding={file}:<my-red>")
     assert read_metadata(tmp_path / "a" / "0000.png")["embedding"][0]["token"] == "<my-red>"
 
 

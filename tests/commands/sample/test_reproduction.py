@@ -121,8 +121,8 @@ def test_an_image_with_edited_invalid_settings_is_refused(
     model: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample.main(["red", "steps=1", model, f"out={out}"]) == 0
-    whole = read_metadata(out / "0000.png")
+    complete = read_metadata(out / "0000.png")
     for edit in EDITS:
-        save_png(Image.new("RGB", (4, 4)), tmp_path / "edited.png", whole | edit)
-        told = error(capsys, 1, f"from={tmp_path / 'edited.png'}", f"out={tmp_path / 'again'}")
-        assert "has invalid settings of sample.py" in told and next(iter(edit)) in told, (edit, told)
+        save_png(Image.new("RGB", (4, 4)), tmp_path / "edited.png", complete | edit)
+        message = error(capsys, 1, f"from={tmp_path / 'edited.png'}", f"out={tmp_path / 'again'}")
+        assert "has invalid settings of sample.py" in message and next(iter(edit)) in message, (edit, message)

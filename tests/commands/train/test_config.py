@@ -1,5 +1,6 @@
 import os
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.commands.train import config_sources as config_sources_module
 from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
@@ -31,6 +33,26 @@ from ldm.files import is_locked
 from ldm.nn.unet import UNet
 
 CONF = Path(__file__).parents[3] / "conf"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Composes a config that several tests read only once. Composing takes most of the time of these tests."""
+    known: dict[tuple[str, ...], DictConfig] = {}
+
+    def once(name: str, overrides: list[str]) -> DictConfig:
+        places = (
+            f"{place.provider}={place.path}"
+            for place in GlobalHydra.instance().config_loader().get_search_path().get_path()
+        )
+        key = name, *places, "", *overrides
+        if key not in known:
+            known[key] = compose(name, overrides=overrides)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_sources_module, "compose", once)
+        yield
 
 
 def options(group: str) -> list[str]:

@@ -38,7 +38,7 @@ def test_a_rehearsal_keeps_the_groups_of_its_recipe(name: str) -> None:
 
 
 class Calls:
-    """Stands for training: notes the configs, and exits with the codes."""
+    """Replaces training: records the configs, and exits with the given codes."""
 
     def __init__(self, *codes: int) -> None:
         self.codes, self.configs = list(codes), list[DictConfig]()

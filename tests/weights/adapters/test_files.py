@@ -111,10 +111,10 @@ PEFT: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-@pytest.mark.parametrize("told", PEFT)
-def test_alphas_are_read_from_the_metadata_of_peft(told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", PEFT)
+def test_alphas_are_read_from_the_metadata_of_peft(case: str, tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
-    settings, scale = PEFT[told]
+    settings, scale = PEFT[case]
     state = dict(zip(SPELLINGS["peft"], (down, up), strict=True))
     metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in settings.items()})}
     torch.testing.assert_close(changed(saved(tmp_path, state, metadata)), weight + scale * up @ down)
@@ -161,12 +161,12 @@ def lycoris(kind: str, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], Tenso
     if kind == "LoHa with cores":
         parts = {f"hada_w{k}_{x}": random(RANK, n) for k in (1, 2) for x, n in (("a", outputs), ("b", inputs))}
         parts |= {f"hada_t{k}": random(RANK, RANK, *kernel) for k in (1, 2)}
-        whole = torch.ones(shape)
+        full = torch.ones(shape)
         for k in (1, 2):
             for o, c in ((o, c) for o in range(outputs) for c in range(inputs)):
                 pairs = torch.outer(parts[f"hada_w{k}_a"][:, o], parts[f"hada_w{k}_b"][:, c])
-                whole[o, c] *= (pairs[:, :, None, None] * parts[f"hada_t{k}"]).sum((0, 1))
-        return parts, whole
+                full[o, c] *= (pairs[:, :, None, None] * parts[f"hada_t{k}"]).sum((0, 1))
+        return parts, full
     if kind == "LoKr":
         parts = {"lokr_w1": random(2, 4), "lokr_w2": random(outputs // 2, inputs // 4, *kernel)}
     elif kind == "LoKr of factors":
@@ -181,14 +181,14 @@ def lycoris(kind: str, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], Tenso
     else:
         two = parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"]
         two = two.view(outputs // 2, inputs // 4, *kernel)
-    whole = torch.empty(shape)
+    full = torch.empty(shape)
     for i, j in ((i, j) for i in range(2) for j in range(4)):
         rows, columns_ = (
             slice(i * (outputs // 2), (i + 1) * (outputs // 2)),
             slice(j * (inputs // 4), (j + 1) * (inputs // 4)),
         )
-        whole[rows, columns_] = one[i, j] * two
-    return parts, whole
+        full[rows, columns_] = one[i, j] * two
+    return parts, full
 
 
 WITH_CORE = [(kind, CONV) for kind in ("LoHa with cores", "LoKr with a core")]
@@ -323,9 +323,9 @@ def test_the_error_for_an_sdxl_lora_on_sd15_contains_both_shapes(tmp_path: Path)
     unet: UNet = build({"kind": "unet", "config": {}}, "here")  # type: ignore[assignment]
     with pytest.raises(ValueError) as refused:
         file.changes(networks_of(unet, tiny_text_encoder()))
-    told = str(refused.value)
-    assert "made for sdxl_base_v1-0" in told and "blocks_4_1_transformer_blocks_1_attn2_to_k" in told
-    assert "changes a weight [640, 2048], but that of the layer is [640, 768]" in told
+    message = str(refused.value)
+    assert "made for sdxl_base_v1-0" in message and "blocks_4_1_transformer_blocks_1_attn2_to_k" in message
+    assert "changes a weight [640, 2048], but that of the layer is [640, 768]" in message
 
 
 @pytest.mark.parametrize(

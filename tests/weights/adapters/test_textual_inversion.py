@@ -140,8 +140,8 @@ def test_a_token_is_replaced_by_its_sequence_of_vectors(make: Any, tmp_path: Pat
     vectors = table[encoder.towers[0].rows(ids)[0]]
     path = saved(tmp_path / "<zorp>.safetensors", {"emb_params": vectors.contiguous()})
     assert add_embedding(encoder, path) == "<zorp>"
-    for told, meant in (("a <zorp> on white", "a red circle on white"), ("<ZORP>, a square", "red circle, a square")):
-        assert torch.equal(states(encoder, told), states(plain, meant))
+    for given, meant in (("a <zorp> on white", "a red circle on white"), ("<ZORP>, a square", "red circle, a square")):
+        assert torch.equal(states(encoder, given), states(plain, meant))
     assert torch.equal(states(encoder, "a red square"), states(plain, "a red square"))
     assert encoder.unknown_tokens("a <zorp>") == [] and encoder.cut("a <zorp>") == ""
 

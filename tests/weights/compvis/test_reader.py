@@ -119,7 +119,7 @@ def test_a_unet_with_nine_input_channels_is_an_inpainting_model(tmp_path: Path) 
     [
         ("v2-1_512-ema-pruned", {}, "eps", "512 pixels"),
         ("512-base-ema", {}, "eps", "512 pixels"),
-        ("v2-1_768-ema-pruned", {}, "v", "tensors do not tell"),
+        ("v2-1_768-ema-pruned", {}, "v", "tensors do not show it"),
         ("model", {"modelspec.prediction_type": "epsilon"}, "eps", "metadata"),
         ("model", {"modelspec.predict_key": "v"}, "v", "metadata"),
     ],
@@ -137,7 +137,7 @@ def test_the_prediction_of_sd2_follows_from_metadata_or_name_and_is_noted(
 @pytest.mark.parametrize("name", ["v2-1_512-ema-pruned", "v2-1_768-ema-pruned"])
 def test_loading_a_file_whose_name_suggests_the_prediction_causes_a_warning(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path / f"{name}.safetensors", SD2)
-    with pytest.warns(UserWarning, match="prediction=.*tensors do not tell, so convert with --prediction"):
+    with pytest.warns(UserWarning, match="prediction=.*tensors do not show it: convert with --prediction"):
         read_model(without_metadata(path))
 
 
