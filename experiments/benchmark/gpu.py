@@ -136,7 +136,8 @@ def run(
 
     `command` starts a worker.
     """
-    end, worker, done = time.monotonic() + seconds, None, dict[str, Line]()
+    end, done = time.monotonic() + seconds, dict[str, Line]()
+    worker: Worker | None = None
     try:
         for name in names:
             stage, began = stages[name], time.monotonic()
