@@ -136,7 +136,8 @@ def run(
 
     `command` starts a worker.
     """
-    end, worker, done = time.monotonic() + seconds, None, dict[str, Line]()
+    end, done = time.monotonic() + seconds, dict[str, Line]()
+    worker: Worker | None = None
     try:
         for name in names:
             stage, began = stages[name], time.monotonic()
@@ -172,7 +173,8 @@ def goals(done: dict[str, Line]) -> Line:
     """Compares the measurements with the goals, of which those that were not measured are null."""
     speed = max((done[name].get("images_per_second", 0.0) for name in TRAINED if name in done), default=0.0) or None
     seconds = [line["fastest_seconds"] for line in done.values() if "fastest_seconds" in line]
-    peaks = [line["peak_over_plan"] for line in done.values() if "peak_over_plan" in line]
+    parts = [part for line in done.values() for part in (line, *line.values()) if isinstance(part, dict)]
+    peaks = [part["peak_over_plan"] for part in parts if "peak_over_plan" in part]
     furthest = max(peaks, key=lambda ratio: abs(ratio - 1), default=None)
     share, drawn = share_of_products(done, speed), min(seconds, default=None)
     return {
@@ -203,12 +205,12 @@ def work(size: str, device: str, folder: Path) -> None:
 
     context = Context.of(size, device, folder)
     for name in map(str.strip, sys.stdin):
-        for part in parts(name, context):
+        for part in parts_of(name, context):
             print(json.dumps(part), file=lines, flush=True)
         print("{}", file=lines, flush=True)
 
 
-def parts(name: str, context: Any) -> Iterator[Line]:
+def parts_of(name: str, context: Any) -> Iterator[Line]:
     """Yields the measurements of a stage as they are made, and its error if it fails."""
     from experiments.benchmark.gpu_stages.context import load, release
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmark.gpu import STAGES, Line, Stage, goals, parts, run
+from experiments.benchmark.gpu import STAGES, Line, Stage, goals, parts_of, run
 from experiments.benchmark.gpu_stages.context import Context
 from experiments.benchmark.gpu_stages.training import fastest_backend
 
@@ -52,7 +52,7 @@ def test_every_stage_runs_on_a_cpu_with_tiny_networks(cpu: Context) -> None:
     lines: dict[str, Line] = {}
     for name in STAGES:
         line: Line = {}
-        for part in parts(name, cpu):
+        for part in parts_of(name, cpu):
             line |= part
         lines[name] = line
         assert "error" not in line and line, (name, line)
@@ -110,6 +110,7 @@ def test_goals_are_compared_with_the_best_measurements() -> None:
         "eager": {"flops_per_image": 2.0, "images_per_second": 300.0, "peak_over_plan": 1.1},
         "compiled": {"images_per_second": 140.0, "peak_over_plan": 0.8},
         "graph": {"images_per_second": 160.0},
+        "lora": {"plain": {"images_per_second": 200.0, "peak_over_plan": 0.7}},
         "drawing": {"fastest_seconds": 0.9},
         "drawing_compiled": {"fastest_seconds": 0.5},
     }
@@ -117,7 +118,7 @@ def test_goals_are_compared_with_the_best_measurements() -> None:
     assert found["images_per_second"] == {"measured": 160.0, "goal": 150, "reached": True}
     assert found["share_of_matmul_rate"] == {"measured": 0.4, "goal": 0.45, "reached": False}
     assert found["seconds_for_50_steps"] == {"measured": 0.5, "goal": 0.6, "reached": True}
-    assert found["peak_over_plan"] == {"measured": 0.8, "goal": [0.85, 1.15], "reached": False}
+    assert found["peak_over_plan"] == {"measured": 0.7, "goal": [0.85, 1.15], "reached": False}
     assert goals({})["images_per_second"] == {"measured": None, "goal": 150, "reached": None}
 
 

@@ -199,7 +199,7 @@ def attempt(work: Callable[[], float]) -> float | str:
     try:
         return work()
     except (RuntimeError, NotImplementedError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def filled(make: Callable[[], nn.Module], device: torch.device) -> Any:

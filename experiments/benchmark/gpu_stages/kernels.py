@@ -1,6 +1,7 @@
 """Measures single operations: keyed noise, attention by head width and backend, and group normalisation."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from ldm.nn.layers import GroupNorm
 from ldm.random import normal, uniform
 
 BACKENDS = ATTENTION | {"math": SDPBackend.MATH}
+Layer = Callable[[Tensor], Tensor]
 MATH_QUERIES = 1024  # with more, the scores of the math backend would take tens of gigabytes
 
 
 class Operations(TorchDispatchMode):
     """Counts the operations on tensors, which eager mode runs as about one kernel each."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -123,17 +127,20 @@ def norms(context: Context) -> Iterator[Line]:
         norm = GroupNorm(32, channels).to(context.device)
         x = torch.randn(context.size.batch, channels, side, side, device=context.device, dtype=torch.bfloat16)
         nhwc = x.contiguous(memory_format=torch.channels_last)
-        fused = torch.compile(lambda x, norm=norm: F.silu(norm(x)), dynamic=False)
         plain = nn.GroupNorm(32, channels).to(context.device)
-        variants: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], bool]] = {
-            "ours_nhwc": (nhwc, lambda x, norm=norm: F.silu(norm(x)), True),
-            "torch_nchw": (x, lambda x, plain=plain: F.silu(plain(x)), True),
-            "ours_nhwc_in_bfloat16": (nhwc, lambda x, norm=norm: F.silu(in_bfloat16(norm, x)), False),
-            "compiled_nhwc": (nhwc, fused, True),
+        variants: dict[str, tuple[Tensor, Layer, bool]] = {
+            "ours_nhwc": (nhwc, with_silu(norm), True),
+            "torch_nchw": (x, with_silu(plain), True),
+            "ours_nhwc_in_bfloat16": (nhwc, with_silu(partial(in_bfloat16, norm)), False),
+            "compiled_nhwc": (nhwc, torch.compile(with_silu(norm), dynamic=False), True),
         }
         seconds = {name: attempt(lambda: normalised(context, *variant)) for name, variant in variants.items()}  # noqa: B023
         yield {f"{channels}x{side}x{side}": {"seconds": seconds, "bytes_of_input": 2 * x.numel()}}
     context.gpu_only("torch.compile")
+
+
+def with_silu(norm: Layer) -> Layer:
+    return lambda x: F.silu(norm(x))
 
 
 def in_bfloat16(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ def in_bfloat16(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return out.contiguous(memory_format=torch.channels_last)
 
 
-def normalised(context: Context, x: Tensor, work: Callable[[Tensor], Tensor], autocast: bool) -> float:
+def normalised(context: Context, x: Tensor, work: Layer, autocast: bool) -> float:
     """Returns the seconds of a forward and a backward pass."""
     x, gradient = x.detach().requires_grad_(), torch.randn_like(x)
 

@@ -80,7 +80,8 @@ def speed(context: Context, step: Step, plan: Line) -> Iterator[Line]:
 def waits(context: Context, step: Callable[[], None]) -> list[str] | None:
     """Returns the places of a step that wait for the GPU."""
     if not context.gpu_only("counts of synchronisations"):
-        return step()
+        step()
+        return None
     with synchronisations() as places:
         step()
     return places
