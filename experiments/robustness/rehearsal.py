@@ -261,14 +261,13 @@ def export(this: Rehearsal) -> dict[str, Any]:
     from ldm.conditioning import Conditioning
     from ldm.weights.contents import open_contents
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        this.path("diffusers"), local_files_only=True, safety_checker=None
-    )
+    load: Any = StableDiffusionPipeline.from_pretrained
+    pipeline = load(this.path("diffusers"), local_files_only=True, safety_checker=None)
     contents = open_contents(this.path("run"))
-    x, text, time = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32), torch.tensor([500.0])
+    x, text, t = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32), torch.tensor([500.0])
     with torch.no_grad():
-        ours = contents.network("unet").load()(x, time, Conditioning(text=text))
-        apart = float((pipeline.unet(x, time, text).sample - ours).abs().max() / ours.abs().max())
+        ours = contents.network("unet").load()(x, t, Conditioning(text=text))
+        apart = float((pipeline.unet(x, t, text).sample - ours).abs().max() / ours.abs().max())
     check(apart <= 1e-5, f"diffusers computes something else from the export: {apart}")
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a red boat on a lake", num_inference_steps=2, height=64, width=64).images[0]
