@@ -84,11 +84,11 @@ def base_overrides(base: str) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
-def overrides(run: Run, base: str, work: Path) -> list[str]:
+def overrides(run: Run, work: Path) -> list[str]:
     """Returns the overrides of `train.py` that make the run."""
     concept, folder = CONCEPTS[run.concept], run.file(work).parent
     experiment = EXPERIMENTS[run.method] if run.prior == "none" else "dreambooth"
-    words = [f"experiment={experiment}", "base=shapes", *base_overrides(base), *QUIET, f"run_dir={folder}"]
+    words = [f"experiment={experiment}", "base=shapes", *QUIET, f"run_dir={folder}"]
     words += [f"seed={run.seed}", f"trainer.max_steps={run.steps}", f"optimizer.lr={run.rate}", f"lr.warmup={WARMUP}"]
     words += [f"data.root={folder / 'images'}", f"data.batch_size={BATCH}"]
     if run.method == "lora":
@@ -108,7 +108,7 @@ def overrides(run: Run, base: str, work: Path) -> list[str]:
 def fine_tune(run: Run, base: str, work: Path) -> None:
     """Trains; the run's folder must not exist."""
     CONCEPTS[run.concept].write(run.file(work).parent / "images", run.word, run.seed)
-    words = check_overrides(overrides(run, base, work), CONF)
+    words = [*check_overrides(overrides(run, work), CONF), *base_overrides(base)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=words)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):

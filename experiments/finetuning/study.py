@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ from ldm.weights.model import model_fingerprint
 
 OUT = Path("runs/finetuning")
 SAMPLING_STEPS = 8
-RATES = {"lora": 2e-3, "full": 2e-4, "inversion": 2e-2}
-STEPS = {"lora": 100, "full": 100, "inversion": 200}
+RATES = {"lora": 1e-3, "full": 1e-4, "inversion": 2e-2}  # chosen by the part "search", as are the steps
+STEPS = {"lora": 200, "full": 200, "inversion": 200}
+SEARCHED = (0.25, 0.5, 1, 2, 4)  # factors of the rates
 PRIORS = {"lora": ("none", "class", "many"), "full": ("none", "class", "many"), "inversion": ("none",)}
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)
 MERGED = (0.5, 0.75, 1.0)
-PARTS = ("methods", "curve", "weights", "merging")
+PARTS = ("search", "methods", "curve", "weights", "merging")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
             for method, priors in PRIORS.items():
                 for prior in priors:
                     yield Run(concept, method, prior, RATES[method], STEPS[method], seed=seed)
+    elif part == "search" and seed == 0:
+        for concept, (method, priors) in product(concepts, PRIORS.items()):
+            for prior, factor in product([one for one in priors if one != "class"], SEARCHED):
+                yield Run(concept, method, prior, factor * RATES[method], STEPS[method])
     elif part == "curve" and "shape" in concepts:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)
@@ -216,7 +222,7 @@ def perform(study: Study, todo: Sequence[Task], jobs: int, progress: Progress) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts of the study (default: all)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[1:], help="(default: all but search)")
     parser.add_argument("--only", nargs="+", choices=CONCEPTS, default=list(CONCEPTS), help="concepts (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per run (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
