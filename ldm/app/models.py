@@ -11,6 +11,7 @@ from ldm.weights.recognise import DEFAULT
 SUFFIXES = (".safetensors", ".ckpt")
 INCLUDED = "assets:text_tower.safetensors"
 EXAMPLES = 4
+EMOJI = ("a red circle", "a cat face", "a slice of pizza")  # what the included model understands, but no other
 
 
 def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
@@ -55,9 +56,14 @@ def candidates(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def examples(path: str) -> list[str]:
-    """Returns prompts that the model understands, but was not trained on, or none if it has another text encoder."""
+    """Returns prompts that the model understands, or none if it has another text encoder than the included one.
+
+    Shapes are described by captions that it was not trained on.
+    """
     encoder = (open_model(path).model or {}).get("text_encoder", {})
-    return held_out_prompts(EXAMPLES) if encoder.get("weights") == INCLUDED else []
+    if encoder.get("weights") != INCLUDED:
+        return []
+    return [*(EMOJI if path == DEFAULT else ()), *held_out_prompts(EXAMPLES)]
 
 
 def default_settings(path: str) -> Settings:
