@@ -11,7 +11,7 @@ from ldm.weights.recognise import DEFAULT
 SUFFIXES = (".safetensors", ".ckpt")
 INCLUDED = "assets:text_tower.safetensors"
 EXAMPLES = 4
-EMOJI = ("a red circle", "a cat face", "a slice of pizza")  # what the included model understands, but no other
+PLAIN = ("a red circle", "a cat face", "a slice of pizza")  # what the included model understands, but no other
 
 
 def find_models(folder: str | None) -> tuple[dict[str, str], list[str]]:
@@ -63,7 +63,7 @@ def examples(path: str) -> list[str]:
     encoder = (open_model(path).model or {}).get("text_encoder", {})
     if encoder.get("weights") != INCLUDED:
         return []
-    return [*(EMOJI if path == DEFAULT else ()), *held_out_prompts(EXAMPLES)]
+    return [*(PLAIN if path == DEFAULT else ()), *held_out_prompts(EXAMPLES)]
 
 
 def default_settings(path: str) -> Settings:
