@@ -31,8 +31,8 @@ class Watchdog(Callback):
     One rank of each host prints one sentence: which rank failed, where, why, and what to do. Ranks exchange their
     state through the store of the process group, in a thread, because the main thread is blocked while it waits in a
     collective operation. A second thread ends this rank if the store does not answer for `seconds`, as when the link to
-    its host stalls, because reading from it has no timeout. Covers everything from the first batch to the end of the
-    run, and a lack of progress in training and validation.
+    its host stalls, because reading from it can block for much longer. Covers everything from the first batch to the
+    end of the run, and a lack of progress in training and validation.
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
