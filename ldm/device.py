@@ -1,11 +1,18 @@
 """Selects the device and the precision, and reports which bfloat16 instructions the device has."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 AUTO = "auto"
+ATTENTION = {  # kernels of GPUs, in torch's own order
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 NO_MPS = "Apple's MPS has no float64, in which ldm computes schedules"
 
 
@@ -39,6 +46,19 @@ def allow_tf32(allowed: bool) -> None:
     """Sets whether GPUs may round the factors of float32 products to TF32, with 10 bits instead of 23."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed  # of convolutions, true by default
+
+
+def preferred_attention(name: str | None) -> AbstractContextManager[None]:
+    """Returns a context in which GPUs compute attention with this kernel where it can, and else as without it.
+
+    None leaves the choice to torch. Raises ValueError for an unknown name.
+    """
+    if name is None:
+        return nullcontext()
+    if name not in ATTENTION:
+        raise ValueError(f"attention is {name!r}, but must be one of {', '.join(ATTENTION)}, or null")
+    others = [kernel for other, kernel in ATTENTION.items() if other != name]
+    return sdpa_kernel([ATTENTION[name], *others, SDPBackend.MATH], set_priority=True)
 
 
 def has_bf16(device: torch.device) -> bool:

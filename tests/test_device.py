@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.device import allow_tf32, choose_device, device_of_rank, has_bf16
+from ldm.device import ATTENTION, allow_tf32, choose_device, device_of_rank, has_bf16, preferred_attention
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,24 @@ def test_tf32_is_allowed_or_not_in_matrix_products_and_convolutions(allowed: boo
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash", "efficient"])
+def test_a_preferred_attention_kernel_comes_first_and_the_others_remain(name: str) -> None:
+    before = torch._C._get_sdp_priority_order()  # type: ignore[attr-defined]
+    with preferred_attention(name):
+        order = torch._C._get_sdp_priority_order()  # type: ignore[attr-defined]
+        assert order[0] == ATTENTION[name].value
+        assert torch.backends.cuda.math_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch._C._get_sdp_priority_order() == before  # type: ignore[attr-defined]
+
+
+def test_an_unknown_attention_kernel_is_refused_and_none_leaves_the_choice_to_torch() -> None:
+    with pytest.raises(ValueError, match="attention is 'fast', but must be one of flash, efficient, cudnn, or null"):
+        preferred_attention("fast")
+    before = torch._C._get_sdp_priority_order()  # type: ignore[attr-defined]
+    with preferred_attention(None):
+        assert torch._C._get_sdp_priority_order() == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.cuda

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import AddedToken, Encoding
 from torch import Tensor
+
+if TYPE_CHECKING:  # networks without text can be used without it
+    from tokenizers import Encoding
 
 CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
 
@@ -49,6 +52,8 @@ class Tokenizer:
 
     def add(self, word: str, ids: list[int]) -> None:
         """Maps a word, in any case, to these tokens. Words of letters and digits do not match within longer words."""
+        from tokenizers import AddedToken
+
         self.check_new(word)
         whole = word[0].isalnum() and word[-1].isalnum()
         self._bpe.add_tokens([AddedToken(word.lower(), single_word=whole, normalized=True)])
@@ -64,7 +69,7 @@ class Tokenizer:
                 caption = caption[:begin] + " " * (end - begin) + caption[end:]
         return caption
 
-    def _ids(self, encoding: Encoding) -> list[int]:
+    def _ids(self, encoding: "Encoding") -> list[int]:
         """Returns token ids, with added words replaced by their tokens."""
         return [token for own in encoding.ids for token in self._added.get(own, [own])]
 

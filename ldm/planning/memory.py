@@ -11,6 +11,7 @@ from ldm.planning.config_tree import find, import_target
 from ldm.planning.settings import compute_dtype
 
 BLOCK = 256  # elements that share a scale, in bitsandbytes
+CUBLAS_WORKSPACE = 32 * 2**20  # torch's default on Hopper, for the stream of a step; 8.1 MiB on older GPUs
 MIN_8BIT = 4096  # smaller weights keep moments in float32, in bitsandbytes
 
 
@@ -57,6 +58,16 @@ def checkpoint_copy(held: dict[str, int]) -> int:
     """Returns the bytes of CPU memory for a copy of what a GPU holds and a checkpoint contains."""
     copied = "gradients", "optimizer", "EMA"  # the gradients are as large as the trained weights
     return sum(size for name, size in held.items() if name.removesuffix(", sharded") in copied)
+
+
+def workspaces(trained: nn.Module) -> int:
+    """Returns the bytes that cuBLAS and cuDNN are assumed to need besides the tensors of a step.
+
+    cuDNN's kernels for the gradient of a weight split a sum over pixels into parts, which they add in float32. One copy
+    of the largest convolution weight is assumed, because the allocator uses the memory of one call for the next.
+    """
+    convolutions = [module.weight.numel() for module in trained.modules() if isinstance(module, nn.Conv2d)]
+    return CUBLAS_WORKSPACE + 4 * max(convolutions, default=0)
 
 
 def gathered_bytes(trained: nn.Module, dtype: torch.dtype) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.nn.backbone import Backbone, trainable
 from ldm.planning.flops import Cost, measure, measure_training
-from ldm.planning.memory import checkpoint_copy, memory
+from ldm.planning.memory import checkpoint_copy, memory, workspaces
 from ldm.planning.networks import PlannedNetwork, has_text_states, plan_networks
 from ldm.planning.numbers import amount, count, duration, row
 from ldm.planning.settings import AUTOCAST, compute_dtype, count_gpus, is_sharded, kind_of_product, precision_of
@@ -39,16 +39,9 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     trainer, batch = config["trainer"], config["data"]["batch_size"]
     networks, notes = plan_networks(config)
     trained, others = networks[0], [planned.network for planned in networks[1:]]
-    low, gpus, sharded = AUTOCAST.get(trainer["precision"]), count_gpus(trainer), is_sharded(trainer)
+    gpus, sharded = count_gpus(trainer), is_sharded(trainer)
     held, other = (memory(config, trained.network, others, gpus, fsdp) for fsdp in (sharded, not sharded))
-    trained.network.to(compute_dtype(config))  # the dtype of gathered weights
-    costs = {
-        planned.name: measure_training(planned.network, planned.forward, low)
-        if planned is trained or trainable(planned.network)
-        else measure(planned.forward, low, grad=False)
-        for planned in networks
-        if planned.forward
-    }
+    costs = costs_of_a_batch(config, networks)
     held["activations"] = other["activations"] = sum(cost.saved for cost in costs.values())
     need = sum(held.values())
     images = config["data"]["global_batch"] or batch * gpus
@@ -70,12 +63,27 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
         yield row("activations, compiled", amount(COMPILED * held["activations"], 1024, "B"), less)
     copied = "a copy of weights, optimizer and EMA, while a checkpoint is written"
     yield row("pinned, on the CPU", amount(checkpoint_copy(held), 1024, "B"), copied)
+    assumed = "of cuBLAS and cuDNN, in addition: assumed"
+    yield row("workspaces", amount(workspaces(trained.network), 1024, "B"), assumed)
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
-    yield "  assumes that all of it is held at once; excludes the workspaces of cuDNN and cuBLAS"
+    yield "  assumes that all of it is held at once"
     yield from cache_rows(trained, has_text_states(config))
     yield from time_rows(config, flops, need, held["activations"] / batch, gpus)
     yield from notes
+
+
+def costs_of_a_batch(config: dict[str, Any], networks: list[PlannedNetwork]) -> dict[str, Cost]:
+    """Returns the costs of the networks that a step calls, by name, the first of which is the trained one."""
+    trained, low = networks[0], AUTOCAST.get(config["trainer"]["precision"])
+    trained.network.to(compute_dtype(config))  # the dtype of gathered weights
+    return {
+        planned.name: measure_training(planned.network, planned.forward, low)
+        if planned is trained or trainable(planned.network)
+        else measure(planned.forward, low, grad=False)
+        for planned in networks
+        if planned.forward
+    }
 
 
 def flop_rows(costs: dict[str, Cost]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 
 from ldm.callbacks.averages.ema import EMA
 from ldm.nn.dit import DiT
@@ -14,7 +15,7 @@ from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE
 from ldm.planning.config_tree import import_target
 from ldm.planning.flops import measure, measure_training
-from ldm.planning.memory import checkpoint_copy, memory
+from ldm.planning.memory import checkpoint_copy, memory, workspaces
 from ldm.planning.networks import plan_networks
 from ldm.planning.numbers import duration
 from ldm.planning.report import plan
@@ -265,6 +266,14 @@ def test_a_checkpoint_is_copied_to_pinned_memory_of_the_size_of_weights_optimize
     held, n = rows(config(devices=1)), sum(parameter.numel() for parameter in UNet(**UNET).parameters())
     assert checkpoint_copy(held) == 4 * n + held["optimizer"] + 4 * n
     assert any(line.strip().startswith("pinned, on the CPU") for line in plan(config(devices=1)))
+
+
+def test_workspaces_are_planned_for_the_largest_convolution():
+    convolutions = [layer.weight.numel() for layer in UNet(**UNET).modules() if isinstance(layer, nn.Conv2d)]
+    (trained,), _ = plan_networks(config())
+    assert workspaces(trained.network) == 32 * 2**20 + 4 * max(convolutions)
+    assert workspaces(nn.Linear(2, 3)) == 32 * 2**20
+    assert any(line.strip().startswith("workspaces") for line in plan(config()))
 
 
 @pytest.mark.parametrize(

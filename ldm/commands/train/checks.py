@@ -17,10 +17,12 @@ def check(config: DictConfig) -> None:
     """Raises ValueError for settings that contradict each other."""
     from torch import nn, zeros
 
+    from ldm.device import preferred_attention
     from ldm.pipeline.settings import Settings
     from ldm.sampling.compatibility import Setup, check
 
     check_settings(config)
+    preferred_attention(config.get("attention"))  # raises for an unknown name
     build(config.optimizer)([nn.Parameter(zeros(1))])  # raises for invalid arguments
     if config.adapter and "backbone" not in config.training:
         raise ValueError("an adapter needs a denoising network, but this experiment trains none: choose adapter=none")

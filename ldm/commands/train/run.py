@@ -61,7 +61,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.monitoring.utilisation import Utilisation
     from ldm.callbacks.monitoring.watchdog import reported_once
     from ldm.data.sources.small import note_of
-    from ldm.device import allow_tf32
+    from ldm.device import allow_tf32, preferred_attention
     from ldm.planning.settings import kind_of_product
     from ldm.planning.training_flops import peak_flops
     from ldm.training.diffusion import DiffusionTraining
@@ -111,7 +111,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     ]
     trainer = build_trainer(config, callbacks)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    with reported_once(trainer):
+    with reported_once(trainer), preferred_attention(config.get("attention")):
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if resumed and trainer.global_step == run_start.step:
         print_that_it_is_trained(trainer, resumed)

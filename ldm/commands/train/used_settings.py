@@ -7,7 +7,7 @@ from typing import Any
 # Settings that train.py reads or builds; others matter only if one of these refers to them.
 ROOTS = (
     *("accept_changes", "name", "plan", "rehearsal", "resume", "run_dir", "seed"),
-    *("callbacks", "data.module", "ema", "evaluation", "logger", "precision", "trainer", "training"),
+    *("attention", "callbacks", "data.module", "ema", "evaluation", "logger", "precision", "trainer", "training"),
 )
 REFERENCE = re.compile(r"\.*[A-Za-z_][\w.]*")
 
