@@ -26,10 +26,7 @@ DROPOUT, CLIP, DECAY = 0.1, 1.0, 0.9999
 
 
 class Step:
-    """A call is a step: noise, captions, forward and backward pass in bfloat16 autocast, clipping, AdamW and EMA.
-
-    `capturable` makes the optimizer usable in a CUDA graph.
-    """
+    """A call is a step: noise, captions, forward and backward pass in bfloat16 autocast, clipping, AdamW and EMA."""
 
     def __init__(self, context: Context, batch: int, adapt: Callable[[UNet], object] | None = None) -> None:
         size, self.context, self.batch = context.size, context, batch
@@ -52,6 +49,7 @@ class Step:
         self.denoiser = Denoiser(network, self.schedule, Prediction("eps"))
 
     def optimize(self, capturable: bool = False) -> None:
+        """Starts with a new optimizer; only a `capturable` one can be part of a CUDA graph."""
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, fused=True, capturable=capturable)
 
     def _data(self, size: Size) -> dict[str, Tensor]:
