@@ -38,6 +38,20 @@ def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "error_by_noise.svg").is_file()
 
 
+def compare(folder: Path) -> int:
+    outputs = "--out", str(folder / "out"), "--figures", str(folder / "figures")
+    return main(["compare", str(folder / "a"), *outputs])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run and its comparison, to copy."""
+    folder = tmp_path_factory.mktemp("compared")
+    write_run(folder / "a", metrics={"fid": 1.0})
+    assert compare(folder) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [
@@ -50,16 +64,13 @@ def test_a_comparison_can_be_repeated_in_the_same_folders(tmp_path: Path) -> Non
     ],
 )
 def test_files_that_are_foreign_or_changed_are_not_overwritten(
-    tmp_path: Path, name: str, theirs: bool, capsys: pytest.CaptureFixture[str]
+    compared: Path, tmp_path: Path, name: str, theirs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = str(write_run(tmp_path / "a", metrics={"fid": 1.0}))
-    command = ["compare", run, "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]
-    if not theirs:
-        assert main(command) == 0
+    shutil.copytree(compared / "a" if theirs else compared, tmp_path / "a" if theirs else tmp_path, dirs_exist_ok=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("theirs")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert main(command) == 1
+    assert compare(tmp_path) == 1
     assert f"{tmp_path / name} was not written by ldm compare, or was changed since" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
