@@ -1,6 +1,7 @@
 """Draws what was learned against what was forgotten, and grids of images."""
 
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ MARKERS = {"shape": "o", "colour": "s", "style": "^"}
 FILLS = {"none": "none", "class": "left", "many": "full"}
 PRIORS = {"none": "no class images", "class": "class images of one prompt", "many": "class images of many prompts"}
 SWEPT = {"rank": "tab:blue", "rate": "tab:red", "steps": "tab:green"}
-GOAL = {"alpha": 0.12, "color": "green", "zorder": 0}
+GOAL: dict[str, Any] = {"alpha": 0.12, "color": "green", "zorder": 0}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -67,7 +68,7 @@ def _half(figure: dict[str, Any]) -> float:
 
 def _point(axes: Axes, cell: Cell, **how: Any) -> None:
     learned, lost = _learned(cell), cell["lost"]
-    bars = {"xerr": _half(lost), "yerr": _half(learned), "elinewidth": 0.6, "ecolor": "0.7"}
+    bars: dict[str, Any] = {"xerr": _half(lost), "yerr": _half(learned), "elinewidth": 0.6, "ecolor": "0.7"}
     axes.errorbar(lost["value"], learned["value"], linestyle="none", markersize=8, **bars, **how)
 
 
@@ -83,7 +84,9 @@ def _methods(axes: Axes, cells: Sequence[Cell]) -> None:
         concept, method, prior = _one(cell, "concept", "method", "prior")
         how = {"marker": MARKERS[concept], "color": COLORS[method], "fillstyle": FILLS[prior]}
         _point(axes, cell, markerfacecoloralt="white", **how)
-    entries = [({"marker": marker, "color": "0.3"}, name) for name, marker in MARKERS.items()]
+    entries: list[tuple[dict[str, Any], str]] = [
+        ({"marker": marker, "color": "0.3"}, name) for name, marker in MARKERS.items()
+    ]
     entries += [({"marker": "o", "color": color}, name) for name, color in COLORS.items()]
     entries += [
         ({"marker": "o", "color": "0.3", "fillstyle": fill, "markerfacecoloralt": "white"}, PRIORS[name])
@@ -119,13 +122,19 @@ def _curve(axes: Axes, cells: Sequence[Cell]) -> None:
     _goal(axes)
 
 
-def _lines(axes: Axes, cells: Iterable[Cell], lines: dict[str, Pick], prefix: str, style: str) -> None:
+def _lines(axes: Axes, cells: Iterable[Cell], lines: Mapping[str, Pick], prefix: str, style: str) -> None:
     ordered = sorted(cells, key=lambda cell: cell["added"][0]["weight"])
     for index, (name, pick) in enumerate(lines.items()):
         weights = [cell["added"][0]["weight"] for cell in ordered]
         values = [pick(cell) for cell in ordered]
         halves = [_half(value) for value in values]
-        how = {"color": f"C{index}", "linestyle": style, "marker": "o", "markersize": 4, "elinewidth": 0.6}
+        how: dict[str, Any] = {
+            "color": f"C{index}",
+            "linestyle": style,
+            "marker": "o",
+            "markersize": 4,
+            "elinewidth": 0.6,
+        }
         axes.errorbar(weights, [value["value"] for value in values], yerr=halves, label=prefix + name, **how)
     axes.set(xlabel="weight", ylabel="%", ylim=(-8, 103))
     axes.grid(alpha=0.3)
@@ -140,7 +149,7 @@ def _weights(axes: Axes, cells: Sequence[Cell]) -> None:
 
 def _merging(axes: Axes, cells: Sequence[Cell]) -> None:
     names = {"shape": "shape/singles", "colour": "colour/singles", "shape in colour": "both", "lost": "lost"}
-    lines = {name: (lambda cell, key=key: cell[key]) for name, key in names.items()}
+    lines: dict[str, Pick] = {name: operator.itemgetter(key) for name, key in names.items()}
     for prior, style in (("none", "--"), ("many", "-")):
         chosen = [cell for cell in cells if cell["added"][0]["prior"] == prior]
         _lines(axes, chosen, lines, f"{prior}: ", style)
@@ -161,7 +170,7 @@ def draw_grids(results: dict[str, Any], folder: Path, out: Path) -> None:
             _grid(strips, out / f"{concept}.png")
 
 
-def _grid(strips: dict[str, Image.Image], path: Path) -> None:
+def _grid(strips: Mapping[str, Image.Image], path: Path) -> None:
     figure, axes = pyplot.subplots(len(strips), 1, figsize=(10, 0.9 * len(strips)), layout="constrained", squeeze=False)
     for (name, strip), row in zip(strips.items(), axes[:, 0], strict=True):
         row.imshow(strip)

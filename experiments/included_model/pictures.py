@@ -29,7 +29,7 @@ FILM = "a purple star above an orange circle"
 
 
 def main() -> None:
-    pipeline = Pipeline.load(*sys.argv[1:])
+    pipeline = Pipeline.load(sys.argv[1] if len(sys.argv) > 1 else "shapes")
     images = pipeline(list(PROMPTS), seeds=[1] * len(PROMPTS)).pil
     enlarged = [image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.LANCZOS) for image in images]
     grid(enlarged, columns=COLUMNS).save(IMAGES / "samples.png")

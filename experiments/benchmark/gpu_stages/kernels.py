@@ -25,7 +25,7 @@ class Operations(TorchDispatchMode):
     """Counts the operations on tensors, which eager mode runs as about one kernel each."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

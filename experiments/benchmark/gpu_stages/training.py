@@ -112,7 +112,7 @@ def profile(context: Context) -> Iterator[Line]:
 
 
 def is_kernel(event: Any) -> bool:
-    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    return event.device_type.name == "CUDA" and not event.is_user_annotation
 
 
 def own_microseconds(event: Any) -> float:
