@@ -82,7 +82,7 @@ def test_sample_py_generates_images_from_the_run(trained: Path, tmp_path: Path) 
 def test_info_describes_the_dit(trained: Path) -> None:
     described = describe(str(trained / "dit.safetensors"))
     assert described["kind"] == "a dit written by ldm" and described["architecture"].startswith(
-        "channels=4, width=24, layers=2"
+        "channels=8, width=24, layers=2"
     )
     assert described["parameters"] == f"{sum(p.numel() for p in read_model(trained).backbone.parameters()):,}"
 
@@ -106,7 +106,7 @@ def test_a_dit_is_converted_to_the_ldm_format_only(
 def test_the_plan_lists_parameters_and_work_of_the_dit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, *TINY_DIT, "debug=plan", "trainer.max_steps=1", "name=test")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    network = DiT(width=24, layers=2, heads=2, context_width=128)
+    network = DiT(channels=8, width=24, layers=2, heads=2, context_width=128)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert ["dit", f"{count / 1000:.2f}", "k", "trained"] in lines
     for pass_ in ("forward", "backward"):

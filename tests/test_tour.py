@@ -30,7 +30,7 @@ def test_the_notebook_is_shipped_with_its_figures(notebook):
 def test_cells_are_short_and_contain_no_paths_of_the_machine(notebook):
     assert all(len(cell.source.splitlines()) <= 16 for cell in notebook.cells if cell.cell_type == "code")
     text = NOTEBOOK.read_text()
-    assert len(text) < 1_500_000
+    assert len(text) < 1_600_000
     assert not [path for path in ("/work/", "/home/", "/root/", "/tmp/", "/Users/", "C:\\\\") if path in text]
 
 

@@ -25,7 +25,7 @@ PROMPTS = (
     "a ladybug",
 )
 COLUMNS, SCALE = 6, 2
-FILM = "a purple star above an orange circle"
+FILM = "a green star next to an orange square"
 
 
 def main() -> None:
