@@ -7,9 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-import train
 from ldm.commands.train.messages import sentence
+from ldm.commands.train.run import train
 from ldm.errors import EXPECTED
+from train import CONF
 
 TINY = (
     *("model.width=16", "model.groups=8", "model.blocks=1", "model.heads=2", "sampler.steps=2"),
@@ -21,8 +22,8 @@ ALONE = ("metrics=none", "logger=none", "name=test")  # without evaluation and l
 
 def run(folder: Path, *overrides: str) -> Path:
     """Trains in a folder, and returns the folder."""
-    with initialize_config_dir(str(train.CONF), version_base="1.3"), patch("ldm.commands.train.run.quiet_logging"):
-        train.train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
+    with initialize_config_dir(str(CONF), version_base="1.3"), patch("ldm.commands.train.run.quiet_logging"):
+        train(compose("train", overrides=[*overrides, f"run_dir={folder}"]))
     return folder
 
 
