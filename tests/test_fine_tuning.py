@@ -82,7 +82,7 @@ def test_inpainting_is_trained_from_a_network_without_masks(five: Path, tmp_path
     data = "data=small", "data.memory.encode=null", f"data.root={five}", CAPTION, "data.batch_size=1"
     folder = run(tmp_path, "experiment=inpainting_finetune", *SHORT, *data, "data.global_batch=1")
     weight = load_file(folder / "unet.safetensors")["conv_in.weight"]
-    assert weight.shape[1] == 9 and weight[:, 4:].any()
+    assert weight.shape[1] == 17 and weight[:, 8:].any()
 
 
 @pytest.mark.slow

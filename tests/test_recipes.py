@@ -19,11 +19,12 @@ from tests.data.tars import samples, write_tar
 FINE_TUNING = ("lora", "dreambooth", "textual_inversion", "inpainting_finetune")
 RECIPES = ("laion_sd15", "laion_sd15_256", "laion_sd2_v", "sd15_finetune", *FINE_TUNING)
 REHEARSAL = (
-    *("first_stage=shapes", "text_encoder.weights=untrained", "trainer.max_steps=2", "data.batch_size=1"),
-    *("data.global_batch=1", "data.workers=0", "training.compile=null", "model.checkpointing=true"),
+    *("first_stage=shapes", "model.in_channels=8", "model.out_channels=8", "model.checkpointing=true"),
+    *("text_encoder.weights=untrained", "training.compile=null", "trainer.max_steps=2"),
+    *("data.batch_size=1", "data.global_batch=1", "data.workers=0"),
 )
 SMALL = (
-    *("model.width=32", "model.heads=4", "model.context_width=16", "training.size=[64,64]", "data.workers=0"),
+    *("model.width=32", "model.heads=4", "model.context_width=16", "training.size=[64,64]"),
     *("text_encoder.config.width=16", "++text_encoder.config.heads=2", "++text_encoder.config.layers=1"),
     *("trainer.accelerator=cpu", "trainer.devices=1"),
 )

@@ -13,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm import progress
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
-from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.precision import uses_tf32
 from ldm.commands.train.rehearsal import rehearse
+from ldm.commands.train.resolvers import register_resolvers
 from ldm.commands.train.run_folder import checkpoint_to_resume, hyperparameters, keep_earlier_settings, save_run
 
 if TYPE_CHECKING:  # importing it takes a second, which a refused command need not wait for
     from ldm.callbacks.monitoring.log_file import LogFile
+
+register_resolvers()
 
 
 def train(config: DictConfig) -> None:

@@ -13,7 +13,7 @@ from ldm.callbacks.export import Export
 from ldm.callbacks.images.previews import Previews
 from ldm.callbacks.images.sampling import image_sampler
 from ldm.pipeline.pipeline import Pipeline
-from ldm.training import diffusion as training
+from ldm.training import export
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.start import start_from
 from ldm.weights.parts import first_stage, text_encoder
@@ -78,7 +78,7 @@ def test_a_bad_export_shows_in_the_images(base: Path, tmp_path: Path, monkeypatc
     run = train(tmp_path, module)
     for layer in module.trainable().values():
         torch.nn.init.normal_(layer, std=0.1, generator=torch.Generator().manual_seed(0))
-    exported, images = training.exported, []
+    exported, images = export.exported, []
 
     def without_scale(*arguments: Any) -> Any:
         state, about, metadata = exported(*arguments)
@@ -89,7 +89,7 @@ def test_a_bad_export_shows_in_the_images(base: Path, tmp_path: Path, monkeypatc
         )
 
     for function in (exported, without_scale):
-        monkeypatch.setattr(training, "exported", function)
+        monkeypatch.setattr(export, "exported", function)
         with image_sampler(run, module) as sample:
             images.append(sample(PROMPTS, SEEDS))
     assert not torch.equal(*images)

@@ -23,7 +23,8 @@ from ldm.commands.train.checks import check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
-from ldm.commands.train.precision import uses_tf32  # the module also registers a resolver that configs use
+from ldm.commands.train.precision import uses_tf32
+from ldm.commands.train.resolvers import register_resolvers
 from ldm.commands.train.run import avoid_fragmentation, fill_in_settings
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
@@ -33,6 +34,7 @@ from ldm.files import is_locked
 from ldm.nn.unet import UNet
 
 CONF = Path(__file__).parents[3] / "conf"
+register_resolvers()
 
 
 @pytest.fixture(scope="module", autouse=True)
