@@ -43,9 +43,13 @@ from ldm.weights.model import model_fingerprint
 
 OUT = Path("runs/finetuning")
 SAMPLING_STEPS = 8
-RATES = {"lora": 1e-3, "full": 1e-4, "inversion": 2e-2}  # chosen by the part "search", as are the steps
+RATES = {"lora": 2e-3, "full": 2e-4, "inversion": 2e-2}  # chosen by the part "search", as are the steps
 STEPS = {"lora": 200, "full": 200, "inversion": 200}
-SEARCHED = (0.25, 0.5, 1, 2, 4)  # factors of the rates
+SEARCHED = {
+    "lora": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    "full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4),
+    "inversion": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
+}
 PRIORS = {"lora": ("none", "class", "many"), "full": ("none", "class", "many"), "inversion": ("none",)}
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)
 MERGED = (0.5, 0.75, 1.0)
@@ -94,8 +98,8 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
                     yield Run(concept, method, prior, RATES[method], STEPS[method], seed=seed)
     elif part == "search" and seed == 0:
         for concept, (method, priors) in product(concepts, PRIORS.items()):
-            for prior, factor in product([one for one in priors if one != "class"], SEARCHED):
-                yield Run(concept, method, prior, factor * RATES[method], STEPS[method])
+            for prior, rate in product([one for one in priors if one != "class"], SEARCHED[method]):
+                yield Run(concept, method, prior, rate, STEPS[method])
     elif part == "curve" and "shape" in concepts:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)

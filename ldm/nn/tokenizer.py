@@ -1,18 +1,23 @@
 """CLIP's byte-pair tokenizer."""
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # networks without text can be used without it
     from tokenizers import Encoding
+    from tokenizers import Tokenizer as Bpe
 
 CLIP_BPE = Path(__file__).parents[1] / "assets" / "clip_bpe"
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# Special tokens, English contractions, letters, single digits, and runs of anything else (Radford et al. 2021).
+WORDS = rf"{re.escape(BEGIN)}|{re.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 
 
 class Tokenizer:
@@ -36,11 +41,11 @@ class Tokenizer:
                 raise FileNotFoundError(
                     f"there is no tokenizer file {file}: give the vocab.json and merges.txt of a CLIP model"
                 )
-        clip = _read(*((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
         self.context = context
         self.pad = pad
-        self.begin, self.end = clip.bos_token_id, clip.eos_token_id
-        self._bpe = clip.backend_tokenizer  # shared with other tokenizers until a word is added
+        # Shared with other tokenizers until a word is added.
+        self._bpe = _read(*((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+        self.begin, self.end = (self._bpe.token_to_id(token) for token in (BEGIN, END))
         self._added: dict[int, list[int]] = {}  # id of an added word → the tokens that replace it
 
     def check_new(self, word: str) -> None:
@@ -123,8 +128,17 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _read(vocab: tuple[Path, int, int], merges: tuple[Path, int, int]) -> Any:
+def _read(vocab: tuple[Path, int, int], merges: tuple[Path, int, int]) -> "Bpe":
     """Reads the files, each with its modification time and size, once; reading CLIP's takes 70 ms."""
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer  # imported here because it takes 0.7 s
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Bpe
 
-    return CLIPTokenizer(vocab=str(vocab[0]), merges=str(merges[0]))
+    files = str(vocab[0]), str(merges[0])
+    bpe = Bpe(models.BPE.from_file(*files, unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (BEGIN, END)])
+    return bpe
