@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ldm.app.adapters import AdapterFiles
 from ldm.app.models import default_settings, examples
-from ldm.drawing.added_files import KEYS, AddedFiles
+from ldm.drawing.added_files import AddedFiles
 from ldm.drawing.job import Process, SamplingJob, file_name, load_pipeline
+from ldm.drawing.keys import ADDED
 from ldm.drawing.sources import CALL_NAMES, read
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline
@@ -167,4 +168,4 @@ class Service:
             self._loaded = (model, *load_pipeline(job, Process()))
         _, pipeline, origin = self._loaded
         pipeline.use(**added.arguments)
-        return pipeline, {name: value for name, value in origin.items() if name not in KEYS} | added.record
+        return pipeline, {name: value for name, value in origin.items() if name not in ADDED} | added.record

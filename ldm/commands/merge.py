@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from ldm.adapters.targets import Network
-from ldm.drawing.added_files import lora
+from ldm.drawing.keys import lora
 from ldm.errors import UsageError, warnings_on_stderr
 from ldm.progress import Progress
 from ldm.weights.adapters.merging import merge_files

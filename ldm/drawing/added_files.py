@@ -1,17 +1,14 @@
 """Reads the adapters and textual inversions that sample.py adds to a model and records in image metadata."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ldm.drawing.keys import ADDED
 from ldm.pipeline.loras import LoraFolder, sha256
 from ldm.pipeline.prompt_syntax import Tag, without_tags
 from ldm.weights.adapters.recognise import adapter_at, embedding_at
 from ldm.weights.adapters.textual_inversion import read_embedding
-
-KEYS = ("lora", "embedding")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class AddedFiles:
 
     @property
     def record(self) -> dict[str, Any]:
-        named = zip(KEYS, (self.loras, self.embeddings), strict=True)
+        named = zip(ADDED, (self.loras, self.embeddings), strict=True)
         return {name: [one.record for one in files] for name, files in named if files}
 
 
@@ -50,7 +47,7 @@ def added_files(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> AddedF
     Raises FileNotFoundError or ValueError if a file is missing or cannot be read, or if a recorded file has changed.
     """
     found: dict[str, list[AddedFile]] = {}
-    for name in KEYS:
+    for name in ADDED:
         if name in given:
             found[name] = [_read(name, path, value) for path, value in given[name]]
         else:
@@ -86,22 +83,6 @@ def check_tagged(recorded: Sequence[Mapping[str, Any]], prompts: Sequence[str], 
             raise FileNotFoundError(f"{what} is not there ({error}): {remedy}") from error
         if found.sha256 != hashes[name]:
             raise ValueError(f"{found.path}, {what}, has changed since: {remedy}")
-
-
-def lora(text: str) -> tuple[str, float]:
-    """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
-    if not text:
-        raise ValueError("a file, or FILE:WEIGHT such as style.safetensors:0.8")
-    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", text)
-    return (match[1], float(match[2])) if match else (text, 1.0)
-
-
-def embedding(text: str) -> tuple[str, str | None]:
-    """Parses FILE or FILE:TOKEN; the token is None by default."""
-    path, colon, token = text.rpartition(":")
-    if not text or (colon and not (path and token)):
-        raise ValueError("a file, or FILE:TOKEN such as cat.pt:<my-cat>")
-    return (path, token) if colon and not Path(text).expanduser().exists() else (text, None)
 
 
 def _read(name: str, path: str, value: float | str | None) -> AddedFile:

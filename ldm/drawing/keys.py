@@ -5,10 +5,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ldm.drawing.added_files import embedding, lora
-from ldm.pipeline.settings import MAX_PIXELS
+from ldm.pipeline.limits import MAX_PIXELS
+
+ADDED = ("lora", "embedding")  # the keys of files to add to a model, which may be given several times
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,22 @@ def _literal(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def lora(text: str) -> tuple[str, float]:
+    """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
+    if not text:
+        raise ValueError("a file, or FILE:WEIGHT such as style.safetensors:0.8")
+    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", text)
+    return (match[1], float(match[2])) if match else (text, 1.0)
+
+
+def embedding(text: str) -> tuple[str, str | None]:
+    """Parses FILE or FILE:TOKEN; the token is None by default."""
+    path, colon, token = text.rpartition(":")
+    if not text or (colon and not (path and token)):
+        raise ValueError("a file, or FILE:TOKEN such as cat.pt:<my-cat>")
+    return (path, token) if colon and not Path(text).expanduser().exists() else (text, None)
 
 
 def nonempty(text: str) -> str:

@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
+from ldm.pipeline.limits import MAX_COUNT, MAX_NUMBER, MAX_PIXELS
 
-MAX_PIXELS = 2**25  # maximum of an image: 5792x5792
-MAX_COUNT = 2**20
-MAX_NUMBER = 1e30  # NaN and infinity are not below it
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     SIZE: lambda value: (

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from ldm.drawing.added_files import KEYS as REPEATED
-from ldm.drawing.keys import KEYS, Key, integer
+from ldm.drawing.keys import ADDED, KEYS, Key, integer
 from ldm.errors import UsageError
 from ldm.synonyms.sampling import translate
 from ldm.synonyms.table import COMMAND, SAMPLING, Instead
@@ -63,6 +62,13 @@ def help_text() -> str:
     return HELP.format(keys="\n".join(f"  {name + '=':<18} {key.help}" for name, key in KEYS.items()))
 
 
+def asks_for_help(argv: list[str]) -> bool:
+    try:
+        return parse(argv).help
+    except UsageError:
+        return False
+
+
 def parse(argv: list[str]) -> Arguments:
     """Raises UsageError for keys that are misspelt, given twice or have an invalid value."""
     arguments = Arguments()
@@ -116,7 +122,7 @@ def _following(name: str, words: Iterator[str]) -> str:
 def _add(arguments: Arguments, name: str, value: str) -> None:
     if value == "?" and (key := _key(name)).parse is not str:
         arguments.listed += [own for own, known in KEYS.items() if known is key]
-    elif name in REPEATED:
+    elif name in ADDED:
         arguments.given.setdefault(name, []).append(_parse_value(name, value))
     elif name in arguments.given:
         raise UsageError(f"{name}= is given twice; remove one")

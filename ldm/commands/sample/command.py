@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import errors
-from ldm.commands.sample.arguments import Arguments, help_text, parse
+from ldm.commands.sample.arguments import Arguments, parse
 from ldm.commands.sample.listing import listing
 from ldm.drawing.added_files import added_files, check_tagged
 from ldm.drawing.job import CALL_KEYS, Process, SamplingJob, run_job
@@ -31,9 +31,6 @@ def main(argv: list[str]) -> int:
 
 def work(argv: list[str]) -> None:
     arguments = parse(argv)
-    if arguments.help:
-        print(help_text())
-        return
     if arguments.listed:
         print("\n".join(line for key in arguments.listed for line in listing(key)))
         return

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -189,3 +191,8 @@ def test_an_argument_that_is_not_utf_8_is_refused_before_the_model_is_loaded(tex
 def test_a_size_that_is_too_large_is_refused_before_the_model_is_loaded():
     with pytest.raises(UsageError, match=r"size=96000x96000 was given, but size must be .* at most 33,554,432 pixels"):
         parse(["a cat", "size=96000x96000"])
+
+
+def test_the_help_and_the_arguments_are_read_without_torch() -> None:
+    code = "import sys; from ldm.commands.sample import arguments; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
