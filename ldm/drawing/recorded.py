@@ -7,7 +7,8 @@ from typing import Any
 
 from ldm.image import read_metadata
 from ldm.pipeline.inputs import MAX_SEED
-from ldm.pipeline.settings import MAX_NUMBER, Settings
+from ldm.pipeline.limits import MAX_NUMBER
+from ldm.pipeline.settings import Settings
 
 MAX_THREADS = 1024
 PRECISIONS = "auto", "32", "bf16", "16"

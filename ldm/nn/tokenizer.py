@@ -45,7 +45,7 @@ class Tokenizer:
         self.pad = pad
         # Shared with other tokenizers until a word is added.
         self._bpe = _read(*((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
-        self.begin, self.end = (self._bpe.token_to_id(token) for token in (BEGIN, END))
+        self.begin, self.end = self._bpe.encode(BEGIN + END, add_special_tokens=False).ids
         self._added: dict[int, list[int]] = {}  # id of an added word → the tokens that replace it
 
     def check_new(self, word: str) -> None:
