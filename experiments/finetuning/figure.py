@@ -73,9 +73,9 @@ def _point(axes: Axes, cell: Cell, **how: Any) -> None:
 
 
 def _goal(axes: Axes) -> None:
-    low = min(axes.get_xlim()[0], -2)
-    axes.fill_between([low, 2], 90, 102, **GOAL)
-    axes.set(xlabel="forgotten: points lost on old prompts", ylabel="learned: new prompts right, %", ylim=(-3, 103))
+    axes.fill_between([-5, 2], 90, 102, **GOAL)
+    axes.set(xlabel="forgotten: points lost on old prompts", ylabel="learned: new prompts right, %")
+    axes.set(xlim=(-5, 103), ylim=(-3, 103))
     axes.grid(alpha=0.3)
 
 
@@ -94,7 +94,7 @@ def _methods(axes: Axes, cells: Sequence[Cell]) -> None:
     ]
     for style, name in entries:
         axes.plot([], [], linestyle="none", label=name, **style)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     axes.set_title("Methods (green: the goal)")
     _goal(axes)
 
@@ -117,7 +117,7 @@ def _curve(axes: Axes, cells: Sequence[Cell]) -> None:
         axes.plot([], [], color=color, label=name)
     for line, name in (("--", PRIORS["none"]), ("-", PRIORS["many"])):
         axes.plot([], [], line, color="0.3", label=name)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper right")
     axes.set_title("A new shape by LoRA: rank, rate and steps")
     _goal(axes)
 
