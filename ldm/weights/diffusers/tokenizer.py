@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.files import write_json
-from ldm.nn.tokenizer import BEGIN, END
 from ldm.weights.storage.tensors import ASSETS
 
 CLIP_BPE = ASSETS / "clip_bpe"
 MAX_JSON = 2**26  # bytes
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 Config = dict[str, Any]
 
