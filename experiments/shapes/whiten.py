@@ -1,8 +1,9 @@
 """Whitens the latents of the included autoencoder: python -m experiments.shapes.whiten OUT.safetensors
 
-Its channels are correlated. A linear map of the channels makes them uncorrelated, each with a standard deviation of 1,
-and the 1x1 convolutions on either side of the latents hold the map and its inverse, so that decoded images stay the
-same. The posterior becomes its mean, because a diagonal variance cannot be rotated.
+The channels of its latents are correlated. This script applies a linear map that makes them uncorrelated, with a
+standard deviation of 1 each. The 1x1 convolutions before and after the latents absorb the map and its inverse, so the
+decoded images do not change. The new latents are the mean of the posterior, without its variance, because the rotated
+variance would no longer be diagonal.
 """
 
 import argparse
