@@ -28,8 +28,8 @@ class Packed(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """A copy in the plain layout."""
-        return self.packed.to_dense()
+        """The weight in the plain layout; a copy where it is packed."""
+        return self.packed.to_dense() if self.packed.is_mkldnn else self.packed
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -100,6 +100,12 @@ class PackedLinear(Packed):
 
 
 class PackedConv2d(Packed):
+    """Packs its weight when it is called, because the best layout of a convolution depends on the size of its input.
+
+    With another layout than the one that oneDNN selects for a size, it would repack the weight at every call, which
+    takes up to fifty times as long as a small convolution.
+    """
+
     def __init__(self, plain: nn.Conv2d) -> None:
         self.arguments = plain.padding, plain.stride, plain.dilation, plain.groups
         super().__init__(plain)
@@ -115,10 +121,23 @@ class PackedConv2d(Packed):
         return _with_weights(made, self)
 
     def _pack(self, weight: Tensor) -> Tensor:
-        return cast(Tensor, ONEDNN._reorder_convolution_weight(weight, *self.arguments))
+        self.sizes: set[torch.Size] = set()  # of inputs that the layout fits
+        return weight
 
     def _run(self, x: Tensor) -> Tensor:
+        if x.shape not in self.sizes:
+            self._fit(x.shape)
         return cast(Tensor, ONEDNN._convolution_pointwise(x, self.packed, self.bias, *self.arguments, "none", [], ""))
+
+    def _fit(self, size: torch.Size) -> None:
+        fitting = ONEDNN._reorder_convolution_weight(self.weight, *self.arguments, size)
+        if not self.sizes or not torch.equal(_layout(fitting), _layout(self.packed)):
+            self.packed, self.sizes = fitting, set()
+        self.sizes.add(size)
+
+
+def _layout(packed: Tensor) -> Tensor:
+    return cast(Tensor, ONEDNN._get_mkldnn_serialized_md(packed))
 
 
 L = TypeVar("L", nn.Linear, nn.Conv2d)
