@@ -1,14 +1,15 @@
-"""Compares sampling from Stable Diffusion 1.5 at 512x512 with diffusers' eager pipeline, in one process.
+"""Compares Stable Diffusion 1.5 at 512x512 with diffusers at its best, on the CPU, in one process.
 
     python -m experiments.benchmark.generate [--json FILE] [--steps N]      or: ldm bench generate --json FILE
 
-Both use random weights, guidance, DPM-Solver++ 2M and the same steps, in float32 and bf16. A step is the UNet's work
-for one guided step; a picture is the full pipeline, from two prompts to pixels. Networks are warm, rounds are
-interleaved, and the fastest round counts. Wall time and processor time are reported; other work affects processor time
-less.
+The peers are diffusers' pipeline as it is, with `channels_last`, and compiled by torch.compile, also with inductor's
+freezing (bf16 only, because each compilation takes minutes; its time is reported apart). All use random weights,
+guidance, DPM-Solver++ 2M and the same steps. Networks are warm, rounds are interleaved, and the fastest round of each
+counts. Wall time and processor time are reported; other work affects processor time less.
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from experiments.benchmark.shares import peak, shares
 from ldm.commands.bench import check_replaceable, save
 from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
@@ -36,6 +38,11 @@ from ldm.pipeline.settings import Settings
 PEER: Any = diffusers  # its calls are untyped
 PROMPT = "a photo of a cat"
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+EAGER, CHANNELS_LAST, COMPILED, FROZEN = (
+    *("diffusers", "diffusers channels_last"),
+    *("diffusers compiled", "diffusers compiled and frozen"),
+)
+STRENGTH = 0.5  # of image-to-image
 SCHEDULER = {
     "steps_offset": 1,
     "beta_start": 0.00085,
@@ -44,6 +51,7 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
 }
 BLOCKS = 4  # levels of the UNet and of the autoencoder
+Race = dict[str, Callable[[], object]]
 
 
 def filled(make: Callable[[], nn.Module]) -> nn.Module:
@@ -86,22 +94,40 @@ def theirs(dtype: torch.dtype, width: int) -> Any:
             down_block_types=["DownEncoderBlock2D"] * BLOCKS, up_block_types=["UpDecoderBlock2D"] * BLOCKS,
         )
     )  # fmt: skip
-    pipe = PEER.StableDiffusionPipeline(
-        vae=stage.to(dtype),
+    return pipeline(unet.to(dtype), stage.to(dtype))
+
+
+def pipeline(unet: Any, stage: Any, kind: Any = PEER.StableDiffusionPipeline) -> Any:
+    made = kind(
+        vae=stage,
         text_encoder=None,
         tokenizer=None,
-        unet=unet.to(dtype),
+        unet=unet,
         scheduler=PEER.DPMSolverMultistepScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
-def race(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Returns the fastest of interleaved rounds by name."""
+def peers(dtype: torch.dtype, width: int) -> dict[str, Any]:
+    """Returns diffusers' pipelines by name; all but the first have channels-last weights."""
+    eager = theirs(dtype, width)
+    made = {EAGER: eager}
+    for name in (CHANNELS_LAST, COMPILED, FROZEN) if dtype == torch.bfloat16 else (CHANNELS_LAST,):
+        unet, stage = (copy.deepcopy(each).to(memory_format=torch.channels_last) for each in (eager.unet, eager.vae))
+        if name != CHANNELS_LAST:
+            options = {"freezing": name == FROZEN}
+            unet.forward = torch.compile(unet.forward, dynamic=False, options=options)
+            stage.decode = torch.compile(stage.decode, dynamic=False, options=options)
+        made[name] = pipeline(unet, stage)
+    return made
+
+
+def race(runs: Race, rounds: int) -> dict[str, dict[str, float]]:
+    """Returns the fastest of interleaved rounds by name, and how much slower the slowest was."""
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -109,51 +135,147 @@ def race(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[s
             run()
             took[name].append((time.perf_counter() - began, time.process_time() - used))
     return {
-        name: {"seconds": min(wall for wall, _ in times), "processor_seconds": min(cpu for _, cpu in times)}
+        name: {
+            "seconds": min(wall for wall, _ in times),
+            "processor_seconds": min(cpu for _, cpu in times),
+            "slowest_over_fastest": max(wall for wall, _ in times) / min(wall for wall, _ in times),
+        }
         for name, times in took.items()
     }
 
 
+class Comparison:
+    """What both sides compute, as one function per program."""
+
+    def __init__(self, dtype: torch.dtype, width: int, size: int, steps: int) -> None:
+        self.dtype, self.size, self.steps = dtype, size, steps
+        self.mine, self.peers = ours(dtype, width), peers(dtype, width)
+        config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+        self.tower: Any = CLIPTextModel(config).to(dtype)
+        self.tokens = self.mine.text_encoder.tokenize([PROMPT, ""])
+
+    def text_encoder(self) -> Race:
+        """The states of a prompt and of the empty one."""
+        encoder = self.mine.text_encoder
+        return {"ldm": lambda: encoder.encode([PROMPT, ""]), EAGER: lambda: self.tower(input_ids=self.tokens)}
+
+    def unet(self, batch: int, names: tuple[str, ...]) -> Race:
+        """A guided call of the UNet, for `batch` images."""
+        x, text = self._noise(batch), torch.randn(2 * batch, 77, 768).to(self.dtype)
+        t, conditioning = torch.full((batch,), 500.0), Conditioning(text=text)
+        runs: Race = {"ldm": lambda: self.mine.backbone(x, t, conditioning)}
+        for name in names:
+            peer, twice = self.peers[name], torch.cat([x] * 2).contiguous(memory_format=self._format(name))
+            runs[name] = lambda peer=peer, twice=twice: peer.unet(
+                twice, 500, encoder_hidden_states=text, return_dict=False
+            )
+        return runs
+
+    def decoder(self) -> Race:
+        z, runs = self._noise(1), {}
+        for name, peer in self.peers.items():
+            theirs = z.contiguous(memory_format=self._format(name))
+            runs[name] = lambda peer=peer, theirs=theirs: peer.vae.decode(theirs, return_dict=False)
+        return {"ldm": lambda: self.mine.first_stage.decode(z), **runs}
+
+    def picture(self) -> Race:
+        """A full image, from two prompts to pixels."""
+        size = {"height": self.size, "width": self.size}
+        return {"ldm": lambda: self.mine(PROMPT, steps=self.steps, size=(self.size, self.size))} | {
+            name: lambda peer=peer: peer(**self._prompts(), **size, num_inference_steps=self.steps)
+            for name, peer in self.peers.items()
+        }
+
+    def image_to_image(self) -> Race:
+        image = PEER.utils.pt_to_pil(torch.rand(1, 3, self.size, self.size) * 2 - 1)[0]
+        own = {"image": image, "strength": STRENGTH, "steps": 2 * self.steps, "size": (self.size, self.size)}
+        given = {"image": image, "strength": STRENGTH, "num_inference_steps": 2 * self.steps}
+        made = {
+            name: pipeline(peer.unet, peer.vae, PEER.StableDiffusionImg2ImgPipeline)
+            for name, peer in self.peers.items()
+            if name in (EAGER, CHANNELS_LAST)  # the encoder is not compiled
+        }
+        return {"ldm": lambda: self.mine(PROMPT, **own)} | {
+            name: lambda peer=peer: peer(**self._prompts(), **given) for name, peer in made.items()
+        }
+
+    def _noise(self, batch: int) -> Tensor:
+        x = torch.randn(batch, 4, self.size // 8, self.size // 8).to(self.dtype)
+        return x.to(memory_format=torch.channels_last)
+
+    def _format(self, name: str) -> torch.memory_format:
+        return torch.contiguous_format if name == EAGER else torch.channels_last
+
+    def _prompts(self) -> dict[str, Any]:
+        states = self.tower(input_ids=self.tokens)[0]
+        return {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:], "guidance_scale": 7.5}
+
+
 @torch.no_grad()
 def compared(dtype: torch.dtype, size: int, steps: int, rounds: int, width: int) -> dict[str, Any]:
-    mine, peer = ours(dtype, width), theirs(dtype, width)
-    x = torch.randn(1, 4, size // 8, size // 8).to(dtype, memory_format=torch.channels_last)
-    context: Tensor = torch.randn(2, 77, 768).to(dtype)
-    t, twice = torch.full((1,), 500.0), torch.cat([x.contiguous()] * 2)
-    step = {
-        "ldm": lambda: mine.backbone(x, t, Conditioning(text=context)),
-        "diffusers": lambda: peer.unet(twice, 500, encoder_hidden_states=context, return_dict=False),
+    rate = peak(dtype)
+    comparison = Comparison(dtype, width, size, steps)
+    eager = EAGER, CHANNELS_LAST
+    races = {
+        "text_encoder": (comparison.text_encoder(), 10 * rounds),
+        "unet": (unet := comparison.unet(1, tuple(comparison.peers)), 2 * rounds),
+        "unet_batch_4": (comparison.unet(4, eager), rounds),
+        "decoder": (decoder := comparison.decoder(), 2 * rounds),
+        "picture": (comparison.picture(), rounds),
+        "image_to_image": (comparison.image_to_image(), rounds),
     }
-    tower: Any = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-    tower.to(dtype)
-    tokens = mine.text_encoder.tokenize([PROMPT, ""])
+    compilation = {}
+    for name in (COMPILED, FROZEN):
+        if name in comparison.peers:
+            began = time.perf_counter()
+            unet[name](), decoder[name]()
+            compilation[name] = time.perf_counter() - began
+    found: dict[str, Any] = {}
+    for name, (runs, count) in races.items():
+        if name != "image_to_image" and name != "picture":  # these consist of warm parts
+            race(runs, 1)
+        found[name] = ratios(race(runs, count))
+    return found | {
+        "compilation_seconds": compilation,
+        "matrix_product_flops_per_second": rate,
+        "share_of_matrix_product": {
+            "unet": shares(comparison.mine.backbone, unet["ldm"], rate),
+            "decoder": shares(comparison.mine.first_stage.decoder, decoder["ldm"], rate),
+        },
+    }
 
-    def their_picture() -> object:
-        states = tower(input_ids=tokens)[0]
-        given = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:], "guidance_scale": 7.5}
-        return peer(**given, num_inference_steps=steps, height=size, width=size)
 
-    picture = {"ldm": lambda: mine(PROMPT, steps=steps, size=(size, size)), "diffusers": their_picture}
-    mine(PROMPT, steps=1, size=(64, 64))
-    peer(prompt_embeds=context[:1], negative_prompt_embeds=context[1:], num_inference_steps=1, height=64, width=64)
-    return {"step": ratio(race(step, 2 * rounds)), "picture": ratio(race(picture, rounds))}
-
-
-def ratio(raced: dict[str, dict[str, float]]) -> dict[str, Any]:
+def ratios(raced: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Adds how many times as fast as each peer ldm is."""
     keys = ("seconds", "processor_seconds")
-    return raced | {"times_as_fast": {key: raced["diffusers"][key] / raced["ldm"][key] for key in keys}}
+    return raced | {
+        "times_as_fast_as": {
+            name: {key: took[key] / raced["ldm"][key] for key in keys} for name, took in raced.items() if name != "ldm"
+        }
+    }
+
+
+def processor() -> dict[str, Any]:
+    """Returns the processor's name, and the instruction sets that matter for matrix products."""
+    about = torch.cpu.get_capabilities()
+    sets = [name for name, has in about.items() if has is True and name.startswith(("avx", "amx", "fma"))]
+    return {"name": about.get("cpu_name", "unknown"), "instruction_sets": sorted(sets)}
 
 
 def measure(size: int = 512, steps: int = 3, rounds: int = 2, width: int = 320) -> dict[str, Any]:
     found = {name: compared(dtype, size, steps, rounds, width) for name, dtype in PRECISIONS.items()}
-    default = found["float32"]["picture"]["diffusers"], found["bf16"]["picture"]["ldm"]
+    default = found["float32"]["picture"][EAGER], found["bf16"]["picture"]["ldm"]
     return found | {
-        "bf16_beside_their_float32": {key: default[0][key] / default[1][key] for key in default[0]},
+        "bf16_beside_their_float32": {
+            key: default[0][key] / default[1][key] for key in ("seconds", "processor_seconds")
+        },
         "size": size,
         "steps": steps,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "processor": processor(),
     }
 
 
