@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.commands.bench import check_replaceable, save
+from ldm.commands.bench.command import check_replaceable, save
 from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
