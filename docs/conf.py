@@ -38,7 +38,7 @@ API = {
     "Sampling": [f"ldm.sampling.{path.stem}" for path in sorted((HERE.parent / "ldm/sampling").glob("[a-z]*.py"))],
     "Networks": ["ldm.nn.unet", "ldm.nn.dit", "ldm.nn.vae", "ldm.nn.clip", "ldm.nn.text_encoder", "ldm.nn.tokenizer"],
     "Adapters": [f"ldm.adapters.{path.stem}" for path in sorted((HERE.parent / "ldm/adapters").glob("[a-z]*.py"))],
-    "Weights": ["ldm.weights.model", "ldm.weights.recognise", "ldm.weights.convert", "ldm.weights.native"],
+    "Weights": [f"ldm.weights.{name}" for name in ("model", "recognise", "convert", "formats", "native")],
     "Metrics": [f"ldm.metrics.{path.stem}" for path in sorted((HERE.parent / "ldm/metrics").glob("[a-z]*.py"))],
     "Looking inside": [f"ldm.inside.{path.stem}" for path in sorted((HERE.parent / "ldm/inside").glob("[a-z]*.py"))],
 }

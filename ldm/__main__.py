@@ -1,4 +1,8 @@
-"""The `ldm` command, which imports one module of ldm/commands per subcommand, on demand."""
+"""The `ldm` command, which parses a subcommand's arguments before it imports what runs it, which can take seconds.
+
+Each subcommand is a package of ldm/commands: arguments.py has `add_arguments` and does not import torch, command.py has
+`run`.
+"""
 
 import argparse
 import re
@@ -26,7 +30,6 @@ COMMANDS = {
     "status": "show the steps, speed, remaining time and latest metrics of runs, live",
     "verify": "check a cache of latents or shards of images",
 }
-PACKAGES = ("evaluate", "filter", "info")  # commands that consist of several modules
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,18 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1]).command
-    try:
-        command = import_module(f"ldm.commands.{name}.command" if name in PACKAGES else f"ldm.commands.{name}")
-    except KeyboardInterrupt:  # the import takes seconds
-        return 130
-    parser = argparse.ArgumentParser(prog=f"ldm {name}", description=command.__doc__, allow_abbrev=False)
-    command.add_arguments(parser)
+    parser = argparse.ArgumentParser(prog=f"ldm {name}", allow_abbrev=False)
+    import_module(f"ldm.commands.{name}.arguments").add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, unknown = parser.parse_known_args(argv[1:])
     if unknown:
         near = get_close_matches(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", parser.format_usage()), n=1)
         parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
-    return errors.run(lambda: command.run(args), args.debug)
+    return errors.run(lambda: import_module(f"ldm.commands.{name}.command").run(args), args.debug)
 
 
 if __name__ == "__main__":

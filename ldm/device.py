@@ -1,4 +1,4 @@
-"""Selects the device and the precision, and reports which bfloat16 instructions the device has."""
+"""Selects the device, and reports which bfloat16 instructions it has."""
 
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
-AUTO = "auto"
 ATTENTION = {  # kernels of GPUs, in torch's own order
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -71,13 +69,3 @@ def has_bf16(device: torch.device) -> bool:
 def has_amx() -> bool:
     """Returns whether the CPU has instructions that multiply bfloat16 matrices (AMX)."""
     return torch.cpu.get_capabilities().get("amx_bf16", False)
-
-
-def choose_precision(name: str, device: str) -> str:
-    """Returns the precision; "auto" is the fastest that generates nearly the same images as float32.
-
-    Raises ValueError for an unavailable device.
-    """
-    if name != AUTO:
-        return name
-    return "bf16" if has_bf16(choose_device(device)) else "32"

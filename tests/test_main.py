@@ -1,9 +1,23 @@
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from ldm.__main__ import COMMANDS, main
 from tests.tiny import save_tiny_model
+
+HEAVY = {"torch", "lightning", "transformers", "torchmetrics", "matplotlib", "gradio"}  # libraries that take seconds
+IMPORTED = f"""
+import sys
+from ldm.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(sorted({HEAVY} & set(sys.modules)))
+"""
 
 
 def test_a_command_runs_and_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +48,24 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0 and f"usage: ldm {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--no-such-option", 2)])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_usage_errors_do_not_import_heavy_libraries(name: str, argument: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED, name, argument], capture_output=True, text=True, check=False)
+    assert done.returncode == code and f"usage: ldm {name}" in done.stdout + done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(module: str) -> ModuleType:
+        if module == "ldm.commands.info.command":
+            raise KeyboardInterrupt
+        return import_module(module)
+
+    monkeypatch.setattr("ldm.__main__.import_module", interrupted)
+    assert main(["info", "nowhere"]) == 130
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ldm.commands.bench import check_replaceable, save
-from ldm.commands.filter.command import UNITS
+from ldm.commands.bench.command import check_replaceable, save
+from ldm.commands.filter.arguments import UNITS
 
 COLUMNS = ["URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE", "hash"]
 

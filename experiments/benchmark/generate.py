@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from experiments.benchmark.shares import peak, shares
-from ldm.commands.bench import check_replaceable, save
+from ldm.commands.bench.command import check_replaceable, save
 from ldm.conditioning import Conditioning
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear

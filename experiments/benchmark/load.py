@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.commands.bench import check_replaceable, save
+from ldm.commands.bench.command import check_replaceable, save
 from ldm.nn.clip import TextTower
 from ldm.nn.unet import UNet
 from ldm.nn.vae import VAE

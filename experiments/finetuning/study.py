@@ -34,10 +34,10 @@ from experiments.finetuning.measure import (
     shown,
 )
 from experiments.finetuning.runs import INCLUDED, Run, fine_tune
-from ldm.device import DTYPES, choose_precision
 from ldm.files import write_json
 from ldm.image import from_uint8, grid, to_pil, to_uint8
 from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.precision import choose_precision, dtype_of
 from ldm.progress import Progress
 from ldm.weights.model import model_fingerprint
 
@@ -135,7 +135,7 @@ def tasks(parts: Sequence[str], concepts: Sequence[str], seeds: int) -> tuple[li
 
 def load(model: str) -> Pipeline:
     """Loads a model in the precision that sample.py uses on this processor."""
-    return Pipeline.load(model, "cpu", DTYPES[choose_precision("auto", "cpu")])
+    return Pipeline.load(model, "cpu", dtype_of(choose_precision("auto", "cpu")))
 
 
 @cache

@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ldm.adapters.low_rank import Layer, LowRank
+from ldm.adapters.presets import PRESETS
 from ldm.nn.attention import Attention
 from ldm.nn.backbone import Backbone
 from ldm.nn.clip import SelfAttention, TextTower
 
-PRESETS = ("attention", "transformer", "all")
 ATTENTION = (Attention, SelfAttention)
 READS_TIME = ("time", "modulation")  # layers of a block that read the timestep, not the image
 

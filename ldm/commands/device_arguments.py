@@ -2,7 +2,7 @@
 
 import argparse
 
-from ldm.device import AUTO, DTYPES
+from ldm.pipeline.precision import AUTO, DTYPES
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, precision: str) -> None:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.device import DTYPES, choose_precision
 from ldm.files import write_json
 from ldm.image import save_png, to_pil
 from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.precision import choose_precision, dtype_of
 from ldm.progress import Progress
 from ldm.weights.model import model_fingerprint, open_model
 
@@ -47,7 +47,7 @@ def class_images(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder.with_suffix(".json"), {**about, "weights": model})
-        pipeline = Pipeline.load(model, device, DTYPES[precision])
+        pipeline = Pipeline.load(model, device, dtype_of(precision))
         progress = Progress(len(missing) * batch_size, "images", "class images: ")
         for block in missing:
             seeds = [seed + index for index in block]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.device import DTYPES, allow_tf32, choose_precision, device_of_rank
+from ldm.device import allow_tf32, device_of_rank
 from ldm.drawing.added_files import AddedFiles, unused_tokens
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
@@ -23,6 +23,7 @@ from ldm.image import grid, load_image, read_metadata, save_png, to_pil
 from ldm.ownership import is_within
 from ldm.pipeline.inputs import ImageRequest
 from ldm.pipeline.pipeline import OnStep, Pipeline
+from ldm.pipeline.precision import choose_precision, dtype_of
 from ldm.pipeline.settings import Settings
 from ldm.progress import Progress, clear
 from ldm.weights.model import model_fingerprint, open_model
@@ -252,7 +253,7 @@ def load_pipeline(job: SamplingJob, process: Process) -> tuple[Pipeline, dict[st
     pipeline = Pipeline.load(
         job.model,
         device,
-        DTYPES[precision],
+        dtype_of(precision),
         job.offload,
         job.weak,
         job.compile,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.pipeline.limits import MAX_PIXELS
+from ldm.pipeline.precision import AUTO, DTYPES
 
 ADDED = ("lora", "embedding")  # the keys of files to add to a model, which may be given several times
 
@@ -167,7 +168,7 @@ KEYS = {
     ),
     "device": Key(nonempty, "auto, cpu, cuda or cuda:N (auto)"),
     "precision": Key(
-        one_of("auto", "32", "bf16", "16"),
+        one_of(AUTO, *DTYPES),
         "32, bf16, or 16, which keeps the first stage at 32; auto is bf16 if the processor supports it, else 32 (auto)",
     ),
     "offload": Key(

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-MODES = ("none", "idle", "sequential")
+from ldm.execution.offload_modes import MODES
+
 REMEDY = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
 # Parts of the messages of the CPU allocator; of CUDA; of cuBLAS, cuDNN and other NVIDIA libraries; and of cuDNN.

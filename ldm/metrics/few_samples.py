@@ -3,8 +3,7 @@
 from typing import Any
 
 from ldm.metrics.provenance import must_agree
-
-MIN_IMAGES = 100  # below which `ldm compare` claims no difference: a share has a standard error of up to 5 points
+from ldm.metrics.sample_sizes import MIN_IMAGES
 
 
 def image_count(metric: str, provenance: dict[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ldm.device import DTYPES, choose_device
+from ldm.device import choose_device
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
@@ -28,6 +28,7 @@ from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, im
 from ldm.pipeline.loading import Added, Contents, Source
 from ldm.pipeline.loras import TaggedLora, TaggedRequest, read_tags
 from ldm.pipeline.networks import Networks
+from ldm.pipeline.precision import DTYPES, dtype_of
 from ldm.pipeline.result import Result
 from ldm.pipeline.settings import Settings, SettingsOverrides, batch_record, model_settings
 from ldm.pipeline.source_images import STRENGTH
@@ -167,8 +168,8 @@ class Pipeline:
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         dtype = self.backbone.dtype if dtype is None else dtype
-        if dtype not in DTYPES.values():
-            raise ValueError(f"the dtype is {dtype}, but must be one of {', '.join(map(str, DTYPES.values()))}")
+        if dtype not in (known := [dtype_of(precision) for precision in DTYPES]):
+            raise ValueError(f"the dtype is {dtype}, but must be one of {', '.join(map(str, known))}")
         chosen = self.device if device is None else choose_device(str(device))
         self.networks.move(chosen, dtype)
         if self._contents is not None:

@@ -4,15 +4,14 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from ldm.metrics.few_samples import MIN_IMAGES, few_samples, image_count
+from ldm.metrics.few_samples import few_samples, image_count
 from ldm.metrics.provenance import incomparable
+from ldm.metrics.sample_sizes import MIN_IMAGES, MIN_SEEDS
 from ldm.report.coverage import coverage
 from ldm.report.groups import Difference, Group, group_runs
 from ldm.report.metric import Metric, is_evaluation, metrics_of
 from ldm.report.runs import Run
 from ldm.report.statistics import LEVEL, Contrast, Mean, contrast, holm, mean
-
-MIN_SEEDS = 3  # required to claim a difference: with two seeds, the interval is ± 12.7 standard errors
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from ldm.metrics.few_samples import MIN_IMAGES
-from ldm.report.comparison import MIN_SEEDS, Comparison, GroupPair, listed
+from ldm.metrics.sample_sizes import MIN_IMAGES, MIN_SEEDS
+from ldm.report.comparison import Comparison, GroupPair, listed
 from ldm.report.figures import COLORS, Plot
 from ldm.report.groups import described
 from ldm.report.images import Row

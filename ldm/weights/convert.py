@@ -13,13 +13,11 @@ from ldm.weights.compvis.writer import write_file
 from ldm.weights.contents import Contents, StoredNetwork, open_contents
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.diffusers.writer import write_folder
+from ldm.weights.formats import format_of
 from ldm.weights.keymaps import LAYOUTS, NATIVE
 from ldm.weights.model import PARTS, check_fingerprint, names_frozen_parts, open_frozen_part
 from ldm.weights.native import fingerprint, write_network
-from ldm.weights.storage.tensors import PICKLED
 from ldm.weights.storage.values import verified as verified_tensors
-
-FORMATS = ("single", "diffusers", "ldm")
 
 
 def with_frozen_parts(contents: Contents) -> Contents:
@@ -60,20 +58,6 @@ def verified(
         network.check()
         networks[kind] = replace(network, tensors=verified_tensors(network.tensors, dtype, on_read))
     return replace(contents, networks=networks)
-
-
-def format_of(path: Path) -> str:
-    """Returns "single" for a path with the extension of a weights file, "diffusers" for one without an extension.
-
-    Raises ValueError for another extension.
-    """
-    if path.suffix in (".safetensors", *PICKLED):
-        return "single"
-    if path.suffix and not path.is_dir():
-        raise ValueError(
-            f"{path} ends in {path.suffix}, but weights are written to a .safetensors, .ckpt or folder; give one"
-        )
-    return "diffusers"
 
 
 def write(contents: Contents, path: Path, to: str, shard: int | None = None, overwrite: bool = False) -> None:

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.weights.contents import open_contents
-from ldm.weights.convert import format_of, part, verified, with_frozen_parts, write
+from ldm.weights.convert import part, verified, with_frozen_parts, write
+from ldm.weights.formats import format_of
 from tests.tiny import save_tiny_model
 from tests.weights.foreign import ODD, ODD2, SD1, SD2, full_model, same, tensors_of
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from ldm.pipeline.pipeline import Pipeline
 from ldm.weights import native
-from ldm.weights.convert import format_of, verified, write
+from ldm.weights.convert import verified, write
+from ldm.weights.formats import format_of
 from ldm.weights.model import model_fingerprint, open_model, read_model, save_model
 from ldm.weights.storage import tensors
 from tests.tiny import save_part, save_tiny_model, tiny_about, tiny_unet, tiny_vae

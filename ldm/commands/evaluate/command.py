@@ -18,9 +18,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ldm.commands.device_arguments import add_device_arguments
-from ldm.commands.ema import check_lengths
-from ldm.device import DTYPES, allow_tf32, choose_precision, device_of_rank
+from ldm.commands.ema.command import check_lengths
+from ldm.commands.evaluate.arguments import NUMBERS, SWEPT, TOWERS
+from ldm.device import allow_tf32, device_of_rank
 from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, warnings_on_stderr
@@ -37,6 +37,7 @@ from ldm.metrics.provenance import text_hash
 from ldm.metrics.reference import data_about, image_batches, reference
 from ldm.ownership import check_outside, refuse
 from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.precision import choose_precision, dtype_of
 from ldm.progress import Progress, clear
 from ldm.report.sweep import beside
 from ldm.sampling.compatibility import Setup, check
@@ -44,9 +45,6 @@ from ldm.sampling.driver import SAMPLERS
 from ldm.sampling.spacing import SPACINGS
 from ldm.synonyms.sampling import sampler_settings, translate
 from ldm.weights.model import model_fingerprint, with_trained
-from ldm.weights.recognise import READABLE
-
-TOWERS = "assets:image_tower.safetensors", "assets:text_tower.safetensors"
 
 
 def sampler(text: str) -> str:
@@ -54,48 +52,14 @@ def sampler(text: str) -> str:
     return text if "sampler" in sampler_settings(text) else one_of(*SAMPLERS)(text)
 
 
-SWEPT: dict[str, tuple[Callable[[str], Any], str]] = {  # several values, separated by commas, make a sweep
-    "steps": (integer(1), "sampling steps (the model's own)"),
-    "guidance": (number, "guidance scale; 1 is no guidance (the model's own)"),
-    "sampler": (sampler, "such as ddim, dpmpp_2m or DPM++ 2M Karras (the model's own)"),
-    "spacing": (one_of(*SPACINGS), "time step spacing, such as trailing or karras (the model's own)"),
-    "ema-length": (number, "length of the average of a run's weights; needs ema=power, see `ldm ema`"),
-    "seed": (integer(0), "prompt i of n is sampled with the noise of seed · n + i (0)"),
+PARSERS: dict[str, Callable[[str], Any]] = {  # of one value of each setting in SWEPT
+    "steps": integer(1),
+    "guidance": number,
+    "sampler": sampler,
+    "spacing": one_of(*SPACINGS),
+    "ema-length": number,
+    "seed": integer(0),
 }
-NUMBERS = (
-    ("prompts", 512, 1, "images to sample, at most one per caption"),
-    ("count", 2048, 1, "real images to compare with, limited by the data"),
-    ("batch", 64, 1, "images per batch"),
-    ("validation", 128, 0, "real images for the error by noise level; 0 to skip it"),
-    ("held-out", 0, 0, "use only data held out by training with data.held_out_every=N; 0 uses all"),
-    ("resamples", 0, 0, "bootstrap resamples for fid_error and kid_error; 0 to skip them"),
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Sample images from a model and compute the metrics of a run: FID, KID, precision, recall, CLIP score, error "
-        "by noise level, and for shapes whether each image matches its prompt. The same command resumes a stopped "
-        "evaluation; `torchrun --nproc-per-node N -m ldm evaluate …` splits it over processes, with the same results. "
-        "Several values separated by commas (--steps 5,10,20 --guidance 1,2) make a sweep: a table, JSON that "
-        "`ldm compare` reads, and plots of quality against seconds and network calls."
-    )
-    parser.add_argument("model", metavar="MODEL", help=READABLE)
-    parser.add_argument("--data", required=True, metavar="D", help="shapes, a folder of images, shards, or a cache")
-    parser.add_argument("--out", required=True, type=Path, metavar="F", help="the JSON file to write")
-    for name, (_, text) in SWEPT.items():
-        parser.add_argument(f"--{name}", metavar=name[0].upper(), help=text)
-    for name, default, _, text in NUMBERS:
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
-    parser.add_argument("--infinity", action="store_true", help="also extrapolate FID to infinitely many images")
-    parser.add_argument(
-        "--features", default=TOWERS[0], metavar="W", help="a CLIP, or a .pth of Inception-v3 (the built-in tower)"
-    )
-    parser.add_argument("--clip", metavar="W", help="a complete CLIP for the CLIP score (the built-in towers)")
-    parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="file in which to keep the features of the real images for reuse"
-    )
-    add_device_arguments(parser, precision="32")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -147,7 +111,7 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
     fingerprint = model_fingerprint(args.model)
     args.precision = choose_precision(args.precision, args.device)
     allow_tf32(args.precision != "32")
-    pipeline = Pipeline.load(args.model, args.device, DTYPES[args.precision])
+    pipeline = Pipeline.load(args.model, args.device, dtype_of(args.precision))
     data = open_data(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
     count = min(args.count, len(data.images))  # type: ignore[arg-type]
     about = data_about(data.images, count)
@@ -196,7 +160,7 @@ def partial_folder(out: Path) -> Path:
 def parse_values(name: str, text: str) -> list[Any]:
     """Parses values separated by commas. Raises UsageError."""
     try:
-        values = [SWEPT[name][0](part.strip()) for part in text.split(",")]
+        values = [PARSERS[name](part.strip()) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--{name} {text}: expected {error}, or several separated by commas") from error
     meant = [str((name == "sampler" and sampler_settings(value)) or {name: value}) for value in values]

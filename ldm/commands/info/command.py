@@ -7,20 +7,7 @@ from typing import Any
 from ldm.weights.adapters.recognise import has_adapter, has_embedding, is_run_of_adapter
 from ldm.weights.info import ContentsInfo, NetworkInfo
 from ldm.weights.kinds import ADAPTER
-from ldm.weights.recognise import READABLE, recognise
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Describe a model, a run or a cache of latents, without reading its tensors, or count the images and captions "
-        "of shards."
-    )
-    parser.add_argument(
-        "path",
-        metavar="MODEL|RUN|CACHE|SHARDS",
-        help=f"{READABLE}; also a standalone network, such as an autoencoder, a cache that ldm encode wrote, and a "
-        "tar, a folder of tars or a pattern such as 'shards/*.tar'",
-    )
+from ldm.weights.recognise import recognise
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ldm.weights.adapters.names import TEXT, TEXT_2, UNET, aliased, dotted
 
-KOHYA, DIFFUSERS = "kohya", "diffusers"
+KOHYA, DIFFUSERS = LAYOUTS = ("kohya", "diffusers")
 PREFIXES: dict[str, str | None] = {  # of names in kohya, diffusers and peft
     "lora_unet_": UNET,
     "lora_te_": TEXT,

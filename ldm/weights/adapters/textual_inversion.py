@@ -21,7 +21,6 @@ SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder in a folde
 KOHYA = "emb_params"  # the only tensor in kohya's files, whose token is the file name
 BY_ENCODER = {"clip_l": TEXT, "clip_g": TEXT_2}  # in files of SDXL
 NO_TOKENS = {KOHYA, *BY_ENCODER}
-FORMATS = ("kohya", "diffusers")
 Given = str | Path | tuple[str | Path, str]  # a file, or a file and its token in prompts
 
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ldm.adapters.change import Change, LowRankChange
-from ldm.weights.adapters.layouts import DIFFUSERS, KOHYA
+from ldm.weights.adapters.layouts import KOHYA
 from ldm.weights.adapters.names import MODEL, TEXT, TEXT_2, UNET, dotted, underscored
 from ldm.weights.adapters.peft_settings import METADATA
 from ldm.weights.storage.values import in_memory, write_safetensors
 
-FORMATS = (KOHYA, DIFFUSERS)
 OURS, MARK = "ldm", json.dumps({"kind": "lora"})  # marks files written by ldm
 Changes = Mapping[str, Mapping[str, Change]]  # network → layer name in diffusers or transformers → change
 State = dict[str, Tensor]

@@ -12,6 +12,7 @@ import torch
 
 from ldm.__main__ import main
 from ldm.commands.evaluate import command as evaluate
+from ldm.commands.evaluate.arguments import SWEPT
 from ldm.evaluation.result import training_of
 from ldm.image import save_png, to_pil
 from ldm.report.runs import read_runs
@@ -43,6 +44,10 @@ def alone(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "a.json"
     assert main([*given, "--out", str(out)]) == 0
     return out
+
+
+def test_every_setting_of_a_sweep_has_a_parser() -> None:
+    assert evaluate.PARSERS.keys() == SWEPT.keys()
 
 
 def test_the_metrics_of_a_run_are_written_with_provenance(alone: Path, given: list[str]) -> None:

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 from ldm.commands.info.command import describe
-from ldm.weights.convert import format_of, write
+from ldm.weights.convert import write
+from ldm.weights.formats import format_of
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet
 from tests.weights.foreign import ODD, SD2, full_model, networks, without_metadata
 

@@ -15,10 +15,11 @@ from ldm.adapters.targets import layers
 from ldm.nn.text_encoder import TextEncoder
 from ldm.nn.tokenizer import Tokenizer
 from ldm.nn.unet import UNet
+from ldm.weights.adapters.layouts import LAYOUTS
 from ldm.weights.adapters.names import dotted, own_names, public_names, underscored
 from ldm.weights.adapters.reader import AdapterFile, networks_of, open_adapter
 from ldm.weights.adapters.recognise import has_adapter
-from ldm.weights.adapters.writer import FORMATS, write_adapter
+from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.keymaps import entries
 from ldm.weights.native import build
 from tests.tiny import tiny_dit, tiny_text_encoder, tiny_text_tower, tiny_unet
@@ -246,7 +247,7 @@ def test_kohya_names_of_every_sd15_layer_are_recognised() -> None:
         assert dotted("unet", underscored(entry.theirs.removesuffix(".weight"))) == public[own]
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("magnitude", [None, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_written_adapters_are_read_back_bit_identical(
@@ -289,7 +290,7 @@ def test_dora_in_only_some_layers_is_refused_for_peft(tmp_path: Path) -> None:
         write_adapter(tmp_path / "a.safetensors", {"unet": made}, "diffusers", {})
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_writing_changes_without_factors_is_refused(layout: str, tmp_path: Path) -> None:
     parts, _ = lycoris("LoHa", (16, 16))
     file = saved(tmp_path, {f"{KOHYA}.{part}": tensor for part, tensor in parts.items()})
