@@ -6,7 +6,7 @@ Operations on the CPU are synchronous, so that hooks before and after a layer gi
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,9 @@ def shares(network: nn.Module, call: Callable[[], object], rate: float) -> dict[
 @contextmanager
 def _hooks(network: nn.Module, flops: dict[str, float], seconds: dict[str, float]) -> Iterator[None]:
     layers = [layer for layer in network.modules() if isinstance(layer, (Attention, *LAYERS))]
-    products = {layer: layer.weight[0].numel() for layer in layers if not isinstance(layer, Attention)}  # per output
+    products = {
+        layer: cast(Tensor, layer.weight)[0].numel() for layer in layers if not isinstance(layer, Attention)
+    }  # per output
     running: list[float] = []  # start times of the layers that have begun
 
     def begin(*_: object) -> None:

@@ -1,16 +1,19 @@
-"""Packs the weights of inference-only networks into oneDNN's layout once, instead of at every call on the CPU.
+"""Prepares the weights of inference-only networks for the CPU once, instead of at every call.
 
-The operations are those that torch.compile emits for frozen weights; torch has no public API for them.
+Large weights are packed into oneDNN's layout. The operations are those that torch.compile emits for frozen weights;
+torch has no public API for them. Convolutions after upsampling are folded, see `FoldedUpsample`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.device import has_bf16
+from ldm.nn.layers import Upsample
 
 MIN_SIZE = 2**18  # elements of a weight from which packing pays off
 ONEDNN: Any = torch.ops.mkldnn
@@ -140,6 +143,69 @@ def _layout(packed: Tensor) -> Tensor:
     return cast(Tensor, ONEDNN._get_mkldnn_serialized_md(packed))
 
 
+class FoldedUpsample(Upsample):
+    """Nearest-neighbour upsampling to twice the size and its 3x3 convolution as four 2x2 convolutions of the input.
+
+    In every window of the upsampled image some pixels are equal, so that their weights can be added beforehand: 4/9 of
+    the multiplications give the same result up to rounding. Each convolution gives every second pixel per direction.
+    """
+
+    def __init__(self, plain: Upsample) -> None:
+        nn.Module.__init__(self)
+        self.conv = plain.conv
+        self.training = plain.training
+        self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
+        self._fold()
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = x.shape[2:]
+        if size not in (None, (2 * height, 2 * width)):
+            return super().forward(x, size)
+        x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        out = x.new_empty(len(x), 2 * height, 2 * width, self.conv.out_channels).permute(0, 3, 1, 2)
+        for (row, column), conv in self.quarters.items():
+            out[:, :, row::2, column::2] = conv(x[:, :, row : row + height + 1, column : column + width + 1])
+        return out
+
+    def plain(self) -> Upsample:
+        made = Upsample.__new__(Upsample)
+        nn.Module.__init__(made)
+        made.conv = self.conv
+        return made.train(self.training)
+
+    def _fold(self) -> None:
+        weight = self.conv.weight.detach().float()
+        self.quarters = {  # not submodules: the state dict holds the plain weight
+            (row, column): self._quarter(_added(_added(weight, 2, row), 3, column))
+            for row in (0, 1)
+            for column in (0, 1)
+        }
+
+    def _quarter(self, weight: Tensor) -> nn.Module:
+        conv = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 2, device="meta")
+        conv.weight = nn.Parameter(weight.to(self.conv.weight), requires_grad=False)
+        conv.bias = self.conv.bias
+        return PackedConv2d(conv)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedUpsample":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._fold()
+        return self
+
+
+def _fold_again(layer: nn.Module, _incompatible: object) -> None:
+    cast(FoldedUpsample, layer)._fold()
+
+
+def _added(weight: Tensor, dim: int, position: int) -> Tensor:
+    """Adds the two of three weights along `dim` that apply to the same pixel of the small image.
+
+    Of two pixels that are copies of one, the first (position 0) has another pixel before it, the second one after it.
+    """
+    before, at, after = weight.unbind(dim)
+    return torch.stack([before, at + after] if position == 0 else [before + at, after], dim)
+
+
 L = TypeVar("L", nn.Linear, nn.Conv2d)
 
 
@@ -159,22 +225,37 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(network: nn.Module) -> None:
-    """Replaces large linear layers and convolutions one by one, so that only one weight is in memory twice."""
+    """Replaces large layers one by one, so that only one weight is in memory twice."""
     for name in [name for name, _ in network.named_children()]:
         layer = getattr(network, name)
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= MIN_SIZE:
+        if _can_fold(layer):
+            setattr(network, name, FoldedUpsample(layer))
+        elif isinstance(layer, nn.Linear) and layer.weight.numel() >= MIN_SIZE:
             setattr(network, name, PackedLinear(layer))
-        # A 1x1 convolution is slower, unless it is packed for one fixed image size.
+        # A 1x1 convolution is a matrix product, which is as fast without packing.
         elif isinstance(layer, nn.Conv2d) and layer.weight.numel() >= MIN_SIZE and layer.kernel_size != (1, 1):
             setattr(network, name, PackedConv2d(layer))
         else:
             pack(layer)
 
 
+def fold(network: nn.Module) -> None:
+    """Replaces only upsampling: for autoencoders, whose feature maps are so large that packing would change nothing."""
+    for name, layer in list(network.named_children()):
+        if _can_fold(layer):
+            setattr(network, name, FoldedUpsample(layer))
+        else:
+            fold(layer)
+
+
+def _can_fold(layer: nn.Module) -> TypeGuard[Upsample]:
+    return type(layer) is Upsample and layer.conv.weight.numel() >= MIN_SIZE
+
+
 def unpack(network: nn.Module) -> None:
     """Replaces packed layers by plain ones with the same weights, so that the network can be moved or cast."""
     for name, layer in list(network.named_children()):
-        if isinstance(layer, Packed):
+        if isinstance(layer, Packed | FoldedUpsample):
             setattr(network, name, layer.plain())
         else:
             unpack(layer)

@@ -44,6 +44,11 @@ def normalize(groups: int, width: int, eps: float) -> nn.Module:
     return GroupNorm(groups, width, eps=eps) if groups else PixelNorm(width, eps)
 
 
+def activate(normalized: Tensor) -> Tensor:
+    """Returns SiLU of a tensor that nothing else uses: in its memory, unless gradients need the tensor."""
+    return F.silu(normalized, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """Two pre-norm 3x3 convolutions on a residual path; the time embedding, if any, is added between them."""
 
@@ -59,10 +64,10 @@ class ResBlock(nn.Module):
         self.skip = scaled(nn.Conv2d(inputs, outputs, 1)) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv1(activate(self.norm1(x)))
         if self.time is not None and time is not None:
             hidden = hidden + self.time(F.silu(time))[:, :, None, None]
-        return self.skip(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return self.skip(x) + self.conv2(activate(self.norm2(hidden)))
 
 
 class Downsample(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.nn.attend import attend
 from ldm.nn.init import scaled
-from ldm.nn.layers import Downsample, ResBlock, Upsample, normalize
+from ldm.nn.layers import Downsample, ResBlock, Upsample, activate, normalize
 from ldm.nn.tiling import apply_in_tiles
 
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Applies the layers after the levels: the middle, which attends to the entire image, and the output layers."""
-        return self.conv_out(F.silu(self.norm_out(self.middle(hidden))))
+        return self.conv_out(activate(self.norm_out(self.middle(hidden))))
 
     def levels(self) -> list[nn.Sequential]:
         """Returns the layers before `finish`, level by level."""
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         self.conv_out = scaled(nn.Conv2d(current, 3 * patch**2, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        hidden = self.conv_out(F.silu(self.norm_out(self.up(self.begin(z)))))
+        hidden = self.conv_out(activate(self.norm_out(self.up(self.begin(z)))))
         return F.pixel_shuffle(hidden, self.patch)
 
     def begin(self, z: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ldm.diffusion.denoiser import Denoiser, Network
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.execution.compiling import compiled
-from ldm.execution.cpu_packing import can_pack, pack, unpack
+from ldm.execution.cpu_packing import can_pack, fold, pack, unpack
 from ldm.execution.offload import Offload
 from ldm.image import to_uint8
 from ldm.nn.backbone import Backbone, check_inputs
@@ -81,7 +81,10 @@ class Networks:
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """Runs all networks on the device and in the dtype from now on."""
         self.offload = Offload(device, self.offload.mode)
+        unpack(self.first_stage)
         place_frozen(self.first_stage, self.text_encoder, self.offload.idle_device, dtype)
+        if can_pack(device, dtype):
+            fold(self.first_stage)
         for networks in self._both():
             networks.offload = self.offload
             unpack(networks.backbone)

@@ -15,7 +15,7 @@ from ldm.device import choose_device
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, from_config
-from ldm.execution.cpu_packing import can_pack, pack
+from ldm.execution.cpu_packing import can_pack, fold, pack
 from ldm.execution.offload import Offload
 from ldm.nn.backbone import Backbone
 from ldm.nn.text_encoder import TextEncoder
@@ -100,6 +100,8 @@ class Pipeline:
         source, added = Source(path, dtype, offloading.idle_device), Added(tuple(adapters), tuple(embeddings))
         contents, model = Contents(source, added, lora_dir), source.read(added)
         stage, text = model.first_stage.network, model.text_encoder.network
+        if can_pack(offloading.device, dtype):
+            fold(stage)
 
         def assemble(model: Model, weak: Pipeline | None = None, contents: Contents | None = None) -> Pipeline:
             about = model.about["model"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.execution.cpu_packing import Packed, can_pack, pack, unpack
+from ldm.execution.cpu_packing import ONEDNN, FoldedUpsample, Packed, PackedConv2d, can_pack, fold, pack, unpack
+from ldm.nn.layers import Upsample
 from ldm.pipeline.pipeline import Pipeline
 
 TYPES = [
@@ -99,3 +100,61 @@ def test_a_pipeline_on_the_cpu_is_packed(dtype: torch.dtype) -> None:
     conditioning = pipeline.text_encoder.encode(["a red circle"]).to(dtype=dtype)
     out = pipeline.backbone(torch.randn(1, 8, 8, 8).to(dtype), torch.tensor([500.0]), conditioning)
     assert out.shape == (1, 8, 8, 8) and not out.requires_grad  # without torch.no_grad()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_packed_convolution_has_the_layout_for_every_size_of_its_input(dtype: torch.dtype) -> None:
+    plain = nn.Conv2d(192, 192, 3, padding=1, dtype=dtype).requires_grad_(False)
+    packed = PackedConv2d(copy.deepcopy(plain))
+    for size in [(2, 192, 4, 4), (1, 192, 64, 64), (2, 192, 4, 4), (32, 192, 8, 8)]:
+        x = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(packed(x), plain(x), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+        best = ONEDNN._reorder_convolution_weight(plain.weight, *packed.arguments, size)
+        layouts = [ONEDNN._get_mkldnn_serialized_md(weight) for weight in (packed.packed, best)]
+        assert torch.equal(*layouts)
+    assert torch.equal(packed.weight, plain.weight)
+
+
+def upsample(dtype: torch.dtype = torch.float32) -> Upsample:
+    torch.manual_seed(0)
+    return Upsample(256).to(dtype, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [None, (10, 14), (9, 13)])
+def test_folded_upsampling_is_about_as_exact_as_the_plain_one(dtype: torch.dtype, size: tuple[int, int] | None) -> None:
+    plain, x = upsample(dtype), torch.randn(2, 256, 5, 7).to(dtype)
+    exact = copy.deepcopy(plain).double()(x.double(), size)
+    folded = nn.Sequential(copy.deepcopy(plain))
+    fold(folded)
+    assert isinstance(folded[0], FoldedUpsample)
+    error, expected = ((made - exact).norm() / exact.norm() for made in (folded[0](x, size), plain(x, size)))
+    assert error < 1.5 * expected
+
+
+def test_folded_upsampling_follows_its_weights_and_can_be_undone() -> None:
+    plain, other = upsample(), upsample()
+    other.conv.weight.mul_(2)
+    network = nn.Sequential(plain)
+    fold(network)
+    assert network.state_dict().keys() == nn.Sequential(other).state_dict().keys()
+    network.load_state_dict(nn.Sequential(other).state_dict())
+    x = torch.randn(1, 256, 6, 6)
+    torch.testing.assert_close(network(x), other(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), other(x))
+    unpack(network)
+    assert type(network[0]) is Upsample
+    assert torch.equal(network(x), other(x))
+
+
+def test_folded_upsampling_can_be_cast() -> None:
+    network, x = nn.Sequential(upsample()), torch.randn(1, 256, 6, 6)
+    expected = copy.deepcopy(network).bfloat16().float()(x)
+    fold(network)
+    torch.testing.assert_close(network.bfloat16().float()(x), expected)
+
+
+def test_small_upsampling_is_not_folded() -> None:
+    network = nn.Sequential(Upsample(64))
+    fold(network)
+    assert type(network[0]) is Upsample
