@@ -72,10 +72,10 @@ class Concept:
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
         return render(place(scene, rng, self.known.hues), scene.background or "white", shapes=self.known.shapes)
 
-    def write(self, folder: Path, word: str, seed: int) -> None:
-        """Writes the images to train on, and their captions."""
+    def write(self, folder: Path, word: str, seed: int, count: int | None = None) -> None:
+        """Writes images to train on, and their captions; by default one for each scene, or else `count`."""
         folder.mkdir(parents=True, exist_ok=True)
-        for index, scene in enumerate(self.scenes):
+        for index, scene in enumerate(islice(cycle(self.scenes), count or len(self.scenes))):
             (folder / f"{index:02}.txt").write_text(self.caption(scene, word), encoding="utf-8")
             Image.fromarray(self.image(scene, seed, index)).save(folder / f"{index:02}.png")
 

@@ -29,7 +29,8 @@ QUIET = (
 class Run:
     """One fine-tuning: a `method` (lora, full or inversion) with `prior` images (none, class or many) for a concept.
 
-    `rank` and `targets` only count for LoRA.
+    `rank` and `targets` only count for LoRA. `images` is the number of images to train on, by default the concept's,
+    and `curve` that of the learning rate.
     """
 
     concept: str
@@ -41,12 +42,17 @@ class Run:
     targets: str = "attention"
     seed: int = 0
     prior_images: int = 64
+    images: int | None = None
+    curve: str = "constant"
 
     @property
     def key(self) -> str:
         lora = f"_{self.targets}{self.rank}" if self.method == "lora" else ""
         prior = "" if self.prior == "none" else f"_{self.prior}{self.prior_images}"
-        return f"{self.concept}_{self.method}{lora}{prior}_lr{self.rate:g}_{self.steps}steps_seed{self.seed}"
+        images = f"_{self.images}images" if self.images else ""
+        curve = "" if self.curve == "constant" else f"_{self.curve}"
+        steps = f"lr{self.rate:g}{curve}_{self.steps}steps"
+        return f"{self.concept}_{self.method}{lora}{prior}{images}_{steps}_seed{self.seed}"
 
     def file(self, work: Path) -> Path:
         """Returns the file that the run exports."""
@@ -89,7 +95,8 @@ def overrides(run: Run, work: Path) -> list[str]:
     concept, folder = CONCEPTS[run.concept], run.file(work).parent
     experiment = EXPERIMENTS[run.method] if run.prior == "none" else "dreambooth"
     words = [f"experiment={experiment}", "base=shapes", *QUIET, f"run_dir={folder}"]
-    words += [f"seed={run.seed}", f"trainer.max_steps={run.steps}", f"optimizer.lr={run.rate}", f"lr.warmup={WARMUP}"]
+    words += [f"seed={run.seed}", f"trainer.max_steps={run.steps}", f"optimizer.lr={run.rate}"]
+    words += [f"lr={run.curve}", f"lr.warmup={WARMUP}"]
     words += [f"data.root={folder / 'images'}", f"data.batch_size={BATCH}"]
     if run.method == "lora":
         words += [f"adapter.rank={run.rank}", f"adapter.targets={run.targets}"]
@@ -107,7 +114,7 @@ def overrides(run: Run, work: Path) -> list[str]:
 
 def fine_tune(run: Run, base: str, work: Path) -> None:
     """Trains; the run's folder must not exist."""
-    CONCEPTS[run.concept].write(run.file(work).parent / "images", run.word, run.seed)
+    CONCEPTS[run.concept].write(run.file(work).parent / "images", run.word, run.seed, run.images)
     words = [*check_overrides(overrides(run, work), CONF), *base_overrides(base)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=words)

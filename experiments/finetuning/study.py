@@ -53,7 +53,8 @@ SEARCHED = {
 PRIORS = {"lora": ("none", "class", "many"), "full": ("none", "class", "many"), "inversion": ("none",)}
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)
 MERGED = (0.5, 0.75, 1.0)
-PARTS = ("search", "methods", "curve", "weights", "merging")
+IMAGES = {"shape": (20, 80), "style": (48,)}  # more than a concept's own, with the learning rates that fall to 0
+PARTS = ("search", "methods", "images", "curve", "weights", "merging")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
         for concept, (method, priors) in product(concepts, PRIORS.items()):
             for prior, rate in product([one for one in priors if one != "class"], SEARCHED[method]):
                 yield Run(concept, method, prior, rate, STEPS[method])
+    elif part == "images":
+        for concept, method in product((one for one in concepts if one in IMAGES), ("lora", "full")):
+            own = Run(concept, method, "many", RATES[method], STEPS[method], seed=seed, curve="cosine")
+            yield own
+            for factor, images in enumerate(IMAGES[concept], 2):
+                yield replace(own, images=images)
+                yield replace(own, images=images, steps=factor * own.steps)
     elif part == "curve" and "shape" in concepts:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -137,13 +136,6 @@ class ScalarTable(Logger):
     def _follow(self, last: Row, columns: list[str], position: int) -> None:
         self._columns, self._row = columns, last
         self._last = (int(last[STEP]) if last else -1), position
-
-
-def resume_tables(trainer: Trainer) -> None:
-    """Removes the rows that a resumed run repeats from its tables."""
-    for logger in trainer.loggers:
-        if isinstance(logger, ScalarTable):
-            logger.resume(trainer.global_step)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -3,10 +3,12 @@
 import os
 import warnings
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from ldm.callbacks.full_disk import is_disk_full, tolerate_full_disk
@@ -27,6 +29,15 @@ class TensorBoard(TensorBoardLogger):
             file = events._general_file_writer
             file.write = CompleteRecords(events._file_name, file.write)
         return writer
+
+    @rank_zero_only
+    def resume(self, step: int) -> None:
+        """Hides what earlier files have of steps, counted from 0, that a run which has completed `step` steps repeats.
+
+        TensorBoard discards these when it reads the event that a session starts at a step.
+        """
+        start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+        cast(SummaryWriter, self.experiment)._get_file_writer().add_event(start)  # type: ignore[no-untyped-call]
 
     def save(self) -> None:
         with tolerate_full_disk("TensorBoard's log"):

@@ -9,9 +9,13 @@ BENCHES = {
     "faults": ("experiments.benchmark.faults", "runs killed repeatedly, compared with an uninterrupted run"),
     "fid": ("experiments.benchmark.fid", "the Fréchet distance at 2,048 features, compared with scipy's sqrtm"),
     "filter": ("experiments.benchmark.filter", "`ldm filter` on 10 M rows, compared with pandas and plain reading"),
+    "finetune": (
+        "experiments.benchmark.finetune",
+        "a training step of Stable Diffusion 1.5, compared with diffusers' script (17 GB)",
+    ),
     "generate": (
         "experiments.benchmark.generate",
-        "sampling from Stable Diffusion 1.5 at 512x512, compared with diffusers",
+        "sampling from Stable Diffusion 1.5 at 512x512, compared with diffusers, also compiled (20 minutes)",
     ),
     "layouts": ("experiments.layouts.measure", "loss curves of one training run, split over ranks in several ways"),
     "load": (

@@ -60,7 +60,8 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.callbacks.monitoring.outcome import Outcome
     from ldm.callbacks.monitoring.run_log import RunLog
-    from ldm.callbacks.monitoring.scalar_table import resume_tables
+    from ldm.callbacks.monitoring.scalar_table import ScalarTable
+    from ldm.callbacks.monitoring.tensorboard import TensorBoard
     from ldm.callbacks.monitoring.utilisation import Utilisation
     from ldm.callbacks.monitoring.watchdog import reported_once
     from ldm.data.sources.small import note_of
@@ -88,7 +89,9 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     data = build(config.data.module)
 
     def start() -> None:
-        resume_tables(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, ScalarTable | TensorBoard):
+                logger.resume(trainer.global_step)
         save_run(config, run_dir, trainer.global_step)
         print(f"run folder: {run_dir}" + (f", resuming from {resumed}" if resumed else ""), flush=True)
         for name, dataset in data.val.items():

@@ -21,6 +21,14 @@ def logged(logger: TensorBoard, numbers: range) -> None:
     logger.save()
 
 
+def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path: Path) -> None:
+    logged(TensorBoard(tmp_path, name="tensorboard", version=""), range(10))
+    resumed = TensorBoard(tmp_path, name="tensorboard", version="")
+    resumed.resume(6)
+    logged(resumed, range(6, 12))
+    assert steps(tmp_path / "tensorboard", "loss") == [*range(12)]
+
+
 def test_a_full_disk_costs_only_the_values_logged_meanwhile(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         logger = TensorBoard(disk, name="tensorboard", version="")
