@@ -185,7 +185,8 @@ class Comparison:
         """A full image, from two prompts to pixels."""
         given = {"height": self.size, "width": self.size, "num_inference_steps": self.steps}
         own = partial(self.mine, PROMPT, steps=self.steps, size=(self.size, self.size))
-        return {"ldm": own, **{name: partial(self._picture, peer, **given) for name, peer in self.peers.items()}}
+        names = EAGER, CHANNELS_LAST  # a picture would compile the networks again, for its types of arguments
+        return {"ldm": own, **{name: partial(self._picture, self.peers[name], **given) for name in names}}
 
     def image_to_image(self) -> Race:
         image = PEER.utils.pt_to_pil(torch.rand(1, 3, self.size, self.size) * 2 - 1)[0]

@@ -202,6 +202,10 @@ class DiffusionTraining(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.means.log(self)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # frees the gradients before the next forward pass, whose activations take their memory
+
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Uses fixed times and noise for each sample, so that the curves of two runs can be compared point by point."""
         batch = {**batch, "draw": torch.zeros_like(batch["id"])}

@@ -355,3 +355,17 @@ def test_a_network_is_compiled_for_more_sizes_than_torch_allows_by_default(monke
     for size in sizes * 2:
         network(torch.zeros(1, 4, *size), torch.zeros(1), Conditioning(text=torch.zeros(1, 3, 16)))
     assert counter.frame_count == len(sizes) > 8
+
+
+def test_gradients_are_freed_before_the_next_forward_pass_unless_they_accumulate(tmp_path: Path) -> None:
+    class Gradients(Callback):
+        def __init__(self) -> None:
+            self.held: list[bool] = []
+
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            self.held.append(any(weight.grad is not None for weight in module.backbone.parameters()))
+
+    for accumulated, expected in ((1, [False] * 4), (2, [False, True, False, True])):
+        gradients = Gradients()
+        fit(tmp_path, diffusion(), steps=4 // accumulated, callbacks=[gradients], accumulate_grad_batches=accumulated)
+        assert gradients.held == expected

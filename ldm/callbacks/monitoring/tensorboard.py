@@ -37,7 +37,7 @@ class TensorBoard(TensorBoardLogger):
         TensorBoard discards these when it reads the event that a session starts at a step.
         """
         start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-        cast(SummaryWriter, self.experiment)._get_file_writer().add_event(start)  # type: ignore[no-untyped-call]
+        cast(SummaryWriter, self.experiment)._get_file_writer().add_event(start)
 
     def save(self) -> None:
         with tolerate_full_disk("TensorBoard's log"):

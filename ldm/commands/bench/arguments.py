@@ -23,6 +23,7 @@ BENCHES = {
         "loading Stable Diffusion's weights, compared with diffusers and safetensors",
     ),
     "loader": ("experiments.benchmark.loader", "cached latents and images per second, compared with webdataset"),
+    "step": ("experiments.benchmark.step", "the parts of a step of the default run, and their share of the peak"),
     "train": ("experiments.benchmark.train", "a training step by the Trainer, compared with hand-written loops"),
     "scale": ("experiments.benchmark.scale", "opening and reading 10 to 100,000 shards"),
     "solvers": ("experiments.solvers.measure", "samplers' errors against exact solutions, and the cost of a step"),
