@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -39,9 +39,9 @@ PARTS = {  # of a step, with the end of the name that Lightning's profiler gives
 
 
 class Recorded(Callback):
-    """Keeps the durations that the profiler has recorded, and counts the FLOPs of a step's forward and backward pass."""
+    """Keeps the durations that the profiler records, and counts the FLOPs of a step's forward and backward pass."""
 
-    found: dict[str, Any] = {}
+    found: ClassVar[dict[str, Any]] = {}
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch = batch
