@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1]).command
     parser = argparse.ArgumentParser(prog=f"ldm {name}", allow_abbrev=False)
-    import_module(f"ldm.commands.{name}.arguments").add_arguments(parser)
+    try:
+        import_module(f"ldm.commands.{name}.arguments").add_arguments(parser)
+    except KeyboardInterrupt:
+        return 130
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, unknown = parser.parse_known_args(argv[1:])
     if unknown:

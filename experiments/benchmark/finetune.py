@@ -3,9 +3,10 @@
     python -m experiments.benchmark.finetune [--json FILE]      or: ldm bench finetune --json FILE
 
 A step trains all weights on one cached latent of 256x256 pixels and its caption in bf16-mixed, with gradient clipping,
-AdamW and an EMA, which need 17 GB together. The peer is the loop of diffusers' train_text_to_image.py with its
---use_ema, its optimizer and its `EMAModel`. ldm trains with the Trainer and callbacks of `experiment=sd15_finetune`.
-Each runs in a process of its own, because both do not fit in memory, one after the other.
+AdamW and an EMA, which need 20 GB together. The peer is the loop of diffusers' train_text_to_image.py with --use_ema:
+its optimizer, which is not fused, and its `EMAModel`. ldm trains as train.py does, with the Trainer, progress, checks
+of gradients, logging and the fused AdamW of `optimizer=adamw`. Each runs in a process of its own, one after the other,
+because the two do not fit in memory together.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def ours(width: int) -> list[float]:
 
 
 def theirs(width: int) -> list[float]:
-    """Returns the seconds of each step of train_text_to_image.py, without its pictures, whose latents are cached."""
+    """Returns the seconds of each step of train_text_to_image.py, on cached latents."""
     widths = [width * m for m in (1, 2, 4, 4)]
     unet: Any = PEER.UNet2DConditionModel(
         sample_size=PIXELS // 8, block_out_channels=widths, cross_attention_dim=768, attention_head_dim=8

@@ -11,10 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.execution.cpu_packing import PackedConv2d, PackedLinear
+from ldm.execution.cpu_packing import FoldedUpsample, PackedConv2d, PackedLinear
 from ldm.nn.attention import Attention
+from ldm.nn.vae import PixelAttention
 
-LAYERS = {nn.Conv2d: "convolutions", PackedConv2d: "convolutions", nn.Linear: "linear", PackedLinear: "linear"}
+LAYERS = {
+    **dict.fromkeys((nn.Conv2d, PackedConv2d, FoldedUpsample), "convolutions"),
+    **dict.fromkeys((nn.Linear, PackedLinear), "linear"),
+    **dict.fromkeys((Attention, PixelAttention), "attention"),
+}
 
 
 def peak(dtype: torch.dtype, size: int = 3072, seconds: float = 3.0) -> float:
@@ -31,8 +36,8 @@ def peak(dtype: torch.dtype, size: int = 3072, seconds: float = 3.0) -> float:
 def shares(network: nn.Module, call: Callable[[], object], rate: float) -> dict[str, Any]:
     """Returns FLOPs, seconds and the fraction of `rate`, in FLOP/s, by kind of layer, for one call of the network.
 
-    The time of attention is that of its products and softmax, without the linear layers around them. "all" is the
-    whole call, with everything between the layers.
+    The time of attention is that of its products and softmax, and of a normalisation inside it, without its linear
+    layers. "all" is the entire call, with everything between the layers.
     """
     flops = dict.fromkeys(["convolutions", "linear", "attention"], 0.0)
     seconds = dict(flops)
@@ -50,28 +55,20 @@ def shares(network: nn.Module, call: Callable[[], object], rate: float) -> dict[
 
 @contextmanager
 def _hooks(network: nn.Module, flops: dict[str, float], seconds: dict[str, float]) -> Iterator[None]:
-    layers = [layer for layer in network.modules() if isinstance(layer, (Attention, *LAYERS))]
-    products = {
-        layer: cast(Tensor, layer.weight)[0].numel() for layer in layers if not isinstance(layer, Attention)
-    }  # per output
+    layers = [layer for layer in network.modules() if type(layer) in LAYERS]
     running: list[float] = []  # start times of the layers that have begun
 
     def begin(*_: object) -> None:
         running.append(time.perf_counter())
 
     def end(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        took = time.perf_counter() - running.pop()
-        if isinstance(layer, Attention):
-            keys = (inputs[1] if len(inputs) > 1 else inputs[0]).shape[1]
-            flops["attention"] += 4 * out.numel() * keys
-            seconds["attention"] += took
-            return
-        kind = LAYERS[type(layer)]
-        flops[kind] += 2 * out.numel() * products[layer]
+        took, kind = time.perf_counter() - running.pop(), LAYERS[type(layer)]
+        flops[kind] += 2 * out.numel() * products[layer](inputs)
         seconds[kind] += took
         if running:  # a linear layer inside attention
             seconds["attention"] -= took
 
+    products = {layer: _products(layer) for layer in layers}
     handles = [layer.register_forward_pre_hook(begin) for layer in layers]
     handles += [layer.register_forward_hook(end) for layer in layers]
     try:
@@ -79,3 +76,16 @@ def _hooks(network: nn.Module, flops: dict[str, float], seconds: dict[str, float
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _products(layer: nn.Module) -> Callable[[tuple[Tensor, ...]], int]:
+    """Returns a function of a layer's inputs: the multiplications for each number of its output."""
+    match layer:
+        case Attention():
+            return lambda inputs: 2 * (inputs[1] if len(inputs) > 1 else inputs[0]).shape[1]
+        case PixelAttention():
+            return lambda inputs: 2 * inputs[0][0, 0].numel()
+        case FoldedUpsample():
+            return lambda _: 4 * layer.conv.in_channels
+    weight = cast(Tensor, layer.weight)[0].numel()
+    return lambda _: weight

@@ -1,4 +1,4 @@
-"""Measures the parts of a step of the default run, and how far its layers are from the machine's rate of products.
+"""Measures the parts of a step of the default run, and compares its FLOP/s with the machine's peak.
 
     python -m experiments.benchmark.step [--json FILE]      or: ldm bench step --json FILE
 

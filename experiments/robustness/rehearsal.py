@@ -134,7 +134,7 @@ def download(this: Rehearsal) -> dict[str, Any]:
 
 def encode(this: Rehearsal) -> dict[str, Any]:
     def command(out: str) -> list[str]:
-        encoder = ["--first-stage", this.path("sd"), "--size", "64", "--batch", "8", "--workers", "0"]
+        encoder = ["--first-stage", this.path("sd"), "--size", "64", "--batch", "1", "--workers", "0"]
         return ["-m", "ldm", "encode", this.path("shards"), *encoder, "--out", this.path(out)]
 
     def encoded() -> int:
@@ -144,9 +144,11 @@ def encode(this: Rehearsal) -> dict[str, Any]:
     for shards in (1, 4):
         run = this.start(*torchrun(2, *command("cache")))
         run.wait_for(lambda least=shards: encoded() >= least, f"{shards} shards were encoded")  # type: ignore[misc]
-        time.sleep(this.rng.uniform(0, 0.1))
-        rank = this.rng.choice(sorted(run.ranks()))
-        kill([run.ranks()[rank]])
+        time.sleep(this.rng.uniform(0, 0.05))
+        ranks = run.ranks()
+        check(ranks, "encoding ended before it could be killed")
+        rank = this.rng.choice(sorted(ranks))
+        kill([ranks[rank]])
         check(run.end(), "torchrun succeeded although a rank was killed")
         moments.append(f"rank {rank} after {encoded()} shards")
     output = this.start(*torchrun(2, *command("cache"))).finish()

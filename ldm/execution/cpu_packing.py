@@ -85,7 +85,7 @@ class Packed(nn.Module, ABC):
         elif weight.shape != self.packed.shape:
             error_msgs.append(f"{name} is {tuple(weight.shape)}, but must be {tuple(self.packed.shape)}")
         else:
-            self.packed = self._pack(weight.to(self.packed.dtype))
+            self.packed = self._pack(weight.detach().to(self.packed.dtype, copy=True))
         problems = missing_keys, unexpected_keys, error_msgs
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *problems)
 
@@ -148,21 +148,27 @@ class FoldedUpsample(Upsample):
 
     In every window of the upsampled image some pixels are equal, so that their weights can be added beforehand: 4/9 of
     the multiplications give the same result up to rounding. Each convolution gives every second pixel per direction.
+    Other sizes, gradients, and dtypes that cannot be packed use the plain layers.
     """
 
     def __init__(self, plain: Upsample) -> None:
         nn.Module.__init__(self)
         self.conv = plain.conv
         self.training = plain.training
-        self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
-        self._fold()
+        self.quarters: dict[tuple[int, int], PackedConv2d] = {}  # not submodules: the state dict has the plain weight
+        self.folded: tuple[Any, ...] = ()  # the state of the plain weight that they were made from
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = x.shape[2:]
-        if size not in (None, (2 * height, 2 * width)):
+        needs_gradient = x.requires_grad and torch.is_grad_enabled()
+        doubles = size in (None, (2 * height, 2 * width))
+        if not doubles or needs_gradient or not can_pack(x.device, self.conv.weight.dtype):
             return super().forward(x, size)
+        if self.folded != _state(self.conv.weight):
+            self._fold()
         x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
-        out = x.new_empty(len(x), 2 * height, 2 * width, self.conv.out_channels).permute(0, 3, 1, 2)
+        channels, dtype = self.conv.out_channels, self.conv.weight.dtype
+        out = x.new_empty(len(x), 2 * height, 2 * width, channels, dtype=dtype).permute(0, 3, 1, 2)
         for (row, column), conv in self.quarters.items():
             out[:, :, row::2, column::2] = conv(x[:, :, row : row + height + 1, column : column + width + 1])
         return out
@@ -175,26 +181,20 @@ class FoldedUpsample(Upsample):
 
     def _fold(self) -> None:
         weight = self.conv.weight.detach().float()
-        self.quarters = {  # not submodules: the state dict holds the plain weight
-            (row, column): self._quarter(_added(_added(weight, 2, row), 3, column))
-            for row in (0, 1)
-            for column in (0, 1)
-        }
+        positions = [(row, column) for row in (0, 1) for column in (0, 1)]
+        self.quarters = {at: self._quarter(_added(_added(weight, 2, at[0]), 3, at[1])) for at in positions}
+        self.folded = _state(self.conv.weight)
 
-    def _quarter(self, weight: Tensor) -> nn.Module:
+    def _quarter(self, weight: Tensor) -> PackedConv2d:
         conv = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 2, device="meta")
         conv.weight = nn.Parameter(weight.to(self.conv.weight), requires_grad=False)
         conv.bias = self.conv.bias
         return PackedConv2d(conv)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedUpsample":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._fold()
-        return self
 
-
-def _fold_again(layer: nn.Module, _incompatible: object) -> None:
-    cast(FoldedUpsample, layer)._fold()
+def _state(weight: Tensor) -> tuple[Any, ...]:
+    """Returns what changes whenever the values of a weight do."""
+    return weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version
 
 
 def _added(weight: Tensor, dim: int, position: int) -> Tensor:
@@ -225,9 +225,11 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(network: nn.Module) -> None:
-    """Replaces large layers one by one, so that only one weight is in memory twice."""
+    """Replaces large layers one by one, so that only one weight at a time is in memory in both layouts."""
     for name in [name for name, _ in network.named_children()]:
         layer = getattr(network, name)
+        if isinstance(layer, Packed | FoldedUpsample):
+            continue
         if _can_fold(layer):
             setattr(network, name, FoldedUpsample(layer))
         elif isinstance(layer, nn.Linear) and layer.weight.numel() >= MIN_SIZE:
@@ -244,7 +246,7 @@ def fold(network: nn.Module) -> None:
     for name, layer in list(network.named_children()):
         if _can_fold(layer):
             setattr(network, name, FoldedUpsample(layer))
-        else:
+        elif not isinstance(layer, Packed | FoldedUpsample):
             fold(layer)
 
 

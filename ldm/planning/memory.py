@@ -33,7 +33,11 @@ STATE_BYTES = {"adamw_8bit": adamw_8bit_bytes, "prodigy": prodigy_bytes}
 def memory(
     config: dict[str, Any], trained: nn.Module, frozen: list[nn.Module], gpus: int, sharded: bool
 ) -> dict[str, int]:
-    """Returns the bytes that a GPU holds permanently, by purpose; some weights of `frozen` networks may be trained."""
+    """Returns the bytes that a GPU holds permanently, by purpose; some weights of `frozen` networks may be trained.
+
+    Gradients count as permanent, although without DDP they are freed after each step: the sum with all activations,
+    of which the backward pass frees more and more, is an upper bound.
+    """
     strategy = config["trainer"]["strategy"]
     parameters = [weight for network in (trained, *frozen) for weight in trainable(network).values()]
     gradients = total_bytes(parameters)

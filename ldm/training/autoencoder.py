@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -14,12 +13,12 @@ from ldm.random import normal, uniform
 from ldm.training.batch import Batch, as_float
 from ldm.training.export import ExportedFile
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
-from ldm.training.step_means import StepMeans
+from ldm.training.training_module import TrainingModule
 from ldm.training.validation import log_validation
 from ldm.weights.native import check_fits
 
 
-class AutoencoderTraining(LightningModule):
+class AutoencoderTraining(TrainingModule):
     """Minimises L1 + L2 on pixels plus `kl_weight` times the KL divergence to a standard normal, per latent element.
 
     Half of the images get extra noise on their latents, of a random scale up to `noise` times the latents' standard
@@ -45,7 +44,6 @@ class AutoencoderTraining(LightningModule):
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.curve = optimizer, lr
         self.kl_weight, self.noise, self.seed = kl_weight, noise, seed
-        self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
@@ -69,9 +67,6 @@ class AutoencoderTraining(LightningModule):
         loss: Tensor = reconstruction + self.kl_weight * kl
         self.means.add(loss=loss, reconstruction=reconstruction, kl=kl)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.means.log(self)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
         image = as_float(batch["image"])

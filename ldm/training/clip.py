@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -17,12 +16,12 @@ from ldm.nn.tokenizer import Tokenizer
 from ldm.training.batch import Batch, as_float
 from ldm.training.export import ExportedFile
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
-from ldm.training.step_means import StepMeans
+from ldm.training.training_module import TrainingModule
 from ldm.training.validation import log_validation
 from ldm.weights.native import check_fits
 
 
-class ClipTraining(LightningModule):
+class ClipTraining(TrainingModule):
     """Trains each image to match its caption within the batch, and each caption its image.
 
     If several rows have the same caption, all of them count as matches.
@@ -33,7 +32,6 @@ class ClipTraining(LightningModule):
         self.clip = clip
         self.tokenizer = tokenizer
         self.make_optimizer, self.curve = optimizer, lr
-        self.means = StepMeans()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return with_curve(self.make_optimizer, self.trainable().values(), self.curve, self.trainer)
@@ -62,9 +60,6 @@ class ClipTraining(LightningModule):
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         self.means.add(loss=loss)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.means.log(self)
 
     def on_train_batch_start(self, *_: Any) -> None:  # on_train_batch_end would run after a checkpoint is saved
         with torch.no_grad():

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -31,13 +30,13 @@ from ldm.training.compiling import check_accumulation, compiled
 from ldm.training.export import ExportedFile, model_files
 from ldm.training.inputs import BatchEncoder
 from ldm.training.optim import Curve, MakeOptimizer, with_curve
-from ldm.training.step_means import StepMeans
 from ldm.training.trained_model import TrainedModel, trains_text_encoder
+from ldm.training.training_module import TrainingModule
 from ldm.training.validation import log_validation
 from ldm.weights.parts import Frozen
 
 
-class DiffusionTraining(LightningModule):
+class DiffusionTraining(TrainingModule):
     """Encodes a batch to latents, adds noise, and trains the network on the prediction target.
 
     A batch contains "image" uint8 (b, 3, h, w) or cached "moments" (b, 2z, h, w), with "caption", "id" and "draw",
@@ -99,7 +98,6 @@ class DiffusionTraining(LightningModule):
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
         self.compute = None if compute is None else getattr(torch, compute)
-        self.means = StepMeans()
         sources = {"first_stage": first_stage.source, "text_encoder": text_encoder.source}
         trained = self.backbone, text_encoder.network, sources, schedule, prediction, self.denoiser.time, size, sampling
         self.model = TrainedModel(*trained, adapter, base, self.trains_text)
@@ -198,13 +196,6 @@ class DiffusionTraining(LightningModule):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key * 2**32))
             yield
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.means.log(self)
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()  # frees the gradients before the next forward pass, whose activations take their memory
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Uses fixed times and noise for each sample, so that the curves of two runs can be compared point by point."""

@@ -32,12 +32,14 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def resume(self, step: int) -> None:
-        """Hides what earlier files have of steps, counted from 0, that a run which has completed `step` steps repeats.
+        """Hides the values of steps, counted from 0, that a run which has completed `step` steps repeats.
 
-        TensorBoard discards these when it reads the event that a session starts at a step.
+        TensorBoard discards earlier values when it reads that another session starts at a step. It ignores the first
+        start that it reads, which may be this one, so that the start is written twice.
         """
         start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-        cast(SummaryWriter, self.experiment)._get_file_writer().add_event(start)
+        for _ in range(2):
+            cast(SummaryWriter, self.experiment)._get_file_writer().add_event(start)
 
     def save(self) -> None:
         with tolerate_full_disk("TensorBoard's log"):

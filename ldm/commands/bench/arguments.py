@@ -11,7 +11,7 @@ BENCHES = {
     "filter": ("experiments.benchmark.filter", "`ldm filter` on 10 M rows, compared with pandas and plain reading"),
     "finetune": (
         "experiments.benchmark.finetune",
-        "a training step of Stable Diffusion 1.5, compared with diffusers' script (17 GB)",
+        "a training step of Stable Diffusion 1.5, compared with diffusers' script (20 GB)",
     ),
     "generate": (
         "experiments.benchmark.generate",
@@ -23,7 +23,10 @@ BENCHES = {
         "loading Stable Diffusion's weights, compared with diffusers and safetensors",
     ),
     "loader": ("experiments.benchmark.loader", "cached latents and images per second, compared with webdataset"),
-    "step": ("experiments.benchmark.step", "the parts of a step of the default run, and their share of the peak"),
+    "step": (
+        "experiments.benchmark.step",
+        "the parts of a step of the default run, and their share of the machine's peak",
+    ),
     "train": ("experiments.benchmark.train", "a training step by the Trainer, compared with hand-written loops"),
     "scale": ("experiments.benchmark.scale", "opening and reading 10 to 100,000 shards"),
     "solvers": ("experiments.solvers.measure", "samplers' errors against exact solutions, and the cost of a step"),

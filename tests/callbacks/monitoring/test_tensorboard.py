@@ -3,7 +3,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from ldm.callbacks.monitoring.tensorboard import CompleteRecords, TensorBoard
 from tests.callbacks.tiny import Batches, Tiny, trainer
@@ -12,7 +12,7 @@ from tests.small_disk import fill, small_disk
 
 def steps(folder: Path, tag: str) -> list[int]:
     events = EventAccumulator(str(folder)).Reload()
-    return [event.step for event in events.Scalars(tag)]
+    return [event.step for event in events.Tensors(tag)]
 
 
 def logged(logger: TensorBoard, numbers: range) -> None:
