@@ -82,10 +82,10 @@ def label(cell: dict[str, Any]) -> str:
     for one in cell["added"]:
         rank = f" r{one['rank']} {one['targets']}" if one["method"] == "lora" else ""
         weight = "" if one["weight"] == 1 else f" x {one['weight']:g}"
-        texts.append(
-            f"{one['concept']}: {one['method']}{rank}, prior {one['prior']}, rate {one['rate']:g}, {one['steps']} steps"
-            + weight
-        )
+        images = f", {one['images']} images" if one["images"] else ""
+        rate = f"rate {one['rate']:g} ({one['curve']})"
+        method = f"{one['method']}{rank}{images}, prior {one['prior']}"
+        texts.append(f"{one['concept']}: {method}, {rate}, {one['steps']} steps{weight}")
     return " + ".join(texts)
 
 

@@ -67,7 +67,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     yield row("workspaces", amount(workspaces(trained.network), 1024, "B"), assumed)
     if gpus > 1:
         yield row(f"all, strategy {names[1]}", amount(sum(other.values()), 1024, "B"))
-    yield "  assumes that all of it is held at once"
+    yield "  assumes that all of it is held at once: an upper bound, because gradients grow while activations are freed"
     yield from cache_rows(trained, has_text_states(config))
     yield from time_rows(config, flops, need, held["activations"] / batch, gpus)
     yield from notes

@@ -1,4 +1,5 @@
 import gc
+import re
 import subprocess
 import sys
 from itertools import accumulate
@@ -181,7 +182,8 @@ def test_planned_memory_matches_a_real_run(network, checkpointing, sharded, tmp_
     if sharded:
         setting["trainer"]["strategy"] = {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}
         strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
-    planned = next(line.split()[1:3] for line in plan(setting) if line.startswith("  all "))
+    found = re.findall(r"^  (all|gradients)(?:, sharded)? +([\d.]+) (\w+)$", "\n".join(plan(setting)), re.MULTILINE)
+    planned = {name: float(number) * {"KiB": 2**10, "MiB": 2**20}[unit] for name, number, unit in found}
     gc.collect()  # so that garbage of earlier tests is not freed while profiling
     kind = import_target(settings.pop("_target_", "ldm.nn.unet.UNet"))
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -190,7 +192,8 @@ def test_planned_memory_matches_a_real_run(network, checkpointing, sharded, tmp_
         torch.distributed.destroy_process_group()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
-    assert float(planned[0]) * {"KiB": 2**10, "MiB": 2**20}[planned[1]] == pytest.approx(peak, rel=0.1)
+    # Gradients grow while activations are freed, so the peak is at least the larger of both and at most their sum.
+    assert planned["all"] - planned["gradients"] < 1.1 * peak and peak < 1.1 * planned["all"]
 
 
 def test_a_frozen_network_without_weights_needs_a_config():
