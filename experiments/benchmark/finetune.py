@@ -1,24 +1,18 @@
 """Compares a training step of Stable Diffusion 1.5's UNet with that of diffusers' training script, on the CPU.
 
-    python -m experiments.benchmark.finetune [--json FILE]      or: ldm bench finetune --json FILE
+    ldm bench finetune --json FILE
 
 A step trains all weights on one cached latent of 256x256 pixels and its caption in bf16-mixed, with gradient clipping,
-AdamW and an EMA, which need 20 GB together. The peer is the loop of diffusers' train_text_to_image.py with --use_ema:
+AdamW and an EMA, which takes 20 GB of memory. The peer is the loop of diffusers' train_text_to_image.py with --use_ema:
 its optimizer, which is not fused, and its `EMAModel`. ldm trains as train.py does, with the Trainer, progress, checks
 of gradients, logging and the fused AdamW of `optimizer=adamw`. Each runs in a process of its own, one after the other,
 because the two do not fit in memory together.
 """
 
-import argparse
-import json
 import resource
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,18 +20,9 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
-from ldm.callbacks.monitoring.health import Health
-from ldm.callbacks.monitoring.progress import Progress
-from ldm.callbacks.monitoring.throughput import Throughput
-from ldm.commands.bench.command import check_replaceable, save
-from ldm.data.loading.datamodule import DataModule
+from experiments.benchmark.trainer_steps import Latents, trainer_steps
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.time_sampling import Uniform
@@ -53,35 +38,12 @@ from ldm.weights.parts import Frozen
 
 PEER: Any = diffusers  # its calls are untyped
 PIXELS, STEPS, SKIPPED = 256, 8, 2
-CAPTION = "a photo of a cat"
 ADAMW = {"lr": 1e-5, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
-
-
-class Latents(Dataset[dict[str, Any]]):
-    """Random moments, each with the same caption."""
-
-    def __len__(self) -> int:
-        return STEPS + 1
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        moments = torch.randn(8, PIXELS // 8, PIXELS // 8, generator=torch.Generator().manual_seed(index))
-        return {"moments": moments.half(), "caption": CAPTION, "id": index}
-
-
-class Times(Callback):
-    """Records when each step started."""
-
-    def __init__(self) -> None:
-        self.began: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.began.append(time.perf_counter())
 
 
 def ours(width: int) -> list[float]:
     """Returns the seconds of each step."""
-    schedule, times = scaled_linear(), Times()
+    schedule = scaled_linear()
     text = TextEncoder([TextTower()], [Tokenizer()]).requires_grad_(False)
     module = DiffusionTraining(
         UNet(width=width),
@@ -96,25 +58,8 @@ def ours(width: int) -> list[float]:
         {"sampler": "dpmpp_2m"},
         (PIXELS, PIXELS),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            precision="bf16-mixed",
-            max_steps=STEPS + 1,
-            gradient_clip_val=1.0,
-            log_every_n_steps=10,
-            callbacks=[times, Progress(), Throughput(), Health(Path(folder)), EMA()],
-            logger=TensorBoardLogger(folder),
-            plugins=[AtomicCheckpointIO()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(module, DataModule(Latents(), {}, batch_size=1))
-    return [end - begin for begin, end in pairwise(times.began)]
+    clock, data = time.perf_counter, Latents(STEPS + 1, PIXELS // 8)
+    return trainer_steps(module, data, 1, STEPS, clock, accelerator="cpu", precision="bf16-mixed")
 
 
 def theirs(width: int) -> list[float]:
@@ -146,14 +91,12 @@ def theirs(width: int) -> list[float]:
         optimizer.zero_grad()
         average.step(unet.parameters())
 
-    return list(_timed(step))
-
-
-def _timed(step: Callable[[dict[str, Any]], None]) -> Iterator[float]:
+    data, seconds = Latents(STEPS, PIXELS // 8), []
     for index in range(STEPS):
         began = time.perf_counter()
-        step(Latents()[index])
-        yield time.perf_counter() - began
+        step(data[index])
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
 def side(name: str, width: int) -> dict[str, float]:
@@ -182,20 +125,3 @@ def measure(width: int = 320) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="the file for the results")
-    parser.add_argument("--width", type=int, default=320, help="width of the UNet; smaller for trial runs only (320)")
-    args = parser.parse_args()
-    if args.json:
-        check_replaceable(args.json, "finetune")
-    result = measure(args.width)
-    print(json.dumps(result, indent=2))
-    if args.json:
-        save(args.json, "finetune", result)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Measures what fraction of the machine's rate of matrix products the layers of a network reach on the CPU.
+"""Measures what fraction of the machine's peak, the rate of a matrix product, the layers of a network reach on the CPU.
 
 Operations on the CPU are synchronous, so that hooks before and after a layer give its time.
 """
@@ -56,6 +56,7 @@ def shares(network: nn.Module, call: Callable[[], object], rate: float) -> dict[
 @contextmanager
 def _hooks(network: nn.Module, flops: dict[str, float], seconds: dict[str, float]) -> Iterator[None]:
     layers = [layer for layer in network.modules() if type(layer) in LAYERS]
+    products = {layer: _products(layer) for layer in layers}
     running: list[float] = []  # start times of the layers that have begun
 
     def begin(*_: object) -> None:
@@ -68,7 +69,6 @@ def _hooks(network: nn.Module, flops: dict[str, float], seconds: dict[str, float
         if running:  # a linear layer inside attention
             seconds["attention"] -= took
 
-    products = {layer: _products(layer) for layer in layers}
     handles = [layer.register_forward_pre_hook(begin) for layer in layers]
     handles += [layer.register_forward_hook(end) for layer in layers]
     try:

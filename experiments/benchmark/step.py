@@ -1,13 +1,11 @@
 """Measures the parts of a step of the default run, and compares its FLOP/s with the machine's peak.
 
-    python -m experiments.benchmark.step [--json FILE]      or: ldm bench step --json FILE
+    ldm bench step --json FILE
 
 It runs `python train.py` for some steps under Lightning's profiler. The FLOPs are counted by torch for the same batch,
 and the rate to compare with is that of a large matrix product in the same precision, in the same process.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -22,13 +20,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmark.shares import peak
-from ldm.commands.bench.command import check_replaceable, save
 from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.run import train
 
 CONF = Path(__file__).parents[2] / "conf"
 STEPS, SKIPPED = 60, 10
-RECORDED = "+callbacks.recorded._target_=experiments.benchmark.step.Recorded"
+RECORDED = f"+callbacks.recorded._target_={__name__}.Recorded"
 PARTS = {  # of a step, with the end of the name that Lightning's profiler gives them
     "forward": ".training_step",
     "backward": ".backward",
@@ -86,8 +83,6 @@ def measure() -> dict[str, Any]:
             train(config)
         dtype = torch.bfloat16 if "bf16" in config.trainer.precision else torch.float32
         batch = config.data.batch_size
-    from experiments.benchmark.step import Recorded  # the class that Hydra has imported
-
     seconds, flops, rate = parts(Recorded.found["durations"]), Recorded.found["flops"], peak(dtype)
     return {
         "seconds": seconds,
@@ -102,19 +97,3 @@ def measure() -> dict[str, Any]:
         "batch": batch,
         "threads": torch.get_num_threads(),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="the file for the results")
-    args = parser.parse_args()
-    if args.json:
-        check_replaceable(args.json, "step")
-    result = measure()
-    print(json.dumps(result, indent=2))
-    if args.json:
-        save(args.json, "step", result)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,29 +7,19 @@ progress. The loops do only what is necessary: encode captions, add noise, forwa
 processor time is measured, in one thread, because other jobs may share the machine; on a GPU wall time.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import diffusers
 import torch
 import torch.nn.functional as F
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from ldm.callbacks.averages.ema import EMA
-from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
-from ldm.callbacks.monitoring.health import Health
-from ldm.callbacks.monitoring.progress import Progress
-from ldm.callbacks.monitoring.throughput import Throughput
-from ldm.data.loading.datamodule import DataModule, collate
+from experiments.benchmark.trainer_steps import Latents, trainer_steps
+from ldm.data.loading.datamodule import collate
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Flow
 from ldm.diffusion.time_sampling import Uniform
@@ -53,52 +43,6 @@ def now() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
-
-
-class Latents(Dataset[dict[str, Any]]):
-    """Random moments, each with a caption."""
-
-    def __init__(self, count: int) -> None:
-        self.moments = torch.randn(count, 8, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).half()
-
-    def __len__(self) -> int:
-        return len(self.moments)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        return {"moments": self.moments[index], "caption": f"a red circle, number {index}", "id": index}
-
-
-class Times(Callback):
-    """Records when each step started."""
-
-    def __init__(self) -> None:
-        self.began: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.began.append(now())
-
-
-def ours(module: DiffusionTraining, data: Latents, folder: Path) -> list[float]:
-    """Returns the seconds of each step of a run."""
-    times = Times()
-    trainer = Trainer(
-        accelerator="gpu" if ON_GPU else "cpu",
-        devices=1,
-        max_steps=STEPS + 1,
-        gradient_clip_val=1.0,
-        log_every_n_steps=10,
-        callbacks=[times, Progress(), Throughput(), Health(folder), EMA()],
-        logger=TensorBoardLogger(folder),
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, DataModule(data, {}, batch_size=BATCH))
-    return [end - begin for begin, end in pairwise(times.began)]
 
 
 def by_hand(predict: Callable[..., Tensor], unet: nn.Module, module: DiffusionTraining, data: Latents) -> list[float]:
@@ -155,7 +99,7 @@ def noise_seconds() -> float:
 def measure() -> dict[str, Any]:
     """Returns median seconds per step over interleaved rounds, without their first steps."""
     torch.set_num_threads(1)
-    data, schedule, text = Latents(BATCH * (STEPS + 1)), Flow(), text_encoder("assets:text_tower.safetensors")
+    data, schedule, text = Latents(BATCH * (STEPS + 1), SIDE), Flow(), text_encoder("assets:text_tower.safetensors")
     width = text.network.widths["text"]
     module = DiffusionTraining(
         UNet(**ARCHITECTURE, context_width=width),  # type: ignore[arg-type]
@@ -172,11 +116,11 @@ def measure() -> dict[str, Any]:
     )
     theirs = peer(width)
     found: dict[str, list[float]] = {"trainer": [], "loop": [], "diffusers": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(ROUNDS):
-            found["trainer"] += ours(module, data, Path(folder))[SKIPPED:]
-            found["loop"] += by_hand(module.backbone, module.backbone, module, data)[SKIPPED:]
-            found["diffusers"] += by_hand(lambda x, t, c: theirs(x, t, c.text).sample, theirs, module, data)[SKIPPED:]
+    accelerator = "gpu" if ON_GPU else "cpu"
+    for _ in range(ROUNDS):
+        found["trainer"] += trainer_steps(module, data, BATCH, STEPS, now, accelerator=accelerator)[SKIPPED:]
+        found["loop"] += by_hand(module.backbone, module.backbone, module, data)[SKIPPED:]
+        found["diffusers"] += by_hand(lambda x, t, c: theirs(x, t, c.text).sample, theirs, module, data)[SKIPPED:]
     seconds = {name: median(times) for name, times in found.items()}
     for name, value in seconds.items():
         print(f"{name:<10} {1000 * value:9.1f} ms per step, {value / seconds['loop']:.3f} of the loop")

@@ -1,9 +1,9 @@
 """Whitens the latents of the included autoencoder: python -m experiments.shapes.whiten OUT.safetensors
 
-The channels of its latents are correlated. This script applies a linear map that makes them uncorrelated, with a
-standard deviation of 1 each. The 1x1 convolutions before and after the latents absorb the map and its inverse, so the
-decoded images do not change. The new latents are the mean of the posterior, without its variance, because the rotated
-variance would no longer be diagonal.
+The channels of its latents are correlated. This script applies a linear map that makes them uncorrelated and gives each
+a standard deviation of 1. The map is merged into the 1x1 convolution before the latents and its inverse into the one
+after them, so the decoded images do not change. The new latents are the mean of the posterior, without its variance,
+because the covariance after the map would not be diagonal.
 """
 
 import argparse

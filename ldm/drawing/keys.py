@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.pipeline.limits import MAX_PIXELS
+from ldm.pipeline.limits import MAX_PIXELS, OFFLOAD_MODES
 from ldm.pipeline.precision import AUTO, DTYPES
 
 ADDED = ("lora", "embedding")  # the keys of files to add to a model, which may be given several times
@@ -171,9 +171,7 @@ KEYS = {
         one_of(AUTO, *DTYPES),
         "32, bf16, or 16, which keeps the first stage at 32; auto is bf16 if the processor supports it, else 32 (auto)",
     ),
-    "offload": Key(
-        one_of("none", "idle", "sequential"), "what to keep off the GPU: nothing, idle networks, or all layers (none)"
-    ),
+    "offload": Key(one_of(*OFFLOAD_MODES), "what to keep off the GPU: nothing, idle networks, or all layers (none)"),
     "compile": Key(
         yes_or_no,
         "true compiles the network, which takes a minute at the first step and pays off for many images (false)",

@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from ldm.commands.captions_argument import PLACES, add_captions_argument
+
 NUMBERS = (
     ("size", 64, 1, "pixels per side; the short side is scaled to it and the long side is cropped around the centre"),
     ("buckets", 0, 0, "step in pixels of the sides of aspect-ratio buckets, such as 64; 0 crops all images to squares"),
@@ -29,14 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the autoencoder: a file, a diffusers folder or a complete model (default: the small one that ships)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the cache")
-    parser.add_argument(
-        "--captions",
-        nargs="+",
-        default=[],
-        metavar="PLACE",
-        help="where to find captions, all of which are stored: extensions such as txt or alt.txt, txt:lines (one "
-        "caption per line), or json:FIELD (a string or a list) (default: txt, or else the caption in json)",
-    )
+    add_captions_argument(parser, f"{PLACES} (a string or a list) (default: txt, or else the caption in json)")
     parser.add_argument(
         "--text-encoder",
         metavar="FILE",

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ldm.commands.captions_argument import PLACES, add_captions_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -16,15 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--caption", metavar="TEXT", help="the caption of images that have none (default: leave them out)"
     )
-    parser.add_argument(
-        "--captions",
-        nargs="+",
-        default=[],
-        metavar="PLACE",
-        help="where to find captions, all of which are stored: extensions such as txt or alt.txt, txt:lines (one "
-        "caption per line), or json:FIELD, which is also a column of a table (default: txt, or else json, or else "
-        "caption; the columns caption, captions or text)",
-    )
+    defaults = "txt, or else json, or else caption; the columns caption, captions or text"
+    add_captions_argument(parser, f"{PLACES}, which is also a column of a table (default: {defaults})")
     parser.add_argument(
         "--shard-size", type=int, default=1000, metavar="N", help="images per tar (default: %(default)s)"
     )

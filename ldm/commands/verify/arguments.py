@@ -2,6 +2,8 @@
 
 import argparse
 
+from ldm.commands.captions_argument import add_captions_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -12,10 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="CACHE|SHARDS", help="a cache written by ldm encode, or a tar, a pattern or a folder of tars"
     )
     parser.add_argument("--first-stage", metavar="FILE", help="the autoencoder that must have encoded the cache")
-    parser.add_argument(
-        "--captions",
-        nargs="+",
-        default=[],
-        metavar="PLACE",
-        help="where to find captions in shards, as for ldm encode (default: txt, or else the caption in json)",
-    )
+    text = "where to find captions in shards, as for ldm encode (default: txt, or else the caption in json)"
+    add_captions_argument(parser, text)
