@@ -279,11 +279,21 @@ def measure(
         "size": size,
         "steps": steps,
         "rounds": rounds,
+        "width": width,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "processor": processor(),
     }
+
+
+def kept(file: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the other precision's results of a file. Raises ValueError unless they have the same settings."""
+    found = json.loads(file.read_text())
+    settings = {name: getattr(args, name) for name in ("size", "steps", "rounds", "width")}
+    if (held := {name: found.get(name) for name in settings}) != settings:
+        raise ValueError(f"{file} has results with {held}, which cannot be kept beside new ones with {settings}")
+    return {name: found[name] for name in PRECISIONS if name != args.only}
 
 
 def main() -> None:
@@ -306,11 +316,7 @@ def main() -> None:
         parser.error("--only needs the --json that has the other precision")
     if args.json:
         check_replaceable(args.json, "generate")
-    earlier = (
-        {name: found for name, found in json.loads(args.json.read_text()).items() if name != args.only}
-        if args.only
-        else None
-    )
+    earlier = kept(args.json, args) if args.only else None
     result = measure(args.size, args.steps, args.rounds, args.width, earlier)
     print(json.dumps(result, indent=2))
     if args.json:

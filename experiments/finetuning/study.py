@@ -53,7 +53,6 @@ SEARCHED = {
 PRIORS = {"lora": ("none", "class", "many"), "full": ("none", "class", "many"), "inversion": ("none",)}
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)
 MERGED = (0.5, 0.75, 1.0)
-IMAGES = {"shape": (20, 80), "style": (48,)}  # more than a concept's own, with the learning rates that fall to 0
 PARTS = ("search", "methods", "images", "curve", "weights", "merging")
 
 
@@ -101,13 +100,10 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
         for concept, (method, priors) in product(concepts, PRIORS.items()):
             for prior, rate in product([one for one in priors if one != "class"], SEARCHED[method]):
                 yield Run(concept, method, prior, rate, STEPS[method])
-    elif part == "images":
-        for concept, method in product((one for one in concepts if one in IMAGES), ("lora", "full")):
-            own = Run(concept, method, "many", RATES[method], STEPS[method], seed=seed, curve="cosine")
-            yield own
-            for factor, images in enumerate(IMAGES[concept], 2):
-                yield replace(own, images=images)
-                yield replace(own, images=images, steps=factor * own.steps)
+    elif part == "images" and "shape" in concepts:
+        few = Run("shape", "full", "many", RATES["full"], STEPS["full"], seed=seed, curve="cosine")
+        yield from (few, replace(few, images=20), replace(few, images=80, steps=2000))
+        yield recipe("shape", seed, rank=64, targets="all", images=80, steps=2000, curve="cosine")
     elif part == "curve" and "shape" in concepts:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)

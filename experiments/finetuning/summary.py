@@ -45,10 +45,14 @@ def summarised(records: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[
     for name, concept in CONCEPTS.items():
         if f"{name}/singles" in sets:
             values = sets[f"{name}/singles"]
-            taught = np.array([concept.is_taught(scene) for scene in concept.singles])[: values.shape[1]]
-            for label, mask in (("taught", taught), ("new", ~taught)):
+            scenes = concept.singles[: values.shape[1]]
+            taught = np.array([concept.is_taught(scene) for scene in scenes])
+            sized = np.array([any(thing.size for thing in scene.things) for scene in scenes])
+            kinds = {"of taught combinations": taught, "of new combinations": ~taught}
+            kinds |= {"with a size": sized, "without a size": ~sized}
+            for label, mask in kinds.items():
                 if mask.any():
-                    figures[f"{name}/singles of {label} combinations"] = estimate(values[:, mask])
+                    figures[f"{name}/singles {label}"] = estimate(values[:, mask])
     plain = len(plain_prompts())
     figures |= {"lost": estimate(lost), "lost of plain": estimate(lost[:, :plain])}
     if lost.shape[1] > plain:

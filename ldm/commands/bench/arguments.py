@@ -15,7 +15,7 @@ BENCHES = {
     ),
     "generate": (
         "experiments.benchmark.generate",
-        "sampling from Stable Diffusion 1.5 at 512x512, compared with diffusers, also compiled (20 minutes)",
+        "sampling from Stable Diffusion 1.5 at 512x512, compared with diffusers, also compiled (half an hour)",
     ),
     "layouts": ("experiments.layouts.measure", "loss curves of one training run, split over ranks in several ways"),
     "load": (
@@ -23,6 +23,7 @@ BENCHES = {
         "loading Stable Diffusion's weights, compared with diffusers and safetensors",
     ),
     "loader": ("experiments.benchmark.loader", "cached latents and images per second, compared with webdataset"),
+    "packing": ("experiments.benchmark.packing", "what packed and folded weights save on the CPU, layer by layer"),
     "step": (
         "experiments.benchmark.step",
         "the parts of a step of the default run, and their share of the machine's peak",
