@@ -14,9 +14,20 @@ class GroupNorm(nn.GroupNorm):
 
     Where PyTorch's kernel would round the sums of an image differently for every batch size, images are normalised one
     at a time (without gradients only). On a GPU, whose kernel always returns the default layout, that of x is restored.
+
+    `fused` layers, see `ldm.execution.fused_norms`, run their own kernel, which can also apply SiLU.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    fused = False
+
+    def fuses(self, x: Tensor) -> bool:
+        return self.fused and x.is_contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        if self.fuses(x):
+            from ldm.kernels.group_norm import group_norm
+
+            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu)
         if x.device.type != "cpu" and not torch.compiler.is_compiling():
             out = super().forward(x)
             channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -49,6 +60,13 @@ def activate(normalized: Tensor) -> Tensor:
     return F.silu(normalized, inplace=not torch.is_grad_enabled())
 
 
+def normalize_and_activate(norm: nn.Module, x: Tensor) -> Tensor:
+    """Returns SiLU of the normalised x."""
+    if isinstance(norm, GroupNorm) and norm.fuses(x):
+        return norm(x, silu=True)
+    return activate(norm(x))
+
+
 class ResBlock(nn.Module):
     """Two pre-norm 3x3 convolutions on a residual path; the time embedding, if any, is added between them."""
 
@@ -64,10 +82,10 @@ class ResBlock(nn.Module):
         self.skip = scaled(nn.Conv2d(inputs, outputs, 1)) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        hidden = self.conv1(activate(self.norm1(x)))
+        hidden = self.conv1(normalize_and_activate(self.norm1, x))
         if self.time is not None and time is not None:
             hidden = hidden + self.time(F.silu(time))[:, :, None, None]
-        return self.skip(x) + self.conv2(activate(self.norm2(hidden)))
+        return self.skip(x) + self.conv2(normalize_and_activate(self.norm2, hidden))
 
 
 class Downsample(nn.Module):

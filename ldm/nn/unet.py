@@ -11,7 +11,7 @@ from ldm.conditioning import Conditioning
 from ldm.nn.attention import SpatialTransformer, repeat_batch
 from ldm.nn.backbone import Backbone
 from ldm.nn.init import zeroed
-from ldm.nn.layers import Downsample, GroupNorm, ResBlock, Upsample, activate
+from ldm.nn.layers import Downsample, GroupNorm, ResBlock, Upsample, normalize_and_activate
 
 
 def timestep_embedding(time: Tensor, width: int) -> Tensor:
@@ -174,7 +174,7 @@ class UNet(Backbone):
                 hidden = self._stage(stage, hidden, embedding, text)
             if level < len(self.upsample):
                 hidden = self.upsample[level](hidden, skips[-1].shape[2:])
-        return self.conv_out(activate(self.norm_out(repeat_batch(hidden, text))))
+        return self.conv_out(normalize_and_activate(self.norm_out, repeat_batch(hidden, text)))
 
     def _stage(self, stage: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
         return self.run_block(stage, x, repeat_batch(time, x), text)

@@ -19,6 +19,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.execution.fsdp import shard
+from ldm.execution.fused_norms import fuse_norms
 from ldm.nn.backbone import Backbone, check_inputs, check_size, trainable
 from ldm.nn.inpainting import INPAINTING
 from ldm.nn.text_encoder import TextEncoder
@@ -71,6 +72,7 @@ class DiffusionTraining(TrainingModule):
         adapter: Adapter | None = None,
         text_encoder_lr: float | None = None,
         compile: str | None = None,
+        fused_norms: bool = False,
         compute: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,6 +81,8 @@ class DiffusionTraining(TrainingModule):
             raise ValueError(f"training.caption_dropout must be in [0, 1), not {caption_dropout}")
         if adapter is not None and base is None:
             raise ValueError("an adapter needs the weights of a trained model: give training.start=MODEL")
+        if fused_norms and compile is not None:
+            raise ValueError("training.fused_norms is for networks that are not compiled: set training.compile=null")
         check_inputs(backbone, first_stage.network.latent_channels, text_encoder.network.widths)
         check_size(backbone, first_stage.network.factor, size, "training.size")
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -95,6 +99,7 @@ class DiffusionTraining(TrainingModule):
         self.denoiser = Denoiser(compiled(self.backbone, compile), schedule, prediction, time)
         self.objective = Objective(times, weighting, stratified, offset_noise, huber, seed)
         self.make_optimizer, self.curve, self.compile_mode = optimizer, lr, compile
+        self.fused_norms = fused_norms
         self.sampling, self.size = sampling, size
         self.caption_dropout, self.seed = caption_dropout, seed
         self.compute = None if compute is None else getattr(torch, compute)
@@ -125,6 +130,8 @@ class DiffusionTraining(TrainingModule):
 
     def setup(self, stage: str) -> None:
         check_accumulation(self.compile_mode, self.trainer.accumulate_grad_batches)
+        if self.fused_norms:
+            fuse_norms(self.backbone, self.trainer.strategy.root_device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for sample in () if data is None else data.samples_of_each_size():
             self.check_sample(sample)

@@ -331,6 +331,13 @@ def test_gradients_in_the_memory_of_cuda_graphs_are_not_accumulated(tmp_path: Pa
         fit(tmp_path, diffusion(compile=mode), batch_size=2, accumulate_grad_batches=2)
 
 
+def test_fused_norms_are_refused_on_a_cpu_and_in_a_compiled_network(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the device is cpu"):
+        fit(tmp_path, diffusion(fused_norms=True))
+    with pytest.raises(ValueError, match=r"set training\.compile=null"):
+        diffusion(fused_norms=True, compile="default")
+
+
 def test_frozen_networks_are_on_the_device_before_a_callback_trains(tmp_path: Path) -> None:
     """debug=batch_size trains in `on_fit_start` of a callback, which runs before that of the module."""
 

@@ -1,5 +1,7 @@
 """Measures single operations: keyed noise, attention by head width and backend, and group normalisation."""
 
+import math
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.benchmark.gpu import Line
 from experiments.benchmark.gpu_stages.context import Context, attempt
 from ldm.device import ATTENTION
-from ldm.nn.layers import GroupNorm
-from ldm.random import normal, uniform
+from ldm.kernels.available import can_run
+from ldm.nn.layers import GroupNorm, normalize_and_activate
+from ldm.random import DISTRIBUTIONS, normal, uniform
 
 BACKENDS = ATTENTION | {"math": SDPBackend.MATH}
 Layer = Callable[[Tensor], Tensor]
@@ -34,21 +37,20 @@ class Operations(TorchDispatchMode):
 
 
 def noise(context: Context) -> Iterator[Line]:
-    """Compares keyed random numbers with those of the CPU, and measures them eagerly and compiled."""
+    """Compares keyed random numbers with those of the CPU, and measures them as one kernel and as many operations."""
     shape, ids = (4, context.size.side, context.size.side), torch.arange(context.size.batch) + 2**33
     draw = torch.full_like(ids, 5)
     on_device = ids.to(context.device), draw.to(context.device)
     ours, theirs = normal(3, "noise", *on_device, shape), normal(3, "noise", ids, draw, shape)
-    yield {"normal": agreement(ours.cpu(), theirs)}
+    yield {"triton": can_run(context.device), "normal": agreement(ours.cpu(), theirs)}
     yield {"uniform": agreement(uniform(3, "time", *on_device, shape).cpu(), uniform(3, "time", ids, draw, shape))}
+    yield {"seconds": context.seconds(lambda: normal(3, "noise", *on_device, shape))}
+    key, count = (3, zlib.crc32(b"noise")), math.prod(shape)
+    by_operations = partial(DISTRIBUTIONS["normal"], key, *on_device, count)
     with Operations() as operations:
-        normal(3, "noise", *on_device, shape)
-    yield {"operations": operations.count}
-    yield {"eager_seconds": context.seconds(lambda: normal(3, "noise", *on_device, shape))}
-    fused = torch.compile(normal, dynamic=False)
-    context.gpu_only("torch.compile")
-    yield {"compiled": agreement(fused(3, "noise", *on_device, shape).cpu(), theirs)}
-    yield {"compiled_seconds": context.seconds(lambda: fused(3, "noise", *on_device, shape))}
+        numbers = by_operations()
+    yield {"by_operations": agreement(numbers.view(ours.shape).cpu(), theirs), "operations": operations.count}
+    yield {"seconds_by_operations": context.seconds(by_operations)}
 
 
 def agreement(a: Tensor, b: Tensor) -> Line:
@@ -127,9 +129,11 @@ def norms(context: Context) -> Iterator[Line]:
         norm = GroupNorm(32, channels).to(context.device)
         x = torch.randn(context.size.batch, channels, side, side, device=context.device, dtype=torch.bfloat16)
         nhwc = x.contiguous(memory_format=torch.channels_last)
-        plain = nn.GroupNorm(32, channels).to(context.device)
+        plain, fused = nn.GroupNorm(32, channels).to(context.device), GroupNorm(32, channels).to(context.device)
+        fused.fused = can_run(context.device)
         variants: dict[str, tuple[Tensor, Layer, bool]] = {
             "ours_nhwc": (nhwc, with_silu(norm), True),
+            "fused_nhwc": (nhwc, partial(normalize_and_activate, fused), True),
             "torch_nchw": (x, with_silu(plain), True),
             "ours_nhwc_in_bfloat16": (nhwc, with_silu(partial(in_bfloat16, norm)), False),
             "compiled_nhwc": (nhwc, torch.compile(with_silu(norm), dynamic=False), True),
