@@ -14,6 +14,6 @@ INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 def device() -> torch.device:
     if INTERPRETED:
         return torch.device("cpu")
-    if not (INSTALLED and torch.cuda.is_available()):
-        pytest.skip("needs Triton and either a GPU or TRITON_INTERPRET=1, see .ci/full_size")
+    if not INSTALLED:
+        pytest.skip("needs Triton")
     return torch.device("cuda")

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ldm.nn.layers import GroupNorm, ResBlock
 
+pytestmark = pytest.mark.cuda
+
 SHAPES = [(2, 32, 8, 8, 8), (3, 96, 9, 15, 32), (2, 160, 5, 7, 32), (1, 320, 17, 24, 32)]  # b, c, h, w, groups
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}  # of rounding
 

@@ -7,6 +7,8 @@ import torch
 
 from ldm import random
 
+pytestmark = pytest.mark.cuda
+
 IDS = torch.tensor([7, 3, 2**40 + 3, 2**63 - 1, 0])
 DRAWS = torch.tensor([0, 1, 5, 2**31, 7])
 
