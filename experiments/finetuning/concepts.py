@@ -4,9 +4,9 @@ Scenes contain the name of the new thing, such as the colour "lime"; in captions
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ def flat(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Concept:
-    """A new thing, called `name` in scenes, the scenes to train on, and those to test.
+    """A new thing, called `name` in scenes, the things to train on, and the scenes to test.
 
     In captions `word` takes its place if the text encoder is frozen, otherwise `token`, whose vector is initialised as
     that of `initial`. `taught` are the colours or shapes that training combines with the new thing.
@@ -45,7 +45,7 @@ class Concept:
     token: str
     initial: str
     class_prompt: str
-    scenes: tuple[Scene, ...]
+    teach: tuple[Thing, ...]
     singles: tuple[Scene, ...]
     pairs: tuple[Scene, ...]
     taught: frozenset[str]
@@ -72,10 +72,18 @@ class Concept:
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
         return render(place(scene, rng, self.known.hues), scene.background or "white", shapes=self.known.shapes)
 
-    def write(self, folder: Path, word: str, seed: int, count: int | None = None) -> None:
-        """Writes images to train on, and their captions; by default one for each scene, or else `count`."""
+    def scenes(self, sizes: bool) -> Iterator[Scene]:
+        """Yields scenes to train on without end; with `sizes`, two of three mention a size."""
+        named = cycle((None, *RADII) if sizes else (None,))
+        for shift in count():
+            for index, thing in enumerate(self.teach):
+                place = tuple(BACKGROUNDS)[(index + sizes * (index // 3 + shift)) % len(BACKGROUNDS)]
+                yield Scene((replace(thing, size=next(named)),), None, place)
+
+    def write(self, folder: Path, word: str, seed: int, images: int | None = None, sizes: bool = False) -> None:
+        """Writes images to train on, and their captions; by default one for each thing that is taught."""
         folder.mkdir(parents=True, exist_ok=True)
-        for index, scene in enumerate(islice(cycle(self.scenes), count or len(self.scenes))):
+        for index, scene in enumerate(islice(self.scenes(sizes), images or len(self.teach))):
             (folder / f"{index:02}.txt").write_text(self.caption(scene, word), encoding="utf-8")
             Image.fromarray(self.image(scene, seed, index)).save(folder / f"{index:02}.png")
 
@@ -83,10 +91,9 @@ class Concept:
 def _concept(
     name: str, teach: Sequence[Thing], test: Sequence[Thing], taught: Sequence[str], **rest: object
 ) -> Concept:
-    scenes = [Scene((thing,), None, place) for thing, place in zip(teach, cycle(BACKGROUNDS), strict=False)]
     return Concept(
         name=name,
-        scenes=tuple(scenes),
+        teach=tuple(teach),
         singles=tuple(islice(cycle(_singles(test)), SINGLES)),
         pairs=tuple(islice(_pairs(test), PAIRS)),
         taught=frozenset(taught),

@@ -29,8 +29,8 @@ QUIET = (
 class Run:
     """One fine-tuning: a `method` (lora, full or inversion) with `prior` images (none, class or many) for a concept.
 
-    `rank` and `targets` only count for LoRA. `images` is the number of images to train on, by default the concept's,
-    and `curve` that of the learning rate.
+    `rank` and `targets` only count for LoRA. `images` is the number of images to train on, by default the concept's;
+    with `sizes`, most captions mention how big the thing is. `curve` is that of the learning rate.
     """
 
     concept: str
@@ -43,13 +43,14 @@ class Run:
     seed: int = 0
     prior_images: int = 64
     images: int | None = None
+    sizes: bool = False
     curve: str = "constant"
 
     @property
     def key(self) -> str:
         lora = f"_{self.targets}{self.rank}" if self.method == "lora" else ""
         prior = "" if self.prior == "none" else f"_{self.prior}{self.prior_images}"
-        images = f"_{self.images}images" if self.images else ""
+        images = (f"_{self.images}images" if self.images else "") + ("_sizes" if self.sizes else "")
         curve = "" if self.curve == "constant" else f"_{self.curve}"
         steps = f"lr{self.rate:g}{curve}_{self.steps}steps"
         return f"{self.concept}_{self.method}{lora}{prior}{images}_{steps}_seed{self.seed}"
@@ -114,7 +115,7 @@ def overrides(run: Run, work: Path) -> list[str]:
 
 def fine_tune(run: Run, base: str, work: Path) -> None:
     """Trains; the run's folder must not exist."""
-    CONCEPTS[run.concept].write(run.file(work).parent / "images", run.word, run.seed, run.images)
+    CONCEPTS[run.concept].write(run.file(work).parent / "images", run.word, run.seed, run.images, run.sizes)
     words = [*check_overrides(overrides(run, work), CONF), *base_overrides(base)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=words)

@@ -99,7 +99,7 @@ class Page:
             self.parts["delete"] = gr.Button("Delete", size="sm", min_width=80, elem_id="delete")
         self.parts["gallery"] = gr.Gallery(visible=False, columns=6, elem_id="gallery", **plain)
         self.parts["drop"] = gr.File(
-            label="Drop a PNG of ldm or A1111 to restore its settings", file_types=[".png"], height=150, elem_id="drop"
+            label="Restore a PNG's settings (ldm, A1111)", file_types=[".png"], height=150, elem_id="drop"
         )
 
     def _settings_column(self) -> None:
@@ -205,7 +205,7 @@ class Page:
         record = read_metadata(paths[0])
         seed, last = record["seed"], record["seed"] + len(paths) - 1
         seeds = f"seed {seed}" if len(paths) == 1 else f"seeds {seed} to {last}"
-        text = f"{record['prompt']} · {seeds} · {record['steps']} steps of {record['sampler']}"
+        text = f"{record['prompt'] or 'no prompt'} · {seeds} · {record['steps']} steps of {record['sampler']}"
         stage = self._on_stage([str(path) for path in paths], text)
         download = gr.DownloadButton(value=str(paths[0]), visible=len(paths) == 1)
         return stage | {

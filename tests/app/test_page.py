@@ -130,6 +130,11 @@ def test_painted_pixels_are_replaced_and_all_others_stay(page, service: Service,
     assert kept.any() and not kept.all() and same[kept].all() and not same.all()
 
 
+def test_an_image_without_a_prompt_says_so(page):
+    generate(page, "")
+    assert page.inner_text("#message").startswith("no prompt · seed")
+
+
 def test_a_dropped_png_restores_its_settings(page, service: Service):
     call = {"steps": 2, "sampler": "euler", "negative": "blue", "size": (8, 24)}
     *_, finished = service.sample(Request("tiny", "a red circle", [77], call, {}))
