@@ -89,6 +89,16 @@ def recipe(concept: str, seed: int, **changes: Any) -> Run:
     return replace(Run(concept, "lora", "many", RATES["lora"], STEPS["lora"], seed=seed), **changes)
 
 
+def with_more_images(concept: str, seed: int) -> Iterator[Run]:
+    """Yields longer runs on more images, whose captions mention sizes; for the shape also what each of these does."""
+    cosine: dict[str, Any] = {"prior_images": 256, "curve": "cosine", "seed": seed}
+    own = Run(concept, "full", "many", RATES["full"], 2000, images=80, sizes=True, **cosine)
+    yield own
+    if concept == "shape":
+        yield from (replace(own, images=20, steps=1000), replace(own, images=5, steps=600), replace(own, sizes=False))
+        yield replace(own, method="lora", rate=5e-4, rank=64, targets="all")
+
+
 def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
     """Yields the fine-tuning runs of a part of the study."""
     if part == "methods":
@@ -100,10 +110,9 @@ def runs_of(part: str, concepts: Sequence[str], seed: int) -> Iterator[Run]:
         for concept, (method, priors) in product(concepts, PRIORS.items()):
             for prior, rate in product([one for one in priors if one != "class"], SEARCHED[method]):
                 yield Run(concept, method, prior, rate, STEPS[method])
-    elif part == "images" and "shape" in concepts:
-        few = Run("shape", "full", "many", RATES["full"], STEPS["full"], seed=seed, curve="cosine")
-        yield from (few, replace(few, images=20), replace(few, images=80, steps=2000))
-        yield recipe("shape", seed, rank=64, targets="all", images=80, steps=2000, curve="cosine")
+    elif part == "images":
+        for concept in concepts:
+            yield from with_more_images(concept, seed)
     elif part == "curve" and "shape" in concepts:
         for prior in ("none", "many"):
             own = recipe("shape", seed, prior=prior)
