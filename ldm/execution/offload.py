@@ -14,7 +14,7 @@ from ldm.execution.offload_modes import MODES
 REMEDY = "set tile=256, offload=sequential, precision=bf16 or a smaller size"
 
 # Parts of the messages of the CPU allocator; of CUDA; of cuBLAS, cuDNN and other NVIDIA libraries; and of cuDNN.
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to find an engine to execute")
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "nable to find an engine to execute")
 
 T = TypeVar("T")
 

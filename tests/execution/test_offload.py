@@ -119,6 +119,8 @@ def test_tiled_sampling_with_offloaded_networks_leaves_no_weight_on_the_cpu(
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUSOLVER_STATUS_ALLOC_FAILED",
         "NCCL error: Cuda failure 2 'out of memory'",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
     ],
 )
 def test_messages_of_nvidia_libraries_that_mean_out_of_memory_are_recognised(message: str) -> None:
