@@ -65,7 +65,8 @@ def numbers(distribution: str, key: tuple[int, int], ids: Tensor, draws: Tensor,
     out = torch.empty(len(ids), count, dtype=dtype, device=ids.device)
     programs = len(ids), triton.cdiv(count, 4 * BLOCKS)
     if out.numel():
-        kernel[programs](
-            out, ids.contiguous(), draws.contiguous(), key[0] | key[1] << 32, count, BLOCKS, enable_fp_fusion=False
-        )
+        with torch.cuda.device_of(ids):  # Triton starts kernels on the current device
+            kernel[programs](
+                out, ids.contiguous(), draws.contiguous(), key[0] | key[1] << 32, count, BLOCKS, enable_fp_fusion=False
+            )
     return out

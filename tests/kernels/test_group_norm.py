@@ -65,3 +65,43 @@ def test_a_block_with_fused_layers_is_the_same_block(device: torch.device) -> No
         if isinstance(module, GroupNorm):
             module.fused = True
     torch.testing.assert_close(block(x, time), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_that_is_not_the_current_one_normalises(device: torch.device) -> None:
+    from ldm.kernels.group_norm import group_norm
+
+    x = channels_last(2, 32, 6, 10, dtype=torch.float32, device=torch.device("cuda:1")).requires_grad_()
+    weight, bias = torch.ones(32, device=x.device), torch.zeros(32, device=x.device)
+    with torch.cuda.device(0):
+        out = group_norm(x, 8, weight, bias, 1e-5)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    torch.testing.assert_close(out, F.group_norm(x, 8, eps=1e-5), rtol=1e-5, atol=1e-5)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 1, 1, 4), (2, 1, 3, 5, 1), (0, 8, 4, 4, 4)], ids=str)
+def test_maps_whose_layout_is_ambiguous_or_that_are_empty_are_normalised(device: torch.device, shape: tuple) -> None:
+    from ldm.kernels.group_norm import group_norm
+
+    *size, groups = shape
+    x = torch.randn(*size, device=device)
+    weight, bias = torch.randn(size[1], device=device), torch.randn(size[1], device=device)
+    expected = F.group_norm(x.cpu().double(), groups, weight.cpu().double(), bias.cpu().double(), 1e-5)
+    torch.testing.assert_close(group_norm(x, groups, weight, bias, 1e-5).cpu().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["input", "weights"])
+def test_frozen_weights_or_a_frozen_input_get_no_gradient(device: torch.device, trained: str) -> None:
+    from ldm.kernels.group_norm import group_norm
+
+    x = channels_last(2, 32, 6, 10, dtype=torch.float32, device=device).requires_grad_(trained == "input")
+    weight, bias = (torch.randn(32, device=device, requires_grad=trained == "weights") for _ in range(2))
+    gradients = {}
+    for name, function in {"fused": group_norm, "plain": F.group_norm}.items():
+        at = x if name == "fused" else x.contiguous()  # PyTorch's kernel crashes for such an x without a gradient
+        out = function(at, 8, weight, bias, 1e-5)
+        leaves = [x] if trained == "input" else [weight, bias]
+        gradients[name] = torch.autograd.grad(out.square().sum(), leaves)
+    for ours, theirs in zip(gradients["fused"], gradients["plain"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -27,3 +27,10 @@ def test_numbers_are_those_of_the_cpu(device: torch.device, distribution: str, s
         assert torch.equal(ours, theirs)
     else:  # logarithms may differ in the last bit of float64, which changes one number in 10⁸
         assert (ours != theirs).sum() <= 1 and torch.allclose(ours, theirs, rtol=2**-22, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_numbers_are_the_same_on_a_gpu_that_is_not_the_current_one(device: torch.device) -> None:
+    with torch.cuda.device(0):
+        ours = random.normal(3, "noise", IDS.to("cuda:1"), DRAWS.to("cuda:1"), (40,))
+    assert torch.equal(ours.cpu(), random.normal(3, "noise", IDS.to("cuda:0"), DRAWS.to("cuda:0"), (40,)).cpu())
