@@ -200,5 +200,5 @@ class _GroupNorm(torch.autograd.Function):
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False) -> Tensor:
     """Returns the normalised x (b, c, h, w), which must be channels-last, after SiLU if `silu`; in x's dtype."""
-    with torch.cuda.device_of(x):  # Triton starts kernels on the current device, as autograd sets it for the backward pass
+    with torch.cuda.device_of(x):  # Triton starts kernels on the current one; autograd sets it itself
         return _GroupNorm.apply(x, weight, bias, groups, eps, silu)

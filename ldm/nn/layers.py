@@ -28,12 +28,17 @@ class GroupNorm(nn.GroupNorm):
             from ldm.kernels.group_norm import group_norm
 
             return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu)
-        if x.device.type != "cpu" and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        if x.device.type != "cpu":
             out = super().forward(x)
             channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
             return out.contiguous(memory_format=torch.channels_last) if channels_last else out
-        independent = len(x) < 2 or x.device.type != "cpu" or x[0, 0].numel() < LARGE or x.is_contiguous()
-        if independent or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled():
+            # Without a gradient of x the backward pass of PyTorch's CPU kernel crashes, if x is channels-last.
+            crashes = self.weight.requires_grad and not x.requires_grad
+            return super().forward(x.detach().requires_grad_() if crashes else x)
+        if len(x) < 2 or x[0, 0].numel() < LARGE or x.is_contiguous():
             return super().forward(x)
         settings = self.num_groups, self.weight, self.bias, self.eps
         return torch.cat([F.group_norm(image, *settings) for image in x.split(1)])

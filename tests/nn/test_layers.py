@@ -44,6 +44,17 @@ def test_group_norm_with_gradients_is_that_of_pytorch() -> None:
     assert torch.equal(GroupNorm(2, 8)(x), nn.GroupNorm(2, 8)(x))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_group_norm_can_train_on_an_input_without_gradient(layout: torch.memory_format) -> None:
+    """PyTorch's own layer crashes then, in the channels-last layout: adapter.names=["*norm*"] trains like this."""
+    norm, x = GroupNorm(2, 4), torch.randn(2, 4, 3, 3).contiguous(memory_format=layout)
+    norm(x).square().sum().backward()
+    expected = 2 * nn.functional.group_norm(x, 2, eps=norm.eps)
+    assert norm.weight.grad is not None and norm.bias.grad is not None
+    torch.testing.assert_close(norm.bias.grad, expected.sum((0, 2, 3)))
+    torch.testing.assert_close(norm.weight.grad, (expected.square() / 2).sum((0, 2, 3)))
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_group_norm_on_a_gpu_keeps_the_layout(layout: torch.memory_format) -> None:
     """The meta device stands in for a GPU: PyTorch's group normalisation returns the default layout on both."""
