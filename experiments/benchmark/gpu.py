@@ -100,7 +100,7 @@ class Worker:
             self.stop()
         except (EOFError, BrokenPipeError):
             self.stop()
-            line["error"] = f"the process ended with exit code {self.process.returncode}"
+            line.setdefault("error", f"the process ended with exit code {self.process.returncode}")
         if "error" not in line:
             self.succeeded.append(name)
         self.usable &= "CUDA error" not in line.get("error", "")  # after which every call fails

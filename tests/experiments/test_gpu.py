@@ -28,6 +28,9 @@ WORKER = """
             print(json.dumps({"error": "RuntimeError: no"}), flush=True)
         if name == "break":
             print(json.dumps({"error": "AcceleratorError: CUDA error: misaligned address"}), flush=True)
+        if name == "poison":
+            print(json.dumps({"error": "RuntimeError: Triton Error [CUDA]: an illegal address"}), flush=True)
+            os._exit(1)
         print("{}", flush=True)
 """
 MINUTE = 60.0
@@ -40,7 +43,8 @@ def cpu(tmp_path: Path) -> Iterator[Context]:
 
 
 def lines_of(names: list[str], seconds: float = MINUTE, **changed: Stage) -> dict[str, Line]:
-    stages = {name: Stage("", "one", 20.0) for name in ("fine", "again", "fail", "hang", "die", "break")} | changed
+    kinds = "fine", "again", "fail", "hang", "die", "break", "poison"
+    stages = {name: Stage("", "one", 20.0) for name in kinds} | changed
     emitted: list[Line] = []
     done = run(names, [sys.executable, "-c", textwrap.dedent(WORKER)], seconds, stages, emitted.append)
     assert [line["stage"] for line in emitted] == names and emitted == [*done.values()]
@@ -102,6 +106,12 @@ def test_a_stage_without_its_packages_or_its_predecessor_is_skipped() -> None:
 def test_a_broken_gpu_is_left_to_a_new_process() -> None:
     done = lines_of(["break", "fine", "fail", "again"])
     assert done["break"]["process"] != done["fine"]["process"] == done["fail"]["process"] == done["again"]["process"]
+
+
+def test_the_error_of_a_stage_whose_process_ends_is_its_own_and_the_next_stage_gets_another_process() -> None:
+    done = lines_of(["poison", "fine"])
+    assert done["poison"]["error"] == "RuntimeError: Triton Error [CUDA]: an illegal address"
+    assert done["poison"]["process"] != done["fine"]["process"] and "error" not in done["fine"]
 
 
 def test_goals_are_compared_with_the_best_measurements() -> None:

@@ -172,8 +172,12 @@ def load(where: str) -> Stage:
 
 
 def release(context: Context) -> None:
-    """Frees the memory of a stage, so that the next one starts as in a new process."""
+    """Frees the memory of a stage, so that the next one starts as in a new process.
+
+    Raises an error of CUDA that the stage left, such as of an illegal address, after which only a new process works.
+    """
     gc.collect()
+    context.synchronize()
     if context.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
