@@ -16,7 +16,8 @@ from ldm.weights.storage.sharded import Join, join_shards, shard_files
 
 LAST = "last.ckpt"
 STEP = re.compile(r"step_(\d{8,})(\.ckpt|_[0-9a-f]{8}_rank_\d+\.shards)")  # matches the names of all other files
-UNUSABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, FileNotFoundError)
+# An OSError is that of a broken link, of a folder with the name of a checkpoint, or of a disk that cannot be read.
+UNUSABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)
 
 
 def write(path: str | Path, checkpoint: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     They are empty for an older layout, and for a file that `read` refuses.
     """
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("settings", {}))
+        return dict(_mapped(path).get("settings", {}))
     except UNUSABLE:
         return {}
 
@@ -70,14 +71,22 @@ def is_complete(path: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    return shard_files(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return shard_files(path, _mapped(path))
+
+
+def _mapped(path: str | Path) -> dict[str, Any]:
+    """Returns the content of a checkpoint without reading its tensors. Raises one of UNUSABLE if it is none."""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"it contains a {type(content).__name__} instead of a dict")
+    return content
 
 
 def _check(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"the checksum of {broken} does not match")
-    torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    _mapped(path)
 
 
 def step_of(file: Path) -> float:
@@ -85,7 +94,7 @@ def step_of(file: Path) -> float:
     if match := STEP.fullmatch(file.name):
         return int(match[1])
     try:
-        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        return int(_mapped(file)["global_step"])
     except (*UNUSABLE, KeyError, TypeError):
         return inf
 
@@ -106,11 +115,12 @@ def newest(folder: str | Path) -> Path | None:
     files = written_by_run(folder)
     files.sort(key=lambda file: (step_of(file), file.name == LAST), reverse=True)
     for file in files:
-        if file.stat().st_ino in corrupt:  # last.ckpt and the newest step_N.ckpt are the same file
+        inode = file.stat().st_ino if file.exists() else None  # a broken link does not exist
+        if inode in corrupt:  # last.ckpt and the newest step_N.ckpt are the same file
             continue
         if (problem := find_damage(file)) is None:
             return file
-        corrupt.add(file.stat().st_ino)
+        corrupt |= {inode} - {None}
         warnings.warn(f"the checkpoint {file} is corrupt ({problem}): trying the previous one", stacklevel=2)
     if files:
         raise ValueError(

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 
@@ -89,6 +90,28 @@ def test_a_corrupt_newest_checkpoint_falls_back_to_the_previous_with_one_warning
     with pytest.warns(UserWarning, match=r"last\.ckpt is corrupt .*trying the previous one") as caught:
         assert checkpoint_file.newest(tmp_path) == files[1]
     assert len(caught) == 1
+
+
+UNUSABLE = {
+    "a broken link": lambda file: file.symlink_to("moved-away.ckpt"),
+    "a link to itself": lambda file: file.symlink_to(file.name),
+    "a folder": Path.mkdir,
+    "an empty file": Path.touch,
+    "a tensor": lambda file: torch.save(torch.ones(2), file),
+    "a list": lambda file: torch.save([1, 2], file),
+}
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "step_00000009.ckpt"])
+@pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_something_else_with_the_name_of_a_checkpoint_is_skipped(
+    tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    files = write_three(tmp_path)
+    (tmp_path / "last.ckpt").unlink()
+    make(tmp_path / name)
+    with pytest.warns(UserWarning, match=f"{name} is corrupt .*trying the previous one"):
+        assert checkpoint_file.newest(tmp_path) == files[-1]
 
 
 def test_an_error_says_what_to_do_if_all_checkpoints_are_corrupt(tmp_path: Path) -> None:
