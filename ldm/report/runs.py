@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -213,7 +215,7 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
 
 def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, str]:
     """Returns the state of a run that has not finished; runs of older versions have no record."""
-    age = max(0.0, time.time() - max(file.stat().st_mtime for file in path.rglob("*") if file.is_file()))
+    age = max(0.0, time.time() - _last_write(path))
     wrote, resume = f"last wrote {_ago(age)} ago", "continue with resume=auto"
     if is_locked(path) if record or (path / LOCK).is_file() else age < SILENCE:
         if record.get("state") == "running" and (silent := time.time() - record["modified"]) > SILENCE:
@@ -227,6 +229,16 @@ def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, st
         cause = f"its process on {record.get('host')} ended without a message (killed, out of memory or power)"
         return "failed", f"{where}, {wrote}: {cause}; {resume}"
     return "stopped", f"{where}, {wrote}; {resume}"
+
+
+def _last_write(folder: Path) -> float:
+    """Returns when a file below the folder was last written; those that the run is renaming or deleting are ignored."""
+    times = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                times.append(os.stat(os.path.join(parent, name)).st_mtime)
+    return max(times, default=0.0)
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
@@ -277,14 +289,17 @@ def _version(file: Path) -> int:
 
 
 def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
-    """Yields the scalars of complete rows: the last one may be cut off, or be followed by the end of an earlier one."""
-    text = file.read_text()
+    """Yields the scalars of complete rows: the last one may be cut off, or be followed by the end of an earlier one.
+
+    Rows that contain something else than numbers, as a loss of power can leave them, are skipped.
+    """
+    text = file.read_text(errors="replace")
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
         if None in row or None in row.values() or not row.get("step"):
             continue
-        for name, value in row.items():
-            if value and name not in ("step", "time"):
-                yield name, int(float(row["step"])), float(value)
+        with suppress(ValueError):
+            step = int(float(row["step"]))
+            yield from [(name, step, float(row[name])) for name in row if row[name] and name not in ("step", "time")]
 
 
 def _events(folder: Path) -> Iterable[tuple[str, int, float]]:

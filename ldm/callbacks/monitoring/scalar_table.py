@@ -140,7 +140,7 @@ class ScalarTable(Logger):
 
 def read_rows(path: Path) -> list[Row]:
     """Returns the complete rows of a table, in its order; none if there is no file."""
-    return [*_complete(path.read_text())] if path.is_file() else []
+    return [*_complete(path.read_text(errors="replace"))] if path.is_file() else []
 
 
 def _complete(text: str) -> Iterator[Row]:

@@ -55,6 +55,15 @@ def test_a_row_that_a_kill_cut_off_is_neither_read_nor_continued(tmp_path: Path,
     assert [row["step"] for row in rows(tmp_path)] == [*map(str, kept), "5"]
 
 
+def test_a_table_with_bytes_that_are_no_text_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,time,a\n9,2026-01-01,0.5\n\xff\xfe\n")
+    table = ScalarTable(tmp_path)
+    table.log_metrics({"a": 0.25}, 19)
+    table.save()
+    assert [(row["step"], row["a"]) for row in read_rows(path)] == [("9", "0.5"), ("19", "0.25")]
+
+
 def test_the_end_of_a_replaced_row_is_not_read_as_a_row(tmp_path: Path) -> None:
     log(tmp_path, 0, 1)
     with (tmp_path / "metrics.csv").open("a") as file:
