@@ -1,6 +1,7 @@
 """Logs to TensorBoard without ending the training when the disk is full."""
 
 import os
+import tempfile
 import warnings
 from datetime import datetime
 from typing import Any, cast
@@ -13,15 +14,21 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ldm.callbacks.full_disk import is_disk_full, tolerate_full_disk
 
+HEADER = 4096  # bytes that must be free to start a file; its first record takes about 100
+
 
 class TensorBoard(TensorBoardLogger):
     """A TensorBoardLogger that loses only what it logs while the disk is full."""
 
+    _warned = False  # that the log cannot be started
+
     @property
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
-        """Returns the SummaryWriter, which is created by the first access."""
+        """Returns the SummaryWriter, which is created by the first access; while the disk is full, a stand-in."""
         new = self._experiment is None
+        if new and not self._can_start():
+            return cast(SummaryWriter, Ignoring())
         writer: SummaryWriter = super().experiment
         if new:
             events: Any = writer._get_file_writer().event_writer
@@ -29,6 +36,25 @@ class TensorBoard(TensorBoardLogger):
             file = events._general_file_writer
             file.write = CompleteRecords(events._file_name, file.write)
         return writer
+
+    def _can_start(self) -> bool:
+        """Returns whether a file can be started. TensorBoard's thread would end with an error if it does not fit."""
+        try:
+            os.makedirs(self.log_dir, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.log_dir) as probe:
+                probe.write(bytes(HEADER))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            if not self._warned:
+                warnings.warn(
+                    f"TensorBoard's log in {self.log_dir} cannot be started because the disk is full: training "
+                    "continues, and what it would have shown is lost until there is space",
+                    stacklevel=2,
+                )
+            self._warned = True
+            return False
+        return True
 
     @rank_zero_only
     def resume(self, step: int) -> None:
@@ -44,6 +70,16 @@ class TensorBoard(TensorBoardLogger):
     def save(self) -> None:
         with tolerate_full_disk("TensorBoard's log"):
             super().save()
+
+
+class Ignoring:
+    """Accepts every call, in place of a SummaryWriter and its parts."""
+
+    def __getattr__(self, name: str) -> "Ignoring":
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> "Ignoring":
+        return self
 
 
 class CompleteRecords:

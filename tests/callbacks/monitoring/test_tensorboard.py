@@ -46,6 +46,21 @@ def test_a_full_disk_costs_only_the_values_logged_meanwhile(tmp_path: Path) -> N
     assert found[:lost] == [*range(lost)] and lost < 500 and found[lost:] == [500, 501, 502]
 
 
+def test_a_log_that_is_started_on_a_full_disk_begins_once_there_is_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filler = fill(disk)
+        logger = TensorBoard(disk, name="tensorboard", version="")
+        with pytest.warns(UserWarning) as caught:
+            logger.log_hyperparams({"lr": 0.1}, {"loss": 0.0})
+            logger.resume(1)
+            logged(logger, range(3))
+        assert sum("cannot be started because the disk is full" in str(warning.message) for warning in caught) == 1
+        filler.unlink()
+        logged(logger, range(3, 6))
+        logger.finalize("success")
+        assert steps(disk / "tensorboard", "loss") == [3, 4, 5]
+
+
 def test_training_continues_with_its_log_on_a_full_disk(tmp_path: Path) -> None:
     class Logging(Tiny):
         def on_train_batch_end(self, *_: object) -> None:
