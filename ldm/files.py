@@ -304,14 +304,17 @@ def _lock(path: Path, shared: bool = False) -> int:
 def _flock(file: int, operation: int, path: Path) -> None:
     """Calls `flock`, and closes the file if that fails.
 
-    Raises OSError that names `path` and the remedy if the file system has no locks.
+    Raises BlockingIOError if another process holds the lock, and else OSError that names `path`, and the remedy if the
+    file system has no locks.
     """
     try:
         fcntl.flock(file, operation)
     except OSError as error:
         os.close(file)
-        if error.errno not in NO_LOCKS:
+        if isinstance(error, BlockingIOError):
             raise
+        if error.errno not in NO_LOCKS:
+            raise OSError(error.errno, f"cannot lock: {error.strerror}", str(path)) from error
         raise OSError(
             f"cannot lock {path} ({error.strerror}): its file system has no file locks; mount it with them (Lustre: "
             "-o flock, NFS: without -o nolock and with its lock service), or choose a folder on another file system"

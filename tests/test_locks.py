@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,18 @@ def test_a_file_system_without_locks_is_named_with_the_remedy(
         (tmp_path / ".lock").touch()
         with pytest.raises(OSError, match=rf"cannot lock {re.escape(str(tmp_path))}/\.lock .*mount it with them"):
             work(tmp_path)
+
+
+@pytest.mark.parametrize("call", [is_locked, try_lock, lock])
+def test_another_error_of_a_lock_names_the_file_too(
+    tmp_path: Path, call: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(lock(tmp_path))
+
+    def failing(*_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("ldm.files.fcntl.flock", failing)
+    with pytest.raises(OSError, match=rf"cannot lock: Input/output error: '{tmp_path}/\.lock'") as raised:
+        call(tmp_path)
+    assert raised.value.errno == errno.EIO
