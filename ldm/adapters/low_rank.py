@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.adapters.change import LowRankChange, low_rank_delta, norms
+from ldm.adapters.change import LowRankChange, low_rank_delta, norms, rescaling
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -69,8 +69,7 @@ class LowRank(nn.Module):
             return out + change
         weight = self.base.weight.float() + low_rank_delta(self.down.detach(), self.up.detach(), self.scale)
         # The norm is treated as a constant in the gradient, as in section 4.3 of the DoRA paper.
-        factor = self.magnitude / norms(weight)
-        factor = factor[:, 0]  # (out,), or (out, 1, 1) for a convolution
+        factor = rescaling(self.magnitude, norms(weight))[:, 0]  # (out,), or (out, 1, 1) for a convolution
         plain = out if self.base.bias is None else out - self._bias
         # The change is added to `out`, so that a factor of 1 leaves it bit-identical.
         return out + (factor - 1).to(out.dtype) * plain + factor.to(out.dtype) * change

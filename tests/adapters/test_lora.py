@@ -21,12 +21,20 @@ from ldm.nn.unet import UNet
 from ldm.weights.native import build
 from tests.tiny import tiny_dit, tiny_text_tower, tiny_unet
 
+
+def without_an_output(layer: nn.Linear) -> nn.Linear:
+    """Zeroes the weights of one output, whose norm is then 0."""
+    layer.weight.data[3] = 0
+    return layer
+
+
 LAYERS: dict[str, Any] = {
     "linear": lambda: nn.Linear(6, 10),
     "no bias": lambda: nn.Linear(6, 10, bias=False),
     "3x3": lambda: nn.Conv2d(6, 10, 3, padding=1),
     "strided": lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1),
     "1x1": lambda: nn.Conv2d(6, 10, 1),
+    "zero output": lambda: without_an_output(nn.Linear(6, 10)),
 }
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
