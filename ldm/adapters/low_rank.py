@@ -33,8 +33,8 @@ class LowRank(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"the rank of an adapter is {rank}, but must be 1 or more")
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"the rank of an adapter is {rank!r}, but must be an integer of 1 or more")
         if isinstance(base, nn.Conv2d) and base.groups > 1:
             raise ValueError(f"a convolution of {base.groups} groups cannot be given a low-rank change: leave it out")
         self.base = base.requires_grad_(False)
@@ -82,7 +82,6 @@ class LowRank(nn.Module):
 
     def _change(self, x: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), (self.scale * self.up).to(x.dtype)
-        base = self.base
-        if isinstance(base, nn.Linear):
+        if isinstance(self.base, nn.Linear):
             return F.linear(F.linear(x, down), up)
-        return F.conv2d(F.conv2d(x, down, None, base.stride, base.padding, base.dilation), up)
+        return F.conv2d(self.base._conv_forward(x, down, None), up)  # with the base's stride and padding
