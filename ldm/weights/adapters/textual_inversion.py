@@ -49,7 +49,7 @@ def read_embedding(path: str | Path) -> Embedding:
     found = {}
     for network, tensor in vectors.items():
         rows = tensor[None] if tensor.ndim == 1 else tensor
-        if rows.ndim != 2 or not rows.is_floating_point():
+        if rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
             raise ValueError(f"{file} holds {list(tensor.shape)} numbers for {token}, but needs vectors (n, width)")
         check_finite(token, rows, file)
         found[network] = rows.detach()
@@ -72,16 +72,24 @@ def _named(file: Path, state: dict[str, Any], metadata: dict[str, Any]) -> tuple
     """Returns the token, the layout and the vectors of each text encoder."""
     own = str(metadata["name"]) if metadata.get("name") else file.stem
     if isinstance(state.get("string_to_param"), dict):
-        (vectors,) = _one(file, state["string_to_param"]).values()
+        (vectors,) = _one(file, _tensors(state["string_to_param"])).values()
         return own, "A1111", {TEXT: vectors}
-    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    state = _tensors(state)
     if state and state.keys() <= BY_ENCODER.keys():
         return own, "kohya (SDXL)", {network: state[name] for name, network in BY_ENCODER.items() if name in state}
     if "string_to_param" in metadata and KOHYA in state:
         (name,) = _one(file, _parsed(file, metadata["string_to_param"])).values()
+        if name not in state:
+            raise ValueError(
+                f"{file} says that its vectors are {name!r}, but holds {', '.join(state)}: export it again"
+            )
         return own, "ai-toolkit", {TEXT: state[name]}
     ((token, vectors),) = _one(file, state).items()
     return (own, "kohya", {TEXT: vectors}) if token == KOHYA else (token, "diffusers", {TEXT: vectors})
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _parsed(file: Path, text: Any) -> dict[str, str]:
