@@ -21,7 +21,7 @@ SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder in a folde
 KOHYA = "emb_params"  # the only tensor in kohya's files, whose token is the file name
 BY_ENCODER = {"clip_l": TEXT, "clip_g": TEXT_2}  # in files of SDXL
 NO_TOKENS = {KOHYA, *BY_ENCODER}
-Given = str | Path | tuple[str | Path, str]  # a file, or a file and its token in prompts
+Given = str | Path | tuple[str | Path, str | None]  # a file, or a file and its token in prompts
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,23 @@ def _write(path: Path, state: dict[str, Tensor], metadata: Mapping[str, str]) ->
     write_safetensors(path, in_memory(path, state), {**metadata, "ldm": json.dumps({"kind": "embedding"})})
 
 
+def named(given: Given) -> tuple[str | Path, str | None]:
+    """Returns the file and the token that stands for it, or None for its own token.
+
+    Raises ValueError if it is neither a file nor a pair of both.
+    """
+    path, token = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
+    if not isinstance(path, str | Path) or not isinstance(token, str | None):
+        raise ValueError(f'an embedding is given as {given!r}, but must be a file, or a pair such as ("a.pt", "<cat>")')
+    return path, token
+
+
 def add_embedding(text_encoder: TextEncoder, given: Given) -> str:
     """Adds the token of a textual inversion to a text encoder and returns the token.
 
     Raises ValueError if the token exists, or if the vectors do not match the text encoders or their width.
     """
-    path, token = given if isinstance(given, tuple) else (given, None)
+    path, token = named(given)
     embedding = read_embedding(path)
     token = token or embedding.token
     names = (TEXT, TEXT_2)[: len(text_encoder.towers)]
