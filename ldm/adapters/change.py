@@ -76,7 +76,12 @@ def _changed(weight: Tensor, delta: Tensor, magnitude: Tensor | None) -> Tensor:
     if magnitude is None:
         return changed
     magnitude = magnitude.to(weight.device, torch.float32).reshape(*magnitude.shape[:2], *[1] * (weight.ndim - 2))
-    return changed * (magnitude / norms(changed, axis=0 if len(magnitude) == len(weight) else 1))
+    return changed * rescaling(magnitude, norms(changed, axis=0 if magnitude.shape[:2] == (len(weight), 1) else 1))
+
+
+def rescaling(magnitude: Tensor, norm: Tensor) -> Tensor:
+    """Returns magnitude / norm, or 1 where the norm is 0, because zeros have no direction to rescale."""
+    return torch.where(norm == 0, 1.0, magnitude / norm.where(norm != 0, 1.0))
 
 
 def norms(weight: Tensor, axis: int = 0) -> Tensor:

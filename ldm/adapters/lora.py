@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import inf
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ class LoRA:
     ) -> None:
         if not 0 <= dropout < 1:
             raise ValueError(f"adapter.dropout is {dropout}, but must be in [0, 1)")
-        if alpha is not None and alpha <= 0:
-            raise ValueError(f"adapter.alpha is {alpha}, but nothing is learned unless it is positive")
+        if alpha is not None and not (isinstance(alpha, int | float) and 0 < alpha < inf):
+            raise ValueError(f"adapter.alpha is {alpha}, but nothing is learned unless it is a positive number")
         if base_dtype not in (None, *DTYPES):
             raise ValueError(f"adapter.base_dtype is {base_dtype}, but must be one of {', '.join(DTYPES)}, or null")
         self.rank, self.alpha, self.dropout = rank, alpha, dropout

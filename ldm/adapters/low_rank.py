@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.adapters.change import LowRankChange, low_rank_delta, norms
+from ldm.adapters.change import LowRankChange, low_rank_delta, norms, rescaling
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -33,8 +33,8 @@ class LowRank(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"the rank of an adapter is {rank}, but must be 1 or more")
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"the rank of an adapter is {rank!r}, but must be an integer of 1 or more")
         if isinstance(base, nn.Conv2d) and base.groups > 1:
             raise ValueError(f"a convolution of {base.groups} groups cannot be given a low-rank change: leave it out")
         self.base = base.requires_grad_(False)
@@ -69,8 +69,7 @@ class LowRank(nn.Module):
             return out + change
         weight = self.base.weight.float() + low_rank_delta(self.down.detach(), self.up.detach(), self.scale)
         # The norm is treated as a constant in the gradient, as in section 4.3 of the DoRA paper.
-        factor = self.magnitude / norms(weight)
-        factor = factor[:, 0]  # (out,), or (out, 1, 1) for a convolution
+        factor = rescaling(self.magnitude, norms(weight))[:, 0]  # (out,), or (out, 1, 1) for a convolution
         plain = out if self.base.bias is None else out - self._bias
         # The change is added to `out`, so that a factor of 1 leaves it bit-identical.
         return out + (factor - 1).to(out.dtype) * plain + factor.to(out.dtype) * change
@@ -83,7 +82,6 @@ class LowRank(nn.Module):
 
     def _change(self, x: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), (self.scale * self.up).to(x.dtype)
-        base = self.base
-        if isinstance(base, nn.Linear):
+        if isinstance(self.base, nn.Linear):
             return F.linear(F.linear(x, down), up)
-        return F.conv2d(F.conv2d(x, down, None, base.stride, base.padding, base.dilation), up)
+        return F.conv2d(self.base._conv_forward(x, down, None), up)  # with the base's stride and padding

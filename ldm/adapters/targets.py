@@ -43,6 +43,8 @@ def targets_of(network: Network, chosen: str | Sequence[str]) -> list[str]:
             raise ValueError(f"adapter.targets={chosen} chooses no layer of this {kind_of(network)}: give patterns")
         return [name for name in layers(network) if name in names]
     known = list(layers(network))
+    if not chosen:
+        raise ValueError(f"adapter.targets is empty: choose {', '.join(PRESETS)}, or give patterns of layer names")
     for pattern in chosen:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise ValueError(

@@ -83,6 +83,11 @@ class TextualInversion:
                 tokenizer.check_new(self.token)
             except ValueError as error:
                 raise ValueError(f"adapter.token={self.token!r}: {error}") from error
+            if self.vectors > tokenizer.room:
+                raise ValueError(
+                    f"adapter.vectors={self.vectors}: the text encoder reads at most {tokenizer.room} tokens of a "
+                    "caption, and each vector is one of these"
+                )
             words = tokenizer.ids(self.initial)
             if not words or (unknown := tower.unknown_tokens(torch.tensor(words))):
                 what = f"has words that the text encoder does not know ({tokenizer.words(unknown)})" if words else ""
@@ -108,6 +113,7 @@ class TextualInversion:
         """Raises ValueError if a caption does not contain the token, because it would train nothing."""
         if not all(set(ids) <= set(encoder.tokenize([caption]).flatten().tolist()) for ids in self.ids):
             raise ValueError(
-                f"the caption {caption!r} does not contain adapter.token={self.token!r}, so that nothing would be "
-                f"trained on it: give captions with the token, such as data.caption='a photo of {self.token}'"
+                f"the caption {caption!r} does not contain adapter.token={self.token!r} within the tokens that the "
+                "text encoder reads, so that nothing would be trained on it: give captions with the token, such as "
+                f"data.caption='a photo of {self.token}'"
             )

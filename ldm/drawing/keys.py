@@ -94,10 +94,17 @@ def _literal(text: str) -> Any:
 
 def lora(text: str) -> tuple[str, float]:
     """Parses FILE or FILE:WEIGHT; the weight is 1 by default."""
+    path, _, weight = text.rpartition(":")
     if not text:
         raise ValueError("a file, or FILE:WEIGHT such as style.safetensors:0.8")
-    match = re.fullmatch(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+))", text)
-    return (match[1], float(match[2])) if match else (text, 1.0)
+    if not path:
+        return text, 1.0
+    try:
+        return path, number(weight)
+    except ValueError as error:
+        if Path(text).expanduser().exists() or not Path(path).expanduser().exists():
+            return text, 1.0  # the colon is part of the file's name
+        raise ValueError("a file, or FILE:WEIGHT with a number, such as style.safetensors:0.8") from error
 
 
 def embedding(text: str) -> tuple[str, str | None]:

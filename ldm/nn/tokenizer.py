@@ -101,6 +101,10 @@ class Tokenizer:
         """Returns the tokens of a text of any length, without begin, end and padding."""
         return self._ids(self._bpe.encode(text, add_special_tokens=False))
 
+    def groups(self, text: str) -> list[list[int]]:
+        """Returns the tokens of `ids` as groups: those of each added word together, and all others one by one."""
+        return [self._added.get(own, [own]) for own in self._bpe.encode(text, add_special_tokens=False).ids]
+
     def frame(self, chunks: Sequence[Sequence[int]]) -> Tensor:
         """Returns int64 tokens (chunks, context): each chunk of ids between begin and end, and padded."""
         tokens = torch.full((len(chunks), self.context), self.pad)

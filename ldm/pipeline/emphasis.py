@@ -38,7 +38,7 @@ def encode_emphasis(
 
 def _chunks(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
     (comma,) = tokenizer.ids(",")
-    return chunks_of(parse(prompt), tokenizer.ids, comma, tokenizer.room)
+    return chunks_of(parse(prompt), tokenizer.groups, comma, tokenizer.room)
 
 
 def _framed(tokenizer: Tokenizer, prompt: str, chunks: int) -> tuple[Tensor, Tensor]:

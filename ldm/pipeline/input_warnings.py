@@ -9,6 +9,8 @@ from ldm.pipeline.prompt_syntax import parse
 from ldm.pipeline.settings import Settings
 
 WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
+# What the web UI reads as more than emphasis: [from:to:when], [one|other], AND; and tags without a closing bracket.
+UNSUPPORTED = re.compile(r"(?<!\\)\[[^\[\]]*(?::\s*[\d.]+\s*|\|[^\[\]]*)\]|\bAND\b|<\s*(?:lora|lyco)\b[^<>]*>?")
 
 
 def input_warnings(
@@ -17,7 +19,7 @@ def input_warnings(
     """Returns each distinct warning once; `trained_size` is the model's own (height, width)."""
     texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
     if settings.prompt_syntax == "a1111":
-        syntax = []
+        syntax = list(unsupported_warnings(texts))
         texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
     found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
     if any(request.image is None for request in requests):
@@ -31,6 +33,16 @@ def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
         text, part = found[0]
         how = "prompt_syntax=a1111" + (" with lora_dir" if part.startswith("<") else "")
         yield f"{part!r} in {_shortened(text)} is read as plain words; {how} reads it as the web UI does"
+
+
+def unsupported_warnings(texts: Sequence[str]) -> Iterator[str]:
+    """Yields at most one warning about syntax of the web UI that prompt_syntax=a1111 does not have."""
+    if found := [(text, match[0]) for text in texts if (match := UNSUPPORTED.search(text))]:
+        text, part = found[0]
+        yield (
+            f"{part!r} in {_shortened(text)} is read as words: prompt_syntax=a1111 reads weights, BREAK and "
+            "<lora:NAME:0.8>, but no prompt editing, alternating words or AND"
+        )
 
 
 def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Reads the networks of a model with adapters and textual inversions, as often as these change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ldm.weights.adapters.merging import merge_files, weighted
 from ldm.weights.adapters.reader import networks_of
 from ldm.weights.adapters.recognise import adapter_at, embedding_at
 from ldm.weights.adapters.textual_inversion import Given as EmbeddingFile
-from ldm.weights.adapters.textual_inversion import add_embedding
+from ldm.weights.adapters.textual_inversion import add_embedding, named
 from ldm.weights.model import Model, open_model, read_model
 
 WEIGHTS = (".safetensors", ".bin")
@@ -32,9 +33,18 @@ class Added:
     def identity(self) -> Files:
         """Differs if the files, their weights or tokens, or their contents on the disk do."""
         adapters = [(adapter_at(path), weight) for path, weight in map(weighted, self.adapters)]
-        embeddings = [given if isinstance(given, tuple) else (given, None) for given in self.embeddings]
-        tokens = [(embedding_at(path), token) for path, token in embeddings]
+        tokens = [(embedding_at(path), token) for path, token in map(named, self.embeddings)]
         return tuple((file, how, _state(file)) for file, how in [*adapters, *tokens])
+
+
+def added(adapters: Sequence[AdapterFile], embeddings: Sequence[EmbeddingFile]) -> Added:
+    """Checks and returns what a caller adds. Raises ValueError for anything but lists of files, or of pairs."""
+    for name, given in (("adapters", adapters), ("embeddings", embeddings)):
+        if not isinstance(given, list | tuple):
+            raise ValueError(
+                f"{name} is {given!r}, but must be a list of files, or of pairs of a file and how to add it"
+            )
+    return Added(tuple(map(weighted, adapters)), tuple(map(named, embeddings)))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ldm.pipeline.checks import check_settings, check_weak
 from ldm.pipeline.emphasis import chunk_count
 from ldm.pipeline.input_warnings import input_warnings
 from ldm.pipeline.inputs import Between, ImageInput, ImageRequest, OneOrEach, image_requests, prompt_texts
-from ldm.pipeline.loading import Added, Contents, Source
+from ldm.pipeline.loading import Contents, Source, added
 from ldm.pipeline.loras import TaggedLora, TaggedRequest, read_tags
 from ldm.pipeline.networks import Networks
 from ldm.pipeline.precision import DTYPES, dtype_of
@@ -97,8 +97,8 @@ class Pipeline:
         prompt_syntax="a1111", tags in prompts such as <lora:NAME:0.8> name files in `lora_dir`, see `LoraFolder`.
         """
         offloading = Offload(choose_device(device), offload)
-        source, added = Source(path, dtype, offloading.idle_device), Added(tuple(adapters), tuple(embeddings))
-        contents, model = Contents(source, added, lora_dir), source.read(added)
+        source, files = Source(path, dtype, offloading.idle_device), added(adapters, embeddings)
+        contents, model = Contents(source, files, lora_dir), source.read(files)
         stage, text = model.first_stage.network, model.text_encoder.network
         if can_pack(offloading.device, dtype):
             fold(stage)
@@ -126,7 +126,7 @@ class Pipeline:
         """
         if self._contents is None:
             raise ValueError("this pipeline was not loaded from a file, so that its adapters cannot be replaced")
-        model = self._contents.replace(Added(tuple(adapters), tuple(embeddings)))
+        model = self._contents.replace(added(adapters, embeddings))
         if model is not None:
             self.networks.take(model)
 

@@ -4,7 +4,7 @@ Source: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features, s
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -80,23 +80,36 @@ def parse(prompt: str) -> list[list[Span]]:
 
 
 def chunks_of(
-    sections: Sequence[Sequence[Span]], tokenize: Callable[[str], list[int]], comma: int, room: int
+    sections: Sequence[Sequence[Span]], tokenize: Callable[[str], list[list[int]]], comma: int, room: int
 ) -> list[list[Token]]:
     """Returns chunks of at most `room` tokens, at least one; each section begins a new chunk.
 
     A full chunk ends after its last comma if at most BACKTRACK tokens follow; they are moved to the next chunk.
+    `tokenize` returns groups of tokens, such as the vectors of a textual inversion; a group that does not fit into the
+    rest of a chunk begins the next one.
     """
     chunks: list[list[Token]] = []
     for section in sections:
         chunk: list[Token] = []
-        for token in ((token, span.weight) for span in section for token in tokenize(span.text)):
+        for group in _groups(section, tokenize, room):
             if len(chunk) == room:
-                end = room if token[0] == comma else _end(chunk, comma)
+                end = room if group[0][0] == comma else _end(chunk, comma)
                 chunks.append(chunk[:end])
                 chunk = chunk[end:]
-            chunk.append(token)
+            if len(chunk) + len(group) > room:
+                chunks.append(chunk)
+                chunk = []
+            chunk += group
         chunks.append(chunk)
     return chunks if len(chunks) == 1 or chunks[-1] else chunks[:-1]  # a BREAK at the end begins no chunk
+
+
+def _groups(section: Sequence[Span], tokenize: Callable[[str], list[list[int]]], room: int) -> Iterator[list[Token]]:
+    """Yields the groups of tokens of a section; a group that no chunk has room for is divided."""
+    for span in section:
+        for group in tokenize(span.text):
+            tokens = [(token, span.weight) for token in group]
+            yield from [tokens] if len(tokens) <= room else ([token] for token in tokens)
 
 
 def _end(chunk: Sequence[Token], comma: int) -> int:

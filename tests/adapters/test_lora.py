@@ -21,12 +21,21 @@ from ldm.nn.unet import UNet
 from ldm.weights.native import build
 from tests.tiny import tiny_dit, tiny_text_tower, tiny_unet
 
+
+def without_an_output(layer: nn.Linear) -> nn.Linear:
+    """Zeroes the weights of one output, whose norm is then 0."""
+    layer.weight.data[3] = 0
+    return layer
+
+
 LAYERS: dict[str, Any] = {
     "linear": lambda: nn.Linear(6, 10),
     "no bias": lambda: nn.Linear(6, 10, bias=False),
     "3x3": lambda: nn.Conv2d(6, 10, 3, padding=1),
     "strided": lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1),
     "1x1": lambda: nn.Conv2d(6, 10, 1),
+    "circular": lambda: nn.Conv2d(6, 10, 3, padding=1, padding_mode="circular"),
+    "zero output": lambda: without_an_output(nn.Linear(6, 10)),
 }
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -265,7 +274,13 @@ def test_patterns_select_layers_and_their_ranks() -> None:
         ),
         ({"ranks": {"*.conv1": 4}}, r"ranks: \*\.conv1 matches none of the layers"),
         ({"rank": 0}, "the rank of an adapter is 0"),
+        ({"rank": 4.5}, r"the rank of an adapter is 4\.5, but must be an integer"),
+        ({"ranks": {"*": "8"}}, "the rank of an adapter is '8', but must be an integer"),
         ({"alpha": 0.0}, r"alpha is 0\.0, but nothing is learned"),
+        ({"alpha": float("nan")}, "alpha is nan, but nothing is learned"),
+        ({"alpha": float("inf")}, "alpha is inf, but nothing is learned"),
+        ({"alpha": "16"}, "alpha is 16, but nothing is learned unless it is a positive number"),
+        ({"targets": []}, "targets is empty: choose attention, transformer, all"),
         ({"dropout": 1.0}, r"dropout is 1\.0, but must be in \[0, 1\)"),
         ({"base_dtype": "fp8"}, "base_dtype is fp8, but must be one of bfloat16"),
     ],

@@ -216,6 +216,7 @@ def test_a_checkpoint_without_the_trained_text_encoder_is_not_loaded_as_a_model(
         (("<new>", "", 1), "adapter.initial='' is empty"),
         (("<new>", "zebra", 1), "adapter.initial='zebra' has words that the text encoder does not know"),
         (("<new>", "red", 0), "adapter.vectors=0: expected at least 1"),
+        (("<new>", "red", 15), "adapter.vectors=15: the text encoder reads at most 14 tokens"),
     ],
 )
 def test_invalid_settings_of_textual_inversion_are_refused(settings: tuple[Any, ...], message: str) -> None:

@@ -1,6 +1,7 @@
 """Tests pipelines with merged adapters and textual inversions."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,33 @@ def test_adapters_are_merged_into_the_text_encoder(folder: Path) -> None:
 def test_an_adapter_with_weight_zero_does_not_change_the_image(folder: Path) -> None:
     images = [load(folder, *how)("a red circle").images for how in ((), [("both", 0.0)], [("both", 1.0)])]
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a.pt", "adapters is 'a.pt', but must be a list"),
+        ({"a.pt": 0.5}, "adapters is {'a.pt': 0.5}, but must be a list"),
+        (
+            [("a.pt", float("nan"))],
+            "an adapter is given as .'a.pt', nan., but must be a file, or a file and a finite weight",
+        ),
+        (
+            [("a.pt", "0.5")],
+            "an adapter is given as .'a.pt', '0.5'., but must be a file, or a file and a finite weight",
+        ),
+        (("a.pt", 0.5), "an adapter is given as 0.5, but must be a file, or a file and a finite weight"),
+    ],
+)
+def test_adapters_that_are_no_list_of_files_or_pairs_are_refused(given: Any, message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pipeline.load(str(folder / "unet.safetensors"), adapters=given)
+
+
+def test_a_pair_may_be_a_list(folder: Path) -> None:
+    file, model = folder / "both.safetensors", str(folder / "unet.safetensors")
+    one, two = (Pipeline.load(model, adapters=[pair]) for pair in ((file, 0.5), [file, 0.5]))  # type: ignore[list-item]
+    assert torch.equal(one("a red circle").images, two("a red circle").images)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

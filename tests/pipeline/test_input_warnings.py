@@ -1,6 +1,7 @@
+import pytest
 from PIL import Image
 
-from ldm.pipeline.input_warnings import area_warnings, size_warnings
+from ldm.pipeline.input_warnings import area_warnings, size_warnings, unsupported_warnings
 from ldm.pipeline.inputs import ImageRequest
 
 
@@ -22,3 +23,17 @@ def test_sizes_of_another_area_than_in_training_get_a_warning() -> None:
     assert "repeat objects" in next(area_warnings((72, 128), (64, 64)))
     assert "1/4 of the area" in next(area_warnings((32, 32), (64, 64)))
     assert "cut objects off" in next(area_warnings((32, 32), (64, 64)))
+
+
+@pytest.mark.parametrize(
+    "part", ["[cat:dog:0.5]", "[dog:0.5]", "[cat:dog: 8 ]", "[cat|dog]", "AND", "<lora:ink:0.8", "< lora:ink:0.8>"]
+)
+def test_syntax_of_the_web_ui_that_is_not_supported_gets_a_warning(part: str) -> None:
+    (warning,) = unsupported_warnings(["a cat", f"a red {part}"])
+    assert warning.startswith(f"{part!r} in 'a red {part}' is read as words")
+
+
+def test_supported_syntax_of_the_web_ui_gets_no_warning() -> None:
+    assert not [
+        *unsupported_warnings(["[cat], [[a (dog:1.2)]] BREAK and x: 5", r"\[cat|dog\]", "SAND | (a:1.2) 1 < 2"])
+    ]

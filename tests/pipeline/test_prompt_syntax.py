@@ -58,8 +58,13 @@ def test_break_begins_a_section_also_inside_brackets() -> None:
     assert parse("(a BREAK b)") == [[Span("a", 1.1)], [Span("b", 1.1)]]
 
 
-def characters(text: str) -> list[int]:
-    return [ord(character) for character in text]
+def characters(text: str) -> list[list[int]]:
+    return [[ord(character)] for character in text]
+
+
+def words(text: str) -> list[list[int]]:
+    """Returns the characters of each word as one group, as the vectors of a textual inversion are."""
+    return [[ord(character) for character in word] for word in text.split()]
 
 
 def chunked(prompt: str, room: int) -> list[str]:
@@ -82,6 +87,16 @@ def test_break_begins_a_chunk_and_none_at_the_end() -> None:
     assert chunked("ab BREAK c BREAK", room=75) == ["ab", "c"]
     assert chunked("BREAK a", room=75) == ["", "a"]
     assert chunked("", room=75) == [""]
+
+
+def test_the_vectors_of_a_textual_inversion_stay_in_one_chunk() -> None:
+    def chunked_words(prompt: str) -> list[str]:
+        chunks = chunks_of(parse(prompt), words, comma=ord(","), room=5)
+        return ["".join(chr(token) for token, _ in chunk) for chunk in chunks]
+
+    assert chunked_words("a b c def g") == ["abc", "defg"]
+    assert chunked_words("a b cde f") == ["abcde", "f"]
+    assert chunked_words("a bcdefgh") == ["abcde", "fgh"]  # longer than a chunk
 
 
 def test_tokens_carry_the_weight_of_their_span() -> None:

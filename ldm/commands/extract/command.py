@@ -9,14 +9,20 @@ from ldm.adapters.targets import Network
 from ldm.progress import Progress
 from ldm.weights.adapters.extraction import Extracted, count, extract
 from ldm.weights.adapters.names import TEXT, UNET, public_names
+from ldm.weights.adapters.reader import networks_of
 from ldm.weights.adapters.writer import write_adapter
 from ldm.weights.contents import Contents, open_contents
+from ldm.weights.convert import with_frozen_parts
 from ldm.weights.destination import check_apart, check_replaceable, sources_of
 from ldm.weights.kinds import ADAPTER, BACKBONES
 from ldm.weights.model import read_model
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".safetensors":
+        raise ValueError(
+            f"--out {args.out}: a LoRA is written to a .safetensors file, give one such as lora.safetensors"
+        )
     base, tuned = open_contents(args.base), open_contents(args.tuned)
     check_replaceable(args.out, args.overwrite)
     check_apart(args.out, [*sources_of(base), *sources_of(tuned)])
@@ -33,15 +39,19 @@ def run(args: argparse.Namespace) -> None:
     write_adapter(args.out, changes, args.to, _metadata(base, args))
     for line in report(found):
         print(line)
+    for name in [*ours, *theirs]:
+        if name not in shared:
+            print(f"{name}: not compared, because only {args.base if name in ours else args.tuned} contains it")
     print(args.out)
 
 
 def networks_in(contents: Contents, path: str) -> dict[str, Network]:
     """Returns the denoising network and, if the model contains one, the text encoder, in float32."""
     if ADAPTER in contents.networks:
-        return {UNET: read_model(path).backbone}
-    names = {**dict.fromkeys(BACKBONES, UNET), "text_tower": TEXT}
-    found = {names[kind]: cast(Network, network.load()) for kind, network in contents.networks.items() if kind in names}
+        model = read_model(path)
+        return networks_of(model.backbone, model.text_encoder.network)
+    names, networks = {**dict.fromkeys(BACKBONES, UNET), "text_tower": TEXT}, with_frozen_parts(contents).networks
+    found = {names[kind]: cast(Network, network.load()) for kind, network in networks.items() if kind in names}
     if not found:
         raise ValueError(f"{path} holds neither a denoising network nor a text encoder: give a model")
     return found

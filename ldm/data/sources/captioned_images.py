@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from ldm.data.sources.caption_tables import ANNOTATIONS, METADATA, captions_in_tables
 from ldm.data.sources.captions import Captions, Text
 from ldm.data.sources.image import EXTENSIONS
+from ldm.data.sources.masks import SUFFIX as MASK
 from ldm.data.sources.masks import is_mask
 
 PLACES = ("txt", "json", "caption")
@@ -37,6 +38,8 @@ class CaptionedImages:
         images = [key for key in files if _extension(key) in EXTENSIONS and not is_mask(key)]
         if not images:
             raise ValueError(f"{root} has no images: {_expected(files, self.root)}")
+        if masks:
+            _check_masks(files, images, self.root)
         self.listed = captions_in_tables(self.root, files, self.captions)
         self.beside = _extensions_beside(images, files, self.captions)
         self.kohya = all(1 <= _number(self._folder(key)) <= MAX_REPEATS for key in images)
@@ -100,6 +103,16 @@ class CaptionedImages:
                 f"{' and others' if len(others) > 5 else ''}",
                 stacklevel=3,
             )
+
+
+def _check_masks(files: Sequence[str], images: Sequence[str], root: Path) -> None:
+    """Raises ValueError if a mask belongs to no image, which would then be trained on without it."""
+    known = {f"{_stem(key)}{MASK}" for key in images}
+    if others := [file for file in files if is_mask(file) and file not in known]:
+        raise ValueError(
+            f"{len(others)} masks in {root} belong to no image, such as {others[0]}: the mask of NAME.jpg must be "
+            f"NAME{MASK}, in the same folder"
+        )
 
 
 def _files(root: Path) -> list[str]:

@@ -20,6 +20,9 @@ def change_of(parts: Parts, alpha: float | None, shape: Shape) -> Change:
     """
     rank: int | None
     given = parts.keys() - {"alpha", "magnitude", "output magnitude"}
+    for part, tensor in parts.items():
+        if part != "alpha" and not (tensor.ndim and tensor.is_floating_point()):
+            raise ValueError(f"holds {part} {list(tensor.shape)} of {tensor.dtype}, but needs a floating-point tensor")
     if given >= LORA and given <= LORA | {"mid"}:
         return _low_rank(parts, alpha)
     if given >= HADAMARD and given <= HADAMARD | {"hada_t1", "hada_t2"}:

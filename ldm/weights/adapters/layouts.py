@@ -42,6 +42,7 @@ class Layer:
     network: str
     name: str  # with dots, as in diffusers and transformers, if known
     label: str  # as in the file
+    prefix: str  # of the label, which names the network; "" if the file has none
     parts: dict[str, str] = field(default_factory=dict)
 
 
@@ -56,7 +57,7 @@ def layers_of(names: Iterable[str]) -> tuple[list[Layer], list[str]]:
         network, label, part, prefix = found
         within = label.removeprefix(prefix)
         name = (dotted(network, within) or within) if prefix.startswith("lora_") else aliased(network, within)
-        layer = layers.setdefault((network, name), Layer(network, name, label))
+        layer = layers.setdefault((network, name), Layer(network, name, label, prefix))
         if part in layer.parts:
             strays.append(tensor)
         layer.parts[part] = tensor

@@ -1,6 +1,8 @@
 """Merges adapter files into the networks of a model."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 
 from ldm.adapters.change import Change
@@ -12,7 +14,13 @@ Given = str | Path | tuple[str | Path, float]  # a file with weight 1, or a file
 
 
 def weighted(given: Given) -> tuple[str | Path, float]:
-    return given if isinstance(given, tuple) else (given, 1.0)
+    """Returns the file and its weight. Raises ValueError if it is neither a file nor a pair with a finite number."""
+    path, weight = given if isinstance(given, tuple | list) and len(given) == 2 else (given, 1.0)
+    if not isinstance(path, str | Path) or not isinstance(weight, Real) or not isfinite(weight):
+        raise ValueError(
+            f'an adapter is given as {given!r}, but must be a file, or a file and a finite weight: ("a.pt", 0.8)'
+        )
+    return path, float(weight)
 
 
 def merge_files(networks: Mapping[str, Network], adapters: Sequence[Given]) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,29 @@ class PeftSettings:
         return alpha if alpha is None or not self.stabilised else alpha * rank**0.5
 
 
-def settings_in(source: Path, metadata: Mapping[str, Any], network: str) -> PeftSettings:
-    """Returns the settings of a network in an adapter file. Raises ValueError if they are corrupt."""
+def settings_in(source: Path, metadata: Mapping[str, Any], network: str, prefix: str) -> PeftSettings:
+    """Returns the settings of a network in an adapter file. Raises ValueError if they are corrupt.
+
+    In the metadata their names start with `prefix`, with which the names of the layers in the file start: "unet.",
+    "transformer." or, if the file has one network only, "". Otherwise they start with `network`, or with nothing.
+    """
+    config = source.with_name(BESIDE)
     try:
         if METADATA in metadata:
-            stored = json.loads(metadata[METADATA])
-            return _settings(
-                {name[len(network) + 1 :]: stored[name] for name in stored if name.startswith(f"{network}.")}
-            )
-        if source.name.startswith("adapter_model") and (config := source.with_name(BESIDE)).is_file():
+            stored = dict(json.loads(metadata[METADATA]).items())
+            return _settings(_of(stored, prefix) or _of(stored, f"{network}.") or _of(stored, ""))
+        if source.name.startswith("adapter_model") and config.is_file():
             return _settings(json.loads(config.read_text()))
     except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise ValueError(f"what {source} says of its LoRA's settings is damaged; fetch or export it again") from error
+        where = f"its metadata {METADATA}" if METADATA in metadata else str(config)
+        raise ValueError(f"has corrupt LoRA settings in {where} ({error}): fetch or export it again") from error
     return PeftSettings()
+
+
+def _of(stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the settings whose names consist of this prefix and a name without dots."""
+    found = {name[len(prefix) :]: value for name, value in stored.items() if name.startswith(prefix)}
+    return {name: value for name, value in found.items() if "." not in name}
 
 
 def _settings(stored: Mapping[str, Any]) -> PeftSettings:
@@ -46,4 +57,7 @@ def _settings(stored: Mapping[str, Any]) -> PeftSettings:
     for pattern in alphas:
         re.compile(pattern)
     alpha = stored.get("lora_alpha")
+    for number in (*alphas.values(), 0.0 if alpha is None else float(alpha)):
+        if not isfinite(number):
+            raise ValueError(f"an alpha is {number}")
     return PeftSettings(None if alpha is None else float(alpha), alphas, bool(stored.get("use_rslora")))

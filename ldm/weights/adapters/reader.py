@@ -61,9 +61,10 @@ class AdapterFile:
             if values["alpha"].numel() != 1:
                 raise ValueError(f"holds an alpha of {values['alpha'].numel()} numbers")
             return float(values["alpha"])
-        if "down" not in values:
+        if "down" not in values or not values["down"].ndim:  # `change_of` refuses a factor without axes
             return None
-        return settings_in(self.source, self.metadata, layer.network).alpha_of(layer.name, len(values["down"]))
+        settings = settings_in(self.source, self.metadata, layer.network, layer.prefix)
+        return settings.alpha_of(layer.name, len(values["down"]))
 
     def by_public_name(self) -> dict[str, dict[str, Change]]:
         """Returns the changes of each network by the layers' names in diffusers and transformers, for conversion."""

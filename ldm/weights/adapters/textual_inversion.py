@@ -21,7 +21,7 @@ SECOND = "learned_embeds_2"  # the file of SDXL's second text encoder in a folde
 KOHYA = "emb_params"  # the only tensor in kohya's files, whose token is the file name
 BY_ENCODER = {"clip_l": TEXT, "clip_g": TEXT_2}  # in files of SDXL
 NO_TOKENS = {KOHYA, *BY_ENCODER}
-Given = str | Path | tuple[str | Path, str]  # a file, or a file and its token in prompts
+Given = str | Path | tuple[str | Path, str | None]  # a file, or a file and its token in prompts
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_embedding(path: str | Path) -> Embedding:
     found = {}
     for network, tensor in vectors.items():
         rows = tensor[None] if tensor.ndim == 1 else tensor
-        if rows.ndim != 2 or not rows.is_floating_point():
+        if rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
             raise ValueError(f"{file} holds {list(tensor.shape)} numbers for {token}, but needs vectors (n, width)")
         check_finite(token, rows, file)
         found[network] = rows.detach()
@@ -72,16 +72,24 @@ def _named(file: Path, state: dict[str, Any], metadata: dict[str, Any]) -> tuple
     """Returns the token, the layout and the vectors of each text encoder."""
     own = str(metadata["name"]) if metadata.get("name") else file.stem
     if isinstance(state.get("string_to_param"), dict):
-        (vectors,) = _one(file, state["string_to_param"]).values()
+        (vectors,) = _one(file, _tensors(state["string_to_param"])).values()
         return own, "A1111", {TEXT: vectors}
-    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    state = _tensors(state)
     if state and state.keys() <= BY_ENCODER.keys():
         return own, "kohya (SDXL)", {network: state[name] for name, network in BY_ENCODER.items() if name in state}
     if "string_to_param" in metadata and KOHYA in state:
         (name,) = _one(file, _parsed(file, metadata["string_to_param"])).values()
+        if name not in state:
+            raise ValueError(
+                f"{file} says that its vectors are {name!r}, but holds {', '.join(state)}: export it again"
+            )
         return own, "ai-toolkit", {TEXT: state[name]}
     ((token, vectors),) = _one(file, state).items()
     return (own, "kohya", {TEXT: vectors}) if token == KOHYA else (token, "diffusers", {TEXT: vectors})
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _parsed(file: Path, text: Any) -> dict[str, str]:
@@ -132,12 +140,23 @@ def _write(path: Path, state: dict[str, Tensor], metadata: Mapping[str, str]) ->
     write_safetensors(path, in_memory(path, state), {**metadata, "ldm": json.dumps({"kind": "embedding"})})
 
 
+def named(given: Given) -> tuple[str | Path, str | None]:
+    """Returns the file and the token that stands for it, or None for its own token.
+
+    Raises ValueError if it is neither a file nor a pair of both.
+    """
+    path, token = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
+    if not isinstance(path, str | Path) or not isinstance(token, str | None):
+        raise ValueError(f'an embedding is given as {given!r}, but must be a file, or a pair such as ("a.pt", "<cat>")')
+    return path, token
+
+
 def add_embedding(text_encoder: TextEncoder, given: Given) -> str:
     """Adds the token of a textual inversion to a text encoder and returns the token.
 
     Raises ValueError if the token exists, or if the vectors do not match the text encoders or their width.
     """
-    path, token = given if isinstance(given, tuple) else (given, None)
+    path, token = named(given)
     embedding = read_embedding(path)
     token = token or embedding.token
     names = (TEXT, TEXT_2)[: len(text_encoder.towers)]

@@ -164,3 +164,25 @@ def test_a_lora_of_the_text_tower_is_extracted() -> None:
     base, tuned = tiny_text_tower(), tiny_text_tower(seed=7)
     found = extract(base, tuned, 64)
     assert len(found.changes) == 6 and "token_embedding.weight" in found.others
+
+
+def test_extract_includes_the_text_encoder_that_a_model_of_ldm_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, lora, out = save_tiny_model(tmp_path), tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    write_adapter(lora, {"text_encoder": changes(tiny_text_tower(), "attention")}, "kohya", {})
+    assert main(["merge", str(base), str(lora), "--out", str(tmp_path / "tuned"), "--to", "ldm"]) == 0
+    assert main(["extract", str(base), str(tmp_path / "tuned"), "--rank", "16", "--out", str(out)]) == 0
+    assert "text_encoder: 4 layers; 0.00% of" in capsys.readouterr().out
+    assert open_adapter(out).networks == ["text_encoder"]
+    tower = tmp_path / "tuned" / "text_tower.safetensors"
+    assert main(["extract", str(base), str(tower), "--rank", "16", "--out", str(out), "--overwrite"]) == 0
+    assert f"unet: not compared, because only {base} contains it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lora", "lora.bin"])
+def test_extract_writes_only_safetensors(
+    name: str, single: Path, lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["extract", str(single), str(single), "--rank", "2", "--out", str(single.with_name(name))]
+    assert main(argv) == 1 and "is written to a .safetensors file" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ldm.commands.sample import command as sample
 from ldm.commands.sample.arguments import parse
+from ldm.drawing.keys import KEYS
 from ldm.image import read_metadata
 from ldm.weights.adapters.writer import write_adapter
 from tests.commands.sample.running import error
@@ -126,6 +127,17 @@ def test_a_token_that_exists_is_refused_and_another_can_be_given(
     assert f"such as embedding={file}:<my-red>" in error(capsys, 1, PROMPT, model, STEPS, f"embedding={file}")
     sampled(tmp_path / "a", "a <my-red>", model, f"embedding={file}:<my-red>")
     assert read_metadata(tmp_path / "a" / "0000.png")["embedding"][0]["token"] == "<my-red>"
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "0,5", "strong", ""])
+def test_a_weight_that_is_no_number_is_refused(weight: str, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "FILE:WEIGHT with a number" in error(capsys, 2, PROMPT, f"lora={lora}:{weight}")
+
+
+def test_a_weight_may_have_an_exponent_and_a_file_name_a_colon(lora: Path) -> None:
+    assert KEYS["lora"].parse(f"{lora}:5e-1") == (str(lora), 0.5)
+    renamed = str(lora.rename(lora.with_name("night:sky.safetensors")))
+    assert KEYS["lora"].parse(renamed) == (renamed, 1.0)
 
 
 @pytest.mark.parametrize("text", ["lora=", "embedding=", "embedding=:x"])

@@ -61,3 +61,11 @@ def test_a_mask_that_cannot_be_used_is_refused(mask: np.ndarray, message: str, t
     save(tmp_path, "a.mask.png", mask)
     with pytest.raises(ValueError, match=message):
         folder(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["b.mask.png", "a.mask.PNG", "a.png.mask.png"])
+def test_a_mask_that_belongs_to_no_image_is_refused(name: str, tmp_path: Path) -> None:
+    save(tmp_path, "a.png", np.dstack([ramp(8, 8)] * 4))
+    save(tmp_path, name, ramp(8, 8))
+    with pytest.raises(ValueError, match=rf"1 masks in .* belong to no image, such as {name}: the mask of NAME\.jpg"):
+        folder(tmp_path)

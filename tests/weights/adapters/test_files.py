@@ -121,6 +121,15 @@ def test_alphas_are_read_from_the_metadata_of_peft(case: str, tmp_path: Path) ->
     torch.testing.assert_close(changed(saved(tmp_path, state, metadata)), weight + scale * up @ down)
 
 
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_alphas_are_read_from_the_metadata_of_a_single_network(prefix: str, tmp_path: Path) -> None:
+    weight, down, up = factors(LAYER)
+    names = (name.replace("unet.", prefix) for name in SPELLINGS["peft"])
+    metadata = {"lora_adapter_metadata": json.dumps({f"{prefix}lora_alpha": ALPHA, f"{prefix}r": RANK})}
+    file = saved(tmp_path, dict(zip(names, (down, up), strict=True)), metadata)
+    torch.testing.assert_close(changed(file), weight + ALPHA / RANK * up @ down)
+
+
 def test_alphas_are_read_from_the_peft_config_next_to_the_file(tmp_path: Path) -> None:
     weight, down, up = factors(LAYER)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA, "r": RANK}))
@@ -383,8 +392,16 @@ def test_the_error_names_the_second_text_encoder_if_the_model_lacks_it(tmp_path:
             {f"{KOHYA}.lora_down.weight": torch.ones(2, 16), f"{KOHYA}.lora_up.weight": torch.full((16, 2), torch.nan)},
             "32 of the 32 values of lora_unet_.* are NaN",
         ),
+        (
+            {f"{KOHYA}.lora_down.weight": torch.tensor(1.0), f"{KOHYA}.lora_up.weight": torch.ones(16, 2)},
+            r"holds down \[\] of torch.float32, but needs a floating-point tensor",
+        ),
+        (
+            {f"{KOHYA}.lora_down.weight": torch.ones(2, 16), f"{KOHYA}.lora_up.weight": torch.ones(16, 2).int()},
+            r"holds up \[16, 2\] of torch.int32, but needs a floating-point tensor",
+        ),
     ],
-    ids=["OFT", "half", "ranks", "bias", "NaN"],
+    ids=["OFT", "half", "ranks", "bias", "NaN", "number", "integers"],
 )
 def test_invalid_changes_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -404,10 +421,11 @@ def test_two_changes_of_one_layer_under_different_names_are_refused(tmp_path: Pa
         saved(tmp_path, state).changes(networks_of(tiny_dit(), tiny_text_encoder()))
 
 
-def test_corrupt_metadata_of_peft_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metadata", ["{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}'])
+def test_corrupt_metadata_of_peft_is_refused(metadata: str, tmp_path: Path) -> None:
     _, down, up = factors(LAYER)
-    file = saved(tmp_path, dict(zip(SPELLINGS["peft"], (down, up), strict=True)), {"lora_adapter_metadata": "{"})
-    with pytest.raises(ValueError, match="says of its LoRA's settings is damaged"):
+    file = saved(tmp_path, dict(zip(SPELLINGS["peft"], (down, up), strict=True)), {"lora_adapter_metadata": metadata})
+    with pytest.raises(ValueError, match="to_k has corrupt LoRA settings in its metadata lora_adapter_metadata"):
         changed(file)
 
 

@@ -108,11 +108,22 @@ def test_tokens_that_a_layout_cannot_store_are_refused(tmp_path: Path) -> None:
         ({"<a>": ONE, "<b>": TWO}, "no textual inversion of one token .it holds 2 tensors: <a>, <b>"),
         ({"<a>": torch.ones(1, 2, 3)}, r"holds \[1, 2, 3\] numbers for <a>, but needs vectors"),
         ({"<a>": torch.full((1, 4), torch.inf)}, "4 of the 4 values of <a> are NaN or infinite"),
+        ({"emb_params": torch.ones(0, 4)}, r"holds \[0, 4\] numbers for a, but needs vectors"),
     ],
 )
 def test_invalid_textual_inversions_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_embedding(saved(tmp_path / "a.safetensors", state))
+
+
+def test_a_token_table_without_tensors_or_with_another_name_is_refused(tmp_path: Path) -> None:
+    torch.save({"string_to_param": {"*": [1.0, 2.0]}, "name": "a"}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="it holds 0 tensors: none"):
+        read_embedding(tmp_path / "a.pt")
+    table = {"string_to_param": '{"*": "other"}'}
+    save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "a.safetensors", table)
+    with pytest.raises(ValueError, match="says that its vectors are 'other', but holds emb_params"):
+        read_embedding(tmp_path / "a.safetensors")
 
 
 def test_network_weights_are_not_recognised_as_a_textual_inversion(tmp_path: Path) -> None:
