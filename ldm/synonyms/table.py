@@ -56,6 +56,8 @@ COMMAND: dict[str, Same | Instead] = {
     "outdir": Same("out"),
     "output_dir": Same("out"),
     "ckpt": Same("model"),
+    "H": Same("height"),
+    "W": Same("width"),
     "pretrained_model_name_or_path": Same("model"),
     "eta": Instead("sampler_options=eta=NUMBER, with a sampler that has this option, such as sampler=ddim"),
     "plms": Instead("sampler=PLMS"),
@@ -138,5 +140,7 @@ TRAINING: dict[str, str | dict[str, str] | Instead] = {
     "dataloader_num_workers": "data.workers={}",
     "report_to": {"tensorboard": "logger=tensorboard", "wandb": "logger=wandb", "none": "logger=none"},
     "num_inference_steps": "sampler.steps={}",
+    "guidance_scale": "guidance.scale={}",
+    "cfg_scale": "guidance.scale={}",
     "validation_prompt": Instead("callbacks.previews.prompts=[PROMPT,PROMPT]"),
 }
