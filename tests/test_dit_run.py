@@ -118,8 +118,6 @@ def test_a_size_that_patches_do_not_divide_is_refused_before_training(tmp_path: 
     message = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
     expected = "training.size is 64x72, but this model takes heights and widths that are positive multiples of 16"
     assert message == expected
-        message == "training.size is 64x72, but this model takes heights and widths that are positive multiples of 16"
-    )
 
 
 @pytest.mark.parametrize("data", ["shapes", "shapes_online"])  # of latents and of images
