@@ -7,6 +7,7 @@ Each subcommand is a package of ldm/commands: arguments.py has `add_arguments` a
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -45,8 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         epilog="`ldm COMMAND --help` describes a command and its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    top.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    if not argv:
+        top.error("no command was given; `ldm --help` lists them")
     name = top.parse_args(argv[:1]).command
+    if name not in COMMANDS:
+        top.error(f"there is no command {name}; {_nearest(name, COMMANDS) or '`ldm --help` lists them'}")
     parser = argparse.ArgumentParser(prog=f"ldm {name}", allow_abbrev=False)
     try:
         import_module(f"ldm.commands.{name}.arguments").add_arguments(parser)
@@ -55,9 +60,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, unknown = parser.parse_known_args(argv[1:])
     if unknown:
-        near = get_close_matches(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", parser.format_usage()), n=1)
-        parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = _nearest(_in_our_words(unknown[0].partition("=")[0]), re.findall(r"--[\w-]+", parser.format_usage()))
+        parser.error(f"unrecognized argument {unknown[0]}" + (f"; {hint}" if hint else ""))
     return errors.run(lambda: import_module(f"ldm.commands.{name}.command").run(args), args.debug)
+
+
+def _in_our_words(option: str) -> str:
+    """Returns the option of the same meaning as one of diffusers or A1111, such as --num_inference_steps."""
+    from ldm.synonyms.table import SAMPLING, Same
+
+    found = SAMPLING.get(option.lstrip("-").replace("-", "_"))
+    return f"--{found.ours}" if isinstance(found, Same) else option
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 if __name__ == "__main__":

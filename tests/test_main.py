@@ -75,6 +75,18 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n  {name} " in output for name in COMMANDS)
 
 
+def test_a_misspelt_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evalute"])
+    assert "there is no command evalute; did you mean evaluate?" in capsys.readouterr().err
+
+
+def test_an_option_of_diffusers_is_refused_with_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "shapes", "--data", "shapes", "--out", "x.json", "--num_inference_steps", "3"])
+    assert "unrecognized argument --num_inference_steps; did you mean --steps?" in capsys.readouterr().err
+
+
 def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["info", "shapes", "--debgu"])

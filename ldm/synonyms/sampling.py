@@ -31,7 +31,7 @@ def translate(
         if found.ours in settings:
             raise ValueError(f"{found.ours} and {name}, which mean the same, are both given: leave out {name}")
         settings[found.ours] = found.convert(value)
-        if found.ours not in ("sampler", "height", "width"):
+        if found.ours not in (name, "sampler", "height", "width"):
             notes.append(f"{name}={value} is taken as {found.ours}={settings[found.ours]}")
     settings, more = _with_sampler(settings)
     settings, last = _with_size(settings, size)

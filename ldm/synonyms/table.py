@@ -56,6 +56,8 @@ COMMAND: dict[str, Same | Instead] = {
     "outdir": Same("out"),
     "output_dir": Same("out"),
     "ckpt": Same("model"),
+    "H": Same("height"),
+    "W": Same("width"),
     "pretrained_model_name_or_path": Same("model"),
     "eta": Instead("sampler_options=eta=NUMBER, with a sampler that has this option, such as sampler=ddim"),
     "plms": Instead("sampler=PLMS"),
@@ -71,8 +73,8 @@ CALL: dict[str, Same | Instead] = {
     "eta": Instead('sampler_options={"eta": …}, with a sampler that has this option, such as sampler="ddim"'),
     "generator": Instead('seeds=SEED, with noise="diffusers" for the noise of torch.Generator().manual_seed(SEED)'),
     "num_images_per_prompt": Instead("a list with the prompt repeated, such as [prompt] * 4"),
-    "output_type": Instead("nothing: the result has .images, a tensor, and .pil, a list of PIL images"),
-    "return_dict": Instead("nothing: the result has .images, a tensor, and .pil, a list of PIL images"),
+    "output_type": Instead("no such argument: the result has .images, a tensor, and .pil, a list of PIL images"),
+    "return_dict": Instead("no such argument: the result has .images, a tensor, and .pil, a list of PIL images"),
     "callback_on_step_end": Instead("on_step=FUNCTION or on_estimate=FUNCTION"),
     "cross_attention_kwargs": Instead("Pipeline.load(…, adapters=[(FILE, WEIGHT)])"),
 }
@@ -138,5 +140,7 @@ TRAINING: dict[str, str | dict[str, str] | Instead] = {
     "dataloader_num_workers": "data.workers={}",
     "report_to": {"tensorboard": "logger=tensorboard", "wandb": "logger=wandb", "none": "logger=none"},
     "num_inference_steps": "sampler.steps={}",
+    "guidance_scale": "guidance.scale={}",
+    "cfg_scale": "guidance.scale={}",
     "validation_prompt": Instead("callbacks.previews.prompts=[PROMPT,PROMPT]"),
 }

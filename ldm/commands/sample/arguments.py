@@ -33,8 +33,8 @@ TEXT = Key(str, "any text")
 HELP = """\
 usage: python sample.py "PROMPT" ["PROMPT" …] [key=value …] [-- PROMPT …]
 
-Samples images for each prompt. An argument that is not key=value with a key below is a prompt, whatever it
-contains; after -- all arguments are prompts. The paths of the images are printed to standard output.
+Samples images for each prompt. An argument that is not key=value with a key below, nor an option such as --steps,
+is a prompt, whatever it contains; after -- all arguments are prompts. Prints the paths of the images.
 
   python sample.py "a red circle above a blue star on a white background"
   python sample.py "a cat" "a dog" n=4 seed=7 steps=30 guidance=3 out=pets
@@ -154,7 +154,7 @@ def _key(name: str) -> Key:
 
 
 def _check_spelling(name: str, equals: str, text: str) -> None:
-    """Raises UsageError for a word before `=`, or an option with dashes, that resembles a key or a synonym of one."""
+    """Raises UsageError for a word before `=` that resembles a key or a synonym of one, and for an unknown option."""
     word = name.lstrip("-").lower().replace("-", "_")
     if not (equals or text.startswith("--")) or not re.fullmatch(r"[^\W\d]\w*", word):
         return
@@ -164,3 +164,7 @@ def _check_spelling(name: str, equals: str, text: str) -> None:
         key = close[0] if found is None or isinstance(found, Instead) else found.ours
         suggestion = f"--{key}" if key in ("help", "debug") else f"{key}={text[len(name) + 1 :]}"
         raise UsageError(f"{text!r} looks like {suggestion}; write that, or put it after -- if it is a prompt")
+    if text.startswith("--"):
+        raise UsageError(
+            f"there is no option {name}: python sample.py --help lists all, or put it after -- if it is a prompt"
+        )

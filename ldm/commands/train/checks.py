@@ -10,6 +10,7 @@ from ldm.commands.train.consistency import disagreements
 from ldm.commands.train.trainer_arguments import check_trainer
 from ldm.report.runs import flatten
 
+MAX_SEED = 2**32 - 1  # of NumPy's global generator, which Lightning seeds, too
 START = "${oc.select:training.start}"  # weights that are read from the model that training starts from
 
 
@@ -22,6 +23,8 @@ def check(config: DictConfig) -> None:
     from ldm.sampling.compatibility import Setup, check
 
     check_settings(config)
+    if not 0 <= config.seed <= MAX_SEED:
+        raise ValueError(f"seed is {config.seed}, but must be an integer from 0 to {MAX_SEED}")
     preferred_attention(config.get("attention"))  # raises for an unknown name
     build(config.optimizer)([nn.Parameter(zeros(1))])  # raises for invalid arguments
     if config.adapter and "backbone" not in config.training:

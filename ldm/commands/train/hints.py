@@ -5,6 +5,13 @@ from typing import Any
 
 # Settings for numbers that are often given for a group instead.
 NUMBERS = {"lr": "optimizer.lr", "optimizer": "optimizer.lr", "ema": "ema.decay", "guidance": "guidance.scale"}
+# Precisions by their names in sample.py and other programs → the options that they may mean.
+PRECISIONS = {
+    "bf16": "bf16-mixed, or bf16-true, which keeps no weights in float32",
+    "bfloat16": "bf16-mixed, or bf16-true, which keeps no weights in float32",
+    "16": "16-mixed, or bf16-mixed, whose range is that of float32",
+    "fp16": "16-mixed, or bf16-mixed, whose range is that of float32",
+}
 SIZE = "the size of images is training.size=[HEIGHT,WIDTH]; model.width is the network's width"
 # Names of other commands or programs → what to do instead.
 ELSEWHERE = {
@@ -16,6 +23,8 @@ ELSEWHERE = {
     "height": SIZE,
     "size": SIZE,
     "steps": "set trainer.max_steps for training, or sampler.steps for sampling",
+    "negative_prompt": "it belongs to sample.py, as in python sample.py PROMPT negative=… model=RUN",
+    "device": "set trainer.accelerator=cpu or gpu, and trainer.devices=N for the number of processes or GPUs",
     "out": "set run_dir, the run's folder",
     "n": "set evaluation.prompts, the number of images that are sampled at the end",
 }
@@ -29,6 +38,8 @@ def option_hint(group: str, given: str, options: Sequence[str]) -> str | None:
     if given == "None":
         choice = f"choose {group}=none" if "none" in options else f"choose from {', '.join(options)}"
         return f"{group}=null is not an option: {choice}"
+    if group == "precision" and given in PRECISIONS:
+        return f"precision={given} does not exist: choose {PRECISIONS[given]}"
     try:
         float(given)
     except ValueError:

@@ -5,6 +5,7 @@ import re
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm import errors
 from ldm.errors import EXPECTED
 
 
@@ -20,6 +21,8 @@ def sentence(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first_line(error)}"
+    if isinstance(error, OSError):
+        return errors.sentence(error)
     text = " ".join(str(error).split())
     if is_refusal(error) and text:
         return text

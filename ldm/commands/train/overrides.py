@@ -41,7 +41,7 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         overrides = OverridesParser.create().parse_overrides(given.overrides)
     except HydraException as error:
         raise ValueError(
-            f"cannot parse the arguments ({first_line(error)}): write key=value, and quote special characters"
+            f"cannot parse the arguments ({_reason(error)}): write key=value, and quote special characters"
         ) from error
     sweep = given.multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
     _check_set_elsewhere(overrides, sweep)
@@ -49,6 +49,11 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         _check_names(overrides, sources)
         _check_read(overrides, sweep, sources)
     return arguments
+
+
+def _reason(error: HydraException) -> str:
+    """Returns the first line of a parser's message, without the name of the exception that it starts with."""
+    return re.sub(r"^\w+Exception: ", "", first_line(error))
 
 
 def quoted(argument: str) -> str:
@@ -162,7 +167,9 @@ def _check_type(override: Override, default: Any) -> None:
             raise ValueError(hint)
         if value is None or (isinstance(value, str) and "${" in value):
             continue
-        if isinstance(default, bool | list):
+        if isinstance(default, list):
+            mismatch = not isinstance(value, list)
+        elif isinstance(default, bool):
             mismatch = isinstance(value, str)
         elif isinstance(default, int | float):
             fraction = isinstance(value, float) and isinstance(default, int) and not name.startswith("trainer.")

@@ -1,5 +1,7 @@
 """Translates options of other training scripts, and `--key value`, to the `key=value` of train.py."""
 
+from difflib import get_close_matches
+
 from ldm.synonyms.sampling import as_words, sampler_settings
 from ldm.synonyms.table import TRAINING, Instead
 
@@ -23,6 +25,8 @@ def translate(arguments: list[str]) -> tuple[list[str], list[str]]:
         name, equals, value = given.partition("=")
         if given.startswith("--") and name != RERUN and not any(option.startswith(name[2:]) for option in HYDRA):
             name = name[2:].replace("-", "_")
+            if name not in TRAINING and (close := get_close_matches(name, HYDRA, n=1, cutoff=0.75)):
+                raise ValueError(f"there is no option {given}: did you mean --{close[0]}?")
             if not equals and waiting and not waiting[0].startswith("--"):
                 value = waiting.pop(0)
                 given = f"{given} {value}"

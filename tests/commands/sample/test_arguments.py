@@ -83,6 +83,7 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, suggestion: str)
         ("height=64 width=96", {"size": (64, 96)}),
         ("sampler=DPM++_2M_Karras", {"sampler": "dpmpp_2m", "spacing": "karras"}),
         ("--scheduler DDIMScheduler", {"sampler": "ddim"}),
+        ("--H 64 --W 96", {"size": (64, 96)}),
         ("CLIP_stop_at_last_layers=2", {"clip_skip": 1}),
     ],
 )
@@ -94,7 +95,16 @@ def test_a_name_of_another_program_is_taken_for_a_key_with_a_note(line: str, giv
 
 
 def test_a_prompt_may_be_given_as_in_other_programs() -> None:
-    assert parse(["--prompt", "a red circle", "steps=2"]).prompts == ["a red circle"]
+    arguments = parse(["--prompt", "a red circle", "steps=2"])
+    assert arguments.prompts == ["a red circle"]
+    assert arguments.notes == []  # since nothing was renamed
+
+
+@pytest.mark.parametrize("option", ["--fp16", "--skip_grid", "--config=v1.yaml"])
+def test_an_unknown_option_is_refused_instead_of_taken_for_a_prompt(option: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no option {option.partition('=')[0]}: "):
+        parse(["red", option])
+    assert parse(["--", option]).prompts == [option]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,9 @@ def test_arguments_that_hydra_reads_are_not_changed(line: str) -> None:
         ("width=512", "there is no key width: the size of images is training.size=[HEIGHT,WIDTH]"),
         ("steps=20", "there is no key steps: set trainer.max_steps for training, or sampler.steps for sampling"),
         ("data.root=a=[", "cannot parse the arguments"),
+        ("'a b'", "cannot parse the arguments ('a b'): "),
+        ("precision=bf16", "precision=bf16 does not exist: choose bf16-mixed, or bf16-true"),
+        ("device=cpu", "there is no key device: set trainer.accelerator=cpu or gpu"),
     ],
 )
 def test_unknown_options_and_keys_are_refused_with_the_most_similar_name(line: str, message: str) -> None:
@@ -230,6 +233,7 @@ def test_an_added_setting_that_something_reads_is_accepted(line: str) -> None:
         ("optimizer.lr='1e-3'", "optimizer.lr is 1e-3, but must be a number"),
         ("ema.decay=true", "ema.decay is True, but must be a number"),
         ("model.multipliers=wide", "model.multipliers is wide, but must be a list, such as [1, 2]"),
+        ("training.size=64", "training.size is 64, but must be a list, such as [64, 64]"),
         ("training.stratified=maybe", "training.stratified is maybe, but must be true or false, such as false"),
         ("++sampler.steps=many", "sampler.steps is many, but must be an integer"),
         ("-m data.batch_size=8,x", "data.batch_size is x, but must be an integer"),

@@ -61,6 +61,7 @@ def test_arguments_of_train_py_and_of_hydra_are_unchanged(line: str) -> None:
         ("gradient_accumulation_steps=4", "give data.global_batch=NUMBER, the images of an optimizer step"),
         ("--adam_beta1 0.9", r"give optimizer.betas=\[BETA1,BETA2\]"),
         ("mixed_precision=fp8", "has no counterpart: give one of precision=fp32, precision=16-mixed"),
+        ("--hlep", r"there is no option --hlep: did you mean --help\?"),
         ("resolution=512,768", r"give training.size=\[NUMBER,NUMBER\]"),
     ],
 )
