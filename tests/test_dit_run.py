@@ -116,7 +116,8 @@ def test_the_plan_lists_parameters_and_work_of_the_dit(tmp_path: Path, capsys: p
 @pytest.mark.parametrize("how", [(), ("debug=plan",)], ids=["training", "plan"])
 def test_a_size_that_patches_do_not_divide_is_refused_before_training(tmp_path: Path, how: tuple[str, ...]) -> None:
     message = refusal(tmp_path, *TINY_DIT, *ALONE, "trainer.max_steps=1", "training.size=[64,72]", *how)
-    assert message == "training.size is 64x72, but this model takes heights and widths that are multiples of 16"
+    expected = "training.size is 64x72, but this model takes heights and widths that are positive multiples of 16"
+    assert message == expected
 
 
 @pytest.mark.parametrize("data", ["shapes", "shapes_online"])  # of latents and of images

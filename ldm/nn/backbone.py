@@ -111,7 +111,8 @@ def check_size(backbone: Backbone, factor: int, size: Sequence[int], what: str =
     multiple = factor * backbone.size_multiple
     if any(length < 1 or length % multiple for length in size):
         raise ValueError(
-            f"{what} is {size[0]}x{size[1]}, but this model takes heights and widths that are multiples of {multiple}"
+            f"{what} is {size[0]}x{size[1]}, but this model takes heights and widths that are positive multiples of "
+            f"{multiple}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from ldm.pipeline.inputs import Between, ImageRequest
 from ldm.pipeline.limits import MAX_COUNT, MAX_NUMBER, MAX_PIXELS
 
+COUNT = f"an integer of at most {MAX_COUNT:,}"
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     SIZE: lambda value: (
@@ -16,7 +17,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
         and value[0] * value[1] <= MAX_PIXELS
     ),
     "a name": lambda value: isinstance(value, str),
-    "an integer": lambda value: _is_count(value),  # its range is checked where it is used
+    COUNT: lambda value: _is_count(value),  # its range is checked where it is used
     "true or false": lambda value: isinstance(value, bool),
     "a finite number": lambda value: _is_number(value),
     "a mapping of options": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
@@ -28,10 +29,10 @@ TYPES = {
     "final_sigma": "a name",
     "thresholding": "a name",
     "noise": "a name",
-    "steps": "an integer",
-    "chunks": "an integer",
-    "clip_skip": "an integer",
-    "tile": "an integer",
+    "steps": COUNT,
+    "chunks": COUNT,
+    "clip_skip": COUNT,
+    "tile": COUNT,
     "fixed_steps": "true or false",
     "guidance": "a finite number",
     "guidance_rescale": "a finite number",

@@ -72,7 +72,7 @@ def test_a_text_encoder_of_another_width_is_refused(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("size", [(16, 18), (18, 16), (6, 16)])
 def test_a_size_that_is_not_a_multiple_of_the_patch_size_is_refused(pipeline: Pipeline, size: tuple[int, int]) -> None:
-    message = f"size is {size[0]}x{size[1]}, but this model takes heights and widths that are multiples of 4"
+    message = f"size is {size[0]}x{size[1]}, but this model takes heights and widths that are positive multiples of 4"
     with pytest.raises(ValueError, match=f"^{message}$"):
         assembled(pipeline, backbone=tiny_dit())("red", size=size)
 

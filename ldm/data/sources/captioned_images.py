@@ -43,8 +43,9 @@ class CaptionedImages:
         self.keys = [key for key in images if self._is_captioned(key)]
         if not self.keys:
             raise ValueError(
-                f'no image in {root} has a caption: give one for all, such as data.caption="a photo of sks dog", or '
-                f"put captions beside the images ({_stem(images[0])}{self.places}) or in {METADATA[0]}"
+                f'no image in {root} has a caption: give one for all, such as "a photo of sks dog", as data.caption of '
+                "train.py or --caption of ldm shards, or put "
+                f"captions beside the images ({_stem(images[0])}{self.places}) or in {METADATA[0]}"
             )
         self.captions.check({*chain(*self.beside.values()), *(["json"] if self.listed else [])}, str(root))
         self._warn(images, [file for file in files if not (masks and is_mask(file))])

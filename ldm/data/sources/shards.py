@@ -160,6 +160,6 @@ def _tars_at(text: str) -> list[File]:
     if not found:
         reason = "no such file, and no file matches the pattern"
         if path.is_dir():
-            reason = f"the folder contains no .tar; ldm shards {text} --out DIR writes some of its images"
+            reason = f"the folder contains no .tar; `ldm shards {text} --out DIR` makes shards of the images in it"
         raise FileNotFoundError(f"no shards at {text}: {reason}")
     return found
