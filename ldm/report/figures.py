@@ -264,19 +264,19 @@ def _pareto(
     figure, axes = _axes(label, f"{metric.title}, %" if metric.percent else metric.title)
     scale = 100 if metric.percent else 1
     means: list[tuple[float, float]] = []
-    shown = count = 0
-    for title, groups in _series(comparison, metric):
+    count = 0
+    for index, title, groups in _series(comparison, metric):
         values = [
             [(c, scale * r.metrics[metric.key]) for r in _measured(group, metric) if (c := cost(r))] for group in groups
         ]
         if not (runs := [point for points in values for point in points]):
             continue
-        color, marker = COLORS[shown % len(COLORS)], MARKERS[shown % len(MARKERS)]
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         centers = sorted((fmean(c for c, _ in points), fmean(v for _, v in points)) for points in values if points)
         axes.plot(*zip(*centers, strict=True), lw=1, color=color, marker=marker, ms=5, label=title)
         if len(runs) > len(centers):
             axes.scatter([c for c, _ in runs], [v for _, v in runs], s=9, color=color, alpha=0.4, linewidths=0)
-        means, shown, count = means + centers, shown + 1, count + len(runs)
+        means, count = means + centers, count + len(runs)
     if count < 2:
         return None
     costs = [cost for cost, _ in means]
@@ -296,8 +296,11 @@ def _measured(group: Group, metric: Metric) -> list[Run]:
     return [run for run in group.runs if metric.key in run.metrics]
 
 
-def _series(comparison: Comparison, metric: Metric) -> list[tuple[str, list[Group]]]:
-    """Returns the comparable groups as lines; groups that differ only in their number of sampling steps share one."""
+def _series(comparison: Comparison, metric: Metric) -> list[tuple[int, str, list[Group]]]:
+    """Returns the comparable groups as lines; groups that differ only in their number of sampling steps share one.
+
+    Each has the index of its color, which is that of its group in the other plots if each line is one group.
+    """
     others = [d for d in comparison.differences if d.key.rpartition(".")[2] != "steps"]
     lines: dict[tuple[str, ...], list[int]] = {}
     for index in range(len(comparison.groups)):
@@ -306,7 +309,11 @@ def _series(comparison: Comparison, metric: Metric) -> list[tuple[str, list[Grou
     named = [d for d in others if "_options." not in d.key]
     titles = {key: label_of(named, members[0], 34) for key, members in lines.items()}
     chosen = {key: [comparison.groups[i] for i in members] for key, members in lines.items()}
-    return [(titles[key] if len(groups) > 1 else _name(groups[0]), groups) for key, groups in chosen.items()]
+    single = all(len(members) == 1 for members in lines.values())
+    return [
+        (members[0] if single else row, titles[key] if len(members) > 1 else _name(chosen[key][0]), chosen[key])
+        for row, (key, members) in enumerate(lines.items())
+    ]
 
 
 def front(points: list[tuple[float, float]], better: int) -> list[tuple[float, float]]:

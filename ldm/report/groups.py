@@ -121,7 +121,10 @@ def label_of(differences: list[Difference], position: int, most: int = 60) -> st
 
     Subordinate settings are included only if the groups cannot be distinguished without them.
     """
-    differences = _distinguishing(differences)
+    return _joined(_distinguishing(differences), position, most)
+
+
+def _joined(differences: list[Difference], position: int, most: int) -> str:
     leaves = [d.key.rpartition(".")[2] for d in differences]
     names = [d.key if leaves.count(leaf) > 1 else leaf for d, leaf in zip(differences, leaves, strict=True)]
     values = [d.values[position] for d in differences]
@@ -138,20 +141,31 @@ def described(differences: list[Difference], position: int) -> str:
     """Returns all of a group's settings that differ, without the subordinate ones and those of the evaluation, which
     are included only if the groups cannot be distinguished without them."""
     trained = [d for d in differences if d.key.split(".")[0] != "evaluation"]
-    enough = _distinct(trained) == _distinct(differences)
-    return label_of(trained if enough else differences, position, most=10_000)
+    return _joined(_completed(_superior(trained), differences), position, most=10_000)
 
 
 def _distinct(differences: list[Difference]) -> int:
     """Returns the number of groups that the settings distinguish."""
-    return len(set(zip(*(d.values for d in differences), strict=True)))
+    return len(set(zip(*(d.values for d in differences), strict=True))) or 1
 
 
 def _distinguishing(differences: list[Difference]) -> list[Difference]:
     """Leaves out subordinate settings, such as schedule.offset if the schedule differs, if all groups stay distinct."""
+    return _completed(_superior(differences), differences)
+
+
+def _superior(differences: list[Difference]) -> list[Difference]:
+    """Returns the settings that are not subordinate to another one that differs."""
     keys = {difference.key for difference in differences}
-    own = [d for d in differences if not any(d.key.startswith(f"{key}.") for key in keys)]
-    return own if _distinct(own) == _distinct(differences) else differences
+    return [d for d in differences if not any(d.key.startswith(f"{key}.") for key in keys)]
+
+
+def _completed(chosen: list[Difference], differences: list[Difference]) -> list[Difference]:
+    """Adds to the chosen settings those of `differences` that distinguish more groups, until all are distinct."""
+    for difference in differences:
+        if _distinct([*chosen, difference]) > _distinct(chosen):
+            chosen = [*chosen, difference]
+    return chosen
 
 
 def _letters(index: int) -> str:

@@ -124,7 +124,7 @@ def _not_evaluated(comparison: Comparison) -> list[str]:
     else:
         shown = names if len(names) <= MANY else [*names[:MANY], f"{len(names) - MANY} more"]
         text = f"{listed(shown)} {'were' if len(names) > 1 else 'was'} never"
-    return [f"{text} evaluated on generated images, which ldm evaluate RUN --data DATA --out FILE does."]
+    return [f"{text} evaluated on generated images: run ldm evaluate RUN --data DATA --out FILE."]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ldm.report.groups import group_runs
+from ldm.report.groups import described, group_runs
 from ldm.report.runs import read_run
 from tests.report.run_folders import write_run
 
@@ -33,6 +33,16 @@ def test_a_subordinate_setting_is_in_the_label_only_if_groups_need_it(tmp_path: 
     runs[2].config["schedule.offset"] = 0.01
     labels = [group.label for group in group_runs(runs)[0]]
     assert labels == ["schedule=Flow", "schedule=Cosine, offset=0.008", "schedule=Cosine, offset=0.01"]
+
+
+def test_a_run_is_described_by_no_more_settings_than_distinguish_it(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / name, 0, "Flow" if name == "a" else "Cosine")) for name in "abc"]
+    for run, count in zip(runs, (16, 16, 2048), strict=True):
+        run.config.update({f"schedule.{name}": run.config["schedule._target_"] for name in ("offset", "steps")})
+        run.config.update({f"evaluation.{name}": count for name in ("count", "length", "validation")})
+    _, differences = group_runs(runs)
+    described_as = [described(differences, position) for position in range(3)]
+    assert described_as == ["schedule=Flow, count=16", "schedule=Cosine, count=16", "schedule=Cosine, count=2048"]
 
 
 def test_a_different_evaluation_seed_is_a_difference(tmp_path: Path) -> None:
