@@ -49,7 +49,11 @@ def create(models: list[str], defaults: Settings) -> dict[str, Component]:
         components["sampler"] = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", elem_id="sampler")
         components["spacing"] = gr.Dropdown(list(SPACINGS), value=defaults.spacing, label="Time step spacing")
     components["aspect"] = gr.Dropdown(
-        list(ASPECTS), value=None, label="Shape", elem_id="aspect", info="sets height and width, with the model's area"
+        list(ASPECTS),
+        value=None,
+        label="Aspect ratio",
+        elem_id="aspect",
+        info="sets height and width, with the model's area",
     )
     with gr.Row():
         for name, pixels in zip(("height", "width"), defaults.size, strict=True):

@@ -9,6 +9,7 @@ from html import escape
 from itertools import count
 from math import ceil, sqrt
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
@@ -205,7 +206,8 @@ class Page:
         record = read_metadata(paths[0])
         seed, last = record["seed"], record["seed"] + len(paths) - 1
         seeds = f"seed {seed}" if len(paths) == 1 else f"seeds {seed} to {last}"
-        text = f"{record['prompt'] or 'no prompt'} · {seeds} · {record['steps']} steps of {record['sampler']}"
+        prompt = shorten(record["prompt"], 200, placeholder=" …") or "no prompt"
+        text = f"{prompt} · {seeds} · {record['steps']} steps of {record['sampler']}"
         stage = self._on_stage([str(path) for path in paths], text)
         download = gr.DownloadButton(value=str(paths[0]), visible=len(paths) == 1)
         return stage | {

@@ -49,7 +49,10 @@ def restore(png: Path, models: Mapping[str, str], folder: Path, adapters: Adapte
         values, call, warnings = parse(text)
         listed = {"loras": rows([*adapters.offered()["lora"]], {}), "embeddings": []}
         return Restored(values | listed, call, warnings=warnings)
-    record = OLDER | read_metadata(png)
+    try:
+        record = OLDER | read_metadata(png)
+    except ValueError as error:  # quotes the path of the upload
+        raise ValueError(str(error).replace(str(png), png.name)) from error
     if not _is_valid(record):
         raise ValueError(f"{png.name} lacks settings of an image sampled by ldm; choose a PNG written by ldm")
     height, width = record["size"]

@@ -41,7 +41,7 @@ def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> It
         scope = f" ({len(cuts)} prompts are too long)" if len(cuts) > 1 else ""
         yield (
             f"the prompt {_shortened(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
-            f"reads; this end was cut off: {end!r}{scope}; chunks={chunks + 1} reads more"
+            f"reads; this end was cut off: {_shortened(end)}{scope}; chunks={chunks + 1} reads more"
         )
     known = encoder.tokenizers[0].without_added
     words = dict.fromkeys(word for text in texts for word in _words(known(text)))
