@@ -19,6 +19,13 @@ from ldm.diffusion.weighting import Weighting
 def bell(width: float = 2.0) -> Weighting:
     return Weighting("bell", "output", lambda log_snr: 0.1 + torch.exp(-((log_snr / width) ** 2)), {"width": width})
 """
+GENTLE = """_target_: ldm.diffusion.schedule.sigmoid
+start: -2.0
+end: 3.0
+tau: 1.2
+least: 1.0e-9
+steps: 1000
+"""
 
 
 def images(folder: Path, extension: str = "png") -> dict[str, str]:
@@ -57,8 +64,12 @@ def kohya(path: Path) -> None:
 
 def tutorial(path: Path) -> None:
     (path / "my_parts.py").write_text(BELL)
-    (path / "my_conf" / "weighting").mkdir(parents=True, exist_ok=True)
-    (path / "my_conf" / "weighting" / "bell.yaml").write_text("_target_: my_parts.bell\nwidth: 2.0\n")
+    for file, text in (
+        ("weighting/bell.yaml", "_target_: my_parts.bell\nwidth: 2.0\n"),
+        ("schedule/gentle.yaml", GENTLE),
+    ):
+        (path / "my_conf" / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / "my_conf" / file).write_text(text)
 
 
 def sampling(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Generates the images at the top of the README: python -m experiments.included_model.pictures [MODEL]."""
+"""Generates the images of the README: python -m experiments.included_model.pictures [MODEL]."""
 
 import sys
 from pathlib import Path
@@ -26,13 +26,18 @@ PROMPTS = (
 )
 COLUMNS, SCALE = 6, 2
 FILM = "a green star next to an orange square"
+TOUR, SEEDS = "a green star above an orange circle on a white background", (7, 8, 9, 10)  # as in the README's command
+
+
+def enlarged(images: list[Image.Image]) -> Image.Image:
+    larger = [image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.LANCZOS) for image in images]
+    return grid(larger, columns=COLUMNS)
 
 
 def main() -> None:
     pipeline = Pipeline.load(sys.argv[1] if len(sys.argv) > 1 else "shapes")
-    images = pipeline(list(PROMPTS), seeds=[1] * len(PROMPTS)).pil
-    enlarged = [image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.LANCZOS) for image in images]
-    grid(enlarged, columns=COLUMNS).save(IMAGES / "samples.png")
+    enlarged(pipeline(list(PROMPTS), seeds=[1] * len(PROMPTS)).pil).save(IMAGES / "samples.png")
+    enlarged(pipeline([TOUR] * len(SEEDS), seeds=list(SEEDS)).pil).save(IMAGES / "tour.png")
     film_strip(pipeline, FILM).save(IMAGES / "film.png")
 
 

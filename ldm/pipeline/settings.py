@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from ldm.pipeline.inputs import Between, ImageRequest
@@ -40,6 +41,8 @@ TYPES = {
     "spacing_options": "a mapping of options",
     "thresholding_options": "a mapping of options",
 }
+# Arguments of a call that are not settings, for suggestions.
+PER_IMAGE = ("prompts", "negative", "image", "mask", "strength", "guidance", "seeds", "batch_size")
 HAVE_OPTIONS = ("sampler", "spacing", "thresholding")  # settings that name a function, with a setting for its options
 
 
@@ -89,8 +92,10 @@ class Settings:
         names.
         """
         if unknown := overrides.keys() - {setting.name for setting in fields(self)}:
-            known = ", ".join(SettingsOverrides.__annotations__)
-            raise TypeError(f"there is no setting {min(unknown)}; choose from {known}")
+            known = [*SettingsOverrides.__annotations__]
+            near = get_close_matches(name := min(unknown), [*known, *PER_IMAGE], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise TypeError(f"there is no setting {name}; {hint}")
         given = {name: value for name, value in overrides.items() if value is not None}
         for name in HAVE_OPTIONS:
             if given.get(name, getattr(self, name)) != getattr(self, name):

@@ -1,8 +1,10 @@
 from dataclasses import fields
+from inspect import signature
 
 import pytest
 
-from ldm.pipeline.settings import Settings, SettingsOverrides
+from ldm.pipeline.pipeline import Pipeline
+from ldm.pipeline.settings import PER_IMAGE, Settings, SettingsOverrides
 from ldm.sampling.driver import SAMPLERS
 
 
@@ -15,5 +17,15 @@ def test_a_call_may_override_every_setting() -> None:
 
 
 def test_an_unknown_setting_is_refused_even_if_its_value_is_none() -> None:
-    with pytest.raises(TypeError, match="there is no setting stpes; choose from size, sampler, "):
-        Settings(size=(64, 64)).overridden({"steps": 3, "stpes": None})
+    with pytest.raises(TypeError, match="there is no setting colour; choose from size, sampler, "):
+        Settings(size=(64, 64)).overridden({"steps": 3, "colour": None})
+
+
+@pytest.mark.parametrize(("given", "meant"), [("stpes", "steps"), ("guidence", "guidance"), ("sede", "seeds")])
+def test_a_misspelt_argument_is_refused_with_a_suggestion(given: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"there is no setting {given}; did you mean {meant}\?"):
+        Settings(size=(64, 64)).overridden({given: 3})
+
+
+def test_suggestions_name_arguments_of_a_call() -> None:
+    assert {*PER_IMAGE} <= {*signature(Pipeline.__call__).parameters}
