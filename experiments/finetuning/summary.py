@@ -86,9 +86,10 @@ def label(cell: dict[str, Any]) -> str:
     for one in cell["added"]:
         rank = f" r{one['rank']} {one['targets']}" if one["method"] == "lora" else ""
         weight = "" if one["weight"] == 1 else f" x {one['weight']:g}"
-        images = f", {one['images']} images" if one["images"] else ""
+        images = (f", {one['images']} images" if one["images"] else "") + (" with sizes" if one.get("sizes") else "")
+        prior = "no prior" if one["prior"] == "none" else f"prior {one['prior']} {one['prior_images']}"
         rate = f"rate {one['rate']:g} ({one['curve']})"
-        method = f"{one['method']}{rank}{images}, prior {one['prior']}"
+        method = f"{one['method']}{rank}{images}, {prior}"
         texts.append(f"{one['concept']}: {method}, {rate}, {one['steps']} steps{weight}")
     return " + ".join(texts)
 
