@@ -35,7 +35,7 @@ CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings))
 
 @dataclass(frozen=True)
 class Process:
-    """A process that samples its share of a job's batches, one of those started by torchrun or srun, or the only one."""
+    """A process that samples its share of a job's batches, one of those of torchrun or srun, or the only one."""
 
     rank: int = 0
     count: int = 1

@@ -3,11 +3,11 @@
 import os
 
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from ldm.device import ranks
-
-WITHOUT_SRUN = "this SLURM job has {tasks} tasks, but Python was started without srun, on one of them"
 
 
 class Srun(SLURMEnvironment):
@@ -66,15 +66,18 @@ def check_tasks(devices: int, nodes: int) -> str | None:
         hosts = int(os.environ.get("SLURM_STEP_NUM_NODES", nodes))
         if (started, hosts) != (nodes * devices, nodes):
             raise ValueError(
-                f"srun started {started} tasks on {hosts} nodes, but {expected} makes {nodes * devices} processes on "
-                f"{nodes}: set trainer.num_nodes={hosts} trainer.devices={started // hosts}, or {remedy}"
+                f"srun started {started} tasks on {hosts} nodes, but {expected} needs {nodes * devices} on {nodes}: "
+                f"set trainer.num_nodes={hosts} trainer.devices={started // hosts}, or {remedy}"
             )
         return None
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
     if nodes > 1 and "NODE_RANK" not in os.environ:
         raise ValueError(f"{expected} needs processes on {nodes} nodes, but srun did not start one for each: {remedy}")
     if tasks > nodes * devices and not _is_step():
-        return f"{WITHOUT_SRUN.format(tasks=tasks)}: the run has {devices} process(es); to use all, {remedy}"
+        return (
+            f"this SLURM job has {tasks} tasks, but {expected} uses {nodes * devices}, because Python was started without "
+            "srun: to use all, start it with srun, and set trainer.num_nodes and trainer.devices"
+        )
     return None
 
 

@@ -67,9 +67,7 @@ def run(args: argparse.Namespace) -> None:
     rank, world, local = ranks()
     if world > 1:
         if "RANK" not in os.environ:
-            raise UsageError(
-                f"srun started {world} tasks, but only torchrun can start the ranks of ldm evaluate: use it"
-            )
+            raise UsageError(f"srun started {world} tasks, but ldm evaluate needs torchrun to start its ranks")
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
         args.device = device_of_rank(args.device, local)
     with warnings_on_stderr():

@@ -123,7 +123,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     with reported_once(trainer), meeting.watched(trainer), preferred_attention(config.get("attention")):
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and trainer.global_step == run_start.step:
+    if resumed and trainer.is_global_zero and trainer.global_step == run_start.step:
         print_that_it_is_trained(trainer, resumed)
 
 
