@@ -75,8 +75,8 @@ def check_tasks(devices: int, nodes: int) -> str | None:
         raise ValueError(f"{expected} needs processes on {nodes} nodes, but srun did not start one for each: {remedy}")
     if tasks > nodes * devices and not _is_step():
         return (
-            f"this SLURM job has {tasks} tasks, but {expected} uses {nodes * devices}, because Python was started without "
-            "srun: to use all, start it with srun, and set trainer.num_nodes and trainer.devices"
+            f"this SLURM job has {tasks} tasks, but Python was started without srun, and {expected} uses only "
+            f"{nodes * devices}: to use all, start it with srun, and set trainer.num_nodes and trainer.devices"
         )
     return None
 

@@ -107,7 +107,7 @@ def read_run(path: str | Path) -> Run:
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
-    if not config_file.is_file() and not metrics_file.is_file():
+    if not config_file.is_file() and not metrics_file.is_file() and "state" not in read_outcome(path):
         return Run(path, "empty", "the folder contains no config.yaml and no metrics.json")
     try:
         config = _config(config_file)
@@ -206,7 +206,8 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
     if ended and not report and is_finished(path):
         return "finished", record.get("reason") or "no metrics were measured"
     last = max(last, record.get("step", 0)) if record.get("state") in ("stopped", "failed") else last
-    where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
+    where = f"step {last}" if last else "before its first logged step"
+    where += f" of {steps}" if steps else ""
     where += f" (metrics of step {measured})" if longer else ""
     return _unfinished(path, record, where)
 

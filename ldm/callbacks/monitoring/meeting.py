@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ldm.callbacks.checkpointing.interruption import CONTINUE, SIGNALS, write_stderr
 from ldm.errors import EXPECTED
 
+LAUNCHER = "LDM_LAUNCHER"  # in the environment of ranks that rank 0 starts: its process
 PAUSE = 0.2  # seconds between two looks
 NOTICE = 60.0  # seconds after which waiting is reported, and then at twice as many each time
 GRACE = 5.0  # seconds that the main thread has to handle a signal, or a failed rank's own message to arrive
@@ -42,6 +43,8 @@ class Meeting(Callback):
         host, ranks = environment.main_address, trainer.world_size
         _check_resolvable(host)
         where = f"all {ranks} ranks of this run to connect to {host}:{environment.main_port}, where rank 0 listens"
+        if not trainer.local_rank:
+            os.environ[LAUNCHER] = str(os.getpid())
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         os.set_blocking(reader, False)
@@ -49,6 +52,10 @@ class Meeting(Callback):
         threading.Thread(target=self._watch, args=(trainer, reader, where), name="meeting", daemon=True).start()
         try:
             yield
+        except SystemExit:
+            if not self.met.is_set():  # they would wait for this process
+                _kill(_children(trainer))
+            raise
         except RuntimeError as error:
             if self.met.is_set() or isinstance(error, EXPECTED):
                 raise
@@ -60,6 +67,7 @@ class Meeting(Callback):
             os.close(writer)
 
     def _watch(self, trainer: Trainer, reader: int, where: str) -> None:
+        launcher = os.environ.get(LAUNCHER) if trainer.local_rank else None
         began, notice = time.monotonic(), NOTICE
         while not self.met.wait(PAUSE):
             if number := _received(reader):
@@ -71,6 +79,8 @@ class Meeting(Callback):
                 if child.poll() and not self.met.wait(GRACE):
                     name = f"rank {rank} of {trainer.world_size} (process {child.pid})"
                     _end(children, f"error: {name} {_how(child.returncode)} before training; {CONTINUE}", 1)
+            if launcher and os.getppid() != int(launcher):
+                _end([], f"error: rank 0 (process {launcher}) ended before training; {CONTINUE}", 1)
             if trainer.is_global_zero and time.monotonic() - began > notice:
                 write_stderr(f"waiting for {notice:.0f} s for {where}: {_advice(trainer.world_size)}")
                 notice *= 2
@@ -123,7 +133,11 @@ def _how(code: int) -> str:
 
 def _end(children: list[Popen[Any]], sentence: str, code: int) -> None:
     """Ends this process, whose main thread is blocked, and the ranks that it started."""
-    for child in children:
-        child.kill()
+    _kill(children)
     write_stderr(sentence)
     os._exit(code)
+
+
+def _kill(children: list[Popen[Any]]) -> None:
+    for child in children:
+        child.kill()
