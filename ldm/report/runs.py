@@ -221,7 +221,9 @@ def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, st
             return "stalled", f"{where}, no batch for {_ago(silent)}; {LOG} and callbacks.watchdog may say why"
         return "in progress", f"{where}, {wrote}"
     if record.get("state") == "failed":
-        return "failed", f"{where}: {record.get('reason')}; see {LOG}, {resume}"
+        reason = str(record.get("reason"))
+        more = [f"see {LOG}" if (path / LOG).is_file() else "", "" if "resume=auto" in reason else resume]
+        return "failed", "; ".join(filter(None, [f"{where}: {reason}", ", ".join(filter(None, more))]))
     if record.get("state") == "stopped":
         return "stopped", f"{where}, {record.get('reason')}; {resume}"
     if record:

@@ -29,9 +29,15 @@ class Meeting(Callback):
 
     def __init__(self) -> None:
         self.met = threading.Event()
+        self._earlier = -1  # the file that signals were written to
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self.met.set()  # Lightning's first barrier comes before this call
+        self._end()  # Lightning's first barrier comes before this call
+
+    def _end(self) -> None:
+        if not self.met.is_set():
+            self.met.set()
+            signal.set_wakeup_fd(self._earlier)
 
     @contextmanager
     def watched(self, trainer: Trainer) -> Iterator[None]:
@@ -48,7 +54,7 @@ class Meeting(Callback):
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         os.set_blocking(reader, False)
-        earlier = signal.set_wakeup_fd(writer)
+        self._earlier = signal.set_wakeup_fd(writer)
         threading.Thread(target=self._watch, args=(trainer, reader, where), name="meeting", daemon=True).start()
         try:
             yield
@@ -62,8 +68,7 @@ class Meeting(Callback):
             text = " ".join(str(error).split())[:200]
             raise ConnectionError(f"waited in vain for {where} ({text}): {_advice(ranks)}") from error
         finally:
-            self.met.set()
-            signal.set_wakeup_fd(earlier)
+            self._end()
             os.close(writer)
 
     def _watch(self, trainer: Trainer, reader: int, where: str) -> None:
