@@ -2,14 +2,26 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from ldm.commands.train.help import ALL, asks_for_help, help_text
 from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 
 CONF = Path(__file__).parent / "conf"
+
+
+def stop_early(number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C until training handles it, without a traceback of the imports below, which take seconds."""
+    os.write(2, b"\nSIGINT: stopped before training\n")
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop_early)
 if __name__ == "__main__" and asks_for_help(sys.argv[1:]):  # before the imports below, which take a second
     end_quietly_on_closed_pipes()
     print(help_text(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())), end="")
@@ -81,7 +93,7 @@ if __name__ == "__main__":
     words = ["--help" if word == ALL else word for word in sys.argv[1:]]
     try:
         words, notes = translate(words)
-        for note in notes if os.environ.get("RANK", "0") == "0" else ():
+        for note in notes if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" else ():
             print(f"note: {note}", file=sys.stderr)
         # Hydra does not accept a number as the name of an option.
         words = [re.sub(r"\b32\b", "fp32", word) if word.startswith("precision=") else word for word in words]

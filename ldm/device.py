@@ -1,6 +1,8 @@
-"""Selects the device, and reports which bfloat16 instructions it has."""
+"""Selects the device of a process, and reports which bfloat16 instructions it has."""
 
+import os
 import re
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -38,6 +40,24 @@ def device_of_rank(name: str, local_rank: int) -> str:
     index = local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return f"cuda:{index}"
+
+
+def ranks() -> tuple[int, int, int]:
+    """Returns rank, number of ranks and local rank from the variables of torchrun or of a step of srun, else (0, 1, 0).
+
+    A SLURM job is not a step: it has variables with the same numbers, but its script runs once, as does the shell that
+    srun --pty starts. Raises ValueError for a rank that is not below the number of ranks.
+    """
+    torchrun = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+    srun = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"
+    shell = "SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty()
+    for names in (torchrun,) if shell else (torchrun, srun):
+        if names[0] in os.environ and names[1] in os.environ:
+            rank, world, local = (int(os.environ.get(name, 0)) for name in names)
+            if not 0 <= rank < world:
+                raise ValueError(f"{names[0]}={rank} and {names[1]}={world}: expected a rank below the number of ranks")
+            return rank, world, local
+    return 0, 1, 0
 
 
 def allow_tf32(allowed: bool) -> None:

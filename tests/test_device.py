@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from ldm.device import ATTENTION, allow_tf32, choose_device, device_of_rank, has_bf16, preferred_attention
+from ldm.device import ATTENTION, allow_tf32, choose_device, device_of_rank, has_bf16, preferred_attention, ranks
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,40 @@ def test_float32_products_on_a_gpu_are_exact_unless_tf32_is_allowed(allowed: boo
     a, b = (torch.randn(512, 512, dtype=torch.float64, device="cuda") for _ in range(2))
     error = (a.float() @ b.float()).double().sub(a @ b).abs().max() / (a.abs() @ b.abs()).max()
     assert (error > 2.0**-18) == allowed  # a sum of 512 rounded products; TF32 rounds their factors by up to 2⁻¹¹
+
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, *SRUN, "SLURM_PTY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("names", [TORCHRUN, SRUN])
+def test_the_rank_is_read_from_torchrun_or_a_step_of_srun(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ranks() == (0, 1, 0)
+    for name, value in zip(names, "583", strict=True):
+        monkeypatch.setenv(name, value)
+    assert ranks() == (5, 8, 3)
+    monkeypatch.setenv(names[0], "8")
+    with pytest.raises(ValueError, match="a rank below"):
+        ranks()
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_script_of_a_slurm_job_and_a_shell_in_it_are_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)  # as sbatch --ntasks 8 sets them for the script
+    assert ranks() == (0, 1, 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setenv("SLURM_PTY_PORT", "40045")  # srun --ntasks 8 --pty bash
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert ranks() == (0, 1, 0)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))  # srun within that shell
+    assert ranks() == (0, 8, 0)

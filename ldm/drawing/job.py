@@ -1,7 +1,6 @@
 """Runs the sampling jobs of sample.py batch by batch: resumes stopped jobs and splits jobs over processes."""
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ldm.device import allow_tf32, device_of_rank
+from ldm.device import allow_tf32, device_of_rank, ranks
 from ldm.drawing.added_files import AddedFiles, unused_tokens
 from ldm.drawing.previews import Previews, gif_path, is_own_gif
 from ldm.drawing.prompts import ImageSpec
@@ -36,7 +35,7 @@ CALL_KEYS = ("negative", "strength", *(field.name for field in fields(Settings))
 
 @dataclass(frozen=True)
 class Process:
-    """A process that samples its share of a job's batches, one of those started by torchrun or the only one."""
+    """A process that samples its share of a job's batches, one of those of torchrun or srun, or the only one."""
 
     rank: int = 0
     count: int = 1
@@ -44,8 +43,7 @@ class Process:
 
     @classmethod
     def current(cls) -> "Process":
-        variables = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)
-        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
+        return cls(*ranks())
 
     def device(self, name: str) -> str:
         """Assigns each process of a machine its own GPU."""

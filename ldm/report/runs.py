@@ -109,7 +109,7 @@ def read_run(path: str | Path) -> Run:
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
-    if not config_file.is_file() and not metrics_file.is_file():
+    if not config_file.is_file() and not metrics_file.is_file() and "state" not in read_outcome(path):
         return Run(path, "empty", "the folder contains no config.yaml and no metrics.json")
     try:
         config = _config(config_file)
@@ -208,7 +208,8 @@ def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: 
     if ended and not report and is_finished(path):
         return "finished", record.get("reason") or "no metrics were measured"
     last = max(last, record.get("step", 0)) if record.get("state") in ("stopped", "failed") else last
-    where = f"step {last} of {steps}" if last else f"before its first logged step of {steps}"
+    where = f"step {last}" if last else "before its first logged step"
+    where += f" of {steps}" if steps else ""
     where += f" (metrics of step {measured})" if longer else ""
     return _unfinished(path, record, where)
 
@@ -222,7 +223,9 @@ def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, st
             return "stalled", f"{where}, no batch for {_ago(silent)}; {LOG} and callbacks.watchdog may say why"
         return "in progress", f"{where}, {wrote}"
     if record.get("state") == "failed":
-        return "failed", f"{where}: {record.get('reason')}; see {LOG}, {resume}"
+        reason = str(record.get("reason"))
+        more = [f"see {LOG}" if (path / LOG).is_file() else "", "" if "resume=auto" in reason else resume]
+        return "failed", "; ".join(filter(None, [f"{where}: {reason}", ", ".join(filter(None, more))]))
     if record.get("state") == "stopped":
         return "stopped", f"{where}, {record.get('reason')}; {resume}"
     if record:

@@ -4,12 +4,15 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from ldm import progress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+CONTINUE = "run the same command with resume=auto"
 TIMEOUT = 124  # as timeout(1) exits when the time is over
 
 
@@ -20,6 +23,7 @@ class Interruption:
     """
 
     failed = False
+    watched = False  # whether training has started in this process
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -38,7 +42,7 @@ class Interruption:
     def watch(self, seconds: float = math.inf) -> None:
         """Starts handling signals, and sets the time limit to `seconds` from now."""
         self.signal, self.graceful, self._process = None, True, os.getpid()
-        Interruption.failed = False
+        Interruption.failed, Interruption.watched = False, True
         self._deadline = time.monotonic() + seconds
         self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
@@ -60,6 +64,30 @@ class Interruption:
         self.signal = signal.Signals(number)
         plan = "saving a checkpoint and stopping after this step; a second signal stops immediately"
         write_stderr(f"{progress.run_label}{name}: {plan}")
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Makes signals raise SystemExit in the context where no `Interruption` watches: in set-up and in the final work.
+
+    Callbacks can then record why the run ended. The signals of a worker of a sweep arrive here, too.
+    """
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process or Interruption.failed:
+            return
+        when = "after the last step, before the run was finished" if Interruption.watched else "before training"
+        write_stderr(f"{progress.run_label}{signal.Signals(number).name}: stopped {when}; {CONTINUE}")
+        raise SystemExit(128 + number)
+
+    Interruption.failed = Interruption.watched = False
+    earlier = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def stop_cause(code: int) -> str:

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -78,12 +79,22 @@ def _check_replaceable(folder: Path, resume: str | None) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Returns whether train.py wrote the folder's config.yaml, which is the first file that a run writes."""
+    """Returns whether train.py wrote the folder's config.yaml or, before training starts, state.json."""
+    return any(
+        {*keys} <= _read(folder / name).keys()
+        for name, keys in (
+            ("config.yaml", ("run_dir", "resume", "training")),
+            ("state.json", ("state", "step", "host", "process")),
+        )
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return isinstance(config, dict) and {"run_dir", "resume", "training"} <= config.keys()
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _blocking_files(folder: Path) -> list[Path]:

@@ -23,17 +23,26 @@ PULSE = 30.0  # seconds between two marks of progress
 
 
 class Outcome(Callback):
-    """Writes `folder`/state.json: "state" is running, finishing (training is over), finished, stopped or failed.
+    """Writes `folder`/state.json: "state" is starting, running, finishing (after training), finished, stopped, failed.
 
     It also has the "step", the "reason" of a stop, a failure or an early end, "time", "host" and "process". The file's
     modification time is that of the last batch, at intervals of PULSE, so that `ldm status` recognises a stalled run.
     A failure on any rank is recorded, and the first one is kept. A file that cannot be written does not fail the run.
+    A run that is refused, by an error of its input before training starts, leaves the file as it was.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE
         self._started = False
         self._touched = 0.0
+        self._before: bytes | None = None  # the file, if this process has replaced it before training
+        self._step = 0  # of the last record, until training starts
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._before = self.path.read_bytes() if self.path.is_file() else None
+            self._step = self._recorded().get("step", 0)
+            self._write(trainer, "starting")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = True
@@ -55,7 +64,9 @@ class Outcome(Callback):
             self._write(trainer, "finished", _early_end(trainer) if self._started else self._recorded().get("reason"))
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if not self._started or self._recorded().get("state") == "failed":
+        if not self._started and isinstance(exception, EXPECTED):
+            return self._restore(trainer)
+        if self._recorded().get("state") in (None, "failed"):
             return
         if cause := describe_stop(exception):
             if trainer.is_global_zero:
@@ -68,11 +79,17 @@ class Outcome(Callback):
         ranks = f"rank {trainer.global_rank} of {trainer.world_size}: " if trainer.world_size > 1 else ""
         self._write(trainer, "failed", f"{ranks}{what}")
 
+    def _restore(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self._recorded().get("state") == "starting":
+            with suppress(OSError):
+                self.path.unlink() if self._before is None else self.path.write_bytes(self._before)
+
     def _write(self, trainer: Trainer, state: str, reason: str | None = None) -> None:
         about = {"host": platform.node(), "process": os.getpid()}
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        step = trainer.global_step if self._started else max(self._step, trainer.global_step)
         with suppress(OSError):
-            write_json(self.path, {"state": state, "step": trainer.global_step, "reason": reason, "time": now, **about})
+            write_json(self.path, {"state": state, "step": step, "reason": reason, "time": now, **about})
 
     def _pulse(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and time.monotonic() - self._touched > PULSE:

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.callbacks.checkpointing.interruption import CONTINUE
 from ldm.errors import EXPECTED
 from ldm.execution.offload import is_out_of_memory
 from ldm.files import MACHINE
-
-CONTINUE = "run the same command with resume=auto"
 
 
 @dataclass(frozen=True)

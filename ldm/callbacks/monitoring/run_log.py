@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldm.callbacks.monitoring.log_file import LOG, LogFile
 from ldm.callbacks.monitoring.outcome import describe_stop
+from ldm.errors import EXPECTED
 
 
 class RunLog(Callback):
@@ -42,6 +43,8 @@ class RunLog(Callback):
             LOG.info(f"saving the checkpoint of step {trainer.global_step}")
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if self.file.path.parent.is_dir() and not isinstance(exception, EXPECTED):  # a refused run leaves no file
+            self.file.open(trainer.global_rank)
         if cause := describe_stop(exception):
             LOG.info(f"stopped by {cause} after step {trainer.global_step}")
         else:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from subprocess import Popen
 from typing import Any
 
@@ -22,6 +23,7 @@ from ldm.errors import EXPECTED, ReportedFailure
 
 GRACE = 10.0  # seconds that a rank has to end with its own error after another rank failed
 PAUSE = 1.0  # seconds between two looks at the other ranks
+FITS = count()  # of this process, as of every other rank
 SILENCE = 10.0  # seconds without a beat after which, if communication failed, a rank on another machine is dead
 
 
@@ -31,8 +33,8 @@ class Watchdog(Callback):
     One rank of each host prints one sentence: which rank failed, where, why, and what to do. Ranks exchange their
     state through the store of the process group, in a thread, because the main thread is blocked while it waits in a
     collective operation. A second thread ends this rank if the store does not answer for `seconds`, as when the link to
-    its host stalls, because reading from it can block for much longer. Covers everything from the first batch to the
-    end of the run, and a lack of progress in training and validation.
+    its host stalls, because reading from it can block for much longer. Covers everything from the moment at which
+    the ranks have met to the end of the run, and a lack of progress in training and validation.
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
@@ -46,19 +48,22 @@ class Watchdog(Callback):
         self._over = threading.Event()
         self._ranks: Ranks | None = None
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
             return
         store: Any = _get_default_store()
-        store = PrefixStore(f"watchdog {trainer.global_step}", store.clone())
+        store = PrefixStore(f"watchdog {next(FITS)}", store.clone())
         self._ranks = Ranks(store, trainer.global_rank, trainer.world_size, _take_over_children(trainer))
         self.failure = None
         self._over.clear()
-        self._training = True
         self._progressed()
         self._last_look = time.monotonic()
         for work in (self._watch, self._watch_store):
             threading.Thread(target=work, args=(self._ranks,), name="watchdog", daemon=True).start()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._training = True
+        self._progressed()
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._progressed()

@@ -1,7 +1,6 @@
 """`ldm encode`: encodes the images of shards into a cache of latents for data=latents."""
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ from ldm.data.latents.encoding import Encode, encode_shards, finish
 from ldm.data.latents.job import EncodingJob
 from ldm.data.sources.buckets import Size, bucket_sizes
 from ldm.data.sources.shards import Shards, find_tars
-from ldm.device import device_of_rank
+from ldm.device import device_of_rank, ranks
 from ldm.errors import UsageError
 from ldm.image import WHITE
 from ldm.nn.vae import VAE
@@ -133,14 +132,3 @@ class Timed:
         self.seconds += time.perf_counter() - start
         self.images += len(images)
         return moments
-
-
-def ranks() -> tuple[int, int, int]:
-    """Returns rank, number of ranks and local rank from the variables of torchrun or SLURM, else (0, 1, 0)."""
-    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        if names[0] in os.environ and names[1] in os.environ:
-            rank, world, local = (int(os.environ.get(name, 0)) for name in names)
-            if not 0 <= rank < world:
-                raise ValueError(f"{names[0]}={rank} and {names[1]}={world}: expected a rank below the number of ranks")
-            return rank, world, local
-    return 0, 1, 0

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from ldm.commands.ema.command import check_lengths
 from ldm.commands.evaluate.arguments import NUMBERS, SWEPT, TOWERS
-from ldm.device import allow_tf32, device_of_rank
+from ldm.device import allow_tf32, device_of_rank, ranks
 from ldm.drawing.keys import integer, number, one_of
 from ldm.ema.reconstruction import last_step, read_snapshots, reconstruct
 from ldm.errors import UsageError, warnings_on_stderr
@@ -64,10 +64,12 @@ PARSERS: dict[str, Callable[[str], Any]] = {  # of one value of each setting in 
 
 def run(args: argparse.Namespace) -> None:
     swept = check_arguments(args)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world, local = ranks()
     if world > 1:
+        if "RANK" not in os.environ:
+            raise UsageError(f"srun started {world} tasks, but ldm evaluate needs torchrun to start its ranks")
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # ranks wait for each other only at the end
-        args.device = device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", rank)))
+        args.device = device_of_rank(args.device, local)
     with warnings_on_stderr():
         evaluate(args, swept, rank, world)
     if world > 1:

@@ -11,9 +11,9 @@ from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.progress import clock
 from ldm.report.metric import metrics_of
-from ldm.report.runs import SPEED, STATES, WAITING, Run, read_run, trained
+from ldm.report.runs import OUTCOME, SPEED, STATES, WAITING, Run, read_run, trained
 
-RECORDS = ("config.yaml", "metrics.json")
+RECORDS = ("config.yaml", "metrics.json", OUTCOME)
 DAY = 86400
 DEPTH = 3  # levels of folders searched below the given ones
 ALIVE = ("in progress", "stalled")

@@ -39,10 +39,11 @@ def train(config: DictConfig) -> None:
 
 def train_once(config: DictConfig) -> None:
     """Trains, with a log of all messages."""
+    from ldm.callbacks.checkpointing.interruption import stopped_at_once
     from ldm.callbacks.monitoring.log_file import log_file
 
     check_given(config)
-    with log_file(Path(config.run_dir)) as log:
+    with log_file(Path(config.run_dir)) as log, stopped_at_once():
         fit(config, log)
 
 
@@ -58,6 +59,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
+    from ldm.callbacks.monitoring.meeting import Meeting
     from ldm.callbacks.monitoring.outcome import Outcome
     from ldm.callbacks.monitoring.run_log import RunLog
     from ldm.callbacks.monitoring.scalar_table import ScalarTable
@@ -104,7 +106,9 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     if isinstance(module, DiffusionTraining):
         check_sampling_size(config, module, data, chosen)
     logged = Hyperparameters(hyperparameters(settings), run_dir)  # last, because it reads the metrics that others write
+    meeting = Meeting()
     callbacks = [
+        meeting,
         EffectiveSettings(),
         run_start,
         SettingsCheck(settings, resolved, config.accept_changes),
@@ -117,9 +121,9 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     ]
     trainer = build_trainer(config, callbacks)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    with reported_once(trainer), preferred_attention(config.get("attention")):
+    with reported_once(trainer), meeting.watched(trainer), preferred_attention(config.get("attention")):
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if resumed and trainer.global_step == run_start.step:
+    if resumed and trainer.is_global_zero and trainer.global_step == run_start.step:
         print_that_it_is_trained(trainer, resumed)
 
 
@@ -128,18 +132,28 @@ def build_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from ldm.callbacks.checkpointing.checkpoint import AtomicCheckpointIO
+    from ldm.execution.srun import check_tasks, srun_environment
 
-    return build(
+    environment = srun_environment()
+    trainer = build(
         config.trainer,
         callbacks=callbacks,
         logger=[build(node) for node in config.logger],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],
         default_root_dir=str(config.run_dir),
         max_time=None,  # TimeLimit enforces it; with Lightning's own the run would count as finished
         use_distributed_sampler=False,  # the data module distributes samples over the ranks itself
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # else Lightning adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    trainer._signal_connector.register_signal_handlers = _nothing  # it would swallow SIGTERM after training
+    if note := check_tasks(trainer.num_devices, trainer.num_nodes):
+        warnings.warn(note, stacklevel=2)
+    return trainer
+
+
+def _nothing() -> None:
+    """Replaces Lightning's signal handlers: `Interruption` and `stopped_at_once` handle signals."""
 
 
 def print_that_it_is_trained(trainer: Any, resumed: str) -> None:

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ldm.callbacks.checkpointing.checkpoint import Checkpoint
+from ldm.callbacks.checkpointing.interruption import stopped_at_once
+from ldm.callbacks.checkpointing.run_lock import RunLock
 from ldm.callbacks.monitoring.outcome import Outcome
 from ldm.files import lock
 from ldm.report.runs import read_run
@@ -128,6 +130,63 @@ def test_a_resumed_run_is_recorded_as_running_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the data are gone"):
         train(tmp_path, At(3, fail))
     assert train(tmp_path) == {"state": "finished", "step": 4, "reason": None}
+
+
+class AtFitStart(Callback):
+    def __init__(self, action: Any) -> None:
+        self.action = action
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.action()
+
+
+def start(folder: Path, action: Any, error: type[BaseException]) -> dict[str, Any]:
+    """Trains with an action in set-up that raises an error, and returns the record."""
+    with pytest.raises(error):
+        trainer(folder, Outcome(folder), AtFitStart(action)).fit(Tiny(), Batches())
+    return recorded(folder)
+
+
+def test_a_run_that_is_killed_before_training_is_shown_as_failed(tmp_path: Path) -> None:
+    records = []
+
+    def look() -> None:
+        records.append((tmp_path / "state.json").read_text())
+        raise KeyError
+
+    start(tmp_path, look, KeyError)
+    (tmp_path / "state.json").write_text(records[0])
+    assert recorded(tmp_path)["state"] == "starting"
+    run = read_run(tmp_path)
+    assert run.state == "failed" and run.note.startswith("before its first logged step, last wrote")
+    assert "ended without a message (killed, out of memory or power)" in run.note
+
+
+def test_a_signal_before_training_is_recorded_and_shown(tmp_path: Path) -> None:
+    with stopped_at_once():
+        record = start(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
+    assert record == {"state": "stopped", "step": 0, "reason": "by SIGTERM"}
+    assert read_run(tmp_path).note == "before its first logged step, by SIGTERM; continue with resume=auto"
+
+
+def test_an_unexpected_error_before_training_is_recorded_and_shown(tmp_path: Path) -> None:
+    record = start(tmp_path, lambda: {}["missing"], KeyError)
+    assert record == {"state": "failed", "step": 0, "reason": "KeyError: 'missing'"}
+    assert read_run(tmp_path).note.startswith("before its first logged step: KeyError: 'missing'; ")
+
+
+def test_a_run_that_failed_before_training_can_be_started_again_in_its_folder(tmp_path: Path) -> None:
+    start(tmp_path, lambda: {}["missing"], KeyError)
+    RunLock(tmp_path, "auto")
+    RunLock(tmp_path)
+
+
+def test_a_resumed_run_that_is_refused_keeps_its_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the data are gone"):
+        train(tmp_path, At(3, fail))
+    before = (tmp_path / "state.json").read_bytes()
+    assert start(tmp_path, fail, ValueError)["step"] == 3
+    assert (tmp_path / "state.json").read_bytes() == before
 
 
 def test_a_run_that_is_refused_before_training_leaves_no_record(tmp_path: Path) -> None:

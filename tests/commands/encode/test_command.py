@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from ldm.__main__ import main
-from ldm.commands.encode.command import ranks
 from ldm.data.latents.cache import CachedLatents, read_manifest
 from ldm.data.latents.shard import map_shard
 from ldm.nn.text_encoder import TextEncoder
@@ -23,7 +22,7 @@ from tests.tiny import save_part, tiny_text_tower, tiny_vae
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     write_tar(tmp_path / "x.tar", samples(3) | {"0001.png": b""})
     save_part(tmp_path / "vae.safetensors", "vae", tiny_vae())
@@ -75,21 +74,6 @@ def test_a_cache_in_the_folder_of_the_shards_is_refused(
     assert main(arguments) == 1
     assert f"--out {tmp_path}/out is in the shards {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")]
-)
-def test_the_rank_is_read_from_torchrun_or_slurm(
-    names: tuple[str, ...], arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert ranks() == (0, 1, 0)
-    for name, value in zip(names, "583", strict=True):
-        monkeypatch.setenv(name, value)
-    assert ranks() == (5, 8, 3)
-    monkeypatch.setenv(names[0], "8")
-    with pytest.raises(ValueError, match="a rank below"):
-        ranks()
 
 
 def test_the_cache_does_not_depend_on_the_number_of_workers(arguments: list[str], tmp_path: Path) -> None:
