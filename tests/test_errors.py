@@ -65,3 +65,37 @@ def test_a_pipe_that_stays_open_gets_all_of_the_output() -> None:
     done = subprocess.run([sys.executable, "-m", "ldm", "--help"], cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().endswith("describes a command and its options.\n")
+
+
+class Gone(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> object:
+        return self.action()
+
+
+def fail() -> None:
+    raise ValueError("the folder is gone")
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (fail, "the folder is gone"),
+        (lambda: {}["x"], "KeyError: 'x'"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            r"a worker of the data loader \(process \d+\) was killed by Killed, ",
+        ),
+        (lambda: os._exit(3), r"a worker of the data loader \(process \d+\) died, as when memory runs out"),
+    ],
+)
+def test_the_failure_of_a_worker_is_one_sentence(action: Callable[[], object], message: str) -> None:
+    loader = torch.utils.data.DataLoader(Gone(action), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises((RuntimeError, ValueError, KeyError)) as caught:
+        next(iter(loader))
+    assert re.match(message, sentence(caught.value)), sentence(caught.value)
