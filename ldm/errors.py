@@ -3,6 +3,7 @@
 import atexit
 import io
 import os
+import re
 import stat
 import sys
 import traceback
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 from ldm.progress import clear
 
 EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages are human-readable
-
+ENDED_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? (?P<process>[\d, ]+)\) (is killed|exited unexpectedly)")
 
 CLOSED_PIPE = 141  # the shell's exit code of a process that SIGPIPE ended
 
@@ -43,12 +44,29 @@ def run(work: Callable[[], object], debug: bool = False) -> int:
 
 def sentence(error: Exception) -> str:
     """Returns the message of `error` on one line, with its type if the message alone is not meant for the user."""
+    if (failure := worker_failure(error)) is not None:
+        return failure
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     if isinstance(error, EXPECTED) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """Returns what a data loader's worker raised, or how it ended, if that caused the error; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if ended := ENDED_WORKER.search(str(cause)):
+            return (
+                f"a worker of the data loader (process {ended['process']}) died or was killed, as when memory runs out "
+                "(dmesg may say so): use fewer workers, and run the same command again"
+            )
+        if str(cause).startswith("Caught ") and " in DataLoader worker" in str(cause):
+            return str(cause).rstrip().splitlines()[-1].removeprefix("ValueError: ")
+        cause = cause.__cause__
+    return None
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm import errors
 
@@ -65,3 +69,35 @@ def test_a_pipe_that_stays_open_gets_all_of_the_output() -> None:
     done = subprocess.run([sys.executable, "-m", "ldm", "--help"], cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().endswith("describes a command and its options.\n")
+
+
+class Broken(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Calls a function in a worker."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> object:
+        return self.action()
+
+
+DIED = r"a worker of the data loader \(process \d+\) died or was killed, as when memory runs out"
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: fail(ValueError("the folder is gone")), "the folder is gone$"),
+        (lambda: {}["x"], "KeyError: 'x'$"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), DIED),
+        (lambda: os._exit(3), DIED),
+    ],
+)
+def test_the_failure_of_a_worker_is_one_sentence(action: Callable[[], object], message: str) -> None:
+    loader = torch.utils.data.DataLoader(Broken(action), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises((RuntimeError, ValueError, KeyError)) as caught:
+        next(iter(loader))
+    assert re.match(message, errors.sentence(caught.value)), errors.sentence(caught.value)

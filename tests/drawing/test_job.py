@@ -85,6 +85,7 @@ def test_several_processes_share_a_job_and_write_the_same_files(model: str, tmp_
 def test_several_processes_need_out(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "give out=" in error(capsys, 2, "red", model)
 

@@ -65,13 +65,13 @@ def test_another_number_of_tasks_than_processes_is_refused(
     devices: int, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_variables(monkeypatch, STEP)
-    with pytest.raises(ValueError, match="started 4 tasks on 2 nodes, .*set trainer.num_nodes=2 trainer.devices=2, or"):
+    with pytest.raises(ValueError, match=r"4 tasks on 2 nodes, .*set trainer.num_nodes=2 trainer.devices=2, or"):
         check_tasks(devices, nodes)
 
 
 def test_several_nodes_without_srun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_variables(monkeypatch, BATCH)
-    with pytest.raises(ValueError, match="srun --nodes 2 --ntasks-per-node 8 python train.py"):
+    with pytest.raises(ValueError, match=r"srun --nodes 2 --ntasks-per-node 8 python train.py"):
         check_tasks(devices=8, nodes=2)
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ldm.callbacks.checkpointing.interruption import SIGNALS, TIMEOUT, stop_cause
 from ldm.callbacks.find import find
 from ldm.callbacks.monitoring.watchdog import Watchdog
-from ldm.errors import EXPECTED
+from ldm.errors import EXPECTED, worker_failure
 from ldm.files import write_json
 
 FILE = "state.json"
@@ -76,6 +76,7 @@ class Outcome(Callback):
             return self._write(trainer, "failed", watchdog.failure.sentence)
         text = " ".join(str(exception).split())
         what = text if isinstance(exception, EXPECTED) and text else f"{type(exception).__name__}: {text}"
+        what = worker_failure(exception) or what
         ranks = f"rank {trainer.global_rank} of {trainer.world_size}: " if trainer.world_size > 1 else ""
         self._write(trainer, "failed", f"{ranks}{what}")
 

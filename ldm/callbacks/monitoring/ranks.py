@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.callbacks.checkpointing.interruption import CONTINUE
-from ldm.errors import EXPECTED
+from ldm.errors import EXPECTED, worker_failure
 from ldm.execution.offload import is_out_of_memory
 from ldm.files import MACHINE
 
@@ -151,7 +151,9 @@ class Ranks:
 def own_failure(member: Member, error: Exception) -> Failure:
     """Returns the failure of a rank whose training raised an error."""
     text = " ".join(str(error).split())
-    if is_out_of_memory(error):
+    if reason := worker_failure(error):
+        what, remedy = f"failed: {reason}", f"to continue, {CONTINUE}"
+    elif is_out_of_memory(error):
         what = f"ran out of memory ({text[:200]})"
         remedy = f"lower data.batch_size, and {CONTINUE}; data.global_batch keeps the result the same"
     elif isinstance(error, EXPECTED) and text:

@@ -49,8 +49,8 @@ class Wandb(WandbLogger):
         if not self._lost:
             self._lost = True
             warnings.warn(
-                "the log of Weights & Biases may end here because the disk is full: training continues, and metrics.csv "
-                "still gets what fits; free some disk space, and resume the run to log to Weights & Biases again",
+                "the log of Weights & Biases may end here because the disk is full: training continues, and "
+                "metrics.csv gets what fits; free some disk space, and resume the run to log to Weights & Biases again",
                 stacklevel=3,
             )
 

@@ -6,16 +6,19 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import errors
-from ldm.errors import EXPECTED
+from ldm.errors import EXPECTED, worker_failure
 
 
 def is_refusal(error: BaseException) -> bool:
     """Returns whether the error's message explains it to the user, so that no traceback is needed."""
-    return isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))
+    expected = isinstance(error, (*EXPECTED, HydraException, OmegaConfBaseException))
+    return expected or worker_failure(error) is not None
 
 
 def sentence(error: BaseException) -> str:
     """Returns the error message on one line: that of the innermost cause, with its config key where it helps."""
+    if (failure := worker_failure(error)) is not None:
+        return failure
     key = re.search(r"full_key: (\S+)", str(error))
     while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
         error = error.__cause__

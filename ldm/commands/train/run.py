@@ -66,6 +66,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.monitoring.tensorboard import TensorBoard
     from ldm.callbacks.monitoring.utilisation import Utilisation
     from ldm.callbacks.monitoring.watchdog import reported_once
+    from ldm.callbacks.monitoring.workers import Workers
     from ldm.data.sources.small import note_of
     from ldm.device import allow_tf32, preferred_attention
     from ldm.planning.settings import kind_of_product
@@ -108,6 +109,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     logged = Hyperparameters(hyperparameters(settings), run_dir)  # last, because it reads the metrics that others write
     meeting = Meeting()
     callbacks = [
+        Workers(),
         meeting,
         EffectiveSettings(),
         run_start,

@@ -80,6 +80,7 @@ def test_a_failure_is_recorded_and_shown_with_its_message(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="the data are gone"):
         train(tmp_path, At(3, fail))
     assert recorded(tmp_path) == {"state": "failed", "step": 3, "reason": "the data are gone: give others"}
+    (tmp_path / "log.txt").touch()
     run = read_run(tmp_path)
     assert run.state == "failed" and run.note.startswith("step 3 of 4: the data are gone: give others; see log.txt")
 
