@@ -30,7 +30,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 10), layout="constrained")
     single = [cell for cell in results["cells"] if len(cell["added"]) == 1]
     plain = [cell for cell in single if cell["added"][0]["weight"] == 1]
-    _methods(axes[0, 0], [cell for cell in plain if is_default(cell)])
+    _methods(axes[0, 0], [cell for cell in plain if is_default(cell) or is_long(cell)])
     _curve(axes[0, 1], [cell for cell in plain if _one(cell, "concept", "method") == ("shape", "lora")])
     _weights(axes[1, 0], [cell for cell in single if _settings(cell) == _settings_of(recipe("shape", 0))])
     _merging(axes[1, 1], [cell for cell in results["cells"] if len(cell["added"]) == 2])
@@ -43,6 +43,11 @@ def is_default(cell: Cell) -> bool:
     one = cell["added"][0]
     default = Run(one["concept"], one["method"], one["prior"], RATES[one["method"]], STEPS[one["method"]])
     return _settings(cell) == _settings_of(default)
+
+
+def is_long(cell: Cell) -> bool:
+    """Whether the cell is of the part with more images, whose captions mention sizes."""
+    return bool(cell["added"][0]["sizes"])
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
@@ -84,6 +89,9 @@ def _methods(axes: Axes, cells: Sequence[Cell]) -> None:
         concept, method, prior = _one(cell, "concept", "method", "prior")
         how = {"marker": MARKERS[concept], "color": COLORS[method], "fillstyle": FILLS[prior]}
         _point(axes, cell, markerfacecoloralt="white", **how)
+        if is_long(cell):
+            place: dict[str, Any] = {"xytext": (9, -3), "textcoords": "offset points", "fontsize": 8}
+            axes.annotate(f"{cell['added'][0]['images']}", (cell["lost"]["value"], _learned(cell)["value"]), **place)
     entries: list[tuple[dict[str, Any], str]] = [
         ({"marker": marker, "color": "0.3"}, name) for name, marker in MARKERS.items()
     ]
@@ -95,7 +103,7 @@ def _methods(axes: Axes, cells: Sequence[Cell]) -> None:
     for style, name in entries:
         axes.plot([], [], linestyle="none", label=name, **style)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
-    axes.set_title("Methods (green: the goal)")
+    axes.set_title("Methods (green: the goal; numbers: images with sizes in captions)")
     _goal(axes)
 
 
@@ -144,7 +152,7 @@ def _weights(axes: Axes, cells: Sequence[Cell]) -> None:
     lines = {"new prompts right": _learned, "lost on old prompts": lambda cell: cell["lost"]}
     _lines(axes, cells, lines, "", "-")
     axes.legend(fontsize=8)
-    axes.set_title("The recommended LoRA of a new shape, by weight")
+    axes.set_title("A LoRA of a new shape, by weight")
 
 
 def _merging(axes: Axes, cells: Sequence[Cell]) -> None:
@@ -162,9 +170,10 @@ def draw_grids(results: dict[str, Any], folder: Path, out: Path) -> None:
     for concept in MARKERS:
         rows = {"base": folder / f"base_{concept}.png"}
         for cell in results["cells"]:
-            if len(cell["added"]) == 1 and cell["added"][0]["concept"] == concept and is_default(cell):
-                one = {name: value for name, value in cell["added"][0].items() if name != "weight"}
-                rows[f"{one['method']}\n{one['prior']}"] = folder / f"{Run(**one).key}.png"
+            one = {name: value for name, value in cell["added"][0].items() if name != "weight"}
+            if len(cell["added"]) == 1 and one["concept"] == concept and (is_default(cell) or is_long(cell)):
+                images = f"\n{one['images']} images" if is_long(cell) else ""
+                rows[f"{one['method']}\n{one['prior']}{images}"] = folder / f"{Run(**one).key}.png"
         strips = {name: Image.open(path) for name, path in rows.items() if path.is_file()}
         if len(strips) > 1:
             _grid(strips, out / f"{concept}.png")
@@ -176,5 +185,5 @@ def _grid(strips: Mapping[str, Image.Image], path: Path) -> None:
         row.imshow(strip)
         row.set(xticks=[], yticks=[])
         row.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     pyplot.close(figure)

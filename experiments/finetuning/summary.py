@@ -7,6 +7,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from experiments.finetuning.concepts import CONCEPTS
 from experiments.finetuning.figure import draw, draw_grids
 from experiments.finetuning.measure import old_prompts
+from experiments.finetuning.runs import Run
 from ldm.data.sources.phrasing import plain_prompts
 from ldm.files import write_json
 from ldm.report.statistics import mean
@@ -68,11 +70,18 @@ def collect(folder: Path) -> dict[str, Any]:
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(folder.glob("*_seed*.json")):
         record = json.loads(path.read_text())
+        record["added"] = [with_defaults(one) for one in record["added"]]
         cells[json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in record["added"]])].append(record)
     about = {name: base[name] for name in ("base", "dtype", "word_is_unknown")}
     about["right"] = {name: estimate(bits(text)[None]) for name, text in base["right"].items()}
     about["right after encoding and decoding"] = {k: estimate(bits(text)[None]) for k, text in base["decoded"].items()}
     return {"base": about, "cells": [summarised(records, base) for records in cells.values()]}
+
+
+def with_defaults(one: dict[str, Any]) -> dict[str, Any]:
+    """Returns all settings of a run and its weight; a measurement lacks the settings that were added later."""
+    run = Run(**{name: value for name, value in one.items() if name != "weight"})
+    return {**asdict(run), "weight": one["weight"]}
 
 
 def reaches_goal(cell: dict[str, Any]) -> bool:
@@ -86,7 +95,7 @@ def label(cell: dict[str, Any]) -> str:
     for one in cell["added"]:
         rank = f" r{one['rank']} {one['targets']}" if one["method"] == "lora" else ""
         weight = "" if one["weight"] == 1 else f" x {one['weight']:g}"
-        images = (f", {one['images']} images" if one["images"] else "") + (" with sizes" if one.get("sizes") else "")
+        images = (f", {one['images']} images" if one["images"] else "") + (" with sizes" if one["sizes"] else "")
         prior = "no prior" if one["prior"] == "none" else f"prior {one['prior']} {one['prior_images']}"
         rate = f"rate {one['rate']:g} ({one['curve']})"
         method = f"{one['method']}{rank}{images}, {prior}"
