@@ -3,8 +3,8 @@
     python -m experiments.robustness.slurm --folder SHARED --json experiments/robustness/slurm.json
 
 Each job asks for two tasks of one node. The requeued run must end bit for bit like the uninterrupted one. SIGUSR1 comes
-from scancel, as --signal would send it before a time limit. Exits with 1 if anything is wrong, and with 0 and a
-sentence where there is no SLURM. It takes about six minutes, in most of which a requeued job waits.
+from scancel, as --signal would send it before a time limit. Exits with 1 if anything is wrong, and with 0
+and a sentence where there is no SLURM. It takes about six minutes, in most of which a requeued job waits.
 """
 
 import argparse

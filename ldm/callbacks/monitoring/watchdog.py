@@ -56,8 +56,7 @@ class Watchdog(Callback):
         self._ranks = Ranks(store, trainer.global_rank, trainer.world_size, _take_over_children(trainer))
         self.failure = None
         self._over.clear()
-        self._progressed()
-        self._last_look = time.monotonic()
+        self._last_progress = self._last_look = time.monotonic()
         for work in (self._watch, self._watch_store):
             threading.Thread(target=work, args=(self._ranks,), name="watchdog", daemon=True).start()
 
