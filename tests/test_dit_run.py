@@ -41,7 +41,7 @@ def test_a_finished_run_writes_all_of_its_files(trained: Path) -> None:
 def test_a_dit_is_evaluated_at_the_end_of_its_run(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
     assert {"fid", "clip_score", "accuracy", "noise_loss"} <= metrics.keys()
-    assert metrics["nfe"] == 2 * 2  # steps, with and without the prompt
+    assert metrics["nfe"] == 2 + 1  # the first step is guided: with and without the prompt
 
 
 def test_a_resumed_run_ends_bit_for_bit_like_the_uninterrupted_one(trained: Path, tmp_path: Path) -> None:

@@ -94,13 +94,13 @@ def rescaled(x0: Tensor, reference: Tensor, phi: float) -> Tensor:
     return x0 * per_sample(phi * ratio + (1 - phi), x0)
 
 
-def interval_to_times(schedule: Schedule, interval: Interval) -> Interval:
-    """Returns the times between which sigma/alpha is in `interval`.
+def interval_to_times(schedule: Schedule, interval: tuple[float, float | None]) -> Interval:
+    """Returns the times between which sigma/alpha is in `interval`, whose high end None is infinite.
 
     sigma/alpha is the sigma of Kynkäänniemi et al. for data of standard deviation 1. Unlike a time or a fraction of the
     steps, it means the same on every schedule, with every sampler and number of steps.
     """
-    low, high = interval
+    low, high = interval[0], inf if interval[1] is None else interval[1]
     if not 0 <= low < high:
         raise ValueError(f"a guidance interval is a low and a high sigma/alpha, not {low} and {high}")
     ends = [inf if ratio == 0 else -2 * log(ratio) for ratio in (low, high)]

@@ -46,12 +46,12 @@ def fraction(text: str) -> float:
     return value
 
 
-def interval(text: str) -> tuple[float, float]:
-    low, _, high = text.partition(",")
+def interval(text: str) -> tuple[float, float | None]:
+    low, comma, high = text.partition(",")
     try:
-        return number(low), number(high)
+        return number(low), None if comma and not high else number(high)
     except ValueError as error:
-        raise ValueError("LOW,HIGH of sigma/alpha, such as 0.3,5") from error
+        raise ValueError("LOW,HIGH of sigma/alpha, such as 0.3,5, or 2, without an upper end") from error
 
 
 def height_by_width(text: str) -> tuple[int, int]:
@@ -142,7 +142,9 @@ KEYS = {
         "where sampling ends: at no noise, or at the noise of the schedule's first time (the model's own)",
     ),
     "guidance": Key(number, "guidance scale: how closely to follow the prompt; 1 is no guidance (the model's own)"),
-    "guidance_interval": Key(interval, "LOW,HIGH of sigma/alpha between which guidance applies (the model's own)"),
+    "guidance_interval": Key(
+        interval, "LOW,HIGH of sigma/alpha between which guidance applies; LOW, has no upper end (the model's own)"
+    ),
     "guidance_rescale": Key(number, "0 to 1: how much of the contrast added by guidance to undo (the model's own)"),
     "weak": Key(nonempty, "a worse model of the same kind, used by guidance in place of the negative prompt (none)"),
     "thresholding": Key(one_of("none", "static", "dynamic"), "how estimates are kept within a range (none)"),

@@ -81,7 +81,13 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "compile": lambda value: isinstance(value, bool),
     "strength": lambda value: value is None or _is_number(value),
     "guidance_interval": lambda value: (
-        value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+        value is None
+        or (
+            isinstance(value, list)
+            and len(value) == 2
+            and _is_number(value[0])
+            and (value[1] is None or _is_number(value[1]))
+        )
     ),
     "weak": _names("model", "fingerprint"),
     "init": _names("path", "sha256"),

@@ -70,7 +70,7 @@ class Settings:
     spacing_options: Mapping[str, Any] = field(default_factory=dict)
     final_sigma: str = "zero"
     guidance: float = 2.0
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[float, float | None] | None = None
     guidance_rescale: float = 0.0
     thresholding: str = "none"
     thresholding_options: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class SettingsOverrides(TypedDict, total=False):
     sampler_options: Mapping[str, Any] | None
     spacing_options: Mapping[str, Any] | None
     final_sigma: str | None
-    guidance_interval: tuple[float, float] | None
+    guidance_interval: tuple[float, float | None] | None
     guidance_rescale: float | None
     thresholding: str | None
     thresholding_options: Mapping[str, Any] | None

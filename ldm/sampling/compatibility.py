@@ -161,8 +161,11 @@ def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
     interval = setup.sampling.get("guidance_interval")
     if interval is None:
         return
-    if not isinstance(interval, Sequence) or [isinstance(end, int | float) for end in interval] != [True, True]:
-        yield f"the guidance interval is {interval}, but must be a low and a high sigma/alpha, such as [0.3, 5]"
+    if not _is_interval(interval):
+        yield (
+            f"the guidance interval is {interval}, but must be a low and a high sigma/alpha, such as [0.3, 5], or "
+            "[2, null] without an upper end"
+        )
         return
     low, high = interval_to_times(setup.schedule, tuple(interval))
     sampled = [point.time for point in grid.points[:-1]] if grid else []
@@ -172,6 +175,12 @@ def _interval(setup: Setup, grid: Grid | None) -> Iterator[str]:
             f"the guidance interval {list(interval)} contains no sampled time of schedule={setup.schedule.name}, "
             "so guidance is never applied: give it in sigma/alpha, such as [0.3, 5]"
         )
+
+
+def _is_interval(value: Any) -> bool:
+    if not isinstance(value, Sequence) or len(value) != 2 or not isinstance(value[0], int | float):
+        return False
+    return value[1] is None or isinstance(value[1], int | float)
 
 
 def _spacing(setup: Setup, grid: Grid) -> Iterator[str]:

@@ -179,6 +179,7 @@ def test_interval_to_times_selects_exactly_the_times_in_the_interval(schedule):
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
 def test_an_interval_may_be_unbounded(schedule):
     low, high = interval_to_times(schedule, (0.0, torch.inf))
+    assert interval_to_times(schedule, (0.0, None)) == (low, high)
     assert low <= schedule.t_min and high >= schedule.t_max
 
 

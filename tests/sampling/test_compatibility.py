@@ -290,6 +290,7 @@ def test_a_guidance_interval_without_sampled_times_is_refused():
         ({"guidance_interval": [1.0]}, ("interval is [1.0]", "[0.3, 5]")),
         ({"guidance_interval": [5.0, 0.3]}, ("a low and a high sigma/alpha, not 5.0 and 0.3",)),
         ({"guidance_interval": 0.3}, ("interval is 0.3",)),
+        ({"guidance_interval": [None, 5.0]}, ("interval is [None, 5.0]", "[2, null]")),
         ({"sampler": "eular"}, ("sampler is 'eular'", "euler")),
         ({"sampler": "ddim", "sampler_options": {"eat": 1.0}}, ("eat", "eta")),
     ],

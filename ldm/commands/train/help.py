@@ -27,7 +27,7 @@ keys (values of experiment=shapes):
   trainer.max_steps=    optimizer steps (940)
   trainer.max_time=     DD:HH:MM:SS after which the run saves and exits with 124; resume=auto continues (null)
   trainer.devices=      number of GPUs, or of processes with trainer.accelerator=cpu (auto)
-  optimizer.lr=         the highest learning rate; the group lr decides how it changes (0.004)
+  optimizer.lr=         the highest learning rate; the group lr decides how it changes (0.009)
   data.batch_size=      images per batch and device (64)
   data.global_batch=    images per optimizer step on all devices, by accumulation; null for one batch each (null)
   data.root=            folder of images, with data=folder or a recipe for fine-tuning; shards have data.shards

@@ -229,7 +229,7 @@ def test_an_added_setting_that_something_reads_is_accepted(line: str) -> None:
         ("data.batch_size=x", "data.batch_size is x, but must be an integer, such as 64"),
         ("data.batch_size=1.5", "data.batch_size is 1.5, but must be an integer"),
         ("data.batch_size=true", "data.batch_size is True, but must be an integer"),
-        ("optimizer.lr=fast", "optimizer.lr is fast, but must be a number, such as 0.004"),
+        ("optimizer.lr=fast", "optimizer.lr is fast, but must be a number, such as 0.009"),
         ("optimizer.lr='1e-3'", "optimizer.lr is 1e-3, but must be a number"),
         ("ema.decay=true", "ema.decay is True, but must be a number"),
         ("model.multipliers=wide", "model.multipliers is wide, but must be a list, such as [1, 2]"),

@@ -86,7 +86,7 @@ SHARDS = "experiment=emoji", "data.shards=x"
             ("training.sampling.steps=7",),
             "training.sampling.steps is 7 and sampler.steps is 20: set only sampler.steps",
         ),
-        (("training.sampling.guidance=1",), "training.sampling.guidance is 1 and guidance.scale is 2.0"),
+        (("training.sampling.guidance=1",), "training.sampling.guidance is 1 and guidance.scale is 3"),
         (("training.seed=3",), "training.seed is 3 and seed is 0: set only seed, which training.seed follows"),
         (("data.module.batch_size=3",), "data.module.batch_size is 3 and data.batch_size is 64"),
         (("data.module.global_batch=128",), "data.module.global_batch is 128 and data.global_batch is None"),
