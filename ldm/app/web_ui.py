@@ -21,7 +21,10 @@ def read_parameters(png: Path) -> str | None:
         with Image.open(png, formats=["PNG"]) as image:
             text = image.info.get("parameters")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{png.name} cannot be read as a PNG; choose a PNG written by ldm or A1111") from error
+        reason = str(error).replace(str(png), png.name)
+        raise ValueError(
+            f"{png.name} cannot be read as a PNG ({reason}); choose a PNG written by ldm or A1111"
+        ) from error
     return text if isinstance(text, str) else None
 
 

@@ -30,14 +30,19 @@ def wait_for(condition: Callable[[], object], run: subprocess.Popen[str]) -> Non
 
 def ended_in_set_up(folder: Path, number: signal.Signals, rank: int, *arguments: str) -> Run:
     """Sends a signal to a rank when the run has recorded that it starts."""
-    run = start(*arguments, f"run_dir={folder}")
+    run = start(*arguments, "data.count=4096", f"run_dir={folder}")  # encoding takes seconds, enough for the signal
     wait_for((folder / "state.json").exists, run)
     os.kill(process_of(rank, run.pid), number)
     return finish(run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "stopped"), (signal.SIGKILL, "failed")])
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [
+        pytest.param(signal.SIGTERM, "stopped", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "failed", marks=pytest.mark.full_size),
+    ],
+)
 def test_a_run_that_ends_in_set_up_is_shown_and_starts_again(
     tmp_path: Path, number: signal.Signals, state: str
 ) -> None:
@@ -45,7 +50,7 @@ def test_a_run_that_ends_in_set_up_is_shown_and_starts_again(
     assert run.returncode in (128 + number, -number) and "Traceback" not in run.stderr
     assert "SIGTERM: stopped before training" in run.stderr or number == signal.SIGKILL
     assert read_run(tmp_path).state == state
-    again = finish(start(*SHORT, f"run_dir={tmp_path}", "resume=auto"))
+    again = finish(start(*SHORT, "data.count=18", f"run_dir={tmp_path}", "resume=auto"))
     assert again.returncode == 0, again.stderr
     assert read_run(tmp_path).state == "finished"
 
@@ -60,7 +65,7 @@ def test_a_rank_that_is_killed_in_set_up_ends_the_run_with_its_name(tmp_path: Pa
     assert found.state == "failed" and f"rank {killed} of 2 (host " in found.note
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_a_rank_that_is_killed_while_it_starts_ends_the_run_with_its_name(tmp_path: Path) -> None:
     run = start(*TWO, "trainer.max_steps=1", f"run_dir={tmp_path}/run")
     wait_for(lambda: process_of(1, run.pid) != run.pid, run)
@@ -101,7 +106,9 @@ def test_a_host_of_rank_0_whose_name_is_unknown_is_named() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_program_is_imported_prints_one_line(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else the run may ignore it, as these tests do
     run = start(*SHORT, f"run_dir={tmp_path}/run")
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: b"_yaml" in Path(f"/proc/{run.pid}/maps").read_bytes(), run)  # which Hydra imports
     run.send_signal(signal.SIGINT)
     ended = finish(run)
