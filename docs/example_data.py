@@ -11,19 +11,23 @@ from pyarrow import Table, csv, parquet
 from ldm.data.sources.shapes import Shapes
 
 COUNT = 80
-BELL = """import torch
+PARTS = """import torch
 
+from ldm.diffusion.schedule import Discrete, table
 from ldm.diffusion.weighting import Weighting
 
 
 def bell(width: float = 2.0) -> Weighting:
     return Weighting("bell", "output", lambda log_snr: 0.1 + torch.exp(-((log_snr / width) ** 2)), {"width": width})
+
+
+def gentle(power: float = 2.0, steps: int = 1000) -> Discrete:
+    left = torch.linspace(1, 1e-3, steps + 1, dtype=torch.float64)
+    alpha_bar = left**power
+    return table(1 - alpha_bar[1:] / alpha_bar[:-1])
 """
-GENTLE = """_target_: ldm.diffusion.schedule.sigmoid
-start: -2.0
-end: 3.0
-tau: 1.2
-least: 1.0e-9
+GENTLE = """_target_: my_parts.gentle
+power: 2.0
 steps: 1000
 """
 
@@ -63,7 +67,7 @@ def kohya(path: Path) -> None:
 
 
 def tutorial(path: Path) -> None:
-    (path / "my_parts.py").write_text(BELL)
+    (path / "my_parts.py").write_text(PARTS)
     for file, text in (
         ("weighting/bell.yaml", "_target_: my_parts.bell\nwidth: 2.0\n"),
         ("schedule/gentle.yaml", GENTLE),

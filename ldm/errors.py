@@ -54,6 +54,12 @@ def sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+def shortened(value: object, most: int = 60) -> str:
+    """Returns the repr of a value, of at most `most` characters, for a message that quotes it."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def worker_failure(error: BaseException) -> str | None:
     """Returns what a data loader's worker raised, or how it ended, if that caused the error; else None."""
     cause: BaseException | None = error

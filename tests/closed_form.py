@@ -12,6 +12,7 @@ from ldm.diffusion.schedule import (
     scaled_linear,
     sigmoid,
     snr_shift,
+    table,
     zero_terminal_snr,
 )
 from ldm.sampling.grid import Denoise, Grid
@@ -26,6 +27,8 @@ EVERY_SCHEDULE = [
     zero_terminal_snr(scaled_linear()),
     zero_terminal_snr(EDM()),
     snr_shift(zero_terminal_snr(linear()), 3.0),
+    table(torch.linspace(0.02, 0.15, 500).square()),
+    zero_terminal_snr(table([0.01, 0.02, 0.04, 0.08, 0.1, 0.2, 0.3, 0.4])),
 ]
 
 

@@ -1,6 +1,8 @@
 """Summarises the measurements of the study in results.json, and draws learned_forgotten.png and the grids of images.
 
-python -m experiments.finetuning.summary FOLDER      # the folder that the study prints, runs/finetuning/…
+    python -m experiments.finetuning.summary FOLDER      # the folder that the study prints, runs/finetuning/…
+
+Measurements of the same base in an earlier results.json are kept: those of other runs, and those of other seeds.
 """
 
 import argparse
@@ -61,21 +63,24 @@ def summarised(records: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[
         figures["lost of held-out"] = estimate(lost[:, plain:])
     seconds = {name: mean([one["cpu_seconds"][name] for one in records]).value for name in records[0]["cpu_seconds"]}
     added = [{name: value for name, value in one.items() if name != "seed"} for one in records[0]["added"]]
-    return {"added": added, "seeds": len(records), **figures, "cpu_seconds": seconds}
+    return {"added": added, "seeds": len(records), **figures, "cpu_seconds": seconds, "measured": [*records]}
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Returns the figures of the base and of each cell in a folder of measurements."""
+def collect(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the figures of the base and of each cell in a folder of measurements, and in earlier results."""
     base = json.loads((folder / "base.json").read_text())
-    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted(folder.glob("*_seed*.json")):
-        record = json.loads(path.read_text())
-        record["added"] = [with_defaults(one) for one in record["added"]]
-        cells[json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in record["added"]])].append(record)
-    about = {name: base[name] for name in ("base", "dtype", "word_is_unknown")}
+    about = {"fingerprint": folder.name, **{name: base[name] for name in ("base", "dtype", "word_is_unknown")}}
     about["right"] = {name: estimate(bits(text)[None]) for name, text in base["right"].items()}
     about["right after encoding and decoding"] = {k: estimate(bits(text)[None]) for k, text in base["decoded"].items()}
-    return {"base": about, "cells": [summarised(records, base) for records in cells.values()]}
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
+    if earlier and earlier["base"]["fingerprint"] == folder.name:
+        records = [record for cell in earlier["cells"] for record in cell["measured"]] + records
+    cells: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for record in records:
+        record["added"] = [with_defaults(one) for one in record["added"]]
+        cell = json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in record["added"]])
+        cells[cell][json.dumps([one["seed"] for one in record["added"]])] = record
+    return {"base": about, "cells": [summarised([*cells[name].values()], base) for name in sorted(cells)]}
 
 
 def with_defaults(one: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +118,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this file)")
     args = parser.parse_args()
-    results = collect(args.folder)
-    write_json(args.out / "results.json", results)
+    path = args.out / "results.json"
+    results = collect(args.folder, json.loads(path.read_text()) if path.is_file() else None)
+    write_json(path, results)
     draw(results, args.out / "learned_forgotten.png")
     draw_grids(results, args.folder, args.out)
     print(f"old prompts right before: {text_of(results['base']['right']['old'])} % of {len(old_prompts().texts)}")

@@ -1,11 +1,16 @@
 """Noise schedules: the signal alpha(t) and the noise sigma(t) of x_t = alpha·x0 + sigma·eps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, log, pi, sqrt
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ldm.errors import shortened
+
+MAX_STEPS = 100_000  # maximum number of steps in a table
+MAX_NUMBER = 1e30
 
 
 class Schedule(Protocol):
@@ -37,10 +42,11 @@ class Discrete:
     t_min = 0.0
     discrete = True
 
-    def __init__(self, name: str, betas: Tensor, **settings: float) -> None:
+    def __init__(self, name: str, betas: Tensor, /, **settings: Any) -> None:
         if len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError(
-                f"the {name} schedule needs at least 2 betas, each above 0 and below 1, but its settings are {settings}"
+                f"the {name} schedule needs at least 2 betas, each above 0 and below 1, but its settings are "
+                f"{shortened(settings, 200)}"
             )
         alpha_bar = torch.cumprod(1 - betas.double(), dim=0)
         self.name = name
@@ -103,6 +109,17 @@ def sigmoid(
     alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=least)
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
     return Discrete("sigmoid", betas, start=start, end=end, tau=tau, least=least, steps=steps)
+
+
+def table(betas: Sequence[float] | Tensor) -> Discrete:
+    """Any betas, such as those of a formula of your own. Saved models list them: code is needed only for training."""
+    values = torch.as_tensor(betas, dtype=torch.float64)
+    if values.ndim != 1 or len(values) > MAX_STEPS:
+        raise ValueError(
+            f"the betas of the table schedule must be a list of at most {MAX_STEPS} numbers, but have the shape "
+            f"{[*values.shape]}"
+        )
+    return Discrete("table", values, betas=values.tolist())
 
 
 class Flow:
@@ -259,15 +276,12 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "scaled_linear": scaled_linear,
     "cosine": cosine,
     "sigmoid": sigmoid,
+    "table": table,
     "flow": Flow,
     "edm": EDM,
     "snr_shift": snr_shift,
     "zero_terminal_snr": zero_terminal_snr,
 }
-
-
-MAX_STEPS = 100_000  # maximum number of steps in a table
-MAX_NUMBER = 1e30
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
@@ -292,8 +306,23 @@ def from_config(config: dict[str, Any]) -> Schedule:
             settings["schedule"] = from_config(settings["schedule"])
         return SCHEDULES[name](**settings)
     except (TypeError, RuntimeError, ArithmeticError) as error:  # RecursionError is a RuntimeError
-        given = repr(settings) if len(repr(settings)) < 200 else f"{repr(settings)[:200]}…"
-        raise ValueError(f"the schedule {name!r} cannot be built with {given}: {error}") from error
+        raise ValueError(f"the schedule {name!r} cannot be built with {shortened(settings, 200)}: {error}") from error
+
+
+def check_config(schedule: Schedule) -> None:
+    """Raises ValueError unless `config` builds the same schedule, because a saved model has nothing else of it."""
+    t = torch.linspace(schedule.t_min, schedule.t_max, 1001, dtype=torch.float64)
+    try:
+        same = torch.equal(from_config(schedule.config).log_snr(t), schedule.log_snr(t))
+        reason = "this builds another schedule"
+    except ValueError as error:
+        same, reason = False, str(error)
+    if not same:
+        raise ValueError(
+            f"a model trained with the schedule {schedule.name} could not be loaded, because its file only has "
+            f"{shortened(schedule.config, 200)} of it, and {reason}. A formula of your own can return "
+            "ldm.diffusion.schedule.table(betas)"
+        )
 
 
 def _is_count(steps: object) -> bool:

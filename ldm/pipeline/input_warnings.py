@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from ldm.errors import shortened
 from ldm.nn.text_encoder import TextEncoder
 from ldm.pipeline.inputs import ImageRequest, prompt_texts
 from ldm.pipeline.prompt_syntax import parse
@@ -32,7 +33,7 @@ def syntax_warnings(texts: Sequence[str]) -> Iterator[str]:
     if found := [(text, match[0]) for text in texts if (match := WEB_UI.search(text))]:
         text, part = found[0]
         how = "prompt_syntax=a1111" + (" with lora_dir" if part.startswith("<") else "")
-        yield f"{part!r} in {_shortened(text)} is read as plain words; {how} reads it as the web UI does"
+        yield f"{part!r} in {shortened(text)} is read as plain words; {how} reads it as the web UI does"
 
 
 def unsupported_warnings(texts: Sequence[str]) -> Iterator[str]:
@@ -40,7 +41,7 @@ def unsupported_warnings(texts: Sequence[str]) -> Iterator[str]:
     if found := [(text, match[0]) for text in texts if (match := UNSUPPORTED.search(text))]:
         text, part = found[0]
         yield (
-            f"{part!r} in {_shortened(text)} is read as words: prompt_syntax=a1111 reads weights, BREAK and "
+            f"{part!r} in {shortened(text)} is read as words: prompt_syntax=a1111 reads weights, BREAK and "
             "<lora:NAME:0.8>, but no prompt editing, alternating words or AND"
         )
 
@@ -52,15 +53,15 @@ def text_warnings(encoder: TextEncoder, texts: Sequence[str], chunks: int) -> It
         text, end = next(iter(cuts.items()))
         scope = f" ({len(cuts)} prompts are too long)" if len(cuts) > 1 else ""
         yield (
-            f"the prompt {_shortened(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
-            f"reads; this end was cut off: {_shortened(end)}{scope}; chunks={chunks + 1} reads more"
+            f"the prompt {shortened(text)} is longer than the {chunks * encoder.context} tokens that the text encoder "
+            f"reads; this end was cut off: {shortened(end)}{scope}; chunks={chunks + 1} reads more"
         )
     known = encoder.tokenizers[0].without_added
     words = dict.fromkeys(word for text in texts for word in _words(known(text)))
     unknown = [word for word in words if encoder.unknown_tokens(word)]
     if unknown:
         affected = [text for text in texts if not {*unknown}.isdisjoint(_words(text))]
-        where = _shortened(affected[0])
+        where = shortened(affected[0])
         if len(affected) > 1:
             where = f"{len(affected)} prompts, such as {where}"
         yield (
@@ -106,7 +107,3 @@ def _words(text: str) -> list[str]:
 def _joined(words: Sequence[str], limit: int = 12) -> str:
     rest = f" and {len(words) - limit} other words" if len(words) > limit else ""
     return ", ".join(map(repr, words[:limit])) + rest
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, TypedDict
 
+from ldm.errors import shortened
 from ldm.pipeline.inputs import Between, ImageRequest
 from ldm.pipeline.limits import MAX_COUNT, MAX_NUMBER, MAX_PIXELS
 
@@ -83,7 +84,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, expected in TYPES.items():
             if not EXPECTED[expected](value := getattr(self, name)):
-                raise ValueError(f"{name} is {_shortened(value)}, but must be {expected}")
+                raise ValueError(f"{name} is {shortened(value)}, but must be {expected}")
 
     def overridden(self, overrides: Mapping[str, Any]) -> "Settings":
         """Returns a copy with all overrides that are not None.
@@ -163,7 +164,3 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
-
-
-def _shortened(value: object, most: int = 60) -> str:
-    return repr(value) if len(repr(value)) <= most else repr(value)[: most - 1] + "…"

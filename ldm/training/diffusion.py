@@ -15,7 +15,7 @@ from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import Objective
 from ldm.diffusion.prediction import Prediction
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import Schedule, check_config
 from ldm.diffusion.time_sampling import TimeSampler
 from ldm.diffusion.weighting import Weighting
 from ldm.execution.fsdp import shard
@@ -83,6 +83,7 @@ class DiffusionTraining(TrainingModule):
             raise ValueError("an adapter needs the weights of a trained model: give training.start=MODEL")
         if fused_norms and compile is not None:
             raise ValueError("training.fused_norms is for networks that are not compiled: set training.compile=null")
+        check_config(schedule)
         check_inputs(backbone, first_stage.network.latent_channels, text_encoder.network.widths)
         check_size(backbone, first_stage.network.factor, size, "training.size")
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

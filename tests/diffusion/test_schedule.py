@@ -5,7 +5,9 @@ import torch
 
 from ldm.diffusion.schedule import (
     EDM,
+    Discrete,
     Flow,
+    check_config,
     cosine,
     flow_at_resolution,
     from_config,
@@ -222,11 +224,49 @@ def test_a_schedule_can_be_rebuilt_from_its_config(schedule):
         {"name": "snr_shift", "shift": 2.0},
         {"name": "snr_shift", "shift": 2.0, "schedule": "flow"},
         {"name": "zero_terminal_snr", "schedule": {"name": "x"}},
+        {"name": "table"},
+        {"name": "table", "betas": 0.1},
+        {"name": "table", "betas": "0.1"},
+        {"name": "table", "betas": [[0.1, 0.2]]},
+        {"name": "table", "betas": [0.1, 1.5]},
+        {"name": "table", "betas": [0.1, float("nan")]},
+        {"name": "table", "betas": [0.1] * 100_001},
     ],
 )
 def test_an_invalid_schedule_config_is_refused(config):
     with pytest.raises(ValueError, match="schedule"):
         from_config(config)
+
+
+class Gentle(Flow):
+    """A schedule of one's own whose config is that of another."""
+
+    name = "gentle"
+
+    def sigma(self, t):
+        return super().sigma(t).square()
+
+    def alpha(self, t):
+        return 1 - self.sigma(t)
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=schedule_name)
+def test_a_model_may_be_trained_with_each_schedule(schedule):
+    check_config(schedule)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (Discrete("mine", torch.full((1000,), 0.01)), "the schedule is 'mine', but must be one of"),
+        (zero_terminal_snr(Discrete("mine", torch.full((1000,), 0.01))), "the schedule is 'mine'"),
+        (Discrete("linear", torch.full((1000,), 0.01)), "this builds another schedule"),
+        (Gentle(), "this builds another schedule"),
+    ],
+)
+def test_a_schedule_that_a_saved_model_could_not_rebuild_is_refused(schedule, reason):
+    with pytest.raises(ValueError, match=f"could not be loaded.*{reason}.*table"):
+        check_config(schedule)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10**12, 1.5, "1000", None, True])

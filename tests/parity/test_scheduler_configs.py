@@ -22,6 +22,7 @@ PER_ALPHA = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDi
 SD1 = {"_class_name": "PNDMScheduler", "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
 DPM = "DPMSolverMultistepScheduler"
 SDE = {"_class_name": DPM, "algorithm_type": "sde-dpmsolver++"}
+OWN_BETAS = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64).pow(2).tolist()
 CONFIGS: list[dict[str, Any]] = [
     SD1,
     SD1 | {"skip_prk_steps": False},
@@ -52,11 +53,13 @@ CONFIGS: list[dict[str, Any]] = [
     {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1", "final_sigmas_type": "sigma_min"},
     {"_class_name": "DEISMultistepScheduler", "timestep_spacing": "trailing"},
     {"_class_name": "DEISMultistepScheduler", "solver_order": 3, "use_karras_sigmas": True},
+    {"_class_name": "DDIMScheduler", "trained_betas": OWN_BETAS},
+    {"_class_name": "EulerDiscreteScheduler", "trained_betas": OWN_BETAS, "use_karras_sigmas": True},
 ]
 
 
 def label(config: dict[str, Any]) -> str:
-    return " ".join(str(value) for value in config.values())
+    return " ".join(name if isinstance(value, list) else str(value) for name, value in config.items())
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=label)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import shortened
+
 Config = dict[str, Any]
 MAX_COUNT = 2**20  # upper bound of integers in a config, far above any width, token count or number of training steps
 MAX_NUMBER = 1e30
@@ -74,6 +76,16 @@ class Given:
             raise self._error(name, value, f"a number above {above:g} and at most {most:g}")
         return float(value)
 
+    def numbers(self, name: str, above: float = 0.0, below: float = 1.0, most: int = MAX_COUNT) -> list[float]:
+        """Returns a list of numbers within exclusive bounds."""
+        values = self.config.get(name)
+        if not isinstance(values, list) or not 1 <= len(values) <= most:
+            raise self._error(name, values, f"a list of 1 to {most} numbers")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
+                raise self._error(name, value, f"numbers above {above:g} and below {below:g}")
+        return [float(value) for value in values]
+
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name, default)
         if not isinstance(value, bool):
@@ -106,5 +118,6 @@ class Given:
         return value
 
     def _error(self, name: str, value: Any, expected: str) -> ValueError:
-        given = repr(value) if len(repr(value)) < 60 else repr(value)[:60] + "…"
-        return ValueError(f"{self.source} has {name}={given}, but ldm needs {expected}; give a model that has it")
+        return ValueError(
+            f"{self.source} has {name}={shortened(value)}, but ldm needs {expected}; give a model that has it"
+        )

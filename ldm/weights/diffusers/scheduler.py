@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import shortened
 from ldm.weights.diffusers.fields import Given
 from ldm.weights.diffusers.samplers import sampler_from, sampler_to
 from ldm.weights.diffusers.scheduler_fields import FIELDS
@@ -56,8 +57,19 @@ def _schedule(name: str, given: Given) -> Config:
     ends = {"beta_start": given.number("beta_start", start, most=1), "beta_end": given.number("beta_end", end, most=1)}
     steps = {"steps": given.integer("num_train_timesteps", 1000, most=MAX_TIMESTEPS)}
     table = {"name": kind, **(COSINE if kind == "cosine" else ends), **steps}
+    if given.has("trained_betas"):  # which replace beta_schedule and its ends
+        table = {"name": "table", "betas": _betas(given, steps["steps"])}
     zero_snr = name in RESCALING and given.flag("rescale_betas_zero_snr", False)
     return {"name": ZERO_SNR, "schedule": table} if zero_snr else table
+
+
+def _betas(given: Given, steps: int) -> list[float]:
+    betas = given.numbers("trained_betas", most=MAX_TIMESTEPS)
+    if len(betas) != steps:
+        raise ValueError(
+            f"{given.source} has {len(betas)} trained_betas, but num_train_timesteps={steps}; these must be equal"
+        )
+    return betas
 
 
 def _spacing(name: str, given: Given) -> Config:
@@ -107,19 +119,17 @@ def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
         return {"_class_name": kind, "num_train_timesteps": 1000, "shift": schedule["shift"]}
     steps = schedule.pop("steps", None)
     kind, own = sampler_to(sampling["sampler"], sampling.get("sampler_options", {}))
-    known = name in BETAS and prediction in PREDICTIONS and model["time"] in (None, "index")
+    known = name in (*BETAS, "table") and prediction in PREDICTIONS and model["time"] in (None, "index")
     known = known and sampling["spacing"] in (*SPACINGS, *FLAGS)
     if not known or (name == "cosine" and schedule != COSINE) or not kind or (zero_snr and kind not in RESCALING):
         raise ValueError(
-            f"{source} has schedule={model['schedule']}, prediction={prediction}, time={model['time']}, "
-            f"sampler={sampling['sampler']}, spacing={sampling['spacing']}, for which diffusers has no scheduler; "
-            "convert it to a single file instead"
+            f"{source} has schedule={shortened(model['schedule'], 200)}, prediction={prediction}, "
+            f"time={model['time']}, sampler={sampling['sampler']}, spacing={sampling['spacing']}, "
+            "for which diffusers has no scheduler; convert it to a single file instead"
         )
     return {
         "_class_name": kind,
-        "num_train_timesteps": steps,
-        "beta_schedule": BETAS[name],
-        **({} if name == "cosine" else schedule),
+        **_table_to(name, schedule, steps),
         "prediction_type": PREDICTIONS[prediction],
         **({"rescale_betas_zero_snr": True} if zero_snr else {}),
         **_spacing_to(kind, sampling),
@@ -128,6 +138,13 @@ def scheduler_to(model: Mapping[str, Any], source: Path) -> Config:
         **_final_to(kind, sampling.get("final_sigma", "zero")),
         **own,
     }
+
+
+def _table_to(name: str, schedule: Mapping[str, Any], steps: int | None) -> Config:
+    if name == "table":
+        return {"num_train_timesteps": len(schedule["betas"]), "trained_betas": schedule["betas"]}
+    ends = {} if name == "cosine" else schedule
+    return {"num_train_timesteps": steps, "beta_schedule": BETAS[name], **ends}
 
 
 def _spacing_to(kind: str, sampling: Mapping[str, Any]) -> Config:

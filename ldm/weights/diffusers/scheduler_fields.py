@@ -8,10 +8,9 @@ from math import inf
 
 from ldm.weights.diffusers.fields import Config, Fields
 
-TABLE = "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"
+TABLE = "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"
 SIGMAS = "use_karras_sigmas", "use_exponential_sigmas"
 SOLVER = "solver_order", "solver_type", "algorithm_type", "variance_type"
-NO_TABLE: Config = {"trained_betas": None}
 NO_SIGMAS: Config = {"use_beta_sigmas": False}
 NO_FLOW: Config = {"use_flow_sigmas": False, "use_dynamic_shifting": False}
 NO_THRESHOLD: Config = {"thresholding": False}
@@ -23,48 +22,48 @@ FLOW_FIXED: Config = {
 
 # The honoured fields of each class, and the values that its fixed fields must have.
 OWN: dict[str, tuple[tuple[str, ...], Config]] = {
-    "PNDMScheduler": ((*TABLE, "timestep_spacing", "skip_prk_steps", "set_alpha_to_one"), NO_TABLE),
+    "PNDMScheduler": ((*TABLE, "timestep_spacing", "skip_prk_steps", "set_alpha_to_one"), {}),
     "DDIMScheduler": (
         (*TABLE, "timestep_spacing", "set_alpha_to_one", "rescale_betas_zero_snr"),
-        NO_TABLE | NO_THRESHOLD,
+        NO_THRESHOLD,
     ),
     "DDPMScheduler": (
         (*TABLE, "timestep_spacing", "variance_type", "rescale_betas_zero_snr"),
-        NO_TABLE | NO_THRESHOLD,
+        NO_THRESHOLD,
     ),
     "EulerDiscreteScheduler": (
         (*TABLE, *SIGMAS, "timestep_spacing", "sigma_min", "sigma_max", "final_sigmas_type", "rescale_betas_zero_snr"),
-        NO_TABLE | NO_SIGMAS | {"interpolation_type": "linear", "timestep_type": "discrete"},
+        NO_SIGMAS | {"interpolation_type": "linear", "timestep_type": "discrete"},
     ),
-    "EulerAncestralDiscreteScheduler": ((*TABLE, "timestep_spacing", "rescale_betas_zero_snr"), NO_TABLE),
-    "HeunDiscreteScheduler": ((*TABLE, *SIGMAS, "timestep_spacing"), NO_TABLE | NO_SIGMAS),
-    "LMSDiscreteScheduler": ((*TABLE, *SIGMAS, "timestep_spacing"), NO_TABLE | NO_SIGMAS),
+    "EulerAncestralDiscreteScheduler": ((*TABLE, "timestep_spacing", "rescale_betas_zero_snr"), {}),
+    "HeunDiscreteScheduler": ((*TABLE, *SIGMAS, "timestep_spacing"), NO_SIGMAS),
+    "LMSDiscreteScheduler": ((*TABLE, *SIGMAS, "timestep_spacing"), NO_SIGMAS),
     "DPMSolverMultistepScheduler": (
         (
             *TABLE, *SIGMAS, *SOLVER, "timestep_spacing", "use_lu_lambdas", "final_sigmas_type",
             "rescale_betas_zero_snr", "lower_order_final", "euler_at_final",
         ),
-        NO_TABLE | NO_SIGMAS | NO_FLOW | NO_THRESHOLD | NO_CLIPPING,
+        NO_SIGMAS | NO_FLOW | NO_THRESHOLD | NO_CLIPPING,
     ),
     "DPMSolverSinglestepScheduler": (
         (*TABLE, *SIGMAS, *SOLVER, "final_sigmas_type"),
-        NO_TABLE | NO_SIGMAS | NO_FLOW | NO_THRESHOLD | NO_CLIPPING,
+        NO_SIGMAS | NO_FLOW | NO_THRESHOLD | NO_CLIPPING,
     ),
     "DPMSolverSDEScheduler": (
         (*TABLE, *SIGMAS, "timestep_spacing"),
-        NO_TABLE | NO_SIGMAS | {"noise_sampler_seed": None},
+        NO_SIGMAS | {"noise_sampler_seed": None},
     ),
     "UniPCMultistepScheduler": (
         (
             *TABLE, *SIGMAS, "timestep_spacing", "solver_order", "solver_type", "lower_order_final", "sigma_min",
             "sigma_max", "final_sigmas_type", "rescale_betas_zero_snr",
         ),
-        NO_TABLE | NO_SIGMAS | NO_FLOW | NO_THRESHOLD
+        NO_SIGMAS | NO_FLOW | NO_THRESHOLD
         | {"predict_x0": True, "disable_corrector": [], "solver_p": None, "shift_terminal": None},
     ),
     "DEISMultistepScheduler": (
         (*TABLE, *SIGMAS, "timestep_spacing", "solver_order", "lower_order_final"),
-        NO_TABLE | NO_SIGMAS | NO_FLOW | NO_THRESHOLD,
+        NO_SIGMAS | NO_FLOW | NO_THRESHOLD,
     ),
     "FlowMatchEulerDiscreteScheduler": (("shift",), FLOW_FIXED),
     "FlowMatchHeunDiscreteScheduler": (("shift",), FLOW_FIXED),

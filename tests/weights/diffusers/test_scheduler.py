@@ -71,6 +71,10 @@ def test_sampler_options_that_diffusers_has_survive_a_round_trip(settings: dict[
         ("DDIMScheduler", {"num_train_timesteps": 10**9}),
         ("DDIMScheduler", {"beta_end": float("nan")}),
         ("DDIMScheduler", {"set_alpha_to_one": "yes"}),
+        ("DDIMScheduler", {"trained_betas": [0.1]}),
+        ("DDIMScheduler", {"trained_betas": [0.1, 1.5] * 500}),
+        ("DDIMScheduler", {"trained_betas": ["0.1", 0.2] * 500}),
+        ("DDIMScheduler", {"trained_betas": 0.1}),
     ],
 )
 def test_a_field_that_ldm_cannot_honour_is_refused_by_name(kind: str, field: dict[str, Any]) -> None:
@@ -90,6 +94,7 @@ def test_fields_that_are_left_over_from_another_class_have_no_effect() -> None:
     [
         {"name": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 500},
         {"name": "cosine", "offset": 0.008, "beta_max": 0.999, "steps": 1000},
+        {"name": "table", "betas": [0.001, 0.01, 0.1, 0.2]},
     ],
 )
 def test_spacings_and_schedules_survive_a_round_trip(spacing: str, schedule: dict[str, Any]) -> None:
@@ -122,7 +127,6 @@ def test_a_flow_schedule_survives_a_round_trip() -> None:
     "changes",
     [
         {"beta_schedule": "sigmoid"},
-        {"trained_betas": [0.1]},
         {"rescale_betas_zero_snr": True},
         {"_class_name": "VQDiffusionScheduler"},
         {"prediction_type": "flow_prediction"},
