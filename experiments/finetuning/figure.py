@@ -166,7 +166,7 @@ def _merging(axes: Axes, cells: Sequence[Cell]) -> None:
 
 
 def draw_grids(results: dict[str, Any], folder: Path, out: Path) -> None:
-    """Draws a grid for each concept: what the base and each method of the first seed generates."""
+    """Draws a grid for each concept whose images are all there: what the base and each method's first seed generate."""
     for concept in MARKERS:
         rows = {"base": folder / f"base_{concept}.png"}
         for cell in results["cells"]:
@@ -174,9 +174,8 @@ def draw_grids(results: dict[str, Any], folder: Path, out: Path) -> None:
             if len(cell["added"]) == 1 and one["concept"] == concept and (is_default(cell) or is_long(cell)):
                 images = f"\n{one['images']} images" if is_long(cell) else ""
                 rows[f"{one['method']}\n{one['prior']}{images}"] = folder / f"{Run(**one).key}.png"
-        strips = {name: Image.open(path) for name, path in rows.items() if path.is_file()}
-        if len(strips) > 1:
-            _grid(strips, out / f"{concept}.png")
+        if all(path.is_file() for path in rows.values()):
+            _grid({name: Image.open(path) for name, path in rows.items()}, out / f"{concept}.png")
 
 
 def _grid(strips: Mapping[str, Image.Image], path: Path) -> None:

@@ -2,7 +2,7 @@
 
     python -m experiments.finetuning.summary FOLDER      # the folder that the study prints, runs/finetuning/…
 
-Measurements of the same base in an earlier results.json are kept: those of other runs, and those of other seeds.
+An earlier results.json of the same base is extended: its measurements of other runs and other seeds are kept.
 """
 
 import argparse
@@ -72,15 +72,21 @@ def collect(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, An
     about = {"fingerprint": folder.name, **{name: base[name] for name in ("base", "dtype", "word_is_unknown")}}
     about["right"] = {name: estimate(bits(text)[None]) for name, text in base["right"].items()}
     about["right after encoding and decoding"] = {k: estimate(bits(text)[None]) for k, text in base["decoded"].items()}
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
-    if earlier and earlier["base"]["fingerprint"] == folder.name:
-        records = [record for cell in earlier["cells"] for record in cell["measured"]] + records
-    cells: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for record in records:
+    known = earlier["cells"] if earlier and earlier["base"]["fingerprint"] == folder.name else []
+    measured = [record for cell in known for record in cell["measured"]]
+    measured += [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
+    grouped: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for record in measured:
         record["added"] = [with_defaults(one) for one in record["added"]]
-        cell = json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in record["added"]])
-        cells[cell][json.dumps([one["seed"] for one in record["added"]])] = record
-    return {"base": about, "cells": [summarised([*cells[name].values()], base) for name in sorted(cells)]}
+        grouped[settings_of(record)][record["added"][0]["seed"]] = record
+    cells = {settings_of(cell): cell for cell in known}
+    cells |= {settings: summarised([*records.values()], base) for settings, records in grouped.items()}
+    return {"base": about, "cells": [cells[settings] for settings in sorted(cells)]}
+
+
+def settings_of(measurement: dict[str, Any]) -> str:
+    """Returns the settings of the runs of a measurement or cell, but for their seed."""
+    return json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in measurement["added"]], sort_keys=True)
 
 
 def with_defaults(one: dict[str, Any]) -> dict[str, Any]:

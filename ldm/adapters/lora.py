@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.adapters.low_rank import LowRank
 from ldm.adapters.merging import merged
+from ldm.adapters.presets import PRESETS
 from ldm.adapters.targets import Network, layers, low_rank_layers, replace_layer, targets_of
 from ldm.adapters.text import used_blocks
 from ldm.nn.text_encoder import TextEncoder
@@ -82,9 +83,11 @@ class LoRA:
             replace_layer(network, name, LowRank(found[name], self._rank(name), *settings, generator))
 
     def adapt_text(self, encoder: TextEncoder) -> None:
-        """Adds changes to the same preset of layers in all blocks in use; patterns fall back to "attention"."""
+        """Adds changes to the same presets of layers in all blocks in use; without a preset, to "attention"."""
+        given = [self.targets] if isinstance(self.targets, str) else self.targets
+        presets = [one for one in given if one in PRESETS] or ["attention"]
         for tower in encoder.towers:
-            chosen = targets_of(tower, self.targets if isinstance(self.targets, str) else "attention")
+            chosen = targets_of(tower, presets)
             used = [name for name in chosen if any(name.startswith(f"{block}.") for block in used_blocks(tower))]
             settings = {key: value for key, value in self.config.items() if key not in ("name", "targets", "ranks")}
             LoRA(targets=used, **settings).adapt(tower)

@@ -1,4 +1,4 @@
-"""Selects the layers that an adapter changes, by presets or by patterns of names."""
+"""Selects the layers that an adapter changes, by presets and by patterns of names."""
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from ldm.nn.backbone import Backbone
 from ldm.nn.clip import SelfAttention, TextTower
 
 ATTENTION = (Attention, SelfAttention)
+CHOICES = f"{', '.join(PRESETS)}, or patterns of such names"
 READS_TIME = ("time", "modulation")  # layers of a block that read the timestep, not the image
 
 Network = Backbone | TextTower
@@ -27,31 +28,26 @@ def layers(network: nn.Module) -> dict[str, Layer]:
 
 
 def targets_of(network: Network, chosen: str | Sequence[str]) -> list[str]:
-    """Returns the names of the layers that a preset or patterns such as "*.to_q" select, in the network's order.
+    """Returns the names of the layers that presets and patterns such as "*.to_q" select, in the network's order.
 
     attention: the projections of every attention in the repeated blocks (128 layers in SD 1.5's UNet). transformer: all
     layers of the blocks' transformers, which adds the feed-forward layers and, in a UNet, the input and output
     projections (192 layers in SD 1.5's UNet). all: every layer of the blocks and all other convolutions except the
     first and the last (278 layers in SD 1.5's UNet). In a DiT or text tower, the transformer of a block consists of its
-    attention and feed-forward layers. Raises ValueError for an unknown preset or a pattern that matches no layer.
+    attention and feed-forward layers. Raises ValueError for a preset or pattern that selects no layer.
     """
-    if isinstance(chosen, str):
-        if chosen not in PRESETS:
-            raise ValueError(f"adapter.targets={chosen} is no preset: choose {', '.join(PRESETS)}, or give patterns")
-        names = set(_preset(network, chosen))
-        if not names:
-            raise ValueError(f"adapter.targets={chosen} chooses no layer of this {kind_of(network)}: give patterns")
-        return [name for name in layers(network) if name in names]
-    known = list(layers(network))
+    known, selected = list(layers(network)), set()
     if not chosen:
-        raise ValueError(f"adapter.targets is empty: choose {', '.join(PRESETS)}, or give patterns of layer names")
-    for pattern in chosen:
-        if not any(fnmatchcase(name, pattern) for name in known):
+        raise ValueError(f"adapter.targets is empty: give {CHOICES}")
+    for one in [chosen] if isinstance(chosen, str) else chosen:
+        found = [*_preset(network, one)] if one in PRESETS else [name for name in known if fnmatchcase(name, one)]
+        if not found:
             raise ValueError(
-                f"adapter.targets={list(chosen)}: {pattern} matches no linear or convolution layer of this "
-                f"{kind_of(network)}, whose layers are named like {', '.join(known[:: max(1, len(known) // 4)][:4])}"
+                f"adapter.targets={chosen}: {one} selects no linear or convolution layer of this {kind_of(network)}, "
+                f"whose layers are named like {', '.join(known[:: max(1, len(known) // 4)][:4])}; give {CHOICES}"
             )
-    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in chosen)]
+        selected |= {*found}
+    return [name for name in known if name in selected]
 
 
 def kind_of(network: Network) -> str:

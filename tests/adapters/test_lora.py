@@ -253,7 +253,7 @@ def test_a_text_tower_can_be_adapted_trained_and_merged() -> None:
 
 def test_a_preset_that_selects_no_layer_is_refused() -> None:
     network = UNet(width=8, multipliers=(1,), blocks=1, depth=(0,), middle_depth=0, groups=4)
-    with pytest.raises(ValueError, match="targets=attention chooses no layer of this unet: give patterns"):
+    with pytest.raises(ValueError, match="targets=attention: attention selects no linear or convolution layer"):
         LoRA().adapt(network)
 
 
@@ -264,13 +264,20 @@ def test_patterns_select_layers_and_their_ranks() -> None:
     assert ranks == {"to_q": 3, "to_v": 2}
 
 
+def test_presets_and_patterns_select_their_layers_together() -> None:
+    network = tiny_unet()
+    both = targets_of(network, ["*.conv1", "attention"])
+    assert {*both} == {*targets_of(network, "attention"), *targets_of(network, "*.conv1")} and len(both) == len({*both})
+    assert both == [name for name in targets_of(network, "*") if name in both]
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"targets": "everything"}, "no preset: choose attention, transformer, all, or give patterns"),
+        ({"targets": "everything"}, "everything selects no linear .* give attention, transformer, all, or patterns"),
         (
             {"targets": ["*.to_q", "attn2"]},
-            "attn2 matches no linear or convolution layer of this unet, .* like time.0, ",
+            "attn2 selects no linear or convolution layer of this unet, .* like time.0, ",
         ),
         ({"ranks": {"*.conv1": 4}}, r"ranks: \*\.conv1 matches none of the layers"),
         ({"rank": 0}, "the rank of an adapter is 0"),
@@ -280,7 +287,7 @@ def test_patterns_select_layers_and_their_ranks() -> None:
         ({"alpha": float("nan")}, "alpha is nan, but nothing is learned"),
         ({"alpha": float("inf")}, "alpha is inf, but nothing is learned"),
         ({"alpha": "16"}, "alpha is 16, but nothing is learned unless it is a positive number"),
-        ({"targets": []}, "targets is empty: choose attention, transformer, all"),
+        ({"targets": []}, "targets is empty: give attention, transformer, all"),
         ({"dropout": 1.0}, r"dropout is 1\.0, but must be in \[0, 1\)"),
         ({"base_dtype": "fp8"}, "base_dtype is fp8, but must be one of bfloat16"),
     ],

@@ -109,7 +109,7 @@ def test_a_bfloat16_base_requires_mixed_precision(base: Path, tmp_path: Path) ->
 
 def test_targets_that_match_no_layer_of_the_network_are_refused(base: Path, tmp_path: Path) -> None:
     how = "adapter.targets=[attn2]", f"training.start={base}", "trainer.max_steps=1"
-    assert "attn2 matches no linear or convolution layer" in refusal(tmp_path, *ADAM, *LORA, *how)
+    assert "attn2 selects no linear or convolution layer" in refusal(tmp_path, *ADAM, *LORA, *how)
 
 
 def test_a_lora_of_a_dit_can_be_trained(tmp_path: Path) -> None:
