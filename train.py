@@ -14,6 +14,10 @@ from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 CONF = Path(__file__).parent / "conf"
 
 
+def groups() -> list[str]:
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
 def stop_early(number: int, frame: FrameType | None) -> None:
     """Handles Ctrl-C until training handles it, without a traceback of the imports below, which take seconds."""
     os.write(2, b"\nSIGINT: stopped before training\n")
@@ -24,7 +28,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, stop_early)
 if __name__ == "__main__" and asks_for_help(sys.argv[1:]):  # before the imports below, which take a second
     end_quietly_on_closed_pipes()
-    print(help_text(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())), end="")
+    print(help_text(groups()), end="")
     sys.exit()
 
 import hydra
@@ -90,7 +94,7 @@ if __name__ == "__main__":
     # When a rank ends, torch would print a C++ stack trace for each connection that the others lose.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     end_quietly_on_closed_pipes()
-    words = ["--help" if word == ALL else word for word in sys.argv[1:]]
+    words, in_full = [word for word in sys.argv[1:] if word != ALL], ALL in sys.argv
     try:
         words, notes = translate(words)
         for note in notes if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" else ():
@@ -101,7 +105,10 @@ if __name__ == "__main__":
         if any(word.endswith(ASKED) for word in words):
             print("\n".join(list_options(words, CONF)))
             sys.exit()
-        sys.argv[1:] = check_overrides(words, CONF)
+        sys.argv[1:] = check_overrides([*words, *(["--cfg", "job"] if in_full else [])], CONF)
+        if in_full:
+            asked = [group + ASKED for group in groups()]
+            print("\n".join(list_options([*words, *asked], CONF)), end="\n\nkeys, with their values:\n\n", flush=True)
     except (ValueError, HydraException) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)

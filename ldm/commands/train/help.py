@@ -39,7 +39,7 @@ keys (values of experiment=shapes):
 groups, whose options GROUP=? lists:
 {groups}
 
-  --help-all            also every option, and every key with its value for these arguments
+  --help-all            the options of all groups, and every key with its value for these arguments
   --cfg job             print the config of these arguments, without training
   -m                    sweep over all combinations of values that are separated by commas
 

@@ -43,6 +43,10 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         raise ValueError(
             f"cannot parse the arguments ({_reason(error)}): write key=value, and quote special characters"
         ) from error
+    if given.multirun and (given.cfg or given.info):
+        raise ValueError(
+            "the config of a sweep cannot be shown, only that of one run: leave out -m, and give one value a key"
+        )
     sweep = given.multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
     _check_set_elsewhere(overrides, sweep)
     with config_sources(given, overrides, conf) as sources:

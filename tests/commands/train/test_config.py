@@ -168,6 +168,7 @@ def test_unknown_options_and_keys_are_refused_with_the_most_similar_name(line: s
             "run_dir cannot be set in a sweep: each run's folder is named by its settings",
         ),
         ("hydra.mode=MULTIRUN seed=1,2 run_dir=x", "run_dir cannot be set in a sweep"),
+        ("-m seed=1,2 --cfg job", "the config of a sweep cannot be shown, only that of one run: leave out -m"),
         ("-m seed=1,2 hydra.sweep.subdir=x", "hydra.sweep.subdir cannot be set in a sweep"),
         (
             "resume=auto",

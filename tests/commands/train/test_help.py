@@ -69,6 +69,16 @@ def test_asking_for_the_options_of_a_group_exits_with_0(asked: str, code: int, t
     assert done.returncode == code and text in done.stdout
 
 
+@pytest.mark.slow
+def test_the_full_help_has_the_options_of_all_groups_and_the_keys_of_these_arguments() -> None:
+    command = [sys.executable, "train.py", "--help-all", "--learning_rate", "1e-3", "schedule=cosine"]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=True)
+    options, keys = done.stdout.split("\n\nkeys, with their values:\n\n")
+    assert "\n  ddim " in options and "_shapes" not in options
+    config = OmegaConf.create(keys)
+    assert (config.optimizer.lr, config.schedule._target_) == (1e-3, "ldm.diffusion.schedule.cosine")
+
+
 def test_options_of_a_folder_of_the_user_are_listed(tmp_path: Path) -> None:
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "mine.yaml").write_text("# Mine (Me et al. 2026). More.\n_target_: x\n")
