@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ldm.commands.train.help import ALL, asks_for_help, help_text
-from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
+from ldm.errors import ReportedFailure, UsageError, end_quietly_on_closed_pipes
 
 CONF = Path(__file__).parent / "conf"
 
@@ -83,7 +83,8 @@ def run(config: DictConfig, sweep: bool) -> None:
         if sweep:  # Hydra runs the other jobs, then repeats the first failure and exits with 1
             print(message, file=sys.stderr, flush=True)
             raise CompactHydraException(message) from None
-        sys.exit(message)
+        print(message, file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     finally:
         if sweep:
             waiting_mark(Path(config.run_dir)).unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.errors import UsageError
+
 ATTENTION = {  # kernels of GPUs, in torch's own order
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -17,16 +19,16 @@ NO_MPS = "Apple's MPS has no float64, in which ldm computes schedules"
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the named device; "auto" is the GPU if there is one. Raises ValueError for an unavailable device."""
+    """Returns the named device; "auto" is the GPU if there is one. Raises UsageError for an unavailable one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] == "mps":
-        raise ValueError(f"device={name} is not supported, because {NO_MPS}: use device=cpu")
+        raise UsageError(f"device={name} is not supported, because {NO_MPS}: use device=cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+        raise UsageError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {name} ({torch.cuda.device_count()} GPUs are available): use device=cpu")
+        raise UsageError(f"there is no device {name} ({torch.cuda.device_count()} GPUs are available): use device=cpu")
     return device
 
 

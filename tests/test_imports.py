@@ -38,7 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # The modules in EVERYWHERE that each of them may import.
 MAY_IMPORT |= {name: set() for name in EVERYWHERE}
-MAY_IMPORT |= {"random": {"kernels"}, "image": {"files"}, "ownership": {"files"}, "errors": {"progress"}}
+MAY_IMPORT |= {
+    "random": {"kernels"},
+    "image": {"files"},
+    "ownership": {"files"},
+    "errors": {"progress"},
+    "device": {"errors"},
+}
 TOP = {"commands", "__main__", "__init__"}  # these may import anything
 # The only files, and folders (ending in a slash), that may import a library.
 ONLY_IN = {

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS = 64, 64  # pixels and channels of a tile, which one program processes
+TILES = 64  # whose statistics one program combines at a time
 
 
 @triton.jit
@@ -170,7 +171,7 @@ class _GroupNorm(torch.autograd.Function):
         mean, scale = (x.new_empty(images, groups, dtype=torch.float32) for _ in range(2))
         width = triton.next_power_of_2(sizes.channels // groups)
         _combine[images, groups](
-            means, squares, mean, scale, sizes.pixels, sizes.channels, groups, tiles, eps, ROWS, 64, width
+            means, squares, mean, scale, sizes.pixels, sizes.channels, groups, tiles, eps, ROWS, TILES, width
         )
         out = torch.empty_like(x)
         _apply[sizes.programs](

@@ -58,9 +58,10 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     yield f"memory per GPU (strategy {names[0]}, precision {precision_of(config)}, batch {batch})"
     for name, size in (held | {"all": need}).items():
         yield row(name, amount(size, 1024, "B"))
-    if trained.name == "unet":
-        less = f"with training.compile: about {COMPILED} of them, as measured for Stable Diffusion 1.5"
-        yield row("activations, compiled", amount(COMPILED * held["activations"], 1024, "B"), less)
+    if isinstance(trained.network, Backbone) and trained.name == "unet" and not trained.network.checkpointing:
+        less = f"with training.compile: about {COMPILED} of the UNet's, as measured for Stable Diffusion 1.5"
+        spared = (1 - COMPILED) * costs[trained.name].saved
+        yield row("activations, compiled", amount(held["activations"] - spared, 1024, "B"), less)
     copied = "a copy of weights, optimizer and EMA, while a checkpoint is written"
     yield row("pinned, on the CPU", amount(checkpoint_copy(held), 1024, "B"), copied)
     assumed = "of cuBLAS and cuDNN, in addition: assumed"

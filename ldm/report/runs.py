@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ldm.errors import sentence
 from ldm.files import LOCK, is_locked
 
 WAITING = ".waiting"  # folder beside the runs of a sweep, with an empty file for each run that has not started
@@ -24,7 +26,11 @@ SPEED = "train/images_per_second"
 SEEN = "train/images_seen"
 
 
-STATES = ("in progress", "starting", "waiting", "stalled", "failed", "stopped", "damaged", "empty", "finished")
+STATES = (
+    *("in progress", "starting", "waiting", "stalled", "unknown", "failed", "stopped", "damaged", "empty", "finished"),
+)
+RECORDED = ("starting", "running", "finishing", "finished", "stopped", "failed")  # the states in OUTCOME
+FIELDS: dict[str, Any] = {"state": str, "step": int, "reason": str | None, "host": str, "process": int}  # of OUTCOME
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """`state` is one of STATES; `note` is a human-readable explanation."""
+    """`state` is one of STATES; `note` is a human-readable explanation; `host` is set if it runs on another one."""
 
     path: Path
     state: str
@@ -47,6 +53,7 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     by_noise: dict[str, list[float]] = field(default_factory=dict)  # log_snr, mean, standard_error
     scalars: dict[str, Curve] = field(default_factory=dict)
+    host: str | None = None
 
     @property
     def seed(self) -> int | None:
@@ -109,17 +116,23 @@ def read_run(path: str | Path) -> Run:
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
-    if not config_file.is_file() and not metrics_file.is_file() and "state" not in read_outcome(path):
+    if not any(file.is_file() for file in (config_file, metrics_file, path / OUTCOME)):
         return Run(path, "empty", "the folder contains no config.yaml and no metrics.json")
     try:
         config = _config(config_file)
         report = _report(metrics_file)
         numbers = _numbers(report)
+        scalars = read_scalars(path)
+    except (OSError, ValueError) as error:
+        return Run(path, "damaged", sentence(error))
+    try:
+        record = read_outcome(path)
     except ValueError as error:
-        return Run(path, "damaged", str(error))
-    scalars = read_scalars(path)
-    state, note = _state(path, config, report, scalars)
-    return Run(path, state, note, config, scalars=scalars, **numbers)
+        return Run(path, "damaged", str(error), config=config, scalars=scalars, **numbers)
+    state, note = _state(path, config, report, scalars, record)
+    host = record.get("host")
+    elsewhere = host if state in ("in progress", "unknown") and host != platform.node() else None
+    return Run(path, state, note, config, scalars=scalars, host=elsewhere, **numbers)
 
 
 def _evaluation(path: Path) -> Run:
@@ -174,14 +187,22 @@ def _report(file: Path) -> dict[str, Any]:
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:
     """Extracts the finite metrics, their provenance and the loss by noise level; other values count as not measured."""
     metrics = report.get("metrics", {})
-    curve = (report.get("curves") or {}).get("noise_loss") or {}
-    if curve and len(curve["log_snr"]) != len(curve["mean"]):
+    curves = report.get("curves") or {}
+    curve = (curves.get("noise_loss") or {}) if isinstance(curves, dict) else curves
+    if curve and len({len(_values(curve, name)) for name in ("log_snr", "mean")}) != 1:
         raise ValueError("the loss by noise level has different numbers of levels and values")
     return {
         "metrics": {name: float(value) for name, value in metrics.items() if is_number(value)},
         "provenance": report.get("provenance", {}),
         "by_noise": curve,
     }
+
+
+def _values(curve: Any, name: str) -> list[Any]:
+    values = curve.get(name) if isinstance(curve, dict) else None
+    if not isinstance(values, list):
+        raise ValueError(f"the loss by noise level has no list {name}")
+    return values
 
 
 def is_number(value: Any) -> bool:
@@ -193,19 +214,22 @@ def is_finished(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _state(path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve]) -> tuple[str, str]:
-    steps, last, record = config.get("trainer.max_steps"), trained(scalars), read_outcome(path)
+def _state(
+    path: Path, config: dict[str, Any], report: dict[str, Any], scalars: dict[str, Curve], record: dict[str, Any]
+) -> tuple[str, str]:
+    steps, last = config.get("trainer.max_steps"), trained(scalars)
     measured = report["provenance"].get("steps") if report else None
     longer = isinstance(measured, int) and last > measured  # a finished run that was resumed to train further
-    ended = record.get("state", "finished") == "finished" and not is_locked(path)
-    if ended and report and not longer:
+    recorded = record.get("state") == "finished"
+    ended = (recorded or not record) and not is_locked(path)
+    if ended and report and (recorded or not longer):
         broken = [name for name, value in report["metrics"].items() if not is_number(value)]
         notes = [f"not numbers: {', '.join(broken)}"] if broken else []
         validated = report["provenance"].get("validated")
         if is_number(measured) and is_number(validated) and validated < measured:
             notes.append(f"last validated at step {validated} of {measured}")
         return "finished", "; ".join([*filter(None, [record.get("reason")]), *notes])
-    if ended and not report and is_finished(path):
+    if ended and not report and (recorded or is_finished(path)):
         return "finished", record.get("reason") or "no metrics were measured"
     last = max(last, record.get("step", 0)) if record.get("state") in ("stopped", "failed") else last
     where = f"step {last}" if last else "before its first logged step"
@@ -228,10 +252,22 @@ def _unfinished(path: Path, record: dict[str, Any], where: str) -> tuple[str, st
         return "failed", "; ".join(filter(None, [f"{where}: {reason}", ", ".join(filter(None, more))]))
     if record.get("state") == "stopped":
         return "stopped", f"{where}, {record.get('reason')}; {resume}"
+    if record and record["host"] != platform.node():
+        return _elsewhere(record, where, age)
     if record:
-        cause = f"its process on {record.get('host')} ended without a message (killed, out of memory or power)"
+        cause = f"its process on {record['host']} ended without a message (killed, out of memory or power)"
         return "failed", f"{where}, {wrote}: {cause}; {resume}"
     return "stopped", f"{where}, {wrote}; {resume}"
+
+
+def _elsewhere(record: dict[str, Any], where: str, age: float) -> tuple[str, str]:
+    """Returns the state of a run on another host, whose lock may be invisible here, by its last write."""
+    host = record["host"]
+    known = f"{where}, running on {host} as of {_ago(age)} ago"
+    if age < SILENCE:
+        return "in progress", known
+    remedy = f"whether process {record['process']} still runs cannot be seen from here: run ldm status on {host}"
+    return "unknown", f"{known}; {remedy}, and see {LOG}"
 
 
 def _last_write(folder: Path) -> float:
@@ -245,13 +281,24 @@ def _last_write(folder: Path) -> float:
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """Returns a run's record of its state, with the time of the last batch as "modified"; {} if it has none."""
+    """Returns a run's record of its state, with the time of the last batch as "modified"; {} if it has none.
+
+    Raises ValueError if it is corrupt.
+    """
     file = folder / OUTCOME
+    remedy = "resume=auto writes it again"
     try:
-        record = json.loads(file.read_text())
-        return {**record, "modified": file.stat().st_mtime} if isinstance(record, dict) else {}
-    except (OSError, ValueError):
+        record, modified = json.loads(file.read_text()), file.stat().st_mtime
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{OUTCOME} cannot be read ({sentence(error)}); {remedy}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{OUTCOME} contains no record of a run; {remedy}")
+    for key, kind in FIELDS.items():
+        if not isinstance(record.get(key), kind) or (key == "state" and record[key] not in RECORDED):
+            raise ValueError(f"{OUTCOME} is corrupt ({key} is {record.get(key)!r}); {remedy}")
+    return {**record, "modified": modified}
 
 
 def trained(scalars: dict[str, Curve]) -> int:

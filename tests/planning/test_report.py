@@ -301,9 +301,16 @@ def test_the_time_is_that_of_the_precision_in_which_gpus_multiply(precision, tf3
     assert speed in next(line for line in plan(setting) if "H200" in line)
 
 
-@pytest.mark.parametrize(("network", "both"), [("unet", True), ("dit", False)])
+NETWORKS = {
+    "unet": {"_target_": "ldm.nn.unet.UNet", **UNET},
+    "checkpointed unet": {"_target_": "ldm.nn.unet.UNet", **UNET, "checkpointing": True},
+    "dit": DIT,
+}
+
+
+@pytest.mark.parametrize(("network", "both"), [("unet", True), ("checkpointed unet", False), ("dit", False)])
 def test_activations_are_given_with_and_without_compilation_where_both_are_known(network, both):
     setting = config()
-    setting["training"]["backbone"] = {"_target_": "ldm.nn.unet.UNet", **UNET} if network == "unet" else DIT
+    setting["training"]["backbone"] = NETWORKS[network]
     names = [line.split("  ")[1] for line in plan(setting) if line.startswith("  activations")]
     assert names == ["activations", "activations, compiled"][: 1 + both]

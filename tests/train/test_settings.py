@@ -18,7 +18,7 @@ from tests.train.processes import finish, start
 @pytest.mark.slow
 def test_contradictory_settings_are_refused_in_one_line(tmp_path: Path) -> None:
     run = finish(start("schedule=flow", "prediction=eps", f"run_dir={tmp_path}/run"))
-    assert run.returncode == 1 and not run.stdout
+    assert run.returncode == 2 and not run.stdout
     assert run.stderr.startswith("error: prediction=eps") and run.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -1,9 +1,9 @@
 """Replaces an adapter in training by what its exported file holds, so that images show what the file will do."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +15,7 @@ from ldm.adapters.merging import merge, restore
 from ldm.adapters.targets import Network, low_rank_layers, replace_layer
 from ldm.adapters.text import NewVectors
 from ldm.callbacks.export import write_files
+from ldm.files import temporary_folder
 from ldm.nn.backbone import Backbone
 from ldm.nn.text_encoder import TextEncoder
 from ldm.weights.adapters.reader import networks_of, open_adapter
@@ -34,14 +35,14 @@ def as_exported(
     if isinstance(trainer.strategy, ModelParallelStrategy) or not (adapted or vectors):
         yield
         return
-    with TemporaryDirectory() as folder:
-        write_files(module, Path(folder), torch.float32)
+    with temporary_folder(Path(tempfile.gettempdir(), "ldm")) as folder:
+        write_files(module, folder, torch.float32)
         with _merged(folder, networks_of(backbone, text_encoder)) if adapted else _read(folder, vectors):
             yield
 
 
 @contextmanager
-def _merged(folder: str, networks: Mapping[str, Network]) -> Iterator[None]:
+def _merged(folder: Path, networks: Mapping[str, Network]) -> Iterator[None]:
     """Merges the file's changes into the plain layers of the networks."""
     changes = open_adapter(folder).changes(networks)
     layers: dict[str, dict[str, LowRank]] = {name: low_rank_layers(network) for name, network in networks.items()}
@@ -62,7 +63,7 @@ def _merged(folder: str, networks: Mapping[str, Network]) -> Iterator[None]:
 
 
 @contextmanager
-def _read(folder: str, tables: list[NewVectors]) -> Iterator[None]:
+def _read(folder: Path, tables: list[NewVectors]) -> Iterator[None]:
     """Replaces the vectors of the new token by those of the file."""
     trained: list[Tensor] = [table.vectors.data for table in tables]
     try:

@@ -29,11 +29,20 @@ class LogFile(logging.Handler):
         self.path = path
         self._rank: int | None = None
         self._messages: list[tuple[str, str, str]] = []  # time, level and text
+        self._written = 0, 0  # where what this process wrote starts and ends, since another one wrote
         self._process = os.getpid()
 
     def open(self, rank: int) -> None:
         self._rank = rank
         self.flush()
+
+    def withdraw(self) -> None:
+        """Closes the file and removes what this process wrote at its end, and the file if nothing else is in it."""
+        self._rank = None
+        start, end = self._written
+        with suppress(OSError):
+            if start < end == self.path.stat().st_size:
+                os.truncate(self.path, start) if start else self.path.unlink()
 
     def emit(self, record: logging.LogRecord) -> None:
         if os.getpid() != self._process:  # a data loader's worker, which has a copy of its parent's messages
@@ -58,6 +67,7 @@ class LogFile(logging.Handler):
                 lines = b"\n" + lines
             if _append(file, lines):
                 self._messages = []
+                self._written = self._written[0] if self._written[1] == end else end, end + len(lines)
             else:
                 file.truncate(end)
 

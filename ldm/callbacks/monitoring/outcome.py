@@ -41,7 +41,8 @@ class Outcome(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             self._before = self.path.read_bytes() if self.path.is_file() else None
-            self._step = self._recorded().get("step", 0)
+            step = self._recorded().get("step")
+            self._step = step if isinstance(step, int) else 0
             self._write(trainer, "starting")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -99,10 +100,12 @@ class Outcome(Callback):
                 os.utime(self.path)
 
     def _recorded(self) -> dict[str, Any]:
+        """Returns the record; {} if there is none or it is corrupt."""
         try:
-            return dict(json.loads(self.path.read_text()))
+            record = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
+        return record if isinstance(record, dict) else {}
 
 
 def describe_stop(exception: BaseException) -> str | None:

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     first, last = min(about["ema"]["step"] for about in snapshots.values()), last_step(snapshots)
     step = last if args.step is None else args.step
     if not first <= step <= last:
-        raise ValueError(
+        raise UsageError(
             f"--step {step} has no average: give a step from {first} to {last}, where {args.run} has snapshots"
         )
     snapshots = {file: about for file, about in snapshots.items() if about["ema"]["step"] <= step}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ldm.commands.emoji.arguments import FAMILY, HOW_TO_GET, NATIVE_SIZE
 from ldm.data.sources.tar import tar_of
+from ldm.errors import UsageError
 from ldm.files import write_bytes
 from ldm.ownership import refuse
 
@@ -170,7 +171,7 @@ def selected(entries: Sequence[Entry], include: Collection[str], exclude: Collec
     known = set().union(*names)
     for name in (*include, *exclude):
         if name not in known:
-            raise ValueError(
+            raise UsageError(
                 f"no category or subcategory is called {name!r}; known are {', '.join(sorted(known - {''}))}"
             )
     kept = [
@@ -179,7 +180,7 @@ def selected(entries: Sequence[Entry], include: Collection[str], exclude: Collec
         if (not include or own & set(include)) and not own & set(exclude)
     ]
     if not kept:
-        raise ValueError("--include and --exclude leave no emoji")
+        raise UsageError("--include and --exclude leave no emoji")
     return kept
 
 

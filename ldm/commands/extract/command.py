@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from ldm.adapters.change import Change
 from ldm.adapters.targets import Network
+from ldm.errors import UsageError
 from ldm.progress import Progress
 from ldm.weights.adapters.extraction import Extracted, count, extract
 from ldm.weights.adapters.names import TEXT, UNET, public_names
@@ -20,7 +21,7 @@ from ldm.weights.model import read_model
 
 def run(args: argparse.Namespace) -> None:
     if args.out.suffix != ".safetensors":
-        raise ValueError(
+        raise UsageError(
             f"--out {args.out}: a LoRA is written to a .safetensors file, give one such as lora.safetensors"
         )
     base, tuned = open_contents(args.base), open_contents(args.tuned)

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import platform
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ldm.errors import UsageError
@@ -16,7 +18,7 @@ from ldm.report.runs import OUTCOME, SPEED, STATES, WAITING, Run, read_run, trai
 RECORDS = ("config.yaml", "metrics.json", OUTCOME)
 DAY = 86400
 DEPTH = 3  # levels of folders searched below the given ones
-ALIVE = ("in progress", "stalled")
+ALIVE = ("in progress", "stalled", "unknown")  # states that change without a lock that is seen here
 COLUMNS = ("run", "state", "step", "images/s", "left", "latest")
 
 
@@ -30,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no run found in {', '.join(args.runs)}; give the folder that train.py printed")
         for folder in folders:
             started = any((folder / name).exists() for name in RECORDS)
-            if started and (
-                folder not in done or is_locked(folder) or done[folder].state in ("in progress", "stalled")
-            ):
+            if started and (folder not in done or is_locked(folder) or done[folder].state in ALIVE):
                 done[folder] = read_run(folder)
         live = sys.stdout.isatty() and not args.once
         show([done.get(folder) or waiting_run(folder) for folder in folders], live)
@@ -42,9 +42,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def waiting_run(folder: Path) -> Run:
-    """Returns the run of a sweep that has not started: waiting while the sweep's process runs, stopped afterwards."""
+    """Returns the run of a sweep that has not started: waiting while the sweep's process runs, stopped afterwards.
+
+    Its mark contains the host of the sweep, whose lock may be invisible on other hosts.
+    """
     if is_locked(folder.parent):
         return Run(folder, "waiting")
+    host = ""
+    with suppress(OSError):  # the run has just started
+        host = (folder.parent / WAITING / folder.name).read_text()
+    if host not in ("", platform.node()):
+        return Run(folder, "unknown", f"not started; whether its sweep on {host} still runs cannot be seen from here")
     return Run(folder, "stopped", "not started; run the same sweep again to start it")
 
 
@@ -98,11 +106,14 @@ def row(run: Run) -> tuple[str, ...]:
 
 
 def latest(run: Run) -> str:
-    """Returns why a run does not train, or up to three headline metrics of a measured run, or else its last losses."""
-    if run.state in ("stalled", "failed", "stopped"):
+    """Returns why a run does not train, or up to three headline metrics of a measured run, or else its last losses.
+
+    A run on another host has its last sign of life, too.
+    """
+    if run.state in ("stalled", "unknown", "failed", "stopped", "damaged"):
         return run.note
     if run.metrics:
         headlines = [f"{m.title} {m.write(run.metrics[m.key])}" for m in metrics_of([[run]]) if m.headline]
         return "; ".join(filter(None, [", ".join(headlines[:3]), run.note]))
     losses = [f"{name} {curve.values[-1]:.4g}" for name, curve in run.scalars.items() if name.endswith("/loss")]
-    return ", ".join(losses) or run.note
+    return "; ".join(filter(None, [", ".join(losses), run.note if run.host else ""])) or run.note

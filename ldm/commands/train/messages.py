@@ -1,12 +1,14 @@
 """Formats errors, including those of Hydra and OmegaConf, as one sentence."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import errors
-from ldm.errors import EXPECTED, worker_failure
+from ldm.errors import EXPECTED, UsageError, worker_failure
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -30,6 +32,15 @@ def sentence(error: BaseException) -> str:
     if is_refusal(error) and text:
         return text
     return f"{key[1] + ': ' if key else ''}{type(error).__name__}: {text}"
+
+
+@contextmanager
+def as_usage_error() -> Iterator[None]:
+    """Turns an invalid setting, which a check in the block finds, into a UsageError with the same message."""
+    try:
+        yield
+    except (ValueError, HydraException) as error:
+        raise UsageError(sentence(error)) from error
 
 
 def first_line(error: BaseException) -> str:

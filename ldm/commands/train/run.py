@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm import progress
 from ldm.commands.train.build import build, build_callbacks, build_training
 from ldm.commands.train.checks import check, check_given, check_parallel, check_sampling_size
+from ldm.commands.train.messages import as_usage_error
 from ldm.commands.train.precision import uses_tf32
 from ldm.commands.train.rehearsal import rehearse
 from ldm.commands.train.resolvers import register_resolvers
@@ -29,7 +30,8 @@ def train(config: DictConfig) -> None:
     if config.plan:
         from ldm.planning.report import print_plan
 
-        check(config)
+        with as_usage_error():
+            check(config)
         return print_plan(dict(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     if config.get("rehearsal"):
         rehearse(config, train_once)
@@ -42,7 +44,8 @@ def train_once(config: DictConfig) -> None:
     from ldm.callbacks.checkpointing.interruption import stopped_at_once
     from ldm.callbacks.monitoring.log_file import log_file
 
-    check_given(config)
+    with as_usage_error():
+        check_given(config)
     with log_file(Path(config.run_dir)) as log, stopped_at_once():
         fit(config, log)
 
@@ -58,6 +61,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     from ldm.callbacks.checkpointing.run_start import RunStart
     from ldm.callbacks.checkpointing.settings_check import SettingsCheck
     from ldm.callbacks.checkpointing.time_limit import TimeLimit
+    from ldm.callbacks.monitoring.early_log import EarlyLog
     from ldm.callbacks.monitoring.hyperparameters import Hyperparameters
     from ldm.callbacks.monitoring.meeting import Meeting
     from ldm.callbacks.monitoring.outcome import Outcome
@@ -81,8 +85,9 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     settings: Any = OmegaConf.to_container(config)  # unresolved, so that each setting occurs once
     OmegaConf.resolve(config)
     resolved: Any = OmegaConf.to_container(config)
-    check(config)
-    check_parallel(config, torch.cuda.is_available())
+    with as_usage_error():
+        check(config)
+        check_parallel(config, torch.cuda.is_available())
     quiet_logging()
     allow_tf32(uses_tf32(config.precision))
     seed_everything(config.seed, verbose=False)
@@ -120,6 +125,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
         Utilisation(flops, partial(peak_flops, kind=kind_of_product(resolved))),
         logged,
         Outcome(run_dir),
+        EarlyLog(log),
     ]
     trainer = build_trainer(config, callbacks)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)

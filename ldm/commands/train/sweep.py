@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -81,7 +82,7 @@ class WaitingMarks(Callback):
                 shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was stopped
             folder.mkdir(exist_ok=True)
         for mark in marks:
-            mark.touch()
+            mark.write_text(platform.node())
 
 
 def waiting_mark(run_dir: Path) -> Path:

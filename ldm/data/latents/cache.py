@@ -122,9 +122,7 @@ class CachedLatents(Dataset[LatentSample]):
         self.starts = [0, *accumulate(self.counts[self.used].tolist())]
         self.mapped: dict[int, tuple[Tensor, Shard]] = {}
         if len(self) < self.counts.sum():
-            used = (
-                f"only the {len(self)} samples of size {size[0]}x{size[1]} are used, of {self.counts.sum()} in {cache}"
-            )
+            used = f"only the {len(self)} samples of size {size[0]}x{size[1]} are used"
             consequence = {
                 "training": "; set data.bucketed=true to train on all",
                 "reference": " as references, because generated images have this size",

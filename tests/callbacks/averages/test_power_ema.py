@@ -80,8 +80,8 @@ def test_ldm_ema_overwrites_only_files_that_it_wrote(
     [
         (["--length", "0.3"], 2, "is 0.3, but must be a fraction of training between 0 and 0.288"),
         (["--length", "a"], 2, "--length a"),
-        (["--length", "0.1", "--step", "500"], 1, "to 120, where"),
-        (["--length", "0.1", "--step", "2"], 1, "--step 2 has no average: give a step from "),
+        (["--length", "0.1", "--step", "500"], 2, "to 120, where"),
+        (["--length", "0.1", "--step", "2"], 2, "--step 2 has no average: give a step from "),
     ],
 )
 def test_averages_that_cannot_be_reconstructed_are_refused(

@@ -1,5 +1,6 @@
 """Tests that images in training come from the adapter file as exported, and that training is not disturbed."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from lightning.pytorch import Callback, Trainer
 from ldm.adapters.lora import LoRA
 from ldm.adapters.text import TextualInversion
 from ldm.callbacks.export import Export
+from ldm.callbacks.images.as_exported import as_exported
 from ldm.callbacks.images.previews import Previews
 from ldm.callbacks.images.sampling import image_sampler
+from ldm.files import MACHINE
 from ldm.pipeline.pipeline import Pipeline
 from ldm.training import export
 from ldm.training.diffusion import DiffusionTraining
@@ -105,6 +108,19 @@ def test_previews_do_not_change_the_training_of_an_adapter(kind: str, base: Path
         trained.append(module.trainable())
     assert len(list((tmp_path / "previews").iterdir())) == 3
     assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items())
+
+
+def test_the_file_is_in_a_folder_that_is_swept_after_a_kill(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/test_leftovers.py kills the writers of such folders."""
+    module, place = adapted(base, "lora"), tmp_path / "temporary"
+    run = train(tmp_path, module, steps=1)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with as_exported(run, module, module.backbone, module.text_encoder):
+        names = [path.name for path in place.iterdir()]
+    assert names and all(name.startswith(f".ldm.{MACHINE}-") for name in names) and not [*place.iterdir()]
 
 
 def test_networks_without_an_adapter_are_sampled_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

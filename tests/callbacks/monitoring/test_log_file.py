@@ -1,11 +1,15 @@
 import logging
 import os
 import re
+import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 
+from ldm.callbacks.monitoring.early_log import EarlyLog
 from ldm.callbacks.monitoring.log_file import LOG, log_file
 from ldm.callbacks.monitoring.run_log import RunLog
 from tests.callbacks.ranks import train_on_two
@@ -93,6 +97,58 @@ def test_an_error_is_logged_with_its_traceback(tmp_path: Path) -> None:
     text = (tmp_path / "log.txt").read_text()
     assert messages(tmp_path)[-1][1:] == ("ERROR", "failed after step 0")
     assert "Traceback (most recent call last)" in text and text.endswith("FloatingPointError: the loss is odd\n")
+
+
+class InSetUp(Callback):
+    """Calls a function after the log was opened and before training starts."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def on_sanity_check_start(self, *_: object) -> None:
+        self.action()
+
+
+class Validated(Tiny):
+    def validation_step(self, *_: object) -> None:
+        """Does nothing."""
+
+
+def set_up(folder: Path, action: Callable[[], object]) -> None:
+    with log_file(folder) as file:
+        callbacks = RunLog(file), EarlyLog(file), InSetUp(action)
+        trainer(folder, *callbacks, num_sanity_val_steps=1).fit(Validated(), Batches(), Batches())
+
+
+def test_a_process_that_is_killed_in_set_up_leaves_its_log(tmp_path: Path) -> None:
+    if not (child := os.fork()):
+        set_up(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert messages(tmp_path)[-1][2].startswith("setting up: process ")
+
+
+@pytest.mark.parametrize("earlier", [None, "", "of an earlier process\n", "of a process that was kil"])
+def test_a_run_that_is_refused_in_set_up_leaves_the_log_as_it_was(tmp_path: Path, earlier: str | None) -> None:
+    def refuse() -> None:
+        assert messages(tmp_path)
+        raise ValueError("refused")
+
+    if earlier is not None:
+        (tmp_path / "log.txt").write_text(earlier)
+    with pytest.raises(ValueError, match="refused"):
+        set_up(tmp_path, refuse)
+    assert [file.read_text() for file in tmp_path.glob("log.txt")] == [earlier or ""][: bool(earlier)]
+
+
+def test_a_run_that_fails_in_training_keeps_its_log(tmp_path: Path) -> None:
+    class Refuses(Tiny):
+        def training_step(self, *_: object) -> None:  # type: ignore[override]
+            raise ValueError("not finite")
+
+    with log_file(tmp_path) as file, pytest.raises(ValueError, match="not finite"):
+        trainer(tmp_path, RunLog(file), EarlyLog(file)).fit(Refuses(), Batches())
+    assert "failed after step 0" in [text for _, _, text in messages(tmp_path)]
 
 
 def test_every_rank_logs_to_one_file(tmp_path: Path) -> None:

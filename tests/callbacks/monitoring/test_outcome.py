@@ -51,6 +51,21 @@ def test_a_finished_run_is_recorded_and_shown_as_finished(tmp_path: Path) -> Non
     assert read_run(tmp_path).state == "finished"
 
 
+def test_a_finished_run_without_metrics_and_exported_weights_is_shown_as_finished(tmp_path: Path) -> None:
+    train(tmp_path)
+    assert (read_run(tmp_path).state, read_run(tmp_path).note) == ("finished", "no metrics were measured")
+    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {}, "provenance": {"steps": 2}}))  # of a shorter run
+    assert read_run(tmp_path).state == "finished"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"state": "running", "step": null}', '{"state": "running", "step": "3"}']
+)
+def test_a_run_continues_with_a_corrupt_record(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    assert train(tmp_path) == {"state": "finished", "step": 4, "reason": None}
+
+
 def test_an_early_stop_is_recorded_and_shown_with_its_reason(tmp_path: Path) -> None:
     class Constant(Tiny):
         def validation_step(self, *_: object) -> None:

@@ -26,7 +26,7 @@ def test_a_missing_models_folder_is_refused(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "code", "message"),
     [
         (["--port", "70000"], 2, "--port 70000: expected 1 to 65535"),
-        (["--device", "gpu"], 1, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
+        (["--device", "gpu"], 2, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_invalid_arguments_are_refused_before_serving(

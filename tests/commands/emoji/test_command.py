@@ -221,9 +221,9 @@ def test_emoji_are_selected_by_category_and_subcategory(selection: list[str], ke
 def test_an_unknown_category_is_reported_with_the_known_ones(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--include", "Symbol"]) == 1
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--include", "Symbol"]) == 2
     assert "is called 'Symbol'; known are Symbols, sub" in capsys.readouterr().err
-    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--exclude", "sub"]) == 1
+    assert main(["emoji", str(source), "--out", str(tmp_path / "out"), "--exclude", "sub"]) == 2
     assert "leave no emoji" in capsys.readouterr().err
 
 

@@ -185,4 +185,4 @@ def test_extract_writes_only_safetensors(
     name: str, single: Path, lora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["extract", str(single), str(single), "--rank", "2", "--out", str(single.with_name(name))]
-    assert main(argv) == 1 and "is written to a .safetensors file" in capsys.readouterr().err
+    assert main(argv) == 2 and "is written to a .safetensors file" in capsys.readouterr().err

@@ -1,8 +1,13 @@
+import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +110,100 @@ def test_runs_that_have_not_started_are_stopped_once_their_sweep_was_killed(
     assert main(["status", str(tmp_path)]) == 0
     shown = cells(capsys.readouterr().out)["seed=2"]
     assert " ".join(shown) == "stopped 0 not started; run the same sweep again to start it"
+
+
+def record(run: Path, **changes: Any) -> None:
+    """Writes the state of a run that trains, with changes."""
+    about = {"state": "running", "step": 3, "reason": None, "host": platform.node(), "process": 7}
+    (run / "state.json").write_text(json.dumps(about | changes))
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "finishing"])
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (20, "in progress 20/20 120 0:00 train/loss .* step 20 of 20, running on node7 as of 20 seconds ago$"),
+        (7200, "unknown 20/20 120 step 20 of 20, running on node7 as of 2 hours ago; whether process 7 still runs "
+               "cannot be seen from here: run ldm status on node7, and see log.txt$"),
+    ],
+)  # fmt: skip
+def test_a_run_on_another_host_whose_lock_is_not_seen_is_shown_by_its_last_write(
+    state: str, seconds: int, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    (run / LOCK).touch()
+    record(run, state=state, host="node7")
+    for file in run.rglob("*"):
+        os.utime(file, (time.time() - seconds,) * 2)
+    assert main(["status", str(tmp_path)]) == 0
+    assert re.match(shown, " ".join(cells(capsys.readouterr().out)["run"]))
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_run_that_ended_on_another_host_is_shown_with_its_reason(
+    state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(write_run(tmp_path / "run"), state=state, host="node7", reason="of old age")
+    assert main(["status", str(tmp_path)]) == 0
+    shown = " ".join(cells(capsys.readouterr().out)["run"])
+    assert shown.startswith(state) and "of old age" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"state": "run', "cannot be read (Unterminated string"),
+        ("", "cannot be read (Expecting value"),
+        ("\0\0", "cannot be read (Expecting value"),
+        ("null", "contains no record"),
+        ("{}", "is corrupt (state is None)"),
+        ({"step": None}, "is corrupt (step is None)"),
+        ({"step": "3"}, "is corrupt (step is '3')"),
+        ({"state": "asleep"}, "is corrupt (state is 'asleep')"),
+        ({"state": ["running"]}, "is corrupt (state is ['running'])"),
+        ({"host": 7}, "is corrupt (host is 7)"),
+        ({"reason": {}}, "is corrupt (reason is {})"),
+    ],
+)
+def test_a_run_with_a_corrupt_record_is_shown_with_the_problem_and_the_others_are_listed(
+    text: Any, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(write_run(tmp_path / "good"), state="stopped", reason="by SIGTERM")
+    write_run(tmp_path / "bad")
+    record(tmp_path / "bad", **text) if isinstance(text, dict) else (tmp_path / "bad" / "state.json").write_text(text)
+    assert main(["status", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    shown = cells(output.out)
+    assert shown["good"][0] == "stopped" and not output.err
+    assert " ".join(shown["bad"]).startswith("damaged 20/20 120 state.json " + problem)
+    assert " ".join(shown["bad"]).endswith("; resume=auto writes it again")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.json", '{"metrics": {}, "provenance": {}, "curves": [1]}'),
+        ("metrics.json", '{"metrics": {}, "provenance": {}, "curves": {"noise_loss": {"mean": [1]}}}'),
+        ("metrics.json", '{"metrics": 3, "provenance": {}}'),
+        ("config.yaml", "seed: [1"),
+        ("config.yaml", "\0"),
+    ],
+)
+def test_a_run_with_another_corrupt_file_is_shown_as_damaged(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "good", metrics={})
+    (write_run(tmp_path / "bad", metrics={}) / name).write_text(text)
+    assert main(["status", str(tmp_path)]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert (shown["good"][0], shown["bad"][0]) == ("finished", "damaged") and len(shown["bad"]) > 3
+
+
+def test_a_waiting_run_of_a_sweep_on_another_host_is_not_called_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark(tmp_path / "seed=1")
+    waiting_mark(tmp_path / "seed=1").write_text("node7")
+    assert main(["status", str(tmp_path)]) == 0
+    shown = " ".join(cells(capsys.readouterr().out)["seed=1"])
+    assert shown == "unknown 0 not started; whether its sweep on node7 still runs cannot be seen from here"
