@@ -12,7 +12,7 @@ class RunStart(Callback):
     step at which training starts.
     """
 
-    def __init__(self, start: Callable[[], object]) -> None:
+    def __init__(self, start: Callable[[Trainer], object]) -> None:
         self.start = start
         self.step: int | None = None
 
@@ -26,4 +26,4 @@ class RunStart(Callback):
         if self.step is None:
             self.step = trainer.global_step
             if trainer.is_global_zero:
-                self.start()
+                self.start(trainer)

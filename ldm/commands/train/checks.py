@@ -118,7 +118,10 @@ def check_sampling_size(config: DictConfig, module: Any, data: Any, callbacks: l
     """Raises ValueError if data or schedule are for another size than training.size, the size of sampled images."""
     from ldm.callbacks.images.evaluation import Evaluation
     from ldm.data.sizes import check_sizes
+    from ldm.training.diffusion import DiffusionTraining
 
+    if not isinstance(module, DiffusionTraining):  # which alone samples images
+        return
     (height, width), factor = module.size, module.first_stage.factor
     datasets = {} if data.bucketed else {"data.module.train": data.train.dataset}
     if not data.bucketed:

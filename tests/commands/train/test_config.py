@@ -24,8 +24,8 @@ from ldm.commands.train.config_sources import config_sources, source_arguments
 from ldm.commands.train.messages import is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
 from ldm.commands.train.precision import uses_tf32
+from ldm.commands.train.preparation import avoid_fragmentation, fill_in_settings
 from ldm.commands.train.resolvers import register_resolvers
-from ldm.commands.train.run import avoid_fragmentation, fill_in_settings
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
