@@ -1,10 +1,13 @@
-"""Groups runs that differ only in their seed, and finds the settings in which the groups differ."""
+"""Groups runs that differ only in their seeds, and finds the settings in which the groups differ."""
 
 import json
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from ldm.metrics.provenance import depends_on_noise, measured_alike
 from ldm.report.runs import Run
 
 # Settings that do not affect the results: where they are stored, and what is shown during the run.
@@ -13,12 +16,18 @@ NEUTRAL = (
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
     *("data.latent_store", "data.module.train.store"),
 )
+SAMPLING = (
+    "sampler.",
+    "guidance.",
+    "training.sampling.",
+)  # what a run samples with, unless an evaluation says otherwise
+EVALUATION = "evaluation."  # settings of the evaluation; the provenance records what they change
 ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in the seed of training, or in that of the noise of their evaluation."""
 
     letter: str
     label: str  # the values of the settings that differ, or the folder of the only run
@@ -33,13 +42,18 @@ class Group:
         """The letter, or the label of the only group."""
         return self.letter or self.label
 
-    def values(self, metric: str) -> dict[int | None, float]:
-        """Returns the metric by seed; of two runs with the same seed, the first counts."""
-        by_seed: dict[int | None, float] = {}
-        for run in self.runs:
-            if metric in run.metrics:
-                by_seed.setdefault(run.seed, run.metrics[metric])
-        return by_seed
+    def values(self, metric: str) -> dict[Hashable, float]:
+        """Returns the metric by the seed of training or, if all runs have the same, by the noise of the evaluation.
+
+        Values of one seed are averaged. A metric that does not depend on the noise is no repetition of itself.
+        """
+        measured = [run for run in self.runs if metric in run.metrics]
+        same = len({run.trained_seed for run in measured}) == 1 and any(run.noise is not None for run in measured)
+        by_seed: dict[Hashable, list[float]] = defaultdict(list)
+        for run in measured:
+            seed = ("noise", run.noise) if same and depends_on_noise(metric) else run.trained_seed
+            by_seed[seed].append(run.metrics[metric])
+        return {seed: fmean(values) for seed, values in by_seed.items()}
 
 
 @dataclass(frozen=True)
@@ -52,21 +66,39 @@ class Difference:
 
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
-    """Groups the runs that have settings or metrics, in the order given, and finds how the groups' settings differ."""
+    """Groups the runs that have settings or metrics, in the order given, and finds how the groups' settings differ.
+
+    Runs of one group have the same settings, except for seeds and those of the evaluation, and were measured alike.
+    """
     runs = [run for run in runs if run.config or run.metrics]
     settings = _decisive(runs)
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, decisive in enumerate(settings):
-        members[json.dumps(decisive, sort_keys=True, default=str)].append(index)
-    differences = _differences([settings[indices[0]] for indices in members.values()])
+    members = _members(runs, settings)
+    differences = _differences([settings[indices[0]] for indices in members])
     groups = []
-    for position, indices in enumerate(members.values()):
+    for position, indices in enumerate(members):
         chosen = sorted((runs[i] for i in indices), key=lambda run: (run.seed is None, run.seed))
         label = label_of(differences, position) or chosen[0].path.name
         if not differences and len(chosen) > 1:
             label += f" and {len(chosen) - 1} more"
         groups.append(Group(_letters(position) if len(members) > 1 else "", label, chosen))
     return groups, differences
+
+
+def _members(runs: list[Run], settings: list[dict[str, Any]]) -> list[list[int]]:
+    """Returns the positions of the runs of each group."""
+    members: list[list[int]] = []
+    alike: dict[str, list[list[int]]] = defaultdict(list)  # the groups with the same settings
+    for index, config in enumerate(settings):
+        training = {key: value for key, value in config.items() if not key.startswith(EVALUATION)}
+        candidates = alike[json.dumps(training, sort_keys=True, default=str)]
+        for group in candidates:
+            if all(measured_alike(runs[i].provenance, runs[index].provenance) for i in group):
+                group.append(index)
+                break
+        else:
+            candidates.append([index])
+            members.append(candidates[-1])
+    return members
 
 
 def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
@@ -76,6 +108,12 @@ def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
         for key, value in config.items()
         if not key.startswith(NEUTRAL)
     }
+
+
+def settings_of_training(run: Run) -> dict[str, Any]:
+    """Returns the settings that the weights of a run depend on."""
+    settings = decisive(run.config, str(run.config.get("run_dir", run.path)))
+    return {key: value for key, value in settings.items() if not key.startswith((*SAMPLING, EVALUATION))}
 
 
 def _decisive(runs: list[Run]) -> list[dict[str, Any]]:

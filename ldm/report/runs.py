@@ -54,6 +54,19 @@ class Run:
         return int(seed) if seed is not None else None
 
     @property
+    def trained_seed(self) -> int | None:
+        """The seed of training, which for an evaluation in a sweep is not `seed`."""
+        return self.provenance.get("seed", self.seed)
+
+    @property
+    def noise(self) -> int | None:
+        """The number of evaluations before this one, whose images used up the lower noise seeds; None if unknown."""
+        prompts = self.provenance.get("prompts")
+        if not isinstance(prompts, dict) or not prompts.get("seeds") or not prompts.get("count"):
+            return None
+        return int(prompts["seeds"][0]) // int(prompts["count"])
+
+    @property
     def batch(self) -> int:
         """Images per optimizer step over all ranks; 1 if unknown.
 
@@ -83,7 +96,7 @@ def read_runs(path: str | Path) -> list[Run]:
     file = Path(path)
     reports = _sweep(file) if file.is_file() else []
     runs = [_from_report(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
-    return [replace(run, config=run.config | {"seed": _noise_seed(run)}) for run in runs] or [read_run(path)]
+    return [replace(run, config=run.config | {"seed": run.noise}) for run in runs] or [read_run(path)]
 
 
 def _sweep(file: Path) -> list[dict[str, Any]]:
@@ -93,12 +106,6 @@ def _sweep(file: Path) -> list[dict[str, Any]]:
         return []
     reports = content.get("evaluations") if isinstance(content, dict) else None
     return reports if isinstance(reports, list) else []
-
-
-def _noise_seed(run: Run) -> int:
-    """Returns the number of evaluations before this one, whose images used up the lower noise seeds."""
-    prompts = run.provenance["prompts"]
-    return int(prompts["seeds"][0]) // int(prompts["count"])
 
 
 def read_run(path: str | Path) -> Run:
@@ -130,10 +137,18 @@ def _evaluation(path: Path) -> Run:
 
 
 def _from_report(path: Path, report: dict[str, Any]) -> Run:
-    """Makes a run of a report of metrics, with the model and the sampling settings as its settings."""
+    """Makes a run of a report of metrics.
+
+    Its settings are those of sampling, and those that the model was trained with or, if they are not recorded, the
+    model itself, so that models which differ only in their seed are recognised.
+    """
     numbers = _numbers(report)
-    kept = {key: numbers["provenance"].get(key) for key in ("model", "sampling", "ema", "seed")}
-    return Run(path, "finished", config=flatten({k: v for k, v in kept.items() if v is not None}), **numbers)
+    about, model = numbers["provenance"], numbers["provenance"].get("model")
+    trained = model.get("settings") if isinstance(model, dict) else None
+    kept = {key: about.get(key) for key in ("sampling", "ema", "seed")}
+    kept |= {"model": model} if trained is None else {"trained": {"steps": about.get("steps")}}
+    config = flatten(trained or {}) | flatten({k: v for k, v in kept.items() if v is not None})
+    return Run(path, "finished", config=config, **numbers)
 
 
 def _config(file: Path) -> dict[str, Any]:
