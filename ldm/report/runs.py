@@ -95,11 +95,11 @@ def read_runs(path: str | Path) -> list[Run]:
     """Reads the run at a path, or all evaluations of a sweep of `ldm evaluate`, whose seed is that of the noise."""
     file = Path(path)
     reports = _sweep(file) if file.is_file() else []
-    runs = [_from_report(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
+    runs = [_evaluation(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
     return [replace(run, config=run.config | {"seed": run.noise}) for run in runs] or [read_run(path)]
 
 
-def _sweep(file: Path) -> list[dict[str, Any]]:
+def _sweep(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):  # `read_run` reports them
@@ -112,7 +112,9 @@ def read_run(path: str | Path) -> Run:
     """Reads a run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"run {path} not found; give the folder of a run, as train.py printed it")
+        raise FileNotFoundError(
+            f"run {path} not found; give the folder of a run, as train.py printed it, or a file of ldm evaluate"
+        )
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
@@ -129,9 +131,10 @@ def read_run(path: str | Path) -> Run:
     return Run(path, state, note, config, scalars=scalars, **numbers)
 
 
-def _evaluation(path: Path) -> Run:
+def _evaluation(path: Path, report: Any = None) -> Run:
+    """Makes a run of a file with a report of metrics, or of one of the reports in it."""
     try:
-        return _from_report(path, _report(path))
+        return _from_report(path, _report(path) if report is None else _with_parts(report, path.name))
     except ValueError as error:
         return Run(path, "damaged", str(error))
 
@@ -180,9 +183,21 @@ def _report(file: Path) -> dict[str, Any]:
         report = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
+    return _with_parts(report, file.name)
+
+
+def _with_parts(report: Any, name: str) -> dict[str, Any]:
+    """Checks the parts of a report. Raises ValueError if one is missing or has the wrong type."""
     parts = [report.get(part) for part in ("metrics", "provenance")] if isinstance(report, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{file.name} contains no metrics with their provenance")
+        raise ValueError(f"{name} contains no metrics with their provenance")
+    about = report["provenance"]
+    prompts = about.get("prompts") or {}
+    seeds = prompts.get("seeds") if isinstance(prompts, dict) else None
+    dicts = [about.get(part) for part in ("prompts", "reference", "sampling", "model", "validation", "sets")]
+    numbers = [about.get("seed"), *(seeds if isinstance(seeds, list) else [])]
+    if not all(isinstance(part, dict | None) for part in dicts) or not all(n is None or is_number(n) for n in numbers):
+        raise ValueError(f"{name} contains metrics with an invalid provenance")
     return dict(report)
 
 
@@ -190,8 +205,9 @@ def _numbers(report: dict[str, Any]) -> dict[str, Any]:
     """Extracts the finite metrics, their provenance and the loss by noise level; other values count as not measured."""
     metrics = report.get("metrics", {})
     curve = (report.get("curves") or {}).get("noise_loss") or {}
-    if curve and len(curve["log_snr"]) != len(curve["mean"]):
-        raise ValueError("the loss by noise level has different numbers of levels and values")
+    columns = [curve.get(name) for name in ("log_snr", "mean")] if isinstance(curve, dict) else [None]
+    if curve and not all(isinstance(column, list) and len(column) == len(columns[0] or []) for column in columns):
+        raise ValueError("the loss by noise level has no levels and values, or different numbers of them")
     return {
         "metrics": {name: float(value) for name, value in metrics.items() if is_number(value)},
         "provenance": report.get("provenance", {}),
