@@ -58,11 +58,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting with its value in each group; `also` lists longer keys that repeat it."""
+    """A setting with its value in each group; `also` lists longer keys that repeat it.
+
+    `shared` says whether each group has settings of this section, which evaluations and runs do not record alike.
+    """
 
     key: str
     values: list[str]
     also: list[str]
+    shared: bool = True
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether groups differ in the value, rather than in what they record."""
+        return self.shared or len({*self.values} - {ABSENT}) > 1
 
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
@@ -136,10 +145,11 @@ def _differences(settings: list[dict[str, Any]]) -> list[Difference]:
         values = tuple(_text(config[key]) if key in config else ABSENT for config in settings)
         if len(set(values)) > 1:
             rows[(key.rpartition(".")[2], *values)].append(key)
+    shared = set.intersection(*({_section(key) for key in config} for config in settings)) if settings else set()
     differences = []
     for (_, *row), keys in rows.items():
         first, *rest = sorted(keys, key=lambda key: (key.count("."), len(key)))
-        differences.append(Difference(_short(first), row, rest))
+        differences.append(Difference(_short(first), row, rest, _section(first) in shared))
     return sorted(differences, key=lambda difference: difference.key.count("."))
 
 
@@ -147,6 +157,10 @@ def _short(key: str) -> str:
     """Shortens schedule._target_ to schedule, and prediction.name to prediction."""
     head, _, leaf = key.rpartition(".")
     return head if head and leaf in ("_target_", "name") else key
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _text(value: Any) -> str:
@@ -157,7 +171,8 @@ def _text(value: Any) -> str:
 def label_of(differences: list[Difference], position: int, most: int = 60) -> str:
     """Returns a group's values of the settings that differ, cut off after about `most` characters.
 
-    Subordinate settings are included only if the groups cannot be distinguished without them.
+    Subordinate settings, and those that some groups do not record, are included only if the groups cannot be
+    distinguished without them.
     """
     return _joined(_distinguishing(differences), position, most)
 
@@ -176,10 +191,10 @@ def _joined(differences: list[Difference], position: int, most: int) -> str:
 
 
 def described(differences: list[Difference], position: int) -> str:
-    """Returns all of a group's settings that differ, without the subordinate ones and those of the evaluation, which
-    are included only if the groups cannot be distinguished without them."""
-    trained = [d for d in differences if d.key.split(".")[0] != "evaluation"]
-    return _joined(_completed(_superior(trained), differences), position, most=10_000)
+    """Returns all of a group's settings that differ, without the subordinate ones, those of the evaluation and those
+    that some groups do not record, which are included only if the groups cannot be distinguished without them."""
+    chosen = [d for d in differences if _section(d.key) != "evaluation" and d.is_choice]
+    return _joined(_completed(_superior(chosen), differences), position, most=10_000)
 
 
 def _distinct(differences: list[Difference]) -> int:
@@ -188,8 +203,9 @@ def _distinct(differences: list[Difference]) -> int:
 
 
 def _distinguishing(differences: list[Difference]) -> list[Difference]:
-    """Leaves out subordinate settings, such as schedule.offset if the schedule differs, if all groups stay distinct."""
-    return _completed(_superior(differences), differences)
+    """Leaves out subordinate settings, such as schedule.offset if the schedule differs, and those that some groups do
+    not record, if all groups stay distinct."""
+    return _completed(_superior([d for d in differences if d.is_choice]), differences)
 
 
 def _superior(differences: list[Difference]) -> list[Difference]:

@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 from ldm.report.groups import described, group_runs
 from ldm.report.runs import read_run
-from tests.report.run_folders import write_run
+from tests.report.run_folders import PROVENANCE, write_run
 
 
 def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
@@ -47,6 +48,15 @@ def test_a_run_is_described_by_no_more_settings_than_distinguish_it(tmp_path: Pa
     _, differences = group_runs(runs)
     described_as = [described(differences, position) for position in range(3)]
     assert described_as == ["schedule=Flow, count=16", "schedule=Cosine, count=16", "schedule=Cosine, count=2048"]
+
+
+def test_settings_that_only_some_groups_record_do_not_describe_them(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / schedule, 0, schedule)) for schedule in ("Flow", "Cosine")]
+    (tmp_path / "of_a_file.json").write_text(json.dumps({"metrics": {"fid": 1.0}, "provenance": PROVENANCE}))
+    groups, differences = group_runs([*runs, read_run(tmp_path / "of_a_file.json")])
+    assert [described(differences, position) for position in range(3)] == ["schedule=Flow", "schedule=Cosine", ""]
+    assert [group.label for group in groups] == ["schedule=Flow", "schedule=Cosine", "of_a_file.json"]
+    assert {"trainer.max_steps", "sampling.steps"} <= {difference.key for difference in differences}
 
 
 def test_settings_of_the_evaluation_divide_a_group_only_if_they_change_what_is_measured(tmp_path: Path) -> None:
