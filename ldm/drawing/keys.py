@@ -29,6 +29,12 @@ def integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def seed(text: str) -> int:
+    if "," in text:
+        raise ValueError("one integer: n=3 takes three seeds from it on, and each row of a prompts_file has its own")
+    return integer(0)(text)
+
+
 def number(text: str) -> float:
     try:
         value = float(text)
@@ -130,7 +136,7 @@ KEYS = {
         "folder of the files that tags in prompts name, as in <lora:NAME:0.8>, with prompt_syntax=a1111 (none)",
     ),
     "negative": Key(str, "what the images should not show"),
-    "seed": Key(integer(0), "seed of each prompt's first image; the next images use the following seeds (0)"),
+    "seed": Key(seed, "seed of each prompt's first image; the next images use the following seeds (0)"),
     "n": Key(integer(1), "images per prompt (1)"),
     "steps": Key(integer(1), "sampling steps; more steps are slower and more accurate (the model's own)"),
     "sampler": Key(nonempty, "such as ddim, euler or dpmpp_2m; sampler=? lists all (the model's own)"),

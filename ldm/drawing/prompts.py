@@ -64,6 +64,11 @@ def _parse_txt(text: str, path: str) -> Iterator[tuple[int, Any]]:
 def _parse_csv(text: str, path: str) -> Iterator[tuple[int, Any]]:
     lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        if text and "prompt" not in (names := [*(lines.fieldnames or [])]):
+            raise ValueError(
+                f"{path} has the columns {', '.join(map(repr, names))}, but needs one that is named prompt: begin it "
+                f"with a line such as prompt,{','.join(ROW_KEYS)}"
+            )
         for row in lines:
             if None in row or None in row.values():
                 raise ValueError(f"{path}, line {lines.line_num} does not have as many fields as the header")

@@ -95,7 +95,10 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "lora": _files("weight", _is_number),
     "embedding": _files("token", _is_text),
     "lora_dir": lambda value: value is None or _is_text(value),
-    "lora_tags": _files("weight", _is_number, "name"),
+    "lora_tags": lambda value: (
+        _files("weight", _is_number, "name")(value)
+        and all(_is_number(one.get("text_weight", 0)) for one in value or [])
+    ),
     "batch": lambda value: isinstance(value, dict) and _is_batch(value),
 }
 

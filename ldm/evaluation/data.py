@@ -87,6 +87,9 @@ def split_hash_of(model: str) -> SplitHash:
     """
     folders = [Path(model), *Path(model).resolve().parents[:2]]  # candidates for the run's folder
     configs = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-    config = yaml.safe_load(configs[0].read_text(encoding="utf-8")) if configs else {"data": {"split_hash": "mixed"}}
+    try:
+        config = yaml.safe_load(configs[0].read_text("utf-8")) if configs else {"data": {"split_hash": "mixed"}}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{configs[0]} cannot be read: {' '.join(str(error).split())}") from error
     recorded = config.get("data") if isinstance(config, dict) else None
     return "mixed" if isinstance(recorded, dict) and recorded.get("split_hash") == "mixed" else "crc32"

@@ -16,6 +16,7 @@ from ldm.metrics.noise_loss import NoiseLoss
 from ldm.metrics.provenance import Provenance, text_hash
 from ldm.metrics.reference import Reference
 from ldm.metrics.summary import table
+from ldm.report.groups import settings_of_training
 from ldm.report.runs import Run, read_run
 from ldm.report.sweep import write_sweep
 from ldm.weights.model import open_model
@@ -76,6 +77,7 @@ def result(
             "weights": context.model,
             "fingerprint": context.fingerprint,
             "notes": list(open_model(context.model).notes),
+            "settings": trained["settings"],
         },
         identity=cell.identity,
     ).plain()
@@ -83,13 +85,18 @@ def result(
 
 
 def training_of(path: Path) -> dict[str, Any]:
-    """Reads EMA, steps and seed from a run folder; they are None for other models."""
-    if not path.is_dir():
-        return {"ema": None, "steps": None, "seed": None}
-    run = read_run(path)
+    """Reads EMA, steps, seed and the settings of training from a run folder; they are None for other models."""
+    run = read_run(path) if path.is_dir() else None
+    if run is None or not run.config:
+        return {"ema": None, "steps": None, "seed": None, "settings": None}
     settings = {key.removeprefix("ema."): value for key, value in run.config.items() if key.startswith("ema.")}
     settings.pop("_target_", None)
-    return {"ema": settings or None, "steps": steps_of(run), "seed": run.config.get("seed")}
+    return {
+        "ema": settings or None,
+        "steps": steps_of(run),
+        "seed": run.config.get("seed"),
+        "settings": settings_of_training(run),
+    }
 
 
 def steps_of(run: Run) -> int | None:

@@ -72,7 +72,7 @@ class Provenance:
     validation: dict[str, Any] | None = None  # data of the loss by noise level
     validated: int | None = None  # step of the last validation during training
     sets: dict[str, dict[str, Any]] | None = None  # its sets by name: {"count", "sha256", loss settings}
-    model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes"}
+    model: dict[str, Any] | None = None  # of `ldm evaluate`: {"weights", "fingerprint", "notes", "settings"}
     identity: str | None = None  # of `ldm evaluate`: hash of everything that determines the numbers
     torch: str = torch.__version__
     commit: str | None = field(default_factory=lambda: commit())
@@ -100,6 +100,17 @@ def incomparable(metric: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]
         for key in must_agree(metric)
         if (x := _entry(a, key)) != (y := _entry(b, key))
     ]
+
+
+def measured_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Returns whether two provenances agree in all entries that define measurements and that both have."""
+    pairs = ((_entry(a, key), _entry(b, key)) for key in (*IMAGES, "clip", "validation"))
+    return all(x == y or x is None or y is None for x, y in pairs)
+
+
+def depends_on_noise(metric: str) -> bool:
+    """Returns whether a metric varies with the noise that images are sampled from, besides the weights."""
+    return not metric.startswith("val/") and "prompts.count" in must_agree(metric)
 
 
 def _of_validation(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:

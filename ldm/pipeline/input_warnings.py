@@ -9,20 +9,29 @@ from ldm.pipeline.inputs import ImageRequest, prompt_texts
 from ldm.pipeline.prompt_syntax import parse
 from ldm.pipeline.settings import Settings
 
+HALF = 128  # of a mask: pixels below it are not repainted
 WEB_UI = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|<\w+:[^<>]*>|\(\([^()]*\)\)|\bBREAK\b")  # weights, tags, …
 # What the web UI reads as more than emphasis: [from:to:when], [one|other], AND; and tags without a closing bracket.
 UNSUPPORTED = re.compile(r"(?<!\\)\[[^\[\]]*(?::\s*[\d.]+\s*|\|[^\[\]]*)\]|\bAND\b|<\s*(?:lora|lyco)\b[^<>]*>?")
 
 
 def input_warnings(
-    requests: Sequence[ImageRequest], settings: Settings, encoder: TextEncoder, trained_size: tuple[int, int]
+    requests: Sequence[ImageRequest],
+    settings: Settings,
+    encoder: TextEncoder,
+    trained_size: tuple[int, int],
+    weak: bool = False,
 ) -> list[str]:
-    """Returns each distinct warning once; `trained_size` is the model's own (height, width)."""
+    """Returns each distinct warning once; `trained_size` is the model's own (height, width).
+
+    `weak` says whether a weak model guides in place of the negative prompts.
+    """
     texts, syntax = prompt_texts(requests), list(syntax_warnings(prompt_texts(requests)))
     if settings.prompt_syntax == "a1111":
         syntax = list(unsupported_warnings(texts))
-        texts = ["".join(span.text for section in parse(text) for span in section) for text in texts]
+        texts = [" ".join("".join(span.text for span in section) for section in parse(text)) for text in texts]
     found = [*syntax, *text_warnings(encoder, texts, settings.chunks), *size_warnings(requests, settings.size)]
+    found += [*effect_warnings(requests, weak)]
     if any(request.image is None for request in requests):
         found += area_warnings(settings.size, trained_size)
     return list(dict.fromkeys(found))
@@ -81,6 +90,19 @@ def size_warnings(requests: Sequence[ImageRequest], size: tuple[int, int]) -> It
             yield (
                 f"the mask is {mask.height}x{mask.width}; it was scaled to the size of the image, "
                 f"{image.height}x{image.width}"
+            )
+
+
+def effect_warnings(requests: Sequence[ImageRequest], weak: bool) -> Iterator[str]:
+    """Yields a warning for each negative prompt and each mask that has no effect."""
+    for request in requests:
+        if request.negative and (weak or request.guidance == 1):
+            why = "a weak model takes its place" if weak else "guidance=1 is no guidance"
+            yield f"the negative prompt {shortened(request.negative)} has no effect, because {why}"
+        if request.mask is not None and max(request.mask.convert("L").tobytes()) < HALF:
+            yield (
+                "the mask is white nowhere, so that nothing is repainted: make it white where the image should change "
+                "(its transparent pixels count as black)"
             )
 
 

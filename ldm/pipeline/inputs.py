@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -117,7 +118,15 @@ def image_requests(
 
 def _as_list(given: object) -> Any:
     """Returns a sequence as a list, and anything else, including text, unchanged."""
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else given
+    given = as_python(given)
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        return given
+    return [as_python(value) for value in given]
+
+
+def as_python(value: Any) -> Any:
+    """Returns a number or an array of NumPy or torch as a number or a list of Python's, and anything else unchanged."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
 
 
 def _images(name: str, given: object, channels: int) -> Any:
@@ -125,10 +134,9 @@ def _images(name: str, given: object, channels: int) -> Any:
         return None
     if isinstance(given, Tensor) and given.ndim == 4:
         given = list(given.unbind())
-    values = _as_list(given)
-    if isinstance(values, list):
-        return [_image(name, value, channels) for value in values]
-    return _image(name, values, channels)
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        return [_image(name, value, channels) for value in given]
+    return _image(name, given, channels)
 
 
 def _image(name: str, given: object, channels: int) -> Image.Image:
@@ -142,5 +150,9 @@ def _image(name: str, given: object, channels: int) -> Image.Image:
             given = given.to(torch.uint8) * 255
         if given.dtype == torch.uint8:
             return to_pil(given.expand(3, -1, -1))[0]
-    value = f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+    if isinstance(given, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(given, Tensor) else "NumPy array"
+        value = f"a {given.dtype} {kind} of shape {tuple(given.shape)}"
+    else:
+        value = repr(given)
     raise ValueError(f"the {name} is {value}, but must be a PIL image or a uint8 tensor ({channels}, h, w)")

@@ -123,7 +123,7 @@ class Contents:
             return None
         if self.outdated or added.identity != files:
             raise ValueError(f"{self._source.path}, or a file added to it, has changed since: load it again")
-        tags = tuple((lora.path, lora.weight) for lora in loras)
+        tags = tuple((lora.path, lora.weights) for lora in loras)
         model = self._source.read(replace(added, adapters=added.adapters + tags), torch.device("cpu"))
         self._present = files, loras
         return model

@@ -14,6 +14,7 @@ from typing import Any
 
 from ldm.pipeline.inputs import Between, ImageRequest
 from ldm.pipeline.prompt_syntax import Tag, without_tags
+from ldm.weights.adapters.merging import Weights
 from ldm.weights.storage.opening import open_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
@@ -23,12 +24,21 @@ NEAREST = 3
 
 @dataclass(frozen=True)
 class TaggedLora:
-    """The file that a tag names, and its weight."""
+    """The file that a tag names, and its weights, as in the tag."""
 
     name: str
     path: str
     sha256: str
     weight: float
+    text_weight: float | None = None
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.weight, self.weight if self.text_weight is None else self.text_weight)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class TaggedRequest:
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"lora_tags": [vars(lora) for lora in self.loras]} if self.loras else {}
+        return {"lora_tags": [lora.record for lora in self.loras]} if self.loras else {}
 
 
 class LoraFolder:
@@ -75,7 +85,7 @@ class LoraFolder:
     def tagged(self, tag: Tag) -> TaggedLora:
         """Returns the file that a tag names, or raises as `find` does."""
         file = self.find(tag.name)
-        return TaggedLora(tag.name, str(file), sha256(file), tag.weight)
+        return TaggedLora(tag.name, str(file), sha256(file), tag.weight, tag.text_weight)
 
 
 def read_tags(requests: Sequence[ImageRequest], folder: LoraFolder | None) -> list[TaggedRequest]:

@@ -235,7 +235,9 @@ class Pipeline:
         check_settings(self.networks, settings, batch_size, warn_caller)
         settings, tagged = self._parsed(settings, requests)
         plain = [one.plain for one in tagged]
-        for message in input_warnings(plain, settings, self.text_encoder, self.settings.size):
+        for message in input_warnings(
+            plain, settings, self.text_encoder, self.settings.size, self.networks.weak is not None
+        ):
             warn_caller(message)
 
         def work(batch: list[TaggedRequest], first: int, done: int, batches: int) -> Tensor:

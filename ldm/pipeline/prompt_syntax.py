@@ -25,10 +25,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Tag:
-    """A LoRA that a prompt names: `<lora:name:0.8>`."""
+    """A LoRA that a prompt names: `<lora:name:0.8>`.
+
+    `weight` is that in the denoising network, and in the text encoder unless `text_weight` is another one.
+    """
 
     name: str
     weight: float
+    text_weight: float | None = None
 
 
 Token = tuple[int, float]  # its id and its weight
@@ -37,6 +41,7 @@ Token = tuple[int, float]  # its id and its weight
 def without_tags(prompt: str) -> tuple[str, list[Tag]]:
     """Returns the prompt without its `<lora:name:weight>` tags, and the tags; the default weight is 1.
 
+    Two weights are those in the text encoder and in the denoising network, in this order, or by the names te and unet.
     Raises ValueError for a tag of another kind or a weight that is not a number.
     """
     tags = []
@@ -44,7 +49,7 @@ def without_tags(prompt: str) -> tuple[str, list[Tag]]:
         if kind not in ("lora", "lyco"):
             raise ValueError(f"the prompt has the tag <{kind}:{arguments}>, but only <lora:NAME:WEIGHT> is supported")
         name, *weights = arguments.split(":")
-        tags.append(Tag(name.strip(), _number(weights, f"<{kind}:{arguments}>")))
+        tags.append(Tag(name.strip(), *_weights(weights, f"<{kind}:{arguments}>")))
     return _TAG.sub("", prompt), tags
 
 
@@ -133,12 +138,25 @@ def _sections(pieces: Sequence[tuple[str, float]]) -> list[list[Span]]:
     return sections
 
 
-def _number(weights: Sequence[str], tag: str) -> float:
-    """Returns the weight of a tag, 1 by default."""
+def _weights(given: Sequence[str], tag: str) -> tuple[float, float | None]:
+    """Returns the weight of a tag in the denoising network, and that in the text encoder if it is another one.
+
+    As in the web UI, the weight in the text encoder is 1 by default, and that in the denoising network the same.
+    """
+    placed = [text for text in given if "=" not in text]
+    named = dict(text.split("=", 1) for text in given if "=" in text)
+    text_encoder = named.pop("te", placed[0] if placed else "1")
+    unet = named.pop("unet", placed[1] if len(placed) > 1 else text_encoder)
+    if named or len(placed) > 2 or not (_is_finite(text_encoder) and _is_finite(unet)):
+        raise ValueError(
+            f"the tag {tag} of the prompt has no weights that can be read: write <lora:NAME:0.8>, or "
+            "<lora:NAME:0.5:0.6> for the weights in the text encoder and in the UNet"
+        )
+    return float(unet), None if float(text_encoder) == float(unet) else float(text_encoder)
+
+
+def _is_finite(text: str) -> bool:
     try:
-        (weight,) = map(float, weights or ["1"])
+        return isfinite(float(text))
     except ValueError:
-        raise ValueError(f"the tag {tag} of the prompt has no single weight: write <lora:NAME:0.8>") from None
-    if not isfinite(weight):
-        raise ValueError(f"the weight of the tag {tag} in the prompt must be finite")
-    return weight
+        return False

@@ -6,9 +6,10 @@ from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from ldm.errors import shortened
-from ldm.pipeline.inputs import Between, ImageRequest
+from ldm.pipeline.inputs import Between, ImageRequest, as_python
 from ldm.pipeline.limits import MAX_COUNT, MAX_NUMBER, MAX_PIXELS
 
+NUMBER = f"a number below {MAX_NUMBER:g}"
 COUNT = f"an integer of at most {MAX_COUNT:,}"
 SIZE = f"a height and a width, of at most {MAX_PIXELS:,} pixels together"
 EXPECTED: dict[str, Callable[[Any], bool]] = {
@@ -21,7 +22,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "a name": lambda value: isinstance(value, str),
     COUNT: lambda value: _is_count(value),  # its range is checked where it is used
     "true or false": lambda value: isinstance(value, bool),
-    "a finite number": lambda value: _is_number(value),
+    NUMBER: lambda value: _is_number(value),
     "a mapping of options": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
 }
 TYPES = {
@@ -36,8 +37,8 @@ TYPES = {
     "clip_skip": COUNT,
     "tile": COUNT,
     "fixed_steps": "true or false",
-    "guidance": "a finite number",
-    "guidance_rescale": "a finite number",
+    "guidance": NUMBER,
+    "guidance_rescale": NUMBER,
     "sampler_options": "a mapping of options",
     "spacing_options": "a mapping of options",
     "thresholding_options": "a mapping of options",
@@ -97,7 +98,7 @@ class Settings:
             near = get_close_matches(name := min(unknown), [*known, *PER_IMAGE], n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             raise TypeError(f"there is no setting {name}; {hint}")
-        given = {name: value for name, value in overrides.items() if value is not None}
+        given = {name: as_python(value) for name, value in overrides.items() if value is not None}
         for name in HAVE_OPTIONS:
             if given.get(name, getattr(self, name)) != getattr(self, name):
                 given.setdefault(f"{name}_options", {})

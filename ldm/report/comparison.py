@@ -184,10 +184,19 @@ def not_comparable(pairs: list[GroupPair], groups: list[Group]) -> list[str]:
             by_reasons.setdefault(tuple(pair.reasons), []).append(pair)
     found = []
     for reasons, chosen in by_reasons.items():
-        letters = [groups[i].short for i in sorted({i for pair in chosen for i in (pair.a, pair.b)})]
         titles = listed([metric.title for metric in _metrics(chosen)])
-        found.append(f"{titles} of {listed(letters)} cannot be compared: {'; '.join(reasons)}.")
+        found.append(f"{titles} of {_apart([{pair.a, pair.b} for pair in chosen], groups)}: {'; '.join(reasons)}.")
     return found
+
+
+def _apart(pairs: list[set[int]], groups: list[Group]) -> str:
+    """Says which groups cannot be compared, naming first the one that is in all pairs, if only one is."""
+    every, common = set.union(*pairs), set.intersection(*pairs)
+    names = {i: groups[i].short for i in sorted(every)}
+    if len(common) != 1:
+        return f"{listed([*names.values()])} cannot be compared"
+    (odd,) = common
+    return f"{names.pop(odd)} cannot be compared with those of {listed([*names.values()])}"
 
 
 def _metrics(pairs: list[GroupPair]) -> list[Metric]:

@@ -26,11 +26,11 @@ def coverage(groups: Sequence[Group]) -> str:
 
 
 def _differ(group: Group, key: str) -> bool:
-    """Returns whether the runs of a group differ in an entry of their provenance."""
+    """Returns whether the runs of a group differ in an entry of their provenance, where it is recorded."""
     values = []
     for run in group.runs:
         value = run.provenance
         for part in key.split("."):
             value = (value or {}).get(part)  # type: ignore[assignment]
-        values.append(value)
+        values += [] if value is None else [value]
     return any(value != values[0] for value in values)

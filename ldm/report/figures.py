@@ -281,13 +281,15 @@ def _pareto(
         return None
     costs = [cost for cost, _ in means]
     if max(costs) > 5 * min(costs):
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=(2, 5))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     pareto = front(means, metric.better)
     axes.plot(*zip(*pareto, strict=True), lw=6, color="#888888", alpha=0.3, zorder=0, solid_capstyle="round")
     _legend(axes)
-    left_out = sum(map(bool, comparison.not_comparable[metric.key]))
+    left_out = [g.short for g, why in zip(comparison.groups, comparison.not_comparable[metric.key], strict=True) if why]
     note = "Small dots are single runs. The broad line is the Pareto front of the means."
-    note += f" {left_out} group(s) that are not comparable are left out." if left_out else ""
+    note += f" Left out, because not comparable: {', '.join(left_out)}." if left_out else ""
     key = metric.key.replace("/", "_")
     return Plot(f"{key}_by_{name}", f"{metric.title} against {label}", note, figure)
 

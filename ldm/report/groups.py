@@ -1,10 +1,13 @@
-"""Groups runs that differ only in their seed, and finds the settings in which the groups differ."""
+"""Groups runs that differ only in their seeds, and finds the settings in which the groups differ."""
 
 import json
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from ldm.metrics.provenance import depends_on_noise, measured_alike
 from ldm.report.runs import Run
 
 # Settings that do not affect the results: where they are stored, and what is shown during the run.
@@ -13,12 +16,18 @@ NEUTRAL = (
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
     *("data.latent_store", "data.module.train.store"),
 )
+SAMPLING = (
+    "sampler.",
+    "guidance.",
+    "training.sampling.",
+)  # what a run samples with, unless an evaluation says otherwise
+EVALUATION = "evaluation."  # settings of the evaluation; the provenance records what they change
 ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in the seed of training, or in that of the noise of their evaluation."""
 
     letter: str
     label: str  # the values of the settings that differ, or the folder of the only run
@@ -33,40 +42,72 @@ class Group:
         """The letter, or the label of the only group."""
         return self.letter or self.label
 
-    def values(self, metric: str) -> dict[int | None, float]:
-        """Returns the metric by seed; of two runs with the same seed, the first counts."""
-        by_seed: dict[int | None, float] = {}
-        for run in self.runs:
-            if metric in run.metrics:
-                by_seed.setdefault(run.seed, run.metrics[metric])
-        return by_seed
+    def values(self, metric: str) -> dict[Hashable, float]:
+        """Returns the metric by the seed of training or, if all runs have the same, by the noise of the evaluation.
+
+        Values of one seed are averaged. A metric that does not depend on the noise is no repetition of itself.
+        """
+        measured = [run for run in self.runs if metric in run.metrics]
+        same = len({run.trained_seed for run in measured}) == 1 and any(run.noise is not None for run in measured)
+        by_seed: dict[Hashable, list[float]] = defaultdict(list)
+        for run in measured:
+            seed = ("noise", run.noise) if same and depends_on_noise(metric) else run.trained_seed
+            by_seed[seed].append(run.metrics[metric])
+        return {seed: fmean(values) for seed, values in by_seed.items()}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting with its value in each group; `also` lists longer keys that repeat it."""
+    """A setting with its value in each group; `also` lists longer keys that repeat it.
+
+    `shared` says whether each group has settings of this section, which evaluations and runs do not record alike.
+    """
 
     key: str
     values: list[str]
     also: list[str]
+    shared: bool = True
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether groups differ in the value, rather than in what they record."""
+        return self.shared or len({*self.values} - {ABSENT}) > 1
 
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
-    """Groups the runs that have settings or metrics, in the order given, and finds how the groups' settings differ."""
+    """Groups the runs that have settings or metrics, in the order given, and finds how the groups' settings differ.
+
+    Runs of one group have the same settings, except for seeds and those of the evaluation, and were measured alike.
+    """
     runs = [run for run in runs if run.config or run.metrics]
     settings = _decisive(runs)
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, decisive in enumerate(settings):
-        members[json.dumps(decisive, sort_keys=True, default=str)].append(index)
-    differences = _differences([settings[indices[0]] for indices in members.values()])
+    members = _members(runs, settings)
+    differences = _differences([settings[indices[0]] for indices in members])
     groups = []
-    for position, indices in enumerate(members.values()):
+    for position, indices in enumerate(members):
         chosen = sorted((runs[i] for i in indices), key=lambda run: (run.seed is None, run.seed))
         label = label_of(differences, position) or chosen[0].path.name
         if not differences and len(chosen) > 1:
             label += f" and {len(chosen) - 1} more"
         groups.append(Group(_letters(position) if len(members) > 1 else "", label, chosen))
     return groups, differences
+
+
+def _members(runs: list[Run], settings: list[dict[str, Any]]) -> list[list[int]]:
+    """Returns the positions of the runs of each group."""
+    members: list[list[int]] = []
+    alike: dict[str, list[list[int]]] = defaultdict(list)  # the groups with the same settings
+    for index, config in enumerate(settings):
+        training = {key: value for key, value in config.items() if not key.startswith(EVALUATION)}
+        candidates = alike[json.dumps(training, sort_keys=True, default=str)]
+        for group in candidates:
+            if all(measured_alike(runs[i].provenance, runs[index].provenance) for i in group):
+                group.append(index)
+                break
+        else:
+            candidates.append([index])
+            members.append(candidates[-1])
+    return members
 
 
 def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
@@ -76,6 +117,12 @@ def decisive(config: dict[str, Any], folder: str = "RUN") -> dict[str, Any]:
         for key, value in config.items()
         if not key.startswith(NEUTRAL)
     }
+
+
+def settings_of_training(run: Run) -> dict[str, Any]:
+    """Returns the settings that the weights of a run depend on."""
+    settings = decisive(run.config, str(run.config.get("run_dir", run.path)))
+    return {key: value for key, value in settings.items() if not key.startswith((*SAMPLING, EVALUATION))}
 
 
 def _decisive(runs: list[Run]) -> list[dict[str, Any]]:
@@ -98,10 +145,11 @@ def _differences(settings: list[dict[str, Any]]) -> list[Difference]:
         values = tuple(_text(config[key]) if key in config else ABSENT for config in settings)
         if len(set(values)) > 1:
             rows[(key.rpartition(".")[2], *values)].append(key)
+    shared = set.intersection(*({_section(key) for key in config} for config in settings)) if settings else set()
     differences = []
     for (_, *row), keys in rows.items():
         first, *rest = sorted(keys, key=lambda key: (key.count("."), len(key)))
-        differences.append(Difference(_short(first), row, rest))
+        differences.append(Difference(_short(first), row, rest, _section(first) in shared))
     return sorted(differences, key=lambda difference: difference.key.count("."))
 
 
@@ -109,6 +157,10 @@ def _short(key: str) -> str:
     """Shortens schedule._target_ to schedule, and prediction.name to prediction."""
     head, _, leaf = key.rpartition(".")
     return head if head and leaf in ("_target_", "name") else key
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _text(value: Any) -> str:
@@ -119,7 +171,8 @@ def _text(value: Any) -> str:
 def label_of(differences: list[Difference], position: int, most: int = 60) -> str:
     """Returns a group's values of the settings that differ, cut off after about `most` characters.
 
-    Subordinate settings are included only if the groups cannot be distinguished without them.
+    Subordinate settings, and those that some groups do not record, are included only if the groups cannot be
+    distinguished without them.
     """
     return _joined(_distinguishing(differences), position, most)
 
@@ -138,10 +191,10 @@ def _joined(differences: list[Difference], position: int, most: int) -> str:
 
 
 def described(differences: list[Difference], position: int) -> str:
-    """Returns all of a group's settings that differ, without the subordinate ones and those of the evaluation, which
-    are included only if the groups cannot be distinguished without them."""
-    trained = [d for d in differences if d.key.split(".")[0] != "evaluation"]
-    return _joined(_completed(_superior(trained), differences), position, most=10_000)
+    """Returns all of a group's settings that differ, without the subordinate ones, those of the evaluation and those
+    that some groups do not record, which are included only if the groups cannot be distinguished without them."""
+    chosen = [d for d in differences if _section(d.key) != "evaluation" and d.is_choice]
+    return _joined(_completed(_superior(chosen), differences), position, most=10_000)
 
 
 def _distinct(differences: list[Difference]) -> int:
@@ -150,8 +203,9 @@ def _distinct(differences: list[Difference]) -> int:
 
 
 def _distinguishing(differences: list[Difference]) -> list[Difference]:
-    """Leaves out subordinate settings, such as schedule.offset if the schedule differs, if all groups stay distinct."""
-    return _completed(_superior(differences), differences)
+    """Leaves out subordinate settings, such as schedule.offset if the schedule differs, and those that some groups do
+    not record, if all groups stay distinct."""
+    return _completed(_superior([d for d in differences if d.is_choice]), differences)
 
 
 def _superior(differences: list[Difference]) -> list[Difference]:

@@ -10,7 +10,7 @@ from string import Template
 from ldm.metrics.sample_sizes import MIN_IMAGES, MIN_SEEDS
 from ldm.report.comparison import Comparison, GroupPair, listed
 from ldm.report.figures import COLORS, Plot
-from ldm.report.groups import described
+from ldm.report.groups import Group, described
 from ldm.report.images import Row
 from ldm.report.metric import ARROWS, Metric
 from ldm.report.runs import Run
@@ -97,11 +97,17 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
     """Returns each group's letter, and its settings that differ with its seeds."""
     lines = []
     for index, group in enumerate(comparison.groups):
-        seeds = [str(run.seed) for run in group.runs if run.seed is not None]
-        about = [described(comparison.differences, index) if group.letter else ""]
-        about += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
+        about = [described(comparison.differences, index) if group.letter else "", _seeds(group)]
         lines.append((group.short, "; ".join(text for text in about if text)))
     return lines
+
+
+def _seeds(group: Group) -> str:
+    """Returns the seeds of a group's runs and, if their evaluations differ in it, the seeds of the noise."""
+    seeds = list(dict.fromkeys(str(run.seed) for run in group.runs if run.seed is not None))
+    noises = list(dict.fromkeys(str(run.noise) for run in group.runs if run.noise is not None))
+    texts = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
+    return "; ".join(texts + ([f"noise {', '.join(noises)}"] if len(noises) > 1 and noises != seeds else []))
 
 
 def conclusions(comparison: Comparison) -> list[str]:
@@ -156,7 +162,8 @@ def _sentences(comparison: Comparison) -> list[str]:
     if comparison.sentences:
         return comparison.sentences
     if len(comparison.groups) == 1:
-        return ["These runs differ only in their seed: there is nothing to compare."]
+        one = len(comparison.groups[0].runs) == 1
+        return [f"{'This is one run' if one else 'These runs differ only in their seed'}: there is nothing to compare."]
     return ["No two of these groups of runs have a metric in common that can be ranked."]
 
 

@@ -61,6 +61,19 @@ class Run:
         return int(seed) if seed is not None else None
 
     @property
+    def trained_seed(self) -> int | None:
+        """The seed of training, which for an evaluation in a sweep is not `seed`."""
+        return self.provenance.get("seed", self.seed)
+
+    @property
+    def noise(self) -> int | None:
+        """The number of evaluations before this one, whose images used up the lower noise seeds; None if unknown."""
+        prompts = self.provenance.get("prompts")
+        if not isinstance(prompts, dict) or not prompts.get("seeds") or not prompts.get("count"):
+            return None
+        return int(prompts["seeds"][0]) // int(prompts["count"])
+
+    @property
     def batch(self) -> int:
         """Images per optimizer step over all ranks; 1 if unknown.
 
@@ -89,11 +102,11 @@ def read_runs(path: str | Path) -> list[Run]:
     """Reads the run at a path, or all evaluations of a sweep of `ldm evaluate`, whose seed is that of the noise."""
     file = Path(path)
     reports = _sweep(file) if file.is_file() else []
-    runs = [_from_report(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
-    return [replace(run, config=run.config | {"seed": _noise_seed(run)}) for run in runs] or [read_run(path)]
+    runs = [_evaluation(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
+    return [replace(run, config=run.config | {"seed": run.noise}) for run in runs] or [read_run(path)]
 
 
-def _sweep(file: Path) -> list[dict[str, Any]]:
+def _sweep(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):  # `read_run` reports them
@@ -102,17 +115,13 @@ def _sweep(file: Path) -> list[dict[str, Any]]:
     return reports if isinstance(reports, list) else []
 
 
-def _noise_seed(run: Run) -> int:
-    """Returns the number of evaluations before this one, whose images used up the lower noise seeds."""
-    prompts = run.provenance["prompts"]
-    return int(prompts["seeds"][0]) // int(prompts["count"])
-
-
 def read_run(path: str | Path) -> Run:
     """Reads a run's folder, or a JSON file of metrics with their provenance. Raises FileNotFoundError."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"run {path} not found; give the folder of a run, as train.py printed it")
+        raise FileNotFoundError(
+            f"run {path} not found; give the folder of a run, as train.py printed it, or a file of ldm evaluate"
+        )
     if path.is_file():
         return _evaluation(path)
     config_file, metrics_file = path / "config.yaml", path / "metrics.json"
@@ -135,18 +144,27 @@ def read_run(path: str | Path) -> Run:
     return Run(path, state, note, config, scalars=scalars, host=elsewhere, **numbers)
 
 
-def _evaluation(path: Path) -> Run:
+def _evaluation(path: Path, report: Any = None) -> Run:
+    """Makes a run of a file with a report of metrics, or of one of the reports in it."""
     try:
-        return _from_report(path, _report(path))
+        return _from_report(path, _report(path) if report is None else _with_parts(report, path.name))
     except ValueError as error:
         return Run(path, "damaged", str(error))
 
 
 def _from_report(path: Path, report: dict[str, Any]) -> Run:
-    """Makes a run of a report of metrics, with the model and the sampling settings as its settings."""
+    """Makes a run of a report of metrics.
+
+    Its settings are those of sampling, and those that the model was trained with or, if they are not recorded, the
+    model itself, so that models which differ only in their seed are recognised.
+    """
     numbers = _numbers(report)
-    kept = {key: numbers["provenance"].get(key) for key in ("model", "sampling", "ema", "seed")}
-    return Run(path, "finished", config=flatten({k: v for k, v in kept.items() if v is not None}), **numbers)
+    about, model = numbers["provenance"], numbers["provenance"].get("model")
+    trained = model.get("settings") if isinstance(model, dict) else None
+    kept = {key: about.get(key) for key in ("sampling", "ema", "seed")}
+    kept |= {"model": model} if trained is None else {"trained": {"steps": about.get("steps")}}
+    config = flatten(trained or {}) | flatten({k: v for k, v in kept.items() if v is not None})
+    return Run(path, "finished", config=config, **numbers)
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -178,9 +196,21 @@ def _report(file: Path) -> dict[str, Any]:
         report = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
+    return _with_parts(report, file.name)
+
+
+def _with_parts(report: Any, name: str) -> dict[str, Any]:
+    """Checks the parts of a report. Raises ValueError if one is missing or has the wrong type."""
     parts = [report.get(part) for part in ("metrics", "provenance")] if isinstance(report, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{file.name} contains no metrics with their provenance")
+        raise ValueError(f"{name} contains no metrics with their provenance")
+    about = report["provenance"]
+    prompts = about.get("prompts") or {}
+    seeds = prompts.get("seeds") if isinstance(prompts, dict) else None
+    dicts = [about.get(part) for part in ("prompts", "reference", "sampling", "model", "validation", "sets")]
+    numbers = [about.get("seed"), *(seeds if isinstance(seeds, list) else [])]
+    if not all(isinstance(part, dict | None) for part in dicts) or not all(n is None or is_number(n) for n in numbers):
+        raise ValueError(f"{name} contains metrics with an invalid provenance")
     return dict(report)
 
 

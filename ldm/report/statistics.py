@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
@@ -36,7 +36,7 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(statistics.fmean(values), half, n)
 
 
-def contrast(a: Mapping[int | None, float], b: Mapping[int | None, float]) -> Contrast:
+def contrast(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Contrast:
     """Compares values by seed: paired if at least two seeds are common, over those, otherwise by Welch's test."""
     common = [seed for seed in a if seed in b and seed is not None]
     if len(common) > 1:

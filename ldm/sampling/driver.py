@@ -93,11 +93,12 @@ def _check_finite(sums: list[Tensor], grid: Grid) -> None:
     step = finite.index(False)
     point = grid.points[step]
     cause = (
-        "eps-prediction divides by alpha, which is 0 there, so use prediction v or flow"
+        "eps-prediction divides by alpha, which is 0 there, so use prediction v or flow; with these the network"
         if point.alpha == 0
-        else "the network most likely overflowed, so try float32 or a lower guidance scale"
+        else "the network"
     )
     raise FloatingPointError(
         f"the state is no longer finite after step {step + 1} of {len(grid.points) - 1} "
-        f"(time {point.time:g}, sigma {point.sigma:.4g}): {cause}"
+        f"(time {point.time:g}, sigma {point.sigma:.4g}): {cause} most likely overflowed, so try float32, a lower "
+        "guidance scale, or lower weights of words"
     )

@@ -72,7 +72,7 @@ CALL: dict[str, Same | Instead] = {
     "init_image": Same("image"),
     "eta": Instead('sampler_options={"eta": …}, with a sampler that has this option, such as sampler="ddim"'),
     "generator": Instead('seeds=SEED, with noise="diffusers" for the noise of torch.Generator().manual_seed(SEED)'),
-    "num_images_per_prompt": Instead("a list with the prompt repeated, such as [prompt] * 4"),
+    **dict.fromkeys(("num_images_per_prompt", "n"), Instead("a list with the prompt repeated, such as [prompt] * 4")),
     "output_type": Instead("no such argument: the result has .images, a tensor, and .pil, a list of PIL images"),
     "return_dict": Instead("no such argument: the result has .images, a tensor, and .pil, a list of PIL images"),
     "callback_on_step_end": Instead("on_step=FUNCTION or on_estimate=FUNCTION"),

@@ -1,8 +1,16 @@
 import pytest
 from PIL import Image
 
-from ldm.pipeline.input_warnings import area_warnings, size_warnings, unsupported_warnings
+from ldm.pipeline.input_warnings import (
+    area_warnings,
+    effect_warnings,
+    input_warnings,
+    size_warnings,
+    unsupported_warnings,
+)
 from ldm.pipeline.inputs import ImageRequest
+from ldm.pipeline.settings import Settings
+from tests.tiny import tiny_text_encoder
 
 
 def request(image: tuple[int, int], mask: tuple[int, int] | None = None) -> ImageRequest:
@@ -37,3 +45,28 @@ def test_supported_syntax_of_the_web_ui_gets_no_warning() -> None:
     assert not [
         *unsupported_warnings(["[cat], [[a (dog:1.2)]] BREAK and x: 5", r"\[cat|dog\]", "SAND | (a:1.2) 1 < 2"])
     ]
+
+
+def test_words_on_both_sides_of_a_break_are_not_taken_for_one() -> None:
+    settings = Settings(size=(64, 64), prompt_syntax="a1111", chunks=2)
+    given = ImageRequest("a red circle BREAK a blue square", "", 0, 2.0)
+    assert input_warnings([given], settings, tiny_text_encoder(), (64, 64)) == []
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weak", "why"),
+    [(1.0, False, "guidance=1 is no guidance"), (2.0, True, "a weak model takes its place")],
+)
+def test_a_negative_prompt_without_an_effect_gets_a_warning(guidance: float, weak: bool, why: str) -> None:
+    (warning,) = effect_warnings([ImageRequest("a", "blue", 0, guidance), ImageRequest("a", "", 0, guidance)], weak)
+    assert warning == f"the negative prompt 'blue' has no effect, because {why}"
+    assert not [*effect_warnings([ImageRequest("a", "blue", 0, 2.0)], weak=False)]
+
+
+def test_a_mask_that_repaints_nothing_gets_a_warning() -> None:
+    dim, half = (
+        ImageRequest("a", "", 0, 2.0, Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (level,) * 3))
+        for level in (127, 128)
+    )
+    (warning,) = effect_warnings([dim, half], weak=False)
+    assert warning.startswith("the mask is white nowhere")

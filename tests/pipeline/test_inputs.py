@@ -1,5 +1,7 @@
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +31,12 @@ def test_images_may_be_tensors_or_pil_images() -> None:
     assert shared[0].image is shared[1].image and shared[1].mask.convert("L").getextrema() == (255, 255)
 
 
+@pytest.mark.parametrize("seeds", [np.array([3, 5]), torch.tensor([3, 5]), [np.int64(3), torch.tensor(5)]])
+def test_numbers_of_numpy_and_torch_become_numbers_of_python(seeds: Any) -> None:
+    requests = image_requests("a", "", seeds, np.float32(1.5))
+    assert json.dumps([[request.seed, request.guidance] for request in requests]) == "[[3, 1.5], [5, 1.5]]"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -44,6 +52,7 @@ def test_images_may_be_tensors_or_pil_images() -> None:
         ({"guidance": float("nan")}, "a guidance scale is nan, but must be a finite number"),
         ({"guidance": "high"}, "a guidance scale is 'high'"),
         ({"image": "cat.png"}, r"the image is 'cat.png', but must be a PIL image or a uint8 tensor \(3, h, w\)"),
+        ({"image": np.zeros((9, 99, 3), np.uint8)}, r"is a uint8 NumPy array of shape \(9, 99, 3\), but must"),
         ({"image": [None]}, "the image is None, but must be a PIL image"),
         ({"image": torch.zeros(3, 4, 4)}, r"the image is a torch.float32 tensor of shape \(3, 4, 4\)"),
         ({"image": PIXELS, "prompts": ["a"]}, "there are 1 prompts, 2 images"),

@@ -81,6 +81,17 @@ def test_tags_give_the_images_of_the_same_files_as_adapters(folder: Path, loaded
     assert torch.equal(result.images, expected.images)
 
 
+def test_two_weights_of_a_tag_are_those_of_the_text_encoder_and_the_unet(folder: Path, loaded: Pipeline) -> None:
+    both, plain = (Pipeline.load(str(folder / "unet.safetensors"), "cpu") for _ in range(2))
+    both.use([(folder / "loras" / "style" / "both.safetensors", 0.5)])
+    result = sampled(loaded, "red <lora:both:0:0.5>", steps=1)
+    assert torch.equal(result.images, sampled(loaded, "red <lora:both:te=0:unet=0.5>", steps=1).images)
+    assert all(map(torch.equal, loaded.text_encoder.parameters(), plain.text_encoder.parameters()))
+    assert all(map(torch.equal, loaded.backbone.parameters(), both.backbone.parameters()))
+    (tag,) = result.settings[0]["lora_tags"]
+    assert tag["weight"] == 0.5 and tag["text_weight"] == 0
+
+
 def test_a_tag_is_added_to_the_adapters_of_the_pipeline(folder: Path) -> None:
     model, ink = str(folder / "unet.safetensors"), folder / "loras" / "ink.safetensors"
     pipeline = Pipeline.load(model, "cpu", adapters=[(ink, 0.25)], lora_dir=folder / "loras")

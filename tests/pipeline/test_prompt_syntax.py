@@ -108,7 +108,33 @@ def test_tags_are_removed_from_the_prompt() -> None:
     assert without_tags("1 < 2 > 0") == ("1 < 2 > 0", [])
 
 
-@pytest.mark.parametrize("tag", ["<lora:x:y>", "<lora:x:nan>", "<lora:x:1:2>", "<hypernet:x:1>"])
+@pytest.mark.parametrize(
+    ("weights", "unet", "text"),
+    [
+        (":0.5:0.6", 0.6, 0.5),
+        (":te=0.5:unet=0.6", 0.6, 0.5),
+        (":unet=0.6:te=0.5", 0.6, 0.5),
+        (":0.5:unet=0.6", 0.6, 0.5),
+        (":unet=0.6", 0.6, 1.0),
+        (":te=0.5", 0.5, None),
+        (":0.5:0.5", 0.5, None),
+    ],
+)
+def test_a_tag_weighs_text_encoder_and_unet_as_the_web_ui_does(weights: str, unet: float, text: float | None) -> None:
+    assert without_tags(f"<lora:x{weights}>") == ("", [Tag("x", unet, text)])
+
+
+@pytest.mark.parametrize(
+    "tag", ["<lora:x:y>", "<lora:x:nan>", "<lora:x:>", "<lora:x:1:inf>", "<lora:x:1:2:3>", "<lora:x:1:dyn=4>"]
+)
+def test_weights_that_cannot_be_read_are_refused_with_what_to_write(tag: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"the tag {tag} of the prompt .* write <lora:NAME:0.8>, or <lora:NAME:0.5:0.6>"
+    ):
+        without_tags(f"a cat {tag}")
+
+
+@pytest.mark.parametrize("tag", ["<hypernet:x:1>"])
 def test_a_tag_that_cannot_be_honoured_is_refused(tag: str) -> None:
     with pytest.raises(ValueError, match="the prompt"):
         without_tags(f"a cat {tag}")

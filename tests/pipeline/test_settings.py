@@ -1,6 +1,7 @@
 from dataclasses import fields
 from inspect import signature
 
+import numpy as np
 import pytest
 
 from ldm.pipeline.pipeline import Pipeline
@@ -19,6 +20,16 @@ def test_a_call_may_override_every_setting() -> None:
 def test_an_unknown_setting_is_refused_even_if_its_value_is_none() -> None:
     with pytest.raises(TypeError, match="there is no setting colour; choose from size, sampler, "):
         Settings(size=(64, 64)).overridden({"steps": 3, "colour": None})
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers() -> None:
+    settings = Settings(size=(64, 64)).overridden({"steps": np.int64(3), "size": np.array([64, 32])})
+    assert type(settings.steps) is int and settings.size == [64, 32]
+
+
+def test_a_number_that_is_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"guidance is 1e\+30, but must be a number below 1e\+30"):
+        Settings(size=(64, 64), guidance=1e30)
 
 
 @pytest.mark.parametrize(("given", "meant"), [("stpes", "steps"), ("guidence", "guidance"), ("sede", "seeds")])

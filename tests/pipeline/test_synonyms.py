@@ -32,7 +32,7 @@ def test_a_height_alone_keeps_the_width_of_the_model(pipeline: Pipeline) -> None
         assert pipeline("red", height=2 * height).images.shape[2:] == (2 * height, width)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("name", ["generator", "output_type", "num_images_per_prompt", "eta"])
+@pytest.mark.parametrize("name", ["generator", "output_type", "num_images_per_prompt", "n", "eta"])
 def test_arguments_of_diffusers_without_a_counterpart_are_refused(pipeline: Pipeline, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is not a setting: give "):
         pipeline("red", **{name: 1})

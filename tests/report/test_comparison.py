@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from ldm.report.comparison import Comparison, compare, plain
-from ldm.report.runs import read_run
+from ldm.report.runs import Run, read_run, read_runs
 from ldm.report.statistics import holm
-from tests.report.run_folders import write_run
+from tests.report.run_folders import PROVENANCE, write_run
 
 FLOW, COSINE = "A", "B"
 
@@ -120,14 +120,40 @@ def test_metrics_of_different_reference_images_are_not_compared(tmp_path: Path) 
     assert found.not_comparable["fid"] == [[], ["reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)"]]
 
 
-def test_seeds_that_were_measured_differently_are_marked(tmp_path: Path) -> None:
+def test_seeds_that_were_measured_differently_are_not_averaged(tmp_path: Path) -> None:
     other = {"count": 100, "sha256": "c" * 64}
     runs = [
         write_run(tmp_path / "1", 1, metrics={"fid": 3.0}),
         write_run(tmp_path / "2", 2, metrics={"fid": 9.0}, provenance={"prompts": other}),
     ]
     found = compare([read_run(run) for run in runs])
-    assert found.not_comparable["fid"] == [["numbers of generated images differ (512 and 100)"]]
+    assert [mean.value for mean in found.means["fid"] if mean] == [3.0, 9.0]
+    assert found.not_comparable["fid"] == [[], ["numbers of generated images differ (512 and 100)"]]
+
+
+def noises(path: Path, fingerprint: str, fids: list[float], error: float) -> list[Run]:
+    """Writes evaluations of one model with different noise, as separate files, and reads them."""
+    found = []
+    for noise, fid in enumerate(fids):
+        prompts = PROVENANCE["prompts"] | {"seeds": [noise * 512, noise * 512 + 511]}
+        about = PROVENANCE | {"seed": 3, "prompts": prompts, "model": {"fingerprint": fingerprint}}
+        about["validation"] = {"count": 128}
+        file = path / f"{fingerprint}{noise}.json"
+        file.write_text(json.dumps({"metrics": {"fid": fid, "noise_loss": error}, "provenance": about}))
+        found += read_runs(file)
+    return found
+
+
+def test_evaluations_with_other_noise_are_repetitions_of_what_depends_on_it(tmp_path: Path) -> None:
+    runs = [*noises(tmp_path, "a", [1.0, 1.2, 1.1], 0.5), *noises(tmp_path, "b", [2.0, 2.1, 2.2], 0.4)]
+    found = compare(runs)
+    fid, error = (found.means[metric][0] for metric in ("fid", "noise_loss"))
+    assert fid is not None and error is not None
+    assert (fid.value, fid.count) == (pytest.approx(1.1), 3) and (error.value, error.count) == (0.5, 1)
+    assert found.sentences == [
+        "A beats B by 1.00 ± 0.25 FID, 3 seeds, 512 images, p = 0.0033.",
+        "Too little to claim a difference in x0 error over noise levels: 1 seed of at least 3.",
+    ]
 
 
 def test_p_values_are_adjusted_for_the_pairs(tmp_path: Path) -> None:
@@ -162,7 +188,7 @@ def test_metrics_that_show_nothing_share_one_sentence_for_each_cause(tmp_path: P
     reason = "reference images differ (bbbbbbbbbbbb and eeeeeeeeeeee)"
     assert compare([read_run(run) for run in runs]).sentences == [
         "Too little to claim a difference in FID, KID and recall: 1 seed of at least 3 and 8 images of at least 100.",
-        f"FID, KID and recall of A, C and D cannot be compared: {reason}.",
+        f"FID, KID and recall of A cannot be compared with those of C and D: {reason}.",
     ]
 
 

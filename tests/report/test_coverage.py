@@ -31,3 +31,8 @@ def test_an_interval_covers_the_seeds_that_differ_between_runs(seeds: list[tuple
 def test_runs_without_generated_images_differ_in_their_training() -> None:
     runs = [Run(Path(str(seed)), "finished", provenance={"seed": seed, "prompts": None}) for seed in range(3)]
     assert coverage([Group("A", "a", runs), Group("B", "b", runs[:1])]) == TRAINING
+
+
+def test_a_run_that_was_never_evaluated_has_no_other_noise() -> None:
+    runs = [Run(Path(str(seed)), "finished", provenance=about(seed, 0)) for seed in range(2)]
+    assert coverage([Group("", "a", [*runs, Run(Path("2"), "finished", provenance={"seed": 2})])]) == TRAINING

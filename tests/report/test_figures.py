@@ -85,3 +85,18 @@ def test_only_files_name_the_groups_below_the_means(tmp_path: Path) -> None:
     ]
     page, file = chart.svg(), rendered([chart])["means.svg"]
     assert len(page) < len(file) and chart.figure.legends[0].get_visible()
+
+
+def test_costs_on_a_logarithmic_axis_are_plain_numbers_and_groups_left_out_are_named(tmp_path: Path) -> None:
+    other = {"reference": {"count": 2048, "sha256": "e" * 64}}
+    runs = [
+        write_run(tmp_path / name, 0, name, {"fid": 9.0, "sampling_seconds": seconds}, about, curves=False)
+        for name, seconds, about in (("Flow", 51.2, {}), ("Cosine", 409.6, {}), ("Linear", 51.2, other))
+    ]
+    *_, plot = plots(compare([read_run(run) for run in runs]))
+    assert plot.note.endswith("Left out, because not comparable: C.")
+    ((axes,), (low, high)) = plot.figure.axes, plot.figure.axes[0].get_xlim()
+    plot.svg()  # draws it
+    texts = [tick.label1.get_text() for tick in axes.xaxis.get_minor_ticks() + axes.xaxis.get_major_ticks()]
+    shown = sorted(float(text) for text in texts if text and low <= float(text) <= high)
+    assert shown == [0.1, 0.2, 0.5]

@@ -3,12 +3,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from ldm.files import LOCK
-from ldm.report.runs import Curve, read_run, read_scalars
+from ldm.report.runs import Curve, read_run, read_runs, read_scalars
 from tests.report.run_folders import PROVENANCE, write_run
 
 
@@ -63,6 +64,25 @@ def test_folders_without_a_run_or_with_corrupt_files_are_recognised(tmp_path: Pa
     assert "contains no metrics" in read_run(folder).note
     with pytest.raises(FileNotFoundError, match=r"run \S+ not found"):
         read_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("report", "note"),
+    [
+        ({"provenance": {"prompts": "a"}}, "an invalid provenance"),
+        ({"provenance": {"seed": "a"}}, "an invalid provenance"),
+        ({"provenance": {"prompts": {"count": 1, "seeds": ["a"]}}}, "an invalid provenance"),
+        ({"curves": {"noise_loss": [1]}}, "no levels and values"),
+        ({"curves": {"noise_loss": {"log_snr": [1], "mean": [1, 2]}}}, "different numbers of them"),
+        (3, "no metrics with their provenance"),
+    ],
+)
+def test_an_evaluation_with_contents_of_the_wrong_type_is_damaged(tmp_path: Path, report: Any, note: str) -> None:
+    report = {"metrics": {"fid": 1.0}, "provenance": {}} | report if isinstance(report, dict) else report
+    (tmp_path / "one.json").write_text(json.dumps(report))
+    (tmp_path / "sweep.json").write_text(json.dumps({"evaluations": [report]}))
+    for run in (*read_runs(tmp_path / "one.json"), *read_runs(tmp_path / "sweep.json")):
+        assert run.state == "damaged" and note in run.note
 
 
 def test_the_json_file_of_an_evaluation_is_read_as_a_run(tmp_path: Path) -> None:

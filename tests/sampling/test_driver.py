@@ -120,7 +120,8 @@ def test_the_error_names_eps_prediction_from_pure_noise_as_the_cause():
     denoiser = Denoiser(lambda x, *_: x / 2, flow, Prediction("eps"))
     context = torch.zeros(4, 1, 1)
     with pytest.raises(
-        FloatingPointError, match=r"step 1 of 4 .*divides by alpha, which is 0 there, so use prediction v or flow"
+        FloatingPointError,
+        match=r"step 1 of 4 .*: eps-prediction divides by alpha, which is 0 there, so .* the network most likely over",
     ):
         sample(euler, lambda x, t: denoiser(x, t, context), X, Grid.of(flow, trailing(flow, 4)))
 

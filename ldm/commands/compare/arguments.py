@@ -10,9 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare runs: means over seeds with 95 % intervals, differences with p-values, curves, and images of the same "
         "prompt and noise side by side. Runs that differ only in their seed form one group; values that were measured "
-        f"differently are marked, and no difference is claimed below {MIN_SEEDS} seeds per group and {MIN_IMAGES} "
-        "images. Writes report.html (self-contained, readable offline), report.md and report.json. Overwrites the "
-        "files of an earlier comparison, unless they were changed since."
+        "differently are marked and never averaged, and no difference is claimed below "
+        f"{MIN_SEEDS} seeds per group and {MIN_IMAGES} images. Writes report.html (self-contained, readable offline), "
+        "report.md and report.json. Overwrites the files of an earlier comparison, unless they were changed since."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a JSON file of `ldm evaluate`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write to")

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     }
     write([(args.out, {name: text.encode() for name, text in report.items()}), (args.figures, rendered(figures))])
     for name, text in legend(comparison):
-        print(f"{name}: {text}")
+        print(f"{name}: {text}" if text else name)
     for text in conclusions(comparison):
         print(text)
     if comparison.coverage:

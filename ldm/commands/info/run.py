@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from ldm.commands.train.consistency import disagreements
 from ldm.diffusion.prediction import Prediction
@@ -18,7 +19,10 @@ def contradictions_in(run: Path, model: dict[str, Any]) -> list[str]:
     Nothing in the config is instantiated. Raises ValueError for invalid settings of the weighting.
     """
     file = run / "config.yaml"
-    config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except YAMLError as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     schedule, prediction = from_config(model["schedule"]), Prediction(model["prediction"])
     setup = Setup(schedule, prediction, time=model["time"], sampling=model["sampling"], **_trained(config, file))
     return [*contradictions(setup), *disagreements(config)]

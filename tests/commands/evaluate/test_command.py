@@ -15,9 +15,10 @@ from ldm.commands.evaluate import command as evaluate
 from ldm.commands.evaluate.arguments import SWEPT
 from ldm.evaluation.result import training_of
 from ldm.image import save_png, to_pil
+from ldm.report.groups import group_runs
 from ldm.report.runs import read_runs
 from tests.data.tars import samples, write_tar
-from tests.report.run_folders import write_run
+from tests.report.run_folders import PROVENANCE, write_run
 from tests.tiny import save_tiny_model
 
 WORDS = ("red circle", "blue square", "white square", "blue circle", "red square")
@@ -67,6 +68,21 @@ def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir()
     torch.save({"state_dict": {}, "global_step": 7}, run / "checkpoints" / "last.ckpt")  # the file with the weights
     assert training_of(run)["steps"] == 7
+
+
+def test_evaluations_of_models_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
+    files = []
+    for schedule, seed in (("Flow", 0), ("Flow", 1), ("Cosine", 0)):
+        trained = training_of(write_run(tmp_path / f"{schedule}{seed}", seed, schedule))
+        about = PROVENANCE | {"seed": seed, "model": {"weights": schedule, "settings": trained["settings"]}}
+        files.append(tmp_path / f"{schedule}{seed}.json")
+        files[-1].write_text(json.dumps({"metrics": {"fid": 1.0}, "provenance": about}))
+    groups, differences = group_runs([run for file in files for run in read_runs(file)])
+    assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
+        ("schedule=Flow", [0, 1]),
+        ("schedule=Cosine", [0]),
+    ]
+    assert [difference.key for difference in differences] == ["schedule"]
 
 
 def test_a_finished_evaluation_is_not_repeated_or_overwritten(

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from ldm.commands.info.command import describe
+from ldm.evaluation.data import split_hash_of
 from ldm.weights.convert import write
 from ldm.weights.formats import format_of
 from tests.tiny import save_tiny_model, tiny_about, tiny_unet
@@ -74,6 +76,12 @@ def test_contradictory_settings_of_a_run_are_listed(tmp_path: Path) -> None:
     assert "weighting" not in text
     (tmp_path / "config.yaml").write_text(config.replace("min_snr, gamma: 5.0", "p2"))
     assert "contradictions" in describe(str(tmp_path))
+
+
+@pytest.mark.parametrize("read", [describe, split_hash_of])
+def test_a_config_that_is_no_yaml_is_refused(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match=r"config.yaml cannot be read: while parsing"):
+        read(str(run_folder(tmp_path, "{: bad")))
 
 
 def test_a_run_whose_training_and_sampling_sizes_differ_is_found(tmp_path: Path) -> None:

@@ -34,12 +34,14 @@ def sampled(out: Path, *argv: str) -> bytes:
 
 def test_a_tag_is_recorded_by_name_and_hash_and_sampled_again(model: str, loras: Path, tmp_path: Path) -> None:
     out, lora_dir = tmp_path / "a", f"lora_dir={loras}"
-    sampled(out, PROMPT, "a blue square", model, STEPS, A1111, lora_dir, "n=2")
+    prompt = "a red circle <lora:ink:0.25:0.5>"
+    sampled(out, prompt, "a blue square", model, STEPS, A1111, lora_dir, "n=2")
     file = loras / "ink.safetensors"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     record = read_metadata(out / "0001.png")
-    assert record["lora_tags"] == [{"name": "ink", "path": str(file), "sha256": digest, "weight": 0.5}]
-    assert record["prompt"] == PROMPT and record["lora_dir"] == str(loras)
+    (tag,) = record["lora_tags"]
+    assert tag == {"name": "ink", "path": str(file), "sha256": digest, "weight": 0.5, "text_weight": 0.25}
+    assert record["prompt"] == prompt and record["lora_dir"] == str(loras)
     assert "lora_tags" not in read_metadata(out / "0002.png")
     for name in ("0001.png", "0002.png"):
         sampled(tmp_path / f"again_{name}", f"from={out / name}")
