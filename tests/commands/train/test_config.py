@@ -19,9 +19,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.train import config_sources as config_sources_module
-from ldm.commands.train.checks import check_given, check_parallel
+from ldm.commands.train.checks import check, check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
-from ldm.commands.train.messages import is_refusal, sentence
+from ldm.commands.train.messages import as_usage_error, exit_code, is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
 from ldm.commands.train.precision import uses_tf32
 from ldm.commands.train.resolvers import register_resolvers
@@ -30,6 +30,7 @@ from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
+from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.nn.unet import UNet
 
@@ -448,6 +449,14 @@ def test_a_message_is_formatted_on_one_line() -> None:
 def test_only_expected_errors_are_reported_without_a_traceback(error: Exception, refusal: bool) -> None:
     assert is_refusal(error) == refusal
     assert sentence(error) == ("x" if refusal else "KeyError: 'x'")
+
+
+def test_an_invalid_setting_exits_with_2_and_a_failure_with_1() -> None:
+    with pytest.raises(UsageError) as refused, as_usage_error():
+        check(composed("schedule=flow", "prediction=eps", "training.time=thousand"))
+    invalid = error_of("ldm.diffusion.schedule.Flow", shift=-1), error_of("ldm.diffusion.schedule.Flow", speed=2)
+    failed = error_of("ldm.weights.parts.first_stage", weights="/nowhere.safetensors"), ValueError("a corrupt file")
+    assert [exit_code(error) for error in (refused.value, *invalid, *failed)] == [2, 2, 2, 1, 1]
 
 
 def composed(*overrides: str) -> DictConfig:
