@@ -79,6 +79,7 @@ def fit(config: DictConfig, log: "LogFile") -> None:
 
     run_dir = Path(config.run_dir)
     fill_in_settings(config)
+    take_own_gpu(config.trainer.accelerator)
     resumed = checkpoint_to_resume(config.resume, run_dir)
     if resumed:
         keep_earlier_settings(config, resumed)
@@ -168,6 +169,18 @@ def print_that_it_is_trained(trainer: Any, resumed: str) -> None:
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     done = f"{trainer.global_step} steps" if steps else f"{trainer.max_epochs} epochs"
     print(f"{resumed} has already trained for {done}: raise trainer.max_{'steps' if steps else 'epochs'} to continue")
+
+
+def take_own_gpu(accelerator: str) -> None:
+    """Makes a rank's own GPU the current one if torchrun or srun started it.
+
+    The Trainer does so later than images are encoded, or sampled for data=subject, and all ranks would use one GPU.
+    """
+    from ldm.device import device_of_rank, ranks
+
+    _, world, local = ranks()
+    if world > 1 and accelerator != "cpu":
+        device_of_rank("auto", local)
 
 
 def avoid_fragmentation() -> None:

@@ -25,7 +25,7 @@ from ldm.commands.train.messages import as_usage_error, exit_code, is_refusal, s
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
 from ldm.commands.train.precision import uses_tf32
 from ldm.commands.train.resolvers import register_resolvers
-from ldm.commands.train.run import avoid_fragmentation, fill_in_settings
+from ldm.commands.train.run import avoid_fragmentation, fill_in_settings, take_own_gpu
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
@@ -580,6 +580,22 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
 )
 def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
     assert uses_tf32(composed(f"precision={option}").precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "world", "current"), [("auto", 2, [1]), ("gpu", 2, [1]), ("cpu", 2, []), ("auto", 1, [])]
+)
+def test_a_rank_takes_its_own_gpu_before_anything_is_built(
+    accelerator: str, world: int, current: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in {"RANK": world - 1, "WORLD_SIZE": world, "LOCAL_RANK": world - 1}.items():
+        monkeypatch.setenv(name, str(number))
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    take_own_gpu(accelerator)
+    assert taken == current
 
 
 @pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}])
