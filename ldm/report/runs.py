@@ -1,7 +1,6 @@
 """Reads a run's folder: its settings, state, metrics and curves."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -343,12 +342,13 @@ def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
 
     Rows that contain something else than numbers, as a loss of power can leave them, are skipped.
     """
-    text = file.read_text(errors="replace")
-    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        if None in row or None in row.values() or not row.get("step"):
-            continue
-        with suppress(ValueError):
-            step = int(float(row["step"]))
+    columns: list[str] = []
+    for line in file.read_text(errors="replace").split("\n")[:-1]:
+        with suppress(ValueError, OverflowError, csv.Error):
+            cells = next(csv.reader([line]))  # line by line, because a damaged one may contain a quote
+            columns = columns or cells
+            row = dict(zip(columns, cells, strict=True))
+            step = int(float(row["step"] or "nan"))
             yield from [(name, step, float(row[name])) for name in row if row[name] and name not in ("step", "time")]
 
 

@@ -112,7 +112,13 @@ def test_csv_logs_of_a_run_and_its_resumptions_are_joined(tmp_path: Path) -> Non
     assert read_scalars(tmp_path)["train/loss"] == Curve([0, 1, 2, 3, 4, 5, 6], [1, 1, 5, 5, 9, 9, 9])
 
 
-@pytest.mark.parametrize("damaged", [b"\0\0,\0,\0\n", b"\xff\xfe,2026,0.5\n", b"19,2026,0.5.3\n", b"19,2026,\xff\n"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(b"\0\0,\0,\0\n", b"\0" * 200_000 + b"\n", b'19,"2026,0.5\n', b"19,20\r26,0.5\n", b"inf,2026,0.5\n"),
+        *(b"\xff\xfe,2026,0.5\n", b"19,2026,0.5.3\n", b"19,2026,\xff\n"),
+    ],
+)
 def test_rows_of_a_log_that_a_loss_of_power_damaged_are_skipped(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"step,time,train/loss\n9,2026,0.5\n" + damaged + b"29,2026,0.25\n")
     assert read_scalars(tmp_path) == {"train/loss": Curve([9, 29], [0.5, 0.25])}
