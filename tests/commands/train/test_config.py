@@ -536,6 +536,16 @@ def test_settings_that_the_device_or_fsdp_does_not_support_are_refused(overrides
         check_parallel(composed(*overrides.split()), gpu=False)
 
 
+def test_the_largest_batch_of_a_distributed_recipe_is_searched_on_one_gpu() -> None:
+    search = "experiment=laion_sd15", "debug=batch_size", "data.cache=x", "first_stage.weights=y"
+    check_parallel(config := composed(*search), gpu=True)
+    assert (config.trainer.strategy, config.trainer.devices, config.data.global_batch) == ("auto", 1, None)
+    check_parallel(composed(*search, "trainer.devices=[1]"), gpu=True)
+    for several in ("trainer.devices=8", "trainer.num_nodes=2", "strategy=ddp", "strategy=fsdp"):
+        with pytest.raises(ValueError, match="debug=batch_size searches on one GPU"):
+            check_parallel(composed(*search, several), gpu=True)
+
+
 @pytest.mark.parametrize(("apple", "expected"), [(True, "cpu"), (False, "auto")])
 def test_training_on_a_mac_runs_on_the_cpu_with_a_note(
     apple: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
