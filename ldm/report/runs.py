@@ -57,7 +57,7 @@ class Run:
     @property
     def seed(self) -> int | None:
         seed = self.config.get("seed", self.provenance.get("seed"))
-        return int(seed) if seed is not None else None
+        return seed if isinstance(seed, int) else None
 
     @property
     def batch(self) -> int:
@@ -67,11 +67,10 @@ class Run:
         """
         if seen := self.scalars.get(SEEN):
             return round(seen.values[-1] / (seen.steps[-1] + 1))
-        if self.config.get("data.global_batch"):
-            return int(self.config["data.global_batch"])
-        devices = self.config.get("trainer.devices")
-        ranks = self.provenance.get("ranks") or (devices if isinstance(devices, int) else 1)
-        return int(self.config.get("data.batch_size", 1)) * int(ranks)
+        if total := _count(self.config.get("data.global_batch")):
+            return total
+        ranks = _count(self.provenance.get("ranks")) or _count(self.config.get("trainer.devices")) or 1
+        return (_count(self.config.get("data.batch_size")) or 1) * ranks
 
     def minutes(self, steps: Iterable[int]) -> list[float] | None:
         """Returns the training time at each step from the logged speeds, which excludes the time between restarts."""
@@ -206,6 +205,11 @@ def _values(curve: Any, name: str) -> list[Any]:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> int | None:
+    """Returns a positive number of something; None for any other value, which a setting may have."""
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def is_finished(folder: Path) -> bool:
@@ -346,7 +350,7 @@ def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
     for line in file.read_text(errors="replace").split("\n")[:-1]:
         with suppress(ValueError, OverflowError, csv.Error):
             cells = next(csv.reader([line]))  # line by line, because a damaged one may contain a quote
-            columns = columns or cells
+            columns = columns or (cells if "step" in cells else [])
             row = dict(zip(columns, cells, strict=True))
             step = int(float(row["step"] or "nan"))
             yield from [(name, step, float(row[name])) for name in row if row[name] and name not in ("step", "time")]

@@ -124,6 +124,22 @@ def test_rows_of_a_log_that_a_loss_of_power_damaged_are_skipped(tmp_path: Path, 
     assert read_scalars(tmp_path) == {"train/loss": Curve([9, 29], [0.5, 0.25])}
 
 
+@pytest.mark.parametrize("content", ["train/loss\n0.5\n", "\0\n9,2026,0.5\n", ""])
+def test_a_log_without_a_header_has_no_curves(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.csv").write_text(content)
+    assert read_scalars(tmp_path) == {}
+
+
+@pytest.mark.parametrize("value", ["[]", "-1", "many", "null"])
+def test_a_batch_size_and_a_seed_that_are_no_numbers_count_as_unknown(tmp_path: Path, value: str) -> None:
+    folder = write_run(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    for name in ("seed: 0", "batch_size: 4", "devices: auto", "global_batch: null"):
+        config = config.replace(name, f"{name.partition(':')[0]}: {value}")
+    (folder / "config.yaml").write_text(config)
+    assert read_run(folder).batch == 1 and read_run(folder).seed in (None, -1)
+
+
 def test_a_lock_shows_whether_a_run_is_alive_even_if_it_writes_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / LOCK).touch()
