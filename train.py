@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ldm.commands.train.help import ALL, asks_for_help, help_text
-from ldm.errors import ReportedFailure, UsageError, end_quietly_on_closed_pipes
+from ldm.errors import ReportedFailure, end_quietly_on_closed_pipes
 
 CONF = Path(__file__).parent / "conf"
 
@@ -38,7 +38,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ldm.callbacks.checkpointing.interruption import TIMEOUT
-from ldm.commands.train.messages import is_refusal, sentence
+from ldm.commands.train.messages import exit_code, is_refusal, sentence
 from ldm.commands.train.options import ASKED, list_options
 from ldm.commands.train.overrides import check_overrides
 from ldm.commands.train.parallel import exit_code_of_signals, in_worker
@@ -84,7 +84,7 @@ def run(config: DictConfig, sweep: bool) -> None:
             print(message, file=sys.stderr, flush=True)
             raise CompactHydraException(message) from None
         print(message, file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(exit_code(error))
     finally:
         if sweep:
             waiting_mark(Path(config.run_dir)).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch.utils.data import Dataset
 
@@ -52,11 +53,13 @@ class WarnOnReplacement(Dataset[dict[str, Any]]):
         return sample
 
 
-def open_data(name: str, size: tuple[int, int], model: str, held_out: int, prompts: int, count: int) -> Data:
+def open_data(
+    name: str, size: tuple[int, int], model: str, held_out: int, prompts: int, count: int, device: torch.device
+) -> Data:
     """Opens `shapes`, a cache of latents, a folder of images, or shards; one in `held_out` samples, or all for 0.
 
-    Latents are decoded in float32, independent of the model's precision. Raises ValueError or FileNotFoundError for
-    data that cannot be read or compared with images of this size.
+    Latents are decoded on `device` in float32, independent of the model's precision. Raises ValueError or
+    FileNotFoundError for data that cannot be read or compared with images of this size.
     """
     if name == SHAPES:
         if size != (SHAPES_SIZE, SHAPES_SIZE):
@@ -73,7 +76,7 @@ def open_data(name: str, size: tuple[int, int], model: str, held_out: int, promp
         stage, _ = load_frozen_parts(open_model(model))
         latents = CachedLatents(name, stage, size, purpose="reference")
         chosen: Any = Split(latents, "held_out", held_out, split_hash_of(model)) if held_out else latents
-        return Data(Decoded(chosen, stage))
+        return Data(Decoded(chosen, stage, device))
     folder = Path(name).is_dir() and not any(Path(name).glob("*.tar"))
     images = Folder(name, size[0]) if folder else Shards(name, size[0])
     chosen = Split(images, "held_out", held_out, split_hash_of(model)) if held_out else images

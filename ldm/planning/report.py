@@ -22,7 +22,9 @@ GPUS = (
     ("RTX 4090", 24, PEAKS["RTX 4090"]),
 )
 UTILIZATION = 0.4  # assumed fraction of the peak
-COMPILED = 0.66  # share of a UNet's activations that torch.compile keeps: 0.77 of 1.16 GiB for an image of SD 1.5
+# The share of a UNet's activations that torch.compile keeps: 0.77 of 1.16 GiB for an image of Stable Diffusion 1.5 at
+# 512 px, by the graphs that it makes (experiments/benchmark/activations.py), not by a GPU.
+COMPILED = 0.66
 USABLE = 0.9  # fraction of a GPU's memory; the rest is for CUDA, workspaces and fragmentation
 CAPTION_BYTES = 100  # assumed
 FLOP = "FLOP"
@@ -59,7 +61,7 @@ def plan(config: dict[str, Any]) -> Iterator[str]:
     for name, size in (held | {"all": need}).items():
         yield row(name, amount(size, 1024, "B"))
     if isinstance(trained.network, Backbone) and trained.name == "unet" and not trained.network.checkpointing:
-        less = f"with training.compile: about {COMPILED} of the UNet's, as measured for Stable Diffusion 1.5"
+        less = f"with training.compile: about {COMPILED} of the UNet's, as in the graphs of Stable Diffusion 1.5"
         spared = (1 - COMPILED) * costs[trained.name].saved
         yield row("activations, compiled", amount(held["activations"] - spared, 1024, "B"), less)
     copied = "a copy of weights, optimizer and EMA, while a checkpoint is written"

@@ -1,7 +1,6 @@
 """Reads a run's folder: its settings, state, metrics and curves."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -58,7 +57,7 @@ class Run:
     @property
     def seed(self) -> int | None:
         seed = self.config.get("seed", self.provenance.get("seed"))
-        return int(seed) if seed is not None else None
+        return seed if isinstance(seed, int) else None
 
     @property
     def trained_seed(self) -> int | None:
@@ -81,11 +80,10 @@ class Run:
         """
         if seen := self.scalars.get(SEEN):
             return round(seen.values[-1] / (seen.steps[-1] + 1))
-        if self.config.get("data.global_batch"):
-            return int(self.config["data.global_batch"])
-        devices = self.config.get("trainer.devices")
-        ranks = self.provenance.get("ranks") or (devices if isinstance(devices, int) else 1)
-        return int(self.config.get("data.batch_size", 1)) * int(ranks)
+        if total := _count(self.config.get("data.global_batch")):
+            return total
+        ranks = _count(self.provenance.get("ranks")) or _count(self.config.get("trainer.devices")) or 1
+        return (_count(self.config.get("data.batch_size")) or 1) * ranks
 
     def minutes(self, steps: Iterable[int]) -> list[float] | None:
         """Returns the training time at each step from the logged speeds, which excludes the time between restarts."""
@@ -239,6 +237,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _count(value: Any) -> int | None:
+    """Returns a positive number of something; None for any other value, which a setting may have."""
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a run has finished: it exports its weights last."""
     return any(folder.glob("*.safetensors"))
@@ -373,12 +376,13 @@ def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
 
     Rows that contain something else than numbers, as a loss of power can leave them, are skipped.
     """
-    text = file.read_text(errors="replace")
-    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        if None in row or None in row.values() or not row.get("step"):
-            continue
-        with suppress(ValueError):
-            step = int(float(row["step"]))
+    columns: list[str] = []
+    for line in file.read_text(errors="replace").split("\n")[:-1]:
+        with suppress(ValueError, OverflowError, csv.Error):
+            cells = next(csv.reader([line]))  # line by line, because a damaged one may contain a quote
+            columns = columns or (cells if "step" in cells else [])
+            row = dict(zip(columns, cells, strict=True))
+            step = int(float(row["step"] or "nan"))
             yield from [(name, step, float(row[name])) for name in row if row[name] and name not in ("step", "time")]
 
 

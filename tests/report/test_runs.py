@@ -72,8 +72,8 @@ def test_folders_without_a_run_or_with_corrupt_files_are_recognised(tmp_path: Pa
         ({"provenance": {"prompts": "a"}}, "an invalid provenance"),
         ({"provenance": {"seed": "a"}}, "an invalid provenance"),
         ({"provenance": {"prompts": {"count": 1, "seeds": ["a"]}}}, "an invalid provenance"),
-        ({"curves": {"noise_loss": [1]}}, "no levels and values"),
-        ({"curves": {"noise_loss": {"log_snr": [1], "mean": [1, 2]}}}, "different numbers of them"),
+        ({"curves": {"noise_loss": [1]}}, "has no list log_snr"),
+        ({"curves": {"noise_loss": {"log_snr": [1], "mean": [1, 2]}}}, "different numbers of levels and values"),
         (3, "no metrics with their provenance"),
     ],
 )
@@ -132,10 +132,32 @@ def test_csv_logs_of_a_run_and_its_resumptions_are_joined(tmp_path: Path) -> Non
     assert read_scalars(tmp_path)["train/loss"] == Curve([0, 1, 2, 3, 4, 5, 6], [1, 1, 5, 5, 9, 9, 9])
 
 
-@pytest.mark.parametrize("damaged", [b"\0\0,\0,\0\n", b"\xff\xfe,2026,0.5\n", b"19,2026,0.5.3\n", b"19,2026,\xff\n"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(b"\0\0,\0,\0\n", b"\0" * 200_000 + b"\n", b'19,"2026,0.5\n', b"19,20\r26,0.5\n", b"inf,2026,0.5\n"),
+        *(b"\xff\xfe,2026,0.5\n", b"19,2026,0.5.3\n", b"19,2026,\xff\n"),
+    ],
+)
 def test_rows_of_a_log_that_a_loss_of_power_damaged_are_skipped(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"step,time,train/loss\n9,2026,0.5\n" + damaged + b"29,2026,0.25\n")
     assert read_scalars(tmp_path) == {"train/loss": Curve([9, 29], [0.5, 0.25])}
+
+
+@pytest.mark.parametrize("content", ["train/loss\n0.5\n", "\0\n9,2026,0.5\n", ""])
+def test_a_log_without_a_header_has_no_curves(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.csv").write_text(content)
+    assert read_scalars(tmp_path) == {}
+
+
+@pytest.mark.parametrize("value", ["[]", "-1", "many", "null"])
+def test_a_batch_size_and_a_seed_that_are_no_numbers_count_as_unknown(tmp_path: Path, value: str) -> None:
+    folder = write_run(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    for name in ("seed: 0", "batch_size: 4", "devices: auto", "global_batch: null"):
+        config = config.replace(name, f"{name.partition(':')[0]}: {value}")
+    (folder / "config.yaml").write_text(config)
+    assert read_run(folder).batch == 1 and read_run(folder).seed in (None, -1)
 
 
 def test_a_lock_shows_whether_a_run_is_alive_even_if_it_writes_nothing(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def wait_for(condition: Callable[[], object], run: subprocess.Popen[str]) -> Non
 
 
 def ended_in_set_up(folder: Path, number: signal.Signals, rank: int, *arguments: str) -> Run:
-    """Sends a signal to a rank when the run has recorded that it starts."""
+    """Sends a signal to a rank when the run has opened its log in set-up."""
     run = start(*arguments, "data.count=4096", f"run_dir={folder}")  # encoding takes seconds, enough for the signal
-    wait_for((folder / "state.json").exists, run)
+    wait_for((folder / "log.txt").exists, run)
     os.kill(process_of(rank, run.pid), number)
     return finish(run)
 
@@ -50,6 +50,7 @@ def test_a_run_that_ends_in_set_up_is_shown_and_starts_again(
     assert run.returncode in (128 + number, -number) and "Traceback" not in run.stderr
     assert "SIGTERM: stopped before training" in run.stderr or number == signal.SIGKILL
     assert read_run(tmp_path).state == state
+    assert "setting up: process" in (tmp_path / "log.txt").read_text()
     again = finish(start(*SHORT, "data.count=18", f"run_dir={tmp_path}", "resume=auto"))
     assert again.returncode == 0, again.stderr
     assert read_run(tmp_path).state == "finished"

@@ -13,7 +13,6 @@ from experiments.benchmark.gpu_stages.step import Step, planned
 from ldm.adapters.lora import LoRA
 from ldm.device import ATTENTION, preferred_attention
 
-COMPILED = 0.66  # share of activations that compilation keeps, as debug=plan states
 PROFILED = 3  # steps
 KERNELS = 30  # of a profile
 LORA = {"rank": 16, "base_dtype": "bfloat16"}
@@ -49,6 +48,8 @@ def fastest_backend(line: Line) -> str:
 
 
 def compiled_training(context: Context, attention: Callable[[], AbstractContextManager[Any]]) -> Iterator[Line]:
+    from ldm.planning.report import COMPILED
+
     batch = context.size.compiled_batch
     plan = planned(context.size, batch)
     plan["planned_bytes"]["activations"] = int(COMPILED * plan["planned_bytes"]["activations"])

@@ -145,11 +145,14 @@ def read_rows(path: Path) -> list[Row]:
 
 def _complete(text: str) -> Iterator[Row]:
     """Yields each row that has a value for every column: the end of a row may be missing or remain from another."""
-    text = text[: text.rfind("\n") + 1]
     columns: list[str] = []
-    for cells in csv.reader(io.StringIO(text)):
+    for line in text.split("\n")[:-1]:
+        try:
+            cells = next(csv.reader([line]))  # line by line, because a damaged one may contain a quote
+        except csv.Error:
+            continue
         if not columns:
-            columns = cells
+            columns = cells if cells[:1] == [STEP] else []
         elif len(cells) == len(columns) and cells[0].isdecimal():
             yield dict(zip(columns, cells, strict=True))
 

@@ -114,7 +114,8 @@ def evaluate(args: argparse.Namespace, swept: dict[str, list[Any]], rank: int, w
     args.precision = choose_precision(args.precision, args.device)
     allow_tf32(args.precision != "32")
     pipeline = Pipeline.load(args.model, args.device, dtype_of(args.precision))
-    data = open_data(args.data, pipeline.settings.size, args.model, args.held_out, args.prompts, args.count)
+    chosen = args.model, args.held_out, args.prompts, args.count, pipeline.device
+    data = open_data(args.data, pipeline.settings.size, *chosen)
     count = min(args.count, len(data.images))  # type: ignore[arg-type]
     about = data_about(data.images, count)
     image_metrics = image_metrics_of(args)

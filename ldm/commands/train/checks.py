@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from ldm.commands.train.build import build
 from ldm.commands.train.consistency import disagreements
@@ -77,11 +77,8 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
             f"trainer.accelerator={config.trainer.accelerator} needs a GPU, but torch finds none on this machine: "
             "leave it out, or install a build of torch for the GPU"
         )
-    if "largest_batch" in config.callbacks and (config.trainer.accelerator == "cpu" or not gpu):
-        raise ValueError(
-            "debug=batch_size needs a GPU, because a process that fills the memory of the machine is killed: use "
-            "debug=plan, which computes what fits"
-        )
+    if "largest_batch" in config.callbacks:
+        check_largest_batch(config.trainer, gpu)
     if str(config.trainer.precision).startswith("16") and (config.trainer.accelerator == "cpu" or not gpu):
         raise ValueError("precision=16-mixed needs a GPU: choose precision=bf16-mixed or precision=fp32")
     check_base_dtype(config)
@@ -97,6 +94,21 @@ def check_parallel(config: DictConfig, gpu: bool) -> None:
         raise ValueError(
             "strategy=fsdp shards the weights, but the evaluation at the end samples on one process: give "
             "metrics=none, and evaluate the run with ldm evaluate"
+        )
+
+
+def check_largest_batch(trainer: DictConfig, gpu: bool) -> None:
+    """Raises ValueError for a search for the largest batch without a GPU, or on several."""
+    if trainer.accelerator == "cpu" or not gpu:
+        raise ValueError(
+            "debug=batch_size needs a GPU, because a process that fills the memory of the machine is killed: use "
+            "debug=plan, which computes what fits"
+        )
+    devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
+    if str(devices) != "1" or trainer.num_nodes != 1 or trainer.strategy != "auto":
+        raise ValueError(
+            "debug=batch_size searches on one GPU, of which each has its own batch in a distributed run: leave out "
+            "strategy, trainer.devices and trainer.num_nodes; for strategy=fsdp use debug=plan"
         )
 
 

@@ -22,8 +22,7 @@ def sentence(error: BaseException) -> str:
     if (failure := worker_failure(error)) is not None:
         return failure
     key = re.search(r"full_key: (\S+)", str(error))
-    while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _innermost(error)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first_line(error)}"
     if isinstance(error, OSError):
@@ -34,13 +33,27 @@ def sentence(error: BaseException) -> str:
     return f"{key[1] + ': ' if key else ''}{type(error).__name__}: {text}"
 
 
+def exit_code(error: BaseException) -> int:
+    """Returns 2 for an invalid setting, which a check or the constructor of an object refuses, and 1 for a failure."""
+    in_config = isinstance(error, HydraException | OmegaConfBaseException)
+    refused = isinstance(_innermost(error), ValueError | TypeError | HydraException | OmegaConfBaseException)
+    return 2 if isinstance(error, UsageError) or (in_config and refused) else 1
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Returns the cause that Hydra and OmegaConf wrap in their own exceptions."""
+    while isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 @contextmanager
 def as_usage_error() -> Iterator[None]:
     """Turns an invalid setting, which a check in the block finds, into a UsageError with the same message."""
     try:
         yield
-    except (ValueError, HydraException) as error:
-        raise UsageError(sentence(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -37,6 +37,7 @@ def prepare(config: DictConfig) -> Prepared:
     import torch
 
     fill_in_settings(config)
+    take_own_gpu(config.trainer.accelerator)
     checkpoint = checkpoint_to_resume(config.resume, Path(config.run_dir))
     if checkpoint:
         keep_earlier_settings(config, checkpoint)
@@ -47,6 +48,18 @@ def prepare(config: DictConfig) -> Prepared:
         check(config)
         check_parallel(config, torch.cuda.is_available())
     return Prepared(config, settings, resolved, checkpoint)
+
+
+def take_own_gpu(accelerator: str) -> None:
+    """Makes a rank's own GPU the current one if torchrun or srun started it.
+
+    The Trainer does so later than images are encoded, or sampled for data=subject, and all ranks would use one GPU.
+    """
+    from ldm.device import device_of_rank, ranks
+
+    _, world, local = ranks()
+    if world > 1 and accelerator != "cpu":
+        device_of_rank("auto", local)
 
 
 def avoid_fragmentation() -> None:

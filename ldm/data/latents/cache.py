@@ -255,13 +255,14 @@ def _short(value: Any) -> str:
 class Decoded(Dataset[dict[str, Any]]):
     """Decodes a `dataset` of moments to images: the first stage applied to the means of the posterior.
 
-    FID against these images does not include the reconstruction error of the first stage. It runs on a GPU if there is
-    one, where `__getitems__` decodes all samples at once; on a CPU the samples of a batch do not affect each other.
+    FID against these images does not include the reconstruction error of the first stage. It runs on `device`, by
+    default on a GPU if there is one, where `__getitems__` decodes all samples at once; on a CPU the samples of a batch
+    do not affect each other.
     """
 
-    def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen) -> None:
+    def __init__(self, dataset: Dataset[LatentSample], first_stage: Frozen, device: torch.device | None = None) -> None:
         self.dataset, self.network = dataset, first_stage.network
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]

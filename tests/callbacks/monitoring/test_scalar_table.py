@@ -55,9 +55,10 @@ def test_a_row_that_a_kill_cut_off_is_neither_read_nor_continued(tmp_path: Path,
     assert [row["step"] for row in rows(tmp_path)] == [*map(str, kept), "5"]
 
 
-def test_a_table_with_bytes_that_are_no_text_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"\xff\xfe", b"\0" * 200_000, b'19,"2026,0.5', b"19,20\r26,0.5"])
+def test_a_table_with_a_row_that_a_loss_of_power_damaged_is_continued(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_bytes(b"step,time,a\n9,2026-01-01,0.5\n\xff\xfe\n")
+    path.write_bytes(b"step,time,a\n9,2026-01-01,0.5\n" + damaged + b"\n")
     table = ScalarTable(tmp_path)
     table.log_metrics({"a": 0.25}, 19)
     table.save()

@@ -19,17 +19,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.train import config_sources as config_sources_module
-from ldm.commands.train.checks import check_given, check_parallel
+from ldm.commands.train.checks import check, check_given, check_parallel
 from ldm.commands.train.config_sources import config_sources, source_arguments
-from ldm.commands.train.messages import is_refusal, sentence
+from ldm.commands.train.messages import as_usage_error, exit_code, is_refusal, sentence
 from ldm.commands.train.overrides import check_overrides, quoted, suggestion
 from ldm.commands.train.precision import uses_tf32
-from ldm.commands.train.preparation import avoid_fragmentation, fill_in_settings
+from ldm.commands.train.preparation import avoid_fragmentation, fill_in_settings, take_own_gpu
 from ldm.commands.train.resolvers import register_resolvers
 from ldm.commands.train.run_folder import hyperparameters, save_run
 from ldm.commands.train.sweep import WaitingMarks, sweep_folder, waiting_mark
 from ldm.diffusion.schedule import from_config
 from ldm.diffusion.weighting import WEIGHTINGS
+from ldm.errors import UsageError
 from ldm.files import is_locked
 from ldm.nn.unet import UNet
 
@@ -451,6 +452,14 @@ def test_only_expected_errors_are_reported_without_a_traceback(error: Exception,
     assert sentence(error) == ("x" if refusal else "KeyError: 'x'")
 
 
+def test_an_invalid_setting_exits_with_2_and_a_failure_with_1() -> None:
+    with pytest.raises(UsageError) as refused, as_usage_error():
+        check(composed("schedule=flow", "prediction=eps", "training.time=thousand"))
+    invalid = error_of("ldm.diffusion.schedule.Flow", shift=-1), error_of("ldm.diffusion.schedule.Flow", speed=2)
+    failed = error_of("ldm.weights.parts.first_stage", weights="/nowhere.safetensors"), ValueError("a corrupt file")
+    assert [exit_code(error) for error in (refused.value, *invalid, *failed)] == [2, 2, 2, 1, 1]
+
+
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=["name=test", "run_dir=runs/a", *overrides])
@@ -528,6 +537,16 @@ def test_settings_that_the_device_or_fsdp_does_not_support_are_refused(overrides
         check_parallel(composed(*overrides.split()), gpu=False)
 
 
+def test_the_largest_batch_of_a_distributed_recipe_is_searched_on_one_gpu() -> None:
+    search = "experiment=laion_sd15", "debug=batch_size", "data.cache=x", "first_stage.weights=y"
+    check_parallel(config := composed(*search), gpu=True)
+    assert (config.trainer.strategy, config.trainer.devices, config.data.global_batch) == ("auto", 1, None)
+    check_parallel(composed(*search, "trainer.devices=[1]"), gpu=True)
+    for several in ("trainer.devices=8", "trainer.num_nodes=2", "strategy=ddp", "strategy=fsdp"):
+        with pytest.raises(ValueError, match="debug=batch_size searches on one GPU"):
+            check_parallel(composed(*search, several), gpu=True)
+
+
 @pytest.mark.parametrize(("apple", "expected"), [(True, "cpu"), (False, "auto")])
 def test_training_on_a_mac_runs_on_the_cpu_with_a_note(
     apple: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -572,6 +591,22 @@ def test_precision_auto_is_bfloat16_if_the_processor_has_instructions_for_it(
 )
 def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expected: bool) -> None:
     assert uses_tf32(composed(f"precision={option}").precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "world", "current"), [("auto", 2, [1]), ("gpu", 2, [1]), ("cpu", 2, []), ("auto", 1, [])]
+)
+def test_a_rank_takes_its_own_gpu_before_anything_is_built(
+    accelerator: str, world: int, current: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in {"RANK": world - 1, "WORLD_SIZE": world, "LOCAL_RANK": world - 1}.items():
+        monkeypatch.setenv(name, str(number))
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    take_own_gpu(accelerator)
+    assert taken == current
 
 
 @pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}])

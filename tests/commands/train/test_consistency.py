@@ -7,10 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import ldm.commands.train.precision  # noqa: F401  # registers the resolver of the configs
 from ldm.commands.train.consistency import FOLLOWS, INSIDE, disagreements
+from ldm.commands.train.resolvers import register_resolvers
 
 CONF = Path(__file__).parents[3] / "conf"
+register_resolvers()
 # Settings that may differ from the setting that they refer to by default.
 FREE = (
     *("data.module.train", "data.module.val", "data.reference", "data.emoji", "data.limit", "data.count"),

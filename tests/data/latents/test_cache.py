@@ -205,8 +205,7 @@ def test_a_batch_of_latents_is_decoded_at_once_on_a_gpu_and_image_by_image_on_a_
 ) -> None:
     monkeypatch.setattr("ldm.data.latents.cache.to_uint8", lambda images: images.byte())  # it looks for NaN
     dataset: Any = [{"moments": torch.randn(8, 4, 4), "caption": str(k)} for k in range(4)]
-    decoded = Decoded(dataset, SimpleNamespace(source={}, network=(network := Counting())))
-    decoded.device = torch.device(device)
+    decoded = Decoded(dataset, SimpleNamespace(source={}, network=(network := Counting())), torch.device(device))
     with Waits():
         samples = decoded.__getitems__([3, 0, 2])
     assert [sample["caption"] for sample in samples] == ["3", "0", "2"]
