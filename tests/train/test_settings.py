@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from ldm.commands.train.messages import sentence
+from ldm.commands.train.messages import exit_code, sentence
 from ldm.errors import EXPECTED
 from tests.train.processes import finish, start
 
@@ -73,6 +73,10 @@ def test_without_the_callbacks_there_are_no_checkpoints_and_no_progress_bar(here
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+# Parts of messages about files that do not exist, and about what is known only when training is set up.
+NOT_IN_THE_CONFIG = "does not exist", "no shards at", "there is no model", "training samples", "callbacks.checkpoint"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,3 +115,4 @@ def test_invalid_settings_are_refused_in_one_sentence(
     with pytest.raises((*EXPECTED, HydraException)) as refusal:
         here(*(argument.format(tmp_path) for argument in arguments))
     assert re.search(message, sentence(refusal.value)), sentence(refusal.value)
+    assert exit_code(refusal.value) == (1 if any(part in message for part in NOT_IN_THE_CONFIG) else 2)

@@ -5,8 +5,6 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ldm.commands.train.messages import as_usage_error
-
 
 def build(node: Any, **more: Any) -> Any:
     """Instantiates a config node."""
@@ -37,9 +35,7 @@ def build_training(node: DictConfig) -> Any:
 
         parts = {"vae": first_stage_from(build(node.vae), start, node.decoder_only)}
     rest = {key: value for key, value in node.items() if key not in {"start", *parts}}
-    make = build(rest, _partial_=True)  # Hydra would take dataclasses among the parts for configs
-    with as_usage_error():
-        return make(**parts)
+    return build(rest, _partial_=True)(**parts)  # Hydra would take dataclasses among the parts for configs
 
 
 def build_callbacks(config: DictConfig) -> list[Any]:

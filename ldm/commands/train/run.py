@@ -59,11 +59,12 @@ def fit(config: DictConfig, log: "LogFile") -> None:
     quiet_logging()
     allow_tf32(uses_tf32(config.precision))
     seed_everything(config.seed, verbose=False)
-    own = OwnCallbacks(prepared, log)
-    module, data, chosen = build_training(config.training), build(config.data.module), build_callbacks(config)
-    check_sampling_size(config, module, data, chosen)
-    trainer = build_trainer(config, own.around(chosen))
-    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    with as_usage_error():
+        own = OwnCallbacks(prepared, log)
+        module, data, chosen = build_training(config.training), build(config.data.module), build_callbacks(config)
+        check_sampling_size(config, module, data, chosen)
+        trainer = build_trainer(config, own.around(chosen))
+        trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     with reported_once(trainer), own.meeting.watched(trainer), preferred_attention(config.get("attention")):
         trainer.fit(module, data, ckpt_path=prepared.checkpoint, weights_only=True)
     if prepared.checkpoint and trainer.is_global_zero and trainer.global_step == own.start.step:
