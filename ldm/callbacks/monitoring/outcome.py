@@ -16,7 +16,7 @@ from ldm.callbacks.checkpointing.interruption import SIGNALS, TIMEOUT, stop_caus
 from ldm.callbacks.find import find
 from ldm.callbacks.monitoring.watchdog import Watchdog
 from ldm.errors import EXPECTED, worker_failure
-from ldm.files import write_json
+from ldm.files import write_bytes, write_json
 
 FILE = "state.json"
 PULSE = 30.0  # seconds between two marks of progress
@@ -84,7 +84,7 @@ class Outcome(Callback):
     def _restore(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self._recorded().get("state") == "starting":
             with suppress(OSError):
-                self.path.unlink() if self._before is None else self.path.write_bytes(self._before)
+                self.path.unlink() if self._before is None else write_bytes(self.path, self._before)
 
     def _write(self, trainer: Trainer, state: str, reason: str | None = None) -> None:
         about = {"host": platform.node(), "process": os.getpid()}
