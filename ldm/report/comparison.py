@@ -229,6 +229,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "name": group.name,
                 "runs": [str(run.path) for run in group.runs],
                 "seeds": [run.seed for run in group.runs],
+                "noise": [run.noise for run in group.runs],
                 "settings": {d.key: d.values[i] for d in comparison.differences},
                 "metrics": {
                     key: {

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -16,11 +17,8 @@ NEUTRAL = (
     *("data.workers", "data.module.workers", "data.tokenize", "data.module.tokenize", "trainer.log_every_n_steps"),
     *("data.latent_store", "data.module.train.store"),
 )
-SAMPLING = (
-    "sampler.",
-    "guidance.",
-    "training.sampling.",
-)  # what a run samples with, unless an evaluation says otherwise
+# What a run samples with, unless an evaluation says otherwise.
+SAMPLING = "sampler.", "guidance.", "training.sampling."
 EVALUATION = "evaluation."  # settings of the evaluation; the provenance records what they change
 ABSENT = "–"
 
@@ -48,10 +46,10 @@ class Group:
         Values of one seed are averaged. A metric that does not depend on the noise is no repetition of itself.
         """
         measured = [run for run in self.runs if metric in run.metrics]
-        same = len({run.trained_seed for run in measured}) == 1 and any(run.noise is not None for run in measured)
+        same = len({run.seed for run in measured}) == 1 and any(run.noise is not None for run in measured)
         by_seed: dict[Hashable, list[float]] = defaultdict(list)
         for run in measured:
-            seed = ("noise", run.noise) if same and depends_on_noise(metric) else run.trained_seed
+            seed = ("noise", run.noise) if same and depends_on_noise(metric) else run.seed
             by_seed[seed].append(run.metrics[metric])
         return {seed: fmean(values) for seed, values in by_seed.items()}
 
@@ -85,12 +83,17 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[Difference]]:
     differences = _differences([settings[indices[0]] for indices in members])
     groups = []
     for position, indices in enumerate(members):
-        chosen = sorted((runs[i] for i in indices), key=lambda run: (run.seed is None, run.seed))
+        chosen = sorted((runs[i] for i in indices), key=_seeds_of)
         label = label_of(differences, position) or chosen[0].path.name
         if not differences and len(chosen) > 1:
             label += f" and {len(chosen) - 1} more"
         groups.append(Group(_letters(position) if len(members) > 1 else "", label, chosen))
     return groups, differences
+
+
+def _seeds_of(run: Run) -> tuple[float, float]:
+    """Returns what the runs of a group are sorted by; unknown seeds come last."""
+    return tuple(inf if seed is None else seed for seed in (run.seed, run.noise))  # type: ignore[return-value]
 
 
 def _members(runs: list[Run], settings: list[dict[str, Any]]) -> list[list[int]]:

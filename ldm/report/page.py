@@ -107,7 +107,7 @@ def _seeds(group: Group) -> str:
     seeds = list(dict.fromkeys(str(run.seed) for run in group.runs if run.seed is not None))
     noises = list(dict.fromkeys(str(run.noise) for run in group.runs if run.noise is not None))
     texts = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
-    return "; ".join(texts + ([f"noise {', '.join(noises)}"] if len(noises) > 1 and noises != seeds else []))
+    return "; ".join(texts + ([f"noise {', '.join(noises)}"] if len(noises) > 1 else []))
 
 
 def conclusions(comparison: Comparison) -> list[str]:

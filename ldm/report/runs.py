@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,9 @@ class Run:
 
     @property
     def seed(self) -> int | None:
+        """The seed of training; None if unknown."""
         seed = self.config.get("seed", self.provenance.get("seed"))
         return seed if isinstance(seed, int) else None
-
-    @property
-    def trained_seed(self) -> int | None:
-        """The seed of training, which for an evaluation in a sweep is not `seed`."""
-        return self.provenance.get("seed", self.seed)
 
     @property
     def noise(self) -> int | None:
@@ -97,11 +93,11 @@ class Run:
 
 
 def read_runs(path: str | Path) -> list[Run]:
-    """Reads the run at a path, or all evaluations of a sweep of `ldm evaluate`, whose seed is that of the noise."""
+    """Reads the run at a path, or all evaluations of a sweep of `ldm evaluate`."""
     file = Path(path)
     reports = _sweep(file) if file.is_file() else []
     runs = [_evaluation(file.with_name(f"{file.name}[{i}]"), report) for i, report in enumerate(reports)]
-    return [replace(run, config=run.config | {"seed": run.noise}) for run in runs] or [read_run(path)]
+    return runs or [read_run(path)]
 
 
 def _sweep(file: Path) -> list[Any]:
@@ -203,11 +199,12 @@ def _with_parts(report: Any, name: str) -> dict[str, Any]:
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{name} contains no metrics with their provenance")
     about = report["provenance"]
-    prompts = about.get("prompts") or {}
-    seeds = prompts.get("seeds") if isinstance(prompts, dict) else None
     dicts = [about.get(part) for part in ("prompts", "reference", "sampling", "model", "validation", "sets")]
-    numbers = [about.get("seed"), *(seeds if isinstance(seeds, list) else [])]
-    if not all(isinstance(part, dict | None) for part in dicts) or not all(n is None or is_number(n) for n in numbers):
+    prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
+    seeds = prompts.get("seeds") or []
+    numbers = [number for number in (about.get("seed"), prompts.get("count")) if number is not None]
+    numbers += seeds if isinstance(seeds, list) else [seeds]
+    if not all(isinstance(part, dict | None) for part in dicts) or not all(map(is_number, numbers)):
         raise ValueError(f"{name} contains metrics with an invalid provenance")
     return dict(report)
 
@@ -378,7 +375,7 @@ def _csv(file: Path) -> Iterable[tuple[str, int, float]]:
     """
     columns: list[str] = []
     for line in file.read_text(errors="replace").split("\n")[:-1]:
-        with suppress(ValueError, OverflowError, csv.Error):
+        with suppress(ValueError, KeyError, OverflowError, csv.Error):
             cells = next(csv.reader([line]))  # line by line, because a damaged one may contain a quote
             columns = columns or (cells if "step" in cells else [])
             row = dict(zip(columns, cells, strict=True))

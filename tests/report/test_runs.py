@@ -71,7 +71,9 @@ def test_folders_without_a_run_or_with_corrupt_files_are_recognised(tmp_path: Pa
     [
         ({"provenance": {"prompts": "a"}}, "an invalid provenance"),
         ({"provenance": {"seed": "a"}}, "an invalid provenance"),
-        ({"provenance": {"prompts": {"count": 1, "seeds": ["a"]}}}, "an invalid provenance"),
+        ({"provenance": {"prompts": {"count": 1, "seeds": [None]}}}, "an invalid provenance"),
+        ({"provenance": {"prompts": {"count": 1, "seeds": "a"}}}, "an invalid provenance"),
+        ({"provenance": {"prompts": {"count": "a", "seeds": [1, 2]}}}, "an invalid provenance"),
         ({"curves": {"noise_loss": [1]}}, "has no list log_snr"),
         ({"curves": {"noise_loss": {"log_snr": [1], "mean": [1, 2]}}}, "different numbers of levels and values"),
         (3, "no metrics with their provenance"),
@@ -144,7 +146,7 @@ def test_rows_of_a_log_that_a_loss_of_power_damaged_are_skipped(tmp_path: Path, 
     assert read_scalars(tmp_path) == {"train/loss": Curve([9, 29], [0.5, 0.25])}
 
 
-@pytest.mark.parametrize("content", ["train/loss\n0.5\n", "\0\n9,2026,0.5\n", ""])
+@pytest.mark.parametrize("content", ["train/loss\n0.5\n", "\0\n9,2026,0.5\n", "\n9,2026,0.5\n", ""])
 def test_a_log_without_a_header_has_no_curves(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.csv").write_text(content)
     assert read_scalars(tmp_path) == {}

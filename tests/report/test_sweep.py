@@ -22,9 +22,9 @@ def saved(path: Path, *evaluations: dict[str, Any]) -> Path:
     return path
 
 
-def test_each_evaluation_of_a_sweep_is_read_as_a_run_seeded_by_its_noise(tmp_path: Path) -> None:
+def test_each_evaluation_of_a_sweep_is_read_as_a_run_with_its_noise(tmp_path: Path) -> None:
     runs = read_runs(saved(tmp_path / "s.json", evaluation(5, 0, 3.0, 10), evaluation(5, 2, 4.0, 10)))
-    assert [(run.seed, run.metrics["fid"], run.path.name) for run in runs] == [
+    assert [(run.noise, run.metrics["fid"], run.path.name) for run in runs] == [
         (0, 3.0, "s.json[0]"),
         (2, 4.0, "s.json[1]"),
     ]

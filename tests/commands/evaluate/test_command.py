@@ -70,13 +70,15 @@ def test_the_recorded_steps_are_those_of_the_weights(tmp_path: Path) -> None:
     assert training_of(run)["steps"] == 7
 
 
-def test_evaluations_of_models_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [False, True])
+def test_evaluations_of_models_that_differ_only_in_their_seed_are_one_group(tmp_path: Path, sweep: bool) -> None:
     files = []
     for schedule, seed in (("Flow", 0), ("Flow", 1), ("Cosine", 0)):
         trained = training_of(write_run(tmp_path / f"{schedule}{seed}", seed, schedule))
         about = PROVENANCE | {"seed": seed, "model": {"weights": schedule, "settings": trained["settings"]}}
         files.append(tmp_path / f"{schedule}{seed}.json")
-        files[-1].write_text(json.dumps({"metrics": {"fid": 1.0}, "provenance": about}))
+        report = {"metrics": {"fid": 1.0}, "provenance": about}
+        files[-1].write_text(json.dumps({"evaluations": [report]} if sweep else report))
     groups, differences = group_runs([run for file in files for run in read_runs(file)])
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
         ("schedule=Flow", [0, 1]),
@@ -149,11 +151,11 @@ def test_a_sweep_writes_a_table_plots_and_comparable_runs(
     assert sum(line.startswith("|") for line in (tmp_path / "sweep.md").read_text().splitlines()) == 4
     assert (tmp_path / "sweep_fid_by_nfe.svg").is_file() and str(tmp_path / "sweep_fid_by_seconds.pdf") in printed
     runs = read_runs(out)
-    assert [(run.config["sampling.steps"], run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(run.config["sampling.steps"], run.noise) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert runs[1].provenance["prompts"]["seeds"] == [5, 9]
     assert runs[0].metrics["fid"] != runs[1].metrics["fid"]
     assert main(["compare", str(out), "--out", str(tmp_path / "report")]) == 0
-    assert [group["seeds"] for group in read(tmp_path / "report" / "report.json")["groups"]] == [[0, 1], [0, 1]]
+    assert [group["noise"] for group in read(tmp_path / "report" / "report.json")["groups"]] == [[0, 1], [0, 1]]
 
 
 def test_a_sampler_may_have_its_name_in_another_program(
