@@ -130,7 +130,7 @@ def _curve(axes: Axes, cells: Sequence[Cell]) -> None:
     _goal(axes)
 
 
-def _lines(axes: Axes, cells: Iterable[Cell], lines: Mapping[str, Pick], prefix: str, style: str) -> None:
+def _lines(axes: Axes, cells: Iterable[Cell], lines: Mapping[str, Pick], style: str) -> None:
     ordered = sorted(cells, key=lambda cell: cell["added"][0]["weight"])
     for index, (name, pick) in enumerate(lines.items()):
         weights = [cell["added"][0]["weight"] for cell in ordered]
@@ -143,14 +143,16 @@ def _lines(axes: Axes, cells: Iterable[Cell], lines: Mapping[str, Pick], prefix:
             "markersize": 4,
             "elinewidth": 0.6,
         }
-        axes.errorbar(weights, [value["value"] for value in values], yerr=halves, label=prefix + name, **how)
+        axes.errorbar(
+            weights, [value["value"] for value in values], yerr=halves, label=name if style == "-" else None, **how
+        )
     axes.set(xlabel="weight", ylabel="%", ylim=(-8, 103))
     axes.grid(alpha=0.3)
 
 
 def _weights(axes: Axes, cells: Sequence[Cell]) -> None:
     lines = {"new prompts right": _learned, "lost on old prompts": lambda cell: cell["lost"]}
-    _lines(axes, cells, lines, "", "-")
+    _lines(axes, cells, lines, "-")
     axes.legend(fontsize=8)
     axes.set_title("A LoRA of a new shape, by weight")
 
@@ -160,8 +162,9 @@ def _merging(axes: Axes, cells: Sequence[Cell]) -> None:
     lines: dict[str, Pick] = {name: operator.itemgetter(key) for name, key in names.items()}
     for prior, style in (("none", "--"), ("many", "-")):
         chosen = [cell for cell in cells if cell["added"][0]["prior"] == prior]
-        _lines(axes, chosen, lines, f"{prior}: ", style)
-    axes.legend(fontsize=8)
+        _lines(axes, chosen, lines, style)
+        axes.plot([], [], color="0.3", linestyle=style, label=PRIORS[prior])
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     axes.set_title("Shape and colour LoRA merged, both with this weight")
 
 

@@ -80,7 +80,11 @@ def collect(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, An
         record["added"] = [with_defaults(one) for one in record["added"]]
         grouped[settings_of(record)][record["added"][0]["seed"]] = record
     cells = {settings_of(cell): cell for cell in known}
-    cells |= {settings: summarised([*records.values()], base) for settings, records in grouped.items()}
+    for settings, records in grouped.items():
+        if (
+            len(records) >= cells.get(settings, {"seeds": 0})["seeds"]
+        ):  # fewer than a cell of which only figures are left
+            cells[settings] = summarised([*records.values()], base)
     return {"base": about, "cells": [cells[settings] for settings in sorted(cells)]}
 
 
