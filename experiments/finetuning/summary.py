@@ -2,7 +2,8 @@
 
     python -m experiments.finetuning.summary FOLDER      # the folder that the study prints, runs/finetuning/…
 
-An earlier results.json of the same base is extended: its measurements of other runs and other seeds are kept.
+An earlier results.json of the same base is extended: its measurements of other runs and other seeds are kept, and its
+figures of more seeds than were measured. One of another base is replaced.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def collect(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, An
     about = {"fingerprint": folder.name, **{name: base[name] for name in ("base", "dtype", "word_is_unknown")}}
     about["right"] = {name: estimate(bits(text)[None]) for name, text in base["right"].items()}
     about["right after encoding and decoding"] = {k: estimate(bits(text)[None]) for k, text in base["decoded"].items()}
-    known = earlier["cells"] if earlier and earlier["base"]["fingerprint"] == folder.name else []
+    known = earlier["cells"] if earlier and earlier["base"].get("fingerprint") == folder.name else []
     measured = [record for cell in known for record in cell["measured"]]
     measured += [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
     grouped: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
@@ -81,15 +82,13 @@ def collect(folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, An
         grouped[settings_of(record)][record["added"][0]["seed"]] = record
     cells = {settings_of(cell): cell for cell in known}
     for settings, records in grouped.items():
-        if (
-            len(records) >= cells.get(settings, {"seeds": 0})["seeds"]
-        ):  # fewer than a cell of which only figures are left
+        if settings not in cells or len(records) >= cells[settings]["seeds"]:
             cells[settings] = summarised([*records.values()], base)
     return {"base": about, "cells": [cells[settings] for settings in sorted(cells)]}
 
 
 def settings_of(measurement: dict[str, Any]) -> str:
-    """Returns the settings of the runs of a measurement or cell, but for their seed."""
+    """Returns the settings of the runs of a measurement, without their seed."""
     return json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in measurement["added"]], sort_keys=True)
 
 

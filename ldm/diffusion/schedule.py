@@ -319,8 +319,8 @@ def check_config(schedule: Schedule) -> None:
         same, reason = False, str(error)
     if not same:
         raise ValueError(
-            f"a model trained with the schedule {schedule.name} could not be loaded, because its file only has "
-            f"{shortened(schedule.config, 200)} of it, and {reason}. A formula of your own can return "
+            f"a model trained with the schedule {schedule.name} could not be loaded, because its file contains only "
+            f"{shortened(schedule.config, 200)}, and {reason}. A formula of your own can return "
             "ldm.diffusion.schedule.table(betas)"
         )
 

@@ -31,7 +31,7 @@ def integer(minimum: int) -> Callable[[str], int]:
 
 def seed(text: str) -> int:
     if "," in text:
-        raise ValueError("one integer: n=3 takes three seeds from it on, and each row of a prompts_file has its own")
+        raise ValueError("one integer: n=3 uses it and the next two, and each row of a prompts_file has its own")
     return integer(0)(text)
 
 

@@ -125,7 +125,7 @@ def _as_list(given: object) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """Returns a number or an array of NumPy or torch as a number or a list of Python's, and anything else unchanged."""
+    """Converts numbers and arrays of NumPy and torch to Python numbers and lists; returns anything else as it is."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
 
 

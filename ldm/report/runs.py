@@ -63,8 +63,8 @@ class Run:
     @property
     def noise(self) -> int | None:
         """The number of evaluations before this one, whose images used up the lower noise seeds; None if unknown."""
-        prompts = self.provenance.get("prompts")
-        if not isinstance(prompts, dict) or not prompts.get("seeds") or not prompts.get("count"):
+        prompts = self.provenance.get("prompts") or {}
+        if not prompts.get("seeds") or not prompts.get("count"):
             return None
         return int(prompts["seeds"][0]) // int(prompts["count"])
 
@@ -153,8 +153,9 @@ def _from_report(path: Path, report: dict[str, Any]) -> Run:
     model itself, so that models which differ only in their seed are recognised.
     """
     numbers = _numbers(report)
-    about, model = numbers["provenance"], numbers["provenance"].get("model")
-    trained = model.get("settings") if isinstance(model, dict) else None
+    about = numbers["provenance"]
+    model = about.get("model") or {}
+    trained = model.get("settings")
     kept = {key: about.get(key) for key in ("sampling", "ema", "seed")}
     kept |= {"model": model} if trained is None else {"trained": {"steps": about.get("steps")}}
     config = flatten(trained or {}) | flatten({k: v for k, v in kept.items() if v is not None})

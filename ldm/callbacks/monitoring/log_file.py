@@ -29,7 +29,7 @@ class LogFile(logging.Handler):
         self.path = path
         self._rank: int | None = None
         self._messages: list[tuple[str, str, str]] = []  # time, level and text
-        self._written = 0, 0  # where what this process wrote starts and ends, since another one wrote
+        self._written = 0, 0  # start and end of the last part of the file that only this process wrote
         self._process = os.getpid()
 
     def open(self, rank: int) -> None:
@@ -67,7 +67,8 @@ class LogFile(logging.Handler):
                 lines = b"\n" + lines
             if _append(file, lines):
                 self._messages = []
-                self._written = self._written[0] if self._written[1] == end else end, end + len(lines)
+                start = self._written[0] if self._written[1] == end else end
+                self._written = start, end + len(lines)
             else:
                 file.truncate(end)
 

@@ -18,7 +18,7 @@ from ldm.report.runs import OUTCOME, SPEED, STATES, WAITING, Run, read_run, trai
 RECORDS = ("config.yaml", "metrics.json", OUTCOME)
 DAY = 86400
 DEPTH = 3  # levels of folders searched below the given ones
-ALIVE = ("in progress", "stalled", "unknown")  # states that change without a lock that is seen here
+ALIVE = ("in progress", "stalled", "unknown")  # these may change although no lock is seen here
 COLUMNS = ("run", "state", "step", "images/s", "left", "latest")
 
 

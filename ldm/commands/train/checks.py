@@ -107,8 +107,8 @@ def check_largest_batch(trainer: DictConfig, gpu: bool) -> None:
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if str(devices) != "1" or trainer.num_nodes != 1 or trainer.strategy != "auto":
         raise ValueError(
-            "debug=batch_size searches on one GPU, of which each has its own batch in a distributed run: leave out "
-            "strategy, trainer.devices and trainer.num_nodes; for strategy=fsdp use debug=plan"
+            "debug=batch_size searches on one GPU, because each GPU of a distributed run has a batch of its own: leave "
+            "out strategy, trainer.devices and trainer.num_nodes; for strategy=fsdp use debug=plan"
         )
 
 

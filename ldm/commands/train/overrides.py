@@ -45,7 +45,7 @@ def check_overrides(arguments: list[str], conf: Path) -> list[str]:
         ) from error
     if given.multirun and (given.cfg or given.info):
         raise ValueError(
-            "the config of a sweep cannot be shown, only that of one run: leave out -m, and give one value a key"
+            "the config of a sweep cannot be shown, only that of one run: leave out -m, and give each key one value"
         )
     sweep = given.multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
     _check_set_elsewhere(overrides, sweep)

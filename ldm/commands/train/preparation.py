@@ -15,9 +15,10 @@ from ldm.commands.train.run_folder import checkpoint_to_resume, keep_earlier_set
 
 @dataclass(frozen=True)
 class Prepared:
-    """A complete config, with and without interpolations; `settings` has each setting only once.
+    """A complete config without interpolations, as an object and as plain data (`resolved`).
 
-    `checkpoint` is the one that the run resumes from.
+    `settings` is plain data with the interpolations, so that each setting occurs once. `checkpoint` is the one that the
+    run resumes from.
     """
 
     config: DictConfig
@@ -53,7 +54,7 @@ def prepare(config: DictConfig) -> Prepared:
 def take_own_gpu(accelerator: str) -> None:
     """Makes a rank's own GPU the current one if torchrun or srun started it.
 
-    The Trainer does so later than images are encoded, or sampled for data=subject, and all ranks would use one GPU.
+    The Trainer does so only after images are encoded, or sampled for data=subject; until then all ranks would use one.
     """
     from ldm.device import device_of_rank, ranks
 

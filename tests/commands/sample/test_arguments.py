@@ -139,7 +139,7 @@ def test_a_listing_has_a_line_for_each_value(key: str, names: Iterable[str]) -> 
         ("steps=0", "an integer >= 1"),
         ("steps=2.5", "an integer >= 1"),
         ("seed=-1", "an integer >= 0"),
-        ("seed=1,2,3", "one integer: n=3 takes three seeds from it on"),
+        ("seed=1,2,3", "one integer: n=3 uses it and the next two"),
         ("n=", "an integer >= 1"),
         ("guidance=nan", "a number"),
         ("guidance=high", "a number"),
