@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from ldm.commands.train.checks import check, check_parallel
 from ldm.commands.train.messages import as_usage_error
@@ -38,7 +38,7 @@ def prepare(config: DictConfig) -> Prepared:
     import torch
 
     fill_in_settings(config)
-    take_own_gpu(config.trainer.accelerator)
+    take_own_gpu(config.trainer)
     checkpoint = checkpoint_to_resume(config.resume, Path(config.run_dir))
     if checkpoint:
         keep_earlier_settings(config, checkpoint)
@@ -51,16 +51,17 @@ def prepare(config: DictConfig) -> Prepared:
     return Prepared(config, settings, resolved, checkpoint)
 
 
-def take_own_gpu(accelerator: str) -> None:
-    """Makes a rank's own GPU the current one if torchrun or srun started it.
+def take_own_gpu(trainer: DictConfig) -> None:
+    """Makes a rank's own GPU the current one if torchrun or srun started it; `trainer.devices` may list them.
 
     The Trainer does so only after images are encoded, or sampled for data=subject; until then all ranks would use one.
     """
     from ldm.device import device_of_rank, ranks
 
     _, world, local = ranks()
-    if world > 1 and accelerator != "cpu":
-        device_of_rank("auto", local)
+    if world > 1 and trainer.accelerator != "cpu":
+        listed = trainer.devices if isinstance(trainer.devices, ListConfig) else None
+        device_of_rank("auto", listed[local] if listed and local < len(listed) else local)
 
 
 def avoid_fragmentation() -> None:

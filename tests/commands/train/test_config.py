@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -594,18 +595,25 @@ def test_float32_is_rounded_to_tf32_only_if_it_is_asked_for(option: str, expecte
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "world", "current"), [("auto", 2, [1]), ("gpu", 2, [1]), ("cpu", 2, []), ("auto", 1, [])]
+    ("accelerator", "devices", "world", "current"),
+    [
+        ("auto", 2, 2, [1]),
+        ("gpu", "auto", 2, [1]),
+        ("gpu", [2, 3], 2, [3]),
+        ("cpu", 2, 2, []),
+        ("auto", 1, 1, []),
+    ],
 )
 def test_a_rank_takes_its_own_gpu_before_anything_is_built(
-    accelerator: str, world: int, current: list[int], monkeypatch: pytest.MonkeyPatch
+    accelerator: str, devices: Any, world: int, current: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, number in {"RANK": world - 1, "WORLD_SIZE": world, "LOCAL_RANK": world - 1}.items():
         monkeypatch.setenv(name, str(number))
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    take_own_gpu(accelerator)
+    take_own_gpu(OmegaConf.create({"accelerator": accelerator, "devices": devices}))
     assert taken == current
 
 
