@@ -28,7 +28,7 @@ EVERY_SCHEDULE = [
     zero_terminal_snr(EDM()),
     snr_shift(zero_terminal_snr(linear()), 3.0),
     table(torch.linspace(0.02, 0.15, 500).square()),
-    zero_terminal_snr(table([0.01, 0.02, 0.04, 0.08, 0.1, 0.2, 0.3, 0.4])),
+    zero_terminal_snr(table(torch.linspace(0.02, 0.15, 500).square())),
 ]
 
 

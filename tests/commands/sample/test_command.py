@@ -154,6 +154,7 @@ def test_the_default_folder_is_new_and_named_after_the_time(
         (["from=x.png", "prompts_file=x.txt"], "leave out prompts_file="),
         (["from=x.png", "red", "blue"], "give at most one prompt"),
         (["red", "preview=terminal"], "which is not a terminal"),
+        (["red", "device=gpu"], "device is 'gpu', but must be auto"),
     ],
 )
 def test_wrong_arguments_exit_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +167,6 @@ def test_wrong_arguments_exit_with_2(argv: list[str], message: str, capsys: pyte
         (["red", "model=nowhere"], "there is no model nowhere"),
         (["red", "size=5x16"], "multiples of 2"),
         (["red", "steps=1001"], "steps is 1001, but must be a whole number between 1 and 1000"),
-        (["red", "device=gpu"], "device is 'gpu', but must be auto"),
         (["red", "spacing=leading"], "use spacing=trailing"),
         (["prompts_file=x.xlsx"], "has an unknown type; give a file of type .txt, .csv, .jsonl"),
         (["prompts_file=nowhere.txt"], "prompts_file=nowhere.txt does not exist"),
