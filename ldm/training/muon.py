@@ -40,8 +40,12 @@ class Muon(Optimizer):
     Orthogonal updates are scaled to the RMS of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so that
     one `lr` serves both; `betas` and `eps` are AdamW's. `params` may be groups, each with an `lr` of its own.
     `precision` is that of the Trainer: with bf16-mixed the updates are orthogonalised in bfloat16. Weights must not be
-    sharded over ranks, because it needs full matrices.
+    sharded over ranks, because it needs full matrices. As in PyTorch's fused optimizers, a step whose `found_inf` is a
+    tensor of 1 changes neither weights nor state, and the tensor is not read back from its device.
     """
+
+    skips_broken_steps = True
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -94,9 +98,15 @@ class Muon(Optimizer):
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         averages = [self.state[weight]["momentum"] for weight in weights]
+        rate = group["lr"] * group["weight_decay"]
+        kept: Any = 1 - rate
+        if (skip := self.found_inf) is not None:
+            kept = (1 - rate * (1 - skip.double())).to(weights[0].dtype)
+            # Gradients that equal their averages leave these unchanged.
+            gradients = [torch.where(skip.bool(), *pair) for pair in zip(averages, gradients, strict=True)]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, kept)
         by_shape = defaultdict(list)
         for weight, direction in zip(weights, directions, strict=True):
             matrix = direction.flatten(1)
@@ -104,6 +114,7 @@ class Muon(Optimizer):
         for shape, pairs in by_shape.items():
             matrices = torch.stack([matrix for _, matrix in pairs])
             stacked = orthogonal(matrices.to(self.dtype), group["iterations"]).to(matrices.dtype)
+            stacked = stacked if skip is None else stacked.masked_fill_(skip.bool(), 0)
             updates = [update.view_as(weight) for update, (weight, _) in zip(stacked, pairs, strict=True)]
             size = 0.2 * max(shape) ** 0.5
             torch._foreach_sub_([weight for weight, _ in pairs], updates, alpha=group["lr"] * size)
@@ -124,6 +135,7 @@ class Muon(Optimizer):
             max_exp_avg_sqs=[],
             state_steps=steps,
             fused=True,
+            found_inf=self.found_inf,
             amsgrad=False,
             beta1=first,
             beta2=second,

@@ -26,6 +26,7 @@ from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.time_sampling import Uniform
 from ldm.training.diffusion import DiffusionTraining
+from ldm.training.muon import Muon
 from tests.callbacks.ranks import train_on_two
 from tests.meta_device import Waits, on_meta
 from tests.tiny import tiny_inpainting_unet, tiny_unet
@@ -60,6 +61,7 @@ def clip() -> LightningModule:
 
 MODULES = {
     "flow": lambda: diffusion(**FUSED),
+    "muon": lambda: diffusion(optimizer=Muon),
     "discrete": discrete,
     "inpainting": lambda: diffusion(backbone=tiny_inpainting_unet().train(), **FUSED),
     "adapter": with_adapter,

@@ -49,6 +49,25 @@ def test_the_update_of_a_convolution_has_the_rms_of_adamw():
     assert 0.1 < float(weight.detach().square().mean().sqrt()) < 0.3
 
 
+def test_a_broken_step_changes_neither_weights_nor_state_and_others_are_as_without_found_inf():
+    def trained(steps: int, found: float | None = None) -> list[torch.Tensor]:
+        weights = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 2, 2, 2)), nn.Parameter(torch.ones(3))]
+        optimizer = Muon(weights, lr=0.1, weight_decay=0.5)
+        for step in range(steps):
+            last = step == steps - 1
+            optimizer.found_inf = None if found is None else torch.tensor(found if last else 0.0)
+            for number, weight in enumerate(weights):
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(9 * step + number))
+                if last and found:
+                    weight.grad.flatten()[:2] = torch.tensor([float("nan"), float("inf")])
+            optimizer.step()
+        state = [value for weight in weights for value in optimizer.state[weight].values()]
+        return [weight.detach() for weight in weights] + state
+
+    for broken, expected in ((trained(4, 1.0), trained(3)), (trained(4, 0.0), trained(4))):
+        assert all(map(torch.equal, broken, expected)) and len(broken) == len(expected) == 8
+
+
 def test_muon_resumes_exactly_from_its_state():
     def network() -> nn.Module:
         torch.manual_seed(0)

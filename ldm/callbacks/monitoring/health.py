@@ -36,10 +36,10 @@ class Step:
 class Health(Callback):
     """Skips optimizer steps whose loss or gradient is not finite on any rank, and logs training statistics.
 
-    On a GPU fused Adam and AdamW skip such a step by themselves, and it is reported with the next step that is logged,
-    validated or saved, because reading from the GPU in every step would wait for it. The samples of a skipped step are
-    listed in `folder`/step_N_rank_R.json, and the `max_skipped`-th skipped step raises FloatingPointError. Overflows
-    that a float16 gradient scaler handles do not count.
+    On a GPU Muon and fused Adam and AdamW skip such a step by themselves, and it is reported with the next step that
+    is logged, validated or saved, because reading from the GPU in every step would wait for it. The samples of a
+    skipped step are listed in `folder`/step_N_rank_R.json, and the `max_skipped`-th skipped step raises
+    FloatingPointError. Overflows that a float16 gradient scaler handles do not count.
 
     Every `trainer.log_every_n_steps` steps it logs the learning rate of the step, the norms of the gradient (before
     clipping), the weights (after the step) and the update, and the GPU utilisation (if nvidia-ml-py is installed). The
@@ -89,9 +89,9 @@ class Health(Callback):
         if trainer.world_size > 1:
             all_reduce(broken, ReduceOp.MAX)  # unlike Lightning's reductions, this does not wait for the device
         self._unread.append(Step(trainer.global_step + 1, broken, losses, batches))
-        can_wait = _skips_by_itself(optimizer) and broken.device.type != "cpu" and len(self._unread) < MAX_UNREAD
+        can_wait = _skips_by_itself(optimizer) and _is_slow_to_read(broken) and len(self._unread) < MAX_UNREAD
         if _skips_by_itself(optimizer):
-            optimizer.found_inf = broken  # type: ignore[attr-defined]
+            optimizer.found_inf = broken if can_wait else None  # type: ignore[attr-defined]
         if (logged or not can_wait) and self._read(trainer):
             optimizer.zero_grad(set_to_none=True)  # an optimizer ignores weights without a gradient
             return
@@ -163,7 +163,13 @@ class Health(Callback):
 def _skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
     """Returns whether the optimizer leaves weights and state unchanged if its `found_inf` is 1 (see GradScaler)."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    return fused and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return getattr(optimizer, "skips_broken_steps", False) or (
+        fused and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    )
+
+
+def _is_slow_to_read(flag: Tensor) -> bool:
+    return flag.device.type != "cpu"
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

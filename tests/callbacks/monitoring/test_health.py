@@ -164,16 +164,21 @@ class Deferring(Health):
         return False
 
 
-def test_fused_adamw_itself_leaves_weights_and_state_of_a_broken_step_unchanged(tmp_path: Path) -> None:
+def test_fused_adamw_itself_leaves_weights_and_state_of_a_broken_step_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.warns(UserWarning, match="step 3 was skipped"):
         (read := trainer(tmp_path, Health(tmp_path))).fit(first := Fused(broken_at=2), Batches())
+    monkeypatch.setattr("ldm.callbacks.monitoring.health._is_slow_to_read", lambda flag: True)
     (unread := trainer(tmp_path, Deferring(tmp_path))).fit(second := Fused(broken_at=2), Batches())
     assert torch.equal(first.weights(), second.weights()) and first.weights().isfinite().all()
     pairs = zip(*(run.optimizers[0].state.values() for run in (read, unread)), strict=True)
     assert all(torch.equal(one[name], other[name]) for one, other in pairs for name in one)
 
 
-def test_steps_that_were_not_read_are_reported_with_a_later_one(tmp_path: Path) -> None:
+def test_steps_that_were_not_read_are_reported_with_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Late(Health):
         def on_before_optimizer_step(self, run: Any, *rest: Any) -> None:
             with monkeypatch.context() as patch:
@@ -181,7 +186,7 @@ def test_steps_that_were_not_read_are_reported_with_a_later_one(tmp_path: Path) 
                     patch.setattr(self, "_read", lambda _: False)
                 super().on_before_optimizer_step(run, *rest)
 
-    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("ldm.callbacks.monitoring.health._is_slow_to_read", lambda flag: True)
     with pytest.warns(UserWarning, match="step 2 was skipped"):
         trainer(tmp_path, late := Late(tmp_path)).fit(Fused(broken_at=1), Batches())
     assert late.skipped == 1
